@@ -1,0 +1,69 @@
+# vab. `make help` lists the targets. CONFIG=recipe.yaml and ARGS="--flag value ..." go to the command that runs.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONFIG ?=
+ARGS ?=
+# Extras to install beside the development tools, such as EXTRAS=,all
+EXTRAS ?=
+WORLD ?= data/demo
+RUN ?= runs/demo_pretrain
+
+.PHONY: help setup pretrain demo-data test test-slow lint format weights tensorboard clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+# Made once; again when the dependencies change.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "error: Python 3.11 or 3.12 is needed, got $$($(BIN)/python -V): make clean-venv, then make PYTHON=python3.11 ..." >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev$(EXTRAS)]"
+	@touch $@
+
+setup: $(VENV)/.ready  ## the virtual environment with everything that the other targets need
+
+pretrain: setup  ## pretrain: the demo world, or CONFIG=configs/pretrain.yaml ARGS="--trainer.devices 8"
+ifeq ($(CONFIG),)
+	@$(MAKE) --no-print-directory demo-data
+	$(BIN)/vab fit --config configs/demo/pretrain.yaml $(ARGS)
+	$(BIN)/vab demo score --checkpoint $(RUN) --data $(WORLD)/shards/val
+else
+	$(BIN)/vab fit --config $(CONFIG) $(ARGS)
+endif
+
+demo-data: setup  ## the synthetic world: videos, then shards
+	$(BIN)/vab demo world --out $(WORLD)/videos --num_train 1500 --num_val 200
+	$(BIN)/vab extract --config configs/extract/demo.yaml --media $(WORLD)/videos/train.csv --out $(WORLD)/shards/train
+	$(BIN)/vab extract --config configs/extract/demo.yaml --media $(WORLD)/videos/val.csv --out $(WORLD)/shards/val
+
+test: setup  ## the tests: minutes, no network
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup  ## the slow tests too
+	$(BIN)/python -m pytest -m "slow and not needs_cuda" $(ARGS)
+
+lint: setup  ## ruff, mypy, the layers, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: setup  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+weights: setup  ## train the tiny frozen networks anew (about two hours on two cores)
+	$(BIN)/python -m vab.demo.weights --part all --out src/vab/frozen/weights $(ARGS)
+
+tensorboard: setup  ## look at the runs
+	$(BIN)/tensorboard --logdir runs $(ARGS)
+
+clean:  ## remove what tests and tools leave; runs/ and data/ stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find src tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,402 @@
+"""The one trained network: a multiway transformer over video features and audio tokens, whole, in this file.
+
+    features (B, V, C) -- linear --------------------------+
+                                                           +-> N1 modality blocks -> N2 joint blocks -> K heads
+    codes (B, K, T) -- frozen codebooks, summed, linear ---+        |                                   (B, K, T, S)
+                                                                    +-> `encode`, for alignment and classification
+
+Positions are [visual ; audio]: V frames, then T codec steps. In a modality block both share the self-attention, then
+each has a feed-forward network of its own: two slices, no masks. In a joint block one feed-forward network serves all.
+
+Source: VAB, Su et al. 2024, figure 2; the authors' follow-up code (pre-norm, no biases, codebooks as input, heads).
+Multiway blocks: VLMo, Bao et al. 2022; BEiT-3, Wang et al. 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vab.spec import SegmentSpec, UserError
+
+Positions = Literal["rotary", "alibi"]
+
+_INIT_STD = 0.02  # GPT-2's; the paper prints no initialisation
+_LONGEST = 10_000.0  # positions per radian of the slowest channels: Vaswani et al.'s, and RoFormer's
+
+
+class Attention(nn.Module):
+    """Every position looks at every other. Normalises its input; the caller adds the result to it."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, turn: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+        """(B, P, D) to (B, P, D). Both arguments as `Backbone._positions` gives them."""
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1))  # (B, P, 3, H, D / H)
+        qk, v = qkv.split([2, 1], dim=2)
+        if turn is not None:
+            qk = rotate(qk, turn)
+        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), v.squeeze(2)))  # (B, H, P, D / H) each
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Every position by itself. Normalises its input; the caller adds the result to it."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, hidden_dim, bias=False)
+        self.down = nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, P, D) to (B, P, D)."""
+        return self.down(F.gelu(self.up(self.norm(x))))
+
+
+class ModalityBlock(nn.Module):
+    """Shared attention, then an expert for each modality. Each expert has its own norm (VLMo): the two differ in scale.
+
+    Dropout falls on what a block adds, not on the attention's probabilities: the fast kernels stay usable.
+    """
+
+    def __init__(self, dim: int, num_heads: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(dim, num_heads)
+        self.visual = FeedForward(dim, hidden_dim)
+        self.audio = FeedForward(dim, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, num_visual: int, turn: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+        """(B, P, D) to (B, P, D); the first ``num_visual`` positions are visual, which may be none or all."""
+        x = x + self.dropout(self.attention(x, turn, attention_mask))
+        if num_visual == 0:
+            return x + self.dropout(self.audio(x))
+        if num_visual == x.shape[1]:
+            return x + self.dropout(self.visual(x))
+        visual, audio = x.split([num_visual, x.shape[1] - num_visual], dim=1)
+        return x + self.dropout(torch.cat([self.visual(visual), self.audio(audio)], dim=1))
+
+
+class JointBlock(nn.Module):
+    """Shared attention, then one feed-forward network for all positions."""
+
+    def __init__(self, dim: int, num_heads: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(dim, num_heads)
+        self.feedforward = FeedForward(dim, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, turn: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+        """(B, P, D) to (B, P, D)."""
+        x = x + self.dropout(self.attention(x, turn, attention_mask))
+        return x + self.dropout(self.feedforward(x))
+
+
+class Backbone(nn.Module):
+    """Guesses hidden audio tokens from the visible ones and the video; its first layers encode either modality.
+
+    Parameter names and shapes do not depend on the segment's length: weights trained on 10 s load into a network for
+    1 s. ``module.compile()`` works in place: no branch depends on data, shapes are static, names of weights stay.
+
+    Args:
+        spec: The numbers of the shards; a dict of them is accepted, as configurations and checkpoints carry.
+        dim: D, width of the network.
+        num_heads: H, attention heads; divides ``dim``.
+        num_modality_layers: N1, blocks with an expert for each modality.
+        num_joint_layers: N2, blocks with one feed-forward network. 0 where only `encode` is used.
+        feedforward_ratio: Width of the feed-forward networks over ``dim``.
+        dropout: On what each block adds to the stream.
+        positions: ``rotary`` turns queries and keys by time in seconds, on one axis for frames and codec steps.
+            ``alibi`` is the paper's: sines and cosines added to the inputs and a penalty on distance in [visual ;
+            audio], which does not tell a step which frame is its own.
+
+    Raises:
+        UserError: If the sizes do not fit together.
+
+    Source: defaults as VAB's "large", Su et al. 2024, and the authors' follow-up code; rotary positions: RoFormer,
+    Su et al. 2021, here in seconds; ALiBi: Press et al. 2022, made symmetric.
+    """
+
+    codebooks: Tensor
+    turn: Tensor  # (2, V + T, D / H / 2): cosines, sines
+    alibi: Tensor  # (H, V + T, V + T)
+    sinusoid: Tensor  # (V + T, D)
+
+    def __init__(
+        self,
+        spec: SegmentSpec | dict[str, Any],
+        dim: int = 1024,
+        num_heads: int = 16,
+        num_modality_layers: int = 12,
+        num_joint_layers: int = 12,
+        feedforward_ratio: int = 4,
+        dropout: float = 0.1,
+        positions: Positions = "rotary",
+    ) -> None:
+        super().__init__()
+        self.spec = spec = SegmentSpec.from_dict(spec) if isinstance(spec, dict) else spec
+        if positions not in get_args(Positions):
+            raise UserError(f"backbone: positions must be one of {', '.join(get_args(Positions))}, got {positions!r}")
+        if min(dim, num_heads, num_modality_layers, feedforward_ratio) < 1 or num_joint_layers < 0:
+            raise UserError("backbone: dim, num_heads, num_modality_layers and feedforward_ratio must be 1 or more")
+        if dim % (2 * num_heads):
+            raise UserError(f"backbone: dim must be a multiple of 2 x num_heads, got dim {dim}, num_heads {num_heads}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"backbone: dropout must be in [0, 1), got {dropout}")
+        self.init_args: dict[str, Any] = {
+            "spec": spec.to_dict(),
+            "dim": dim,
+            "num_heads": num_heads,
+            "num_modality_layers": num_modality_layers,
+            "num_joint_layers": num_joint_layers,
+            "feedforward_ratio": feedforward_ratio,
+            "dropout": dropout,
+            "positions": positions,
+        }
+        """The arguments that make this network again, as JSON; checkpoints carry them."""
+        self.dim = dim
+        self.positions = positions
+
+        self.register_buffer("codebooks", torch.zeros(spec.num_codebooks, spec.codebook_size, spec.code_dim))
+        self.has_codebooks = False
+        self.mask_code = nn.Parameter(torch.empty(spec.num_codebooks, spec.code_dim))
+        self.audio_input = nn.Linear(spec.code_dim, dim)
+        self.visual_input = nn.Linear(spec.feature_dim, dim)
+        self.modality = nn.Parameter(torch.empty(2, dim))  # visual, audio
+
+        hidden_dim = feedforward_ratio * dim
+        self.modality_blocks = nn.ModuleList(
+            ModalityBlock(dim, num_heads, hidden_dim, dropout) for _ in range(num_modality_layers)
+        )
+        self.modality_norm = nn.LayerNorm(dim)
+        self.joint_blocks = nn.ModuleList(
+            JointBlock(dim, num_heads, hidden_dim, dropout) for _ in range(num_joint_layers)
+        )
+        self.joint_norm = nn.LayerNorm(dim)
+        self.heads = nn.Parameter(torch.empty(spec.num_codebooks, spec.codebook_size, dim))
+
+        frame_seconds = (torch.arange(spec.num_frames, dtype=torch.float64) + 0.5) / spec.video_fps
+        step_seconds = (torch.arange(spec.num_steps, dtype=torch.float64) + 0.5) / spec.code_rate
+        if positions == "rotary":
+            angles = rotary_angles(torch.cat([frame_seconds, step_seconds]), spec.code_rate, dim // num_heads)
+            self.register_buffer("turn", torch.stack([angles.cos(), angles.sin()]).float(), persistent=False)
+        else:
+            alibi = symmetric_alibi(spec.num_frames + spec.num_steps, num_heads)
+            sinusoid = torch.cat([sincos_table(spec.num_frames, dim), sincos_table(spec.num_steps, dim)])
+            self.register_buffer("alibi", alibi, persistent=False)
+            self.register_buffer("sinusoid", sinusoid, persistent=False)
+
+        self._init_weights()
+        self.register_load_state_dict_post_hook(_note_loaded_codebooks)
+
+    def set_codebooks(self, codebooks: Tensor) -> None:
+        """Give the codec's vectors, once, before the first step; a checkpoint brings its own.
+
+        Args:
+            codebooks: (K, S, code_dim) float: the vectors whose sum over levels the codec's decoder reads.
+
+        Raises:
+            UserError: If they belong to a codec of another shape, or are empty.
+        """
+        if codebooks.shape != self.codebooks.shape:
+            raise UserError(
+                f"codebooks of shape {tuple(codebooks.shape)}, expected {tuple(self.codebooks.shape)} "
+                f"(levels, entries, width) of codec {self.spec.codec!r}"
+            )
+        if not (codebooks.isfinite().all() and codebooks.any()):
+            raise UserError("codebooks must be finite and not all zero")
+        self.codebooks.copy_(codebooks)
+        self.has_codebooks = True
+
+    def forward(
+        self,
+        codes: Tensor,
+        features: Tensor,
+        mask: Tensor | None = None,
+        *,
+        drop_features: Tensor | None = None,
+        steps: Tensor | None = None,
+        frames: Tensor | None = None,
+    ) -> Tensor:
+        """Score every code of every step.
+
+        Args:
+            codes: (B, K, T) int64 in [0, S). Unread where ``mask`` is True.
+            features: (B, V, C) float.
+            mask: (B, K, T) bool, True = hidden; None if nothing is.
+            drop_features: (B,) bool. Records whose video is withheld; None for none.
+            steps: (B,) int64 in [1, T]. Steps from there on are padding; None if no record is shorter than the
+                segment, which is faster.
+            frames: (B,) int64 in [1, V], as ``steps``.
+
+        Returns:
+            (B, K, T, S) float logits, also at visible codes and at padding, where they mean nothing.
+        """
+        visual = self.embed_features(features, drop_features)
+        audio = self.embed_codes(codes, mask)
+        turn, attention_mask = self._positions(slice(None), frames, steps)
+        x = self._modality_stack(torch.cat([visual, audio], dim=1), visual.shape[1], turn, attention_mask)
+        for block in self.joint_blocks:
+            x = block(x, turn, attention_mask)
+        x = self.joint_norm(x[:, visual.shape[1] :])  # (B, T, D)
+        logits = F.linear(x, self.heads.flatten(0, 1))  # (B, T, K * S): one product for all heads
+        return logits.unflatten(-1, self.heads.shape[:2]).transpose(1, 2)  # (B, K, T, S)
+
+    def encode(
+        self,
+        codes: Tensor | None = None,
+        features: Tensor | None = None,
+        *,
+        steps: Tensor | None = None,
+        frames: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The output of the modality blocks, for alignment and classification. Nothing is hidden.
+
+        Given both modalities, each sees the other; given one, it passes through the same attention and its own expert.
+
+        Args:
+            codes: (B, K, T) int64 in [0, S), or None.
+            features: (B, V, C) float, or None.
+            steps: As in `forward`.
+            frames: As in `forward`.
+
+        Returns:
+            Visual (B, V, D) and audio (B, T, D), each None where its input was None. Padding holds anything.
+        """
+        if codes is None and features is None:
+            raise ValueError("encode needs codes, features or both")
+        inputs, start, end = [], self.spec.num_frames, self.spec.num_frames
+        if features is not None:
+            inputs, start = [self.embed_features(features)], 0
+        if codes is not None:
+            inputs, end = [*inputs, self.embed_codes(codes)], self.spec.num_frames + self.spec.num_steps
+        turn, attention_mask = self._positions(slice(start, end), frames, steps)
+        num_visual = self.spec.num_frames - start
+        x = self._modality_stack(torch.cat(inputs, dim=1), num_visual, turn, attention_mask)
+        return None if features is None else x[:, :num_visual], None if codes is None else x[:, num_visual:]
+
+    def embed_features(self, features: Tensor, drop_features: Tensor | None = None) -> Tensor:
+        """(B, V, C) float to (B, V, D): the visual inputs of the first block. See `forward`."""
+        _check_shape("features", features, (self.spec.num_frames, self.spec.feature_dim))
+        x = self.visual_input(features)
+        if drop_features is not None:
+            x = x.masked_fill(drop_features[:, None, None], 0.0)
+        x = x + self.modality[0]
+        return x if self.positions == "rotary" else x + self.sinusoid[: self.spec.num_frames]
+
+    def embed_codes(self, codes: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, K, T) int64 to (B, T, D): the audio inputs of the first block. See `forward`."""
+        _check_shape("codes", codes, (self.spec.num_codebooks, self.spec.num_steps))
+        if not self.has_codebooks:
+            raise RuntimeError("the backbone has no codebooks: call set_codebooks or load a checkpoint first")
+        num_codebooks, codebook_size, code_dim = self.codebooks.shape
+        hidden = torch.zeros_like(codes, dtype=torch.bool) if mask is None else mask
+        hidden = hidden.transpose(1, 2).to(self.codebooks.dtype)  # (B, T, K) of 0 and 1
+        visible = (1 - hidden).flatten(0, 1)
+        level = torch.arange(num_codebooks, device=codes.device)
+        codes = codes if mask is None else codes.masked_fill(mask, 0)  # whatever stands there must not be read
+        rows = (codes.transpose(1, 2) + level * codebook_size).reshape(-1, num_codebooks)  # (B * T, K) of K * S
+        x = F.embedding_bag(rows, self.codebooks.flatten(0, 1), mode="sum", per_sample_weights=visible)
+        x = x.view(codes.shape[0], codes.shape[2], code_dim)  # (B, T, code_dim): visible codes, summed over levels
+        x = self.audio_input(x + hidden @ self.mask_code) + self.modality[1]  # and a learned row per hidden level
+        return x if self.positions == "rotary" else x + self.sinusoid[self.spec.num_frames :]
+
+    def _modality_stack(self, x: Tensor, num_visual: int, turn: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+        for block in self.modality_blocks:
+            x = block(x, num_visual, turn, attention_mask)
+        return self.modality_norm(x)
+
+    def _positions(
+        self, span: slice, frames: Tensor | None, steps: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What attention over a span of [visual ; audio] is told: the `rotate` turn and the mask, None for none.
+
+        The mask broadcasts with (B, H, P, P): bool, True = look, or float, added to the scores.
+        """
+        turn = self.turn[:, span] if self.positions == "rotary" else None
+        mask = self.alibi[None, :, span, span] if self.positions == "alibi" else None  # (1, H, P, P), added
+        given = steps if frames is None else frames
+        if given is None:
+            return turn, mask  # rotary: no mask at all, so the fastest kernels apply
+        is_sound = []
+        for length, size in ((frames, self.spec.num_frames), (steps, self.spec.num_steps)):
+            end = torch.full_like(given, size) if length is None else length
+            is_sound.append(torch.arange(size, device=given.device) < end[:, None])
+        keys = torch.cat(is_sound, dim=1)[:, None, None, span]  # (B, 1, 1, P): padding is not looked at
+        return turn, keys if mask is None else mask.masked_fill(~keys, -torch.inf)
+
+    def _init_weights(self) -> None:
+        """Normal of 0.02; what is added to the stream smaller by the root of the number of additions (GPT-2)."""
+        num_layers = len(self.modality_blocks) + len(self.joint_blocks)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=_INIT_STD)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, (Attention, FeedForward)):
+                added = module.out if isinstance(module, Attention) else module.down
+                nn.init.normal_(added.weight, std=_INIT_STD / math.sqrt(2 * num_layers))
+        for parameter in (self.mask_code, self.modality, self.heads):
+            nn.init.normal_(parameter, std=_INIT_STD)
+
+
+def rotary_angles(seconds: Tensor, code_rate: float, head_dim: int) -> Tensor:
+    """How far to turn each pair of channels at each position: (P,) seconds to (P, head_dim / 2) radians, float64.
+
+    Time is counted in codec steps, so the fastest pair turns by one radian per step, as RoFormer's does per word.
+    """
+    frequency = _LONGEST ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    return (seconds * code_rate)[:, None] * frequency
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn the pairs of channels (2 i, 2 i + 1) of (B, P, A, H, head_dim) by their position's angles.
+
+    The product of two turned vectors depends on the difference of their angles: on how far apart in time they are.
+    ``turn`` is (2, P, head_dim / 2): cosines and sines.
+    """
+    cos, sin = turn[:, :, None, None].float()  # (P, 1, 1, head_dim / 2) each
+    pairs = x.float().unflatten(-1, (-1, 2))  # (..., head_dim / 2, 2)
+    if torch.compiler.is_compiling():  # fuses real arithmetic, and knows no complex numbers
+        a, b = pairs.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    else:  # one product of complex numbers instead of six of strided halves
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
+    return turned.flatten(-2).type_as(x)
+
+
+def symmetric_alibi(num_positions: int, num_heads: int) -> Tensor:
+    """ALiBi for attention that looks both ways: (H, P, P) of -slope |i - j|, slopes 2^(-8 h / H) for h = 1..H."""
+    position = torch.arange(num_positions)
+    distance = (position[:, None] - position).abs()  # (P, P)
+    slopes = torch.tensor([2.0 ** (-8 * (head + 1) / num_heads) for head in range(num_heads)])
+    return -slopes[:, None, None] * distance
+
+
+def sincos_table(num_positions: int, dim: int) -> Tensor:
+    """Positions to add to inputs: (P, dim) of sines, then cosines (Vaswani et al. 2017, section 3.5; MAE's order)."""
+    frequency = _LONGEST ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    angle = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, int]) -> None:
+    if tensor.dim() != 3 or tensor.shape[1:] != expected:
+        raise ValueError(f"{name} of shape {tuple(tensor.shape)}, expected (batch, {expected[0]}, {expected[1]})")
+
+
+def _note_loaded_codebooks(backbone: Backbone, _: Any) -> None:
+    """After loading weights: is there more than zeros? Asked here, once, as the answer waits for the device."""
+    backbone.has_codebooks = bool(backbone.codebooks.any())

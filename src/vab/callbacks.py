@@ -1,0 +1,307 @@
+"""What watches a run: averaged weights, meters, the progress line, and what the model sounds like so far."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from vab.audio import log_mel
+from vab.data.datamodule import ShardDataModule
+from vab.data.media import read_audio
+from vab.frozen.codec import Codec, load_codec
+from vab.spec import Batch, UserError
+from vab.tasks.pretrain import PretrainTask
+
+
+class EMA(WeightAveraging):
+    """Exponential moving average of the weights: used to validate and to generate, never to train.
+
+    A checkpoint's ``state_dict`` holds the average and ``live_state_dict`` the weights that are being trained. Before
+    the first update there is no average: nothing is swapped, and ``state_dict`` holds the live weights. (Lightning's
+    own callback puts the initial weights there, and leaves a run that ends early with them.)
+    """
+
+    def __init__(self, decay: float = 0.999, start_step: int = 0) -> None:
+        """Configure the average.
+
+        Args:
+            decay: Weight of the past at each step. 0.999 suits short runs; the paper prints none.
+            start_step: Optimizer steps before the first update, which copies the weights.
+        """
+        if not 0 <= decay < 1:
+            raise UserError(f"EMA decay must be in [0, 1), got {decay}")
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.start_step = start_step
+
+    @property
+    def started(self) -> bool:
+        """Whether the average holds anything yet."""
+        return self._average_model is not None and int(self._average_model.n_averaged) > 0
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """After every optimizer step from ``start_step`` on."""
+        return step_idx is not None and step_idx >= self.start_step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the average where the model will be: at this point of a run the model is still on the CPU."""
+        self._device = self._device or trainer.strategy.root_device
+        pl_module.trainer = None  # or the copy would hold a copy of the whole run
+        super().setup(trainer, pl_module, stage)
+        pl_module.trainer = trainer
+
+    def _swap_if_started(self, pl_module: LightningModule) -> None:
+        if self.started:
+            self._swap_models(pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the average."""
+        self._swap_if_started(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Back to the live weights."""
+        self._swap_if_started(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the live weights in place: a checkpoint written from here on must continue the run exactly."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Undo a swap that an error in validation left behind, before anything is saved."""
+        if trainer.validating or trainer.sanity_checking:
+            self._swap_if_started(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Store both sets of weights."""
+        if not self.started:
+            return
+        assert self._average_model is not None
+        average = self._average_model.state_dict()
+        checkpoint["live_state_dict"] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")}
+        checkpoint["ema_updates"] = int(self._average_model.n_averaged)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take up both sets where they were left."""
+        if self._average_model is None or "live_state_dict" not in checkpoint:
+            return
+        self._average_model.module.load_state_dict(checkpoint["state_dict"])
+        self._average_model.n_averaged.fill_(checkpoint["ema_updates"])
+        pl_module.load_state_dict(checkpoint["live_state_dict"])
+
+
+class Meters(Callback):
+    """Positions per second, the share of time spent waiting for data, the gradient's norm, the learning rate."""
+
+    def __init__(self) -> None:
+        self._positions = 0
+        self._waited = 0.0
+        self._since = self._batch_end = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._since = self._batch_end = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Between two batches the trainer waits for the loader."""
+        self._waited += time.perf_counter() - self._batch_end
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Log the norm before it is clipped."""
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+            pl_module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log rates over the steps since the last log."""
+        self._positions += len(batch) * (batch.codes.shape[-1] + batch.features.shape[1])
+        self._batch_end = time.perf_counter()
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            elapsed = self._batch_end - self._since
+            pl_module.log("meters/positions_per_second", self._positions * trainer.world_size / elapsed)
+            pl_module.log("meters/data_wait_share", self._waited / elapsed)
+            pl_module.log("meters/learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
+            self._positions, self._waited, self._since = 0, 0.0, self._batch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Time spent validating is not training time."""
+        self._since = self._batch_end = time.perf_counter()
+        self._positions, self._waited = 0, 0.0
+
+
+class StepProgress(ProgressBar):
+    """One line for the whole run: steps, rate, time left, the losses. Off a terminal, a line per validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._enabled = True
+        self._console = Console(stderr=True)
+
+    def disable(self) -> None:
+        """Lightning's switch, used on all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Lightning's switch."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the line."""
+        if not (self._enabled and self._console.is_terminal):
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=self._console,
+            redirect_stdout=False,
+        )
+        total = int(trainer.estimated_stepping_batches)
+        self._task = self._bar.add_task("train", total=total, completed=trainer.global_step, rate="", metrics="")
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the line."""
+        if self._bar is not None:
+            speed = self._bar.tasks[0].speed
+            rate = f"{speed:.2f} step/s" if speed else ""
+            self._bar.update(self._task, completed=trainer.global_step, rate=rate, metrics=self._words(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Off a terminal: say how it stands."""
+        if self._enabled and self._bar is None and trainer.state.fn == TrainerFn.FITTING:
+            print(f"step {trainer.global_step}: {self._words(trainer)}", file=sys.stderr, flush=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the line as it is."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    @staticmethod
+    def _words(trainer: Trainer) -> str:
+        shown = trainer.progress_bar_metrics
+        return " ".join(f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, float))
+
+
+class MediaLog(Callback):
+    """At each validation the same few segments in TensorBoard, as sound and as log-mel spectrograms.
+
+    Once the reference, where its file is at hand, and the codec's round trip, the best that the model could do; then
+    what the model makes of the video.
+    """
+
+    def __init__(self, num_records: int = 4, media: str | None = None, device: str = "cpu") -> None:
+        """Configure the log.
+
+        Args:
+            num_records: How many records of the validation set, the first ones, are shown.
+            media: Folder that the records' files are in, as it was extracted; no reference is shown without.
+            device: Where the codec runs.
+        """
+        self.num_records = num_records
+        self.media = media
+        self.device = device
+        self._codec: Codec | None = None
+        self._shown_references = False
+
+    @rank_zero_only
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Generate while the averaged weights are in place, which is until the end of validation's epoch."""
+        logger = trainer.logger
+        data = getattr(trainer, "datamodule", None)
+        if batch_idx > 0 or trainer.sanity_checking or not isinstance(logger, TensorBoardLogger):
+            return
+        if not (isinstance(pl_module, PretrainTask) and isinstance(data, ShardDataModule)):
+            return
+        dataset = data.val_dataset
+        few = dataset.__getitems__(list(range(min(self.num_records, len(dataset)))))
+        there = few.to(pl_module.device)
+        made = pl_module.predict_step(there, 0)["codes"].cpu()
+        rate = pl_module.spec.sample_rate
+        if not self._shown_references:
+            self._show(logger, trainer.global_step, "reference", self._references(data, few), rate)
+            self._show(logger, trainer.global_step, "codec_round_trip", self._decoded(few.codes, few, pl_module), rate)
+            self._shown_references = True
+        self._show(logger, trainer.global_step, "generated", self._decoded(made, few, pl_module), rate)
+
+    def _decoded(self, codes: Tensor, batch: Batch, task: PretrainTask) -> list[Tensor]:
+        if self._codec is None:
+            self._codec = load_codec(task.spec.codec, self.device)
+        waveforms = self._codec.decode(codes.to(self.device)).cpu()  # (B, 1, N)
+        lengths = (batch.steps / task.spec.code_rate * task.spec.sample_rate).long().tolist()
+        return [waveform[0, :length] for waveform, length in zip(waveforms, lengths, strict=True)]
+
+    def _references(self, data: ShardDataModule, batch: Batch) -> list[Tensor]:
+        """The records' own sound, of as many of the first records as have their file at hand."""
+        waveforms = []
+        for record in (data.val_dataset.record(number) for number in batch.index.tolist()):
+            file = Path(self.media or "", str(record["source"]).rsplit("@", 1)[0])
+            if self.media is None or not file.is_file():
+                break
+            clip = read_audio(file, data.spec.sample_rate, record["start_seconds"], data.spec.segment_seconds)
+            waveforms.append(torch.from_numpy(clip.waveform[: clip.valid_samples]))
+        return waveforms
+
+    @staticmethod
+    def _show(logger: TensorBoardLogger, step: int, name: str, waveforms: list[Tensor], rate: int) -> None:
+        for number, audio in enumerate(waveforms):
+            # TensorBoard clips what leaves [-1, 1]; scaling keeps a loud mistake audible as one.
+            logger.experiment.add_audio(f"{name}/{number}", audio / audio.abs().max().clamp(min=1), step, rate)
+            logger.experiment.add_image(f"{name}/{number}", spectrogram_picture(audio, rate), step)
+
+
+def spectrogram_picture(waveform: Tensor, sample_rate: int, floor: float = -9.0, ceiling: float = 1.0) -> np.ndarray:
+    """A log-mel spectrogram as a picture with a fixed scale, so that pictures of a run compare.
+
+    Args:
+        waveform: (N,) float32.
+        sample_rate: Hz.
+        floor: Natural-log energy shown black.
+        ceiling: Natural-log energy shown brightest.
+
+    Returns:
+        (3, bands, frames) float32 in [0, 1], low frequencies at the bottom.
+    """
+    import matplotlib as mpl
+
+    mel = log_mel(waveform, sample_rate).numpy()[::-1]
+    shade = np.clip((mel - floor) / (ceiling - floor), 0, 1)
+    return mpl.colormaps["magma"](shade)[..., :3].transpose(2, 0, 1).astype(np.float32)

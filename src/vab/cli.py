@@ -1,0 +1,249 @@
+"""The command line: ``vab fit`` and its kin are Lightning's, the other commands are functions of ``vab.commands``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from vab import __version__
+
+TRAINER_COMMANDS = {
+    "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
+    "validate": "score a checkpoint on the validation set",
+    "test": "score a checkpoint on the test set",
+    "predict": "make codes for every record of a data set",
+}
+# Command -> (its one line, where its function is); a dict is a group of commands.
+COMMANDS: dict[str, tuple[str, Any]] = {
+    "extract": ("media files to shards of codec tokens and frame features", "vab.commands:extract"),
+    "shards": (
+        "look after a folder of shards: verify, index, info",
+        {
+            "verify": "vab.commands:verify_shards",
+            "index": "vab.commands:index_shards",
+            "info": "vab.commands:show_shards",
+        },
+    ),
+    "generate": ("sound for a silent video", "vab.commands:generate"),
+    "demo": (
+        "the synthetic world: world, score",
+        {"world": "vab.demo.world:write_world", "score": "vab.demo.score:score"},
+    ),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run ``vab`` on ``argv``, or on the process's own arguments.
+
+    A user's mistake is one clear line on stderr and exit status 2; anything else that is raised is a bug of ours.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        return print(overview())
+    if command == "--version":
+        return print(f"vab {__version__}")
+    if command not in TRAINER_COMMANDS and command not in COMMANDS:
+        hint = nearest(command, [*TRAINER_COMMANDS, *COMMANDS])
+        fail(f"no command {command!r}{hint}; vab --help lists them")
+
+    from vab.spec import UserError  # torch comes with it, and help must not wait for that
+
+    try:
+        if command in TRAINER_COMMANDS:
+            train(arguments)
+        else:
+            run_command(command, arguments[1:])
+    except UserError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; say nothing more
+
+
+def fail(message: str) -> NoReturn:
+    """One line, or a few, on stderr; exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def overview() -> str:
+    """What ``vab --help`` prints; importing nothing heavy."""
+    lines = ["usage: vab COMMAND ...     vab COMMAND --help tells more", ""]
+    described = {**TRAINER_COMMANDS, **{name: words for name, (words, _) in COMMANDS.items()}}
+    return "\n".join(lines + [f"  {name:<10}{words}" for name, words in described.items()])
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``; did you mean ...?`` where something known is close to ``word``, else nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def run_command(name: str, arguments: list[str]) -> None:
+    """Run a typed function as a command: its parameters are the flags, its docstring the help."""
+    import jsonargparse
+
+    place = COMMANDS[name][1]
+    if isinstance(place, dict):
+        if arguments and arguments[0] in place:
+            prog, place, arguments = f"vab {name} {arguments[0]}", place[arguments[0]], arguments[1:]
+        elif not arguments or arguments[0] in ("-h", "--help"):
+            print(f"usage: vab {name} {{{','.join(place)}}} ...")
+            return
+        else:
+            fail(f"no command {arguments[0]!r} in vab {name}: it has {', '.join(place)}")
+    else:
+        prog = f"vab {name}"
+    module, _, function = place.partition(":")
+    component = getattr(importlib.import_module(module), function)
+
+    class Parser(OneLineErrors, jsonargparse.ArgumentParser):
+        pass
+
+    jsonargparse.auto_cli(
+        component,
+        args=arguments,
+        as_positional=name == "shards",  # vab shards verify DIR
+        fail_untyped=True,
+        parser_class=Parser,
+        prog=prog,
+    )
+
+
+_UNKNOWN_NAME = re.compile(
+    r"(?:does not accept (?:nested key|option|argument)|[Uu]nrecognized arguments?:|No action for key) ['\"]?-*([\w.]+)"
+)
+_UNKNOWN_ARGUMENT = re.compile(r"Parser key ['\"]([\w.]+)['\"].*Option ['\"](\w+)['\"] is not accepted", re.DOTALL)
+
+
+class OneLineErrors:
+    """A parser whose complaint is one line, with the nearest name that it knows."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the complaint as a UserError instead of printing the usage."""
+        from vab.spec import UserError
+
+        text = explain(ex if ex is not None else message)
+        deep = _UNKNOWN_ARGUMENT.search(text)
+        if deep:
+            hint = nearest(deep.group(2), _argument_names())
+            raise UserError(f"{deep.group(1)}: there is no option {deep.group(2)!r}{hint}")
+        known = list(_option_names(self))
+        unknown = _UNKNOWN_NAME.search(text)
+        hint = ""
+        if unknown:
+            word = unknown.group(1)
+            names = set(known) if "." in word else {name.rsplit(".", 1)[-1] for name in known}
+            hint = nearest(word, sorted(names))
+        raise UserError(text + hint)
+
+
+def _option_names(parser: Any) -> Iterator[str]:
+    """Names of a parser's options, those of its subcommands included."""
+    for action in parser._actions:
+        yield from (name.lstrip("-") for name in action.option_strings)
+        if isinstance(action.choices, dict):
+            for inner in action.choices.values():
+                yield from _option_names(inner)
+
+
+def _argument_names() -> list[str]:
+    """Names of what tasks and backbones take, for hints."""
+    import inspect
+
+    from vab import tasks
+    from vab.backbone import Backbone
+    from vab.tokens.decoding import Sampler
+    from vab.tokens.masking import Masking
+
+    classes = [getattr(tasks, name) for name in tasks.__all__ if inspect.isclass(getattr(tasks, name))]
+    known = (*classes, Backbone, Sampler, Masking)
+    return sorted({name for kind in known for name in inspect.signature(kind).parameters})
+
+
+def explain(problem: Exception | str) -> str:
+    """The innermost words of a parser's complaint, in one line."""
+    lines = [line.strip(" -") for line in str(problem).strip().splitlines()]
+    return " ".join(line for line in lines if line)
+
+
+def train(arguments: list[str]) -> None:
+    """Hand over to LightningCLI; ``arguments`` start with the subcommand."""
+    quiet()
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    from vab.callbacks import Meters, StepProgress
+    from vab.data.datamodule import ShardDataModule
+    from vab.tasks import BaseTask
+    from vab.tasks.base import find_checkpoint
+
+    class Parser(OneLineErrors, LightningArgumentParser):
+        """Lightning's parser, with our complaints."""
+
+    class TrainerCommands(LightningCLI):
+        """Lightning's own command line over our tasks and shards."""
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            # The manifest states the numbers and the network takes them from there. At instantiation, because only
+            # such a link lands in the checkpoint, which then restores the network without the shards.
+            parser.link_arguments(
+                "data.spec",
+                "model.init_args.backbone.init_args.spec",
+                compute_fn=lambda spec: spec.to_dict(),
+                apply_on="instantiate",
+            )
+
+        def _parse_ckpt_path(self) -> None:
+            """A run is what its config says and a checkpoint is its state: neither changes the other."""
+            settings = self.config[self.config.subcommand]
+            path = settings.get("ckpt_path")
+            if path and path not in ("best", "last", "hpc", "registry"):
+                settings.ckpt_path = str(find_checkpoint(path))
+
+    TrainerCommands(
+        BaseTask,
+        ShardDataModule,
+        subclass_mode_model=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        parser_class=Parser,
+        # Only for ${oc.env:...}; shared numbers are linked.
+        parser_kwargs={"parser_mode": "omegaconf"},
+        save_config_kwargs={"overwrite": True},
+        # Our order gives each rank its share; a run cannot do without its meters.
+        trainer_defaults={"use_distributed_sampler": False, "callbacks": [Meters(), StepProgress()]},
+        args=arguments,
+    )
+
+
+def quiet() -> None:
+    """Keep away the advice that does not concern a user of vab; our own warnings stay."""
+    for words in (
+        r".*does not have many workers which may be a bottleneck.*",
+        r".*is an instance of `nn.Module` and is already saved during checkpointing.*",
+        r".*The `srun` command is available.*",
+        r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*Precision .* is not supported by the model summary.*",
+        r".*LightningCLI's args parameter is intended.*",
+        r".*your dataloader is not resumable.*",  # our order is resumable, by its own state
+        r".*therefore `best_model_score`.*won't be reloaded.*",
+    ):
+        warnings.filterwarnings("ignore", message=words)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage() and "Tip:" not in record.getMessage()
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,474 @@
+"""Batches for the trainer: which records, when and on which rank, and going on after an interruption."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader, Dataset
+
+from vab.data.order import Share, evaluation_batches, evaluation_steps, steps_per_epoch, train_batches
+from vab.data.records import ShardDataset
+from vab.spec import Batch, UserError
+
+
+@dataclass
+class _Position:
+    """Where training stands in the order of records.
+
+    ``start`` records of the epoch were consumed when the current pass over the loader began; ``handed`` steps have been
+    given out since; the trainer, whose own count stood at ``processed`` then, may be still at work on the last of them.
+    """
+
+    epoch: int = 0
+    start: int = 0
+    handed: int = 0
+    processed: int = 0
+
+
+class _Shares(Dataset[Batch]):
+    """A data set as the workers see it: a share of a step in, a batch out."""
+
+    def __init__(self, dataset: ShardDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, share: Share) -> Batch:
+        return self.dataset.read(share.numbers, share.valid)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class _Loader:
+    """Batches in our own order. Not a ``DataLoader``, because the trainer rebuilds those with samplers of its own.
+
+    Workers start at the first batch and stay for the passes that follow.
+    """
+
+    def __init__(self, dataset: ShardDataset, num_workers: int, pin_memory: bool) -> None:
+        self.dataset = dataset
+        self._settings: dict[str, Any] = {
+            "num_workers": num_workers,
+            "persistent_workers": num_workers > 0,
+            "pin_memory": pin_memory,
+        }
+        self._workers: DataLoader[Batch] | None = None
+
+    def shares(self) -> Iterator[Share]:
+        """What this rank reads in the pass that now begins."""
+        raise NotImplementedError
+
+    @property
+    def _iterator(self) -> Any:
+        # The name by which the trainer finds the workers of a DataLoader and ends them, after an exception, too.
+        # Workers that were left to the garbage collector can hold up those of the next run for many seconds.
+        return None if self._workers is None else self._workers._iterator
+
+    @_iterator.setter
+    def _iterator(self, nothing: None) -> None:
+        self._workers = None
+
+    def _batches(self) -> Iterator[Batch]:
+        if self._workers is None:
+            self._workers = DataLoader(
+                _Shares(self.dataset),
+                batch_sampler=_Sampler(self),  # type: ignore[arg-type]
+                collate_fn=_as_it_is,
+                # Else starting a pass would take a number from torch's global generator, and so change the dropout.
+                generator=torch.Generator(),
+                **self._settings,
+            )
+        yield from self._workers
+
+
+class _Sampler:
+    """The loader's order, as something that ``DataLoader`` can iterate over again and again."""
+
+    def __init__(self, loader: _Loader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Share]:
+        return self._loader.shares()
+
+
+class _TrainLoader(_Loader):
+    """The rest of the current epoch, from wherever training stands.
+
+    Its length is that of a whole epoch also when less is left: the trainer adds the steps it has done.
+    """
+
+    def __init__(self, data: ShardDataModule, trainer: Trainer, pin_memory: bool) -> None:
+        super().__init__(data.train_dataset, data.num_workers, pin_memory)
+        self._data = data
+        self._trainer = trainer
+
+    def __len__(self) -> int:
+        return self._data.steps_left(0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        position = self._data.position
+        position.start += position.handed * self._data.global_batch_size
+        position.handed = 0
+        return self._rest_of_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the datamodule holds the state. Without this the trainer warns that the loader cannot resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to do: the datamodule holds the state."""
+
+    def shares(self) -> Iterator[Share]:
+        data, position = self._data, self._data.position
+        rest = train_batches(
+            data.seed,
+            0 if self._trainer.overfit_batches else position.epoch,  # type: ignore[attr-defined]
+            len(self.dataset),
+            data.batch_size,
+            self._trainer.world_size,
+            self._trainer.global_rank,
+            position.start,
+        )
+        return itertools.islice(rest, data.steps_left(position.start))
+
+    def _rest_of_epoch(self) -> Iterator[Batch]:
+        # Runs at the first batch, not before: until then the checkpoint tells an epoch's end from the next one's start.
+        position = self._data.position
+        if not self._data.steps_left(position.start):
+            position.epoch, position.start = position.epoch + 1, 0
+        position.processed = _processed_steps(self._trainer)
+        for batch in self._batches():
+            position.handed += 1
+            yield batch
+
+
+class _EvaluationLoader(_Loader):
+    """Each of the first ``num_records`` records once, over all ranks."""
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        num_records: int,
+        batch_size: int,
+        ranks: tuple[int, int],
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        super().__init__(dataset, num_workers, pin_memory)
+        self._plan = (num_records, batch_size, *ranks)
+
+    def __len__(self) -> int:
+        return evaluation_steps(*self._plan[:3])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches()
+
+    def shares(self) -> Iterator[Share]:
+        return evaluation_batches(*self._plan)
+
+
+class _LoopCounters(Callback):
+    """Brings the trainer's counts in line with the records that are left, as it reads a checkpoint.
+
+    Three things go wrong without it. The trainer counts an epoch in steps, and with another number of ranks or another
+    batch size an epoch has another number of them: the saved count would end it too early or too late. A checkpoint
+    taken between two epochs, where no validation was due, makes the trainer run a step of the old one. And one taken
+    within a step, after an exception, counts that step twice.
+    """
+
+    def __init__(self, data: ShardDataModule) -> None:
+        self._data = data
+        self._new_epoch = False
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get(type(self._data).__qualname__)
+        self._new_epoch = False
+        if trainer.state.fn != TrainerFn.FITTING or not state or "loops" not in checkpoint:
+            return
+        counts = checkpoint["loops"]["fit_loop"]
+        steps, epochs = counts["epoch_loop.batch_progress"], counts["epoch_progress"]
+        done = steps["current"]["processed"]
+        if steps["current"]["ready"] > done:
+            # As if taken at the end of the step before, which the trainer takes up rightly.
+            for scope in ("total", "current"):
+                steps[scope] = dict.fromkeys(steps[scope], steps[scope]["processed"])
+            if done and done % trainer.accumulate_grad_batches == 0:
+                steps["total"]["completed"] -= 1
+                steps["current"]["completed"] -= 1
+                counts["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        whole, left = self._data.steps_left(0), self._data.steps_left(state["records_consumed"])
+        over = not state["steps_left"] or not left or self._data.starts_anew(state)
+        self._new_epoch = over or not state["records_consumed"]
+        if not self._new_epoch:
+            steps["current"] = {name: count + whole - left - done for name, count in steps["current"].items()}
+            steps["is_last_batch"] = False
+            return
+        inside = epochs["current"]["processed"] < epochs["current"]["started"]
+        if over and inside and state["records_consumed"]:
+            # The trainer would have counted the epoch and its last step a moment after the checkpoint.
+            counts["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+        steps["current"] = dict.fromkeys(steps["current"], 0)
+        steps["is_last_batch"] = False
+        for scope, count in epochs.items():
+            epochs[scope] = dict.fromkeys(count, count["started" if over else "processed"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._new_epoch:
+            # An epoch begins as it would have without the interruption; there is nothing to go back to.
+            trainer.fit_loop.epoch_loop.restarting = False
+            self._new_epoch = False
+
+
+class ShardDataModule(LightningDataModule):
+    """Reads data sets that ``vab extract`` made.
+
+    Training goes through all records in a new order in each epoch, the same order for the same seed whatever the number
+    of workers or ranks. A checkpoint holds the place in that order; a resumed run goes on with the next record.
+    Validation and testing score each record exactly once, on any number of ranks.
+
+    Args:
+        train: Folder of the training data set.
+        val: Folder of the validation data set.
+        test: Folder of the test data set.
+        batch_size: Records per step on each device.
+        val_batch_size: Records per step on each device in validation and testing; as batch_size where not given.
+        num_workers: Processes that read ahead; 0 reads in the training process.
+        seed: Of the order of records.
+        val_records: Validate on the first so many records only.
+        check_crc: Compare everything read with its checksum.
+        data_resume: What to do when a checkpoint was made with another training data set or seed. "error" refuses;
+            "restart" begins a new epoch on the new data.
+
+    Raises:
+        UserError: If a folder holds no data set, or the data sets differ in a number or in their labels.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: str,
+        test: str | None = None,
+        batch_size: int = 32,
+        val_batch_size: int | None = None,
+        num_workers: int = 2,
+        seed: int = 0,
+        val_records: int | None = None,
+        check_crc: bool = False,
+        data_resume: Literal["error", "restart"] = "error",
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("val_batch_size", val_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+            ("val_records", val_records, 1),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"data.{name} must be {least} or more, got {value}")
+        if data_resume not in ("error", "restart"):
+            raise UserError(f'data.data_resume must be "error" or "restart", got {data_resume!r}')
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size or batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.data_resume = data_resume
+        self.train_dataset = ShardDataset(train, check_crc)
+        self.val_dataset = ShardDataset(val, check_crc)
+        self.test_dataset = None if test is None else ShardDataset(test, check_crc)
+        self.spec = self.train_dataset.spec
+        """The numbers of all the data sets."""
+        self.labels = self.train_dataset.labels
+        """Their vocabulary of labels."""
+        self.num_val_records = min(val_records or len(self.val_dataset), len(self.val_dataset))
+        for other in filter(None, (self.val_dataset, self.test_dataset)):
+            _require_alike(self.train_dataset, other)
+        self.position = _Position()
+        self._position_of: Trainer | None = None
+
+    @property
+    def codebooks(self) -> torch.Tensor:
+        """(K, S, code_dim) float32 of the codec that made the training data."""
+        return self.train_dataset.codebooks
+
+    @property
+    def global_batch_size(self) -> int:
+        """Records per training step on all ranks together."""
+        return self.batch_size * self._trainer().world_size
+
+    def steps_left(self, consumed: int) -> int:
+        """Training steps left in an epoch, a whole one being cut by the trainer's ``limit_train_batches``.
+
+        Args:
+            consumed: Records of the epoch that all ranks together have had.
+        """
+        trainer = self._trainer()
+        world_size = trainer.world_size
+        whole = steps_per_epoch(len(self.train_dataset), self.batch_size, world_size)
+        limit = trainer.limit_train_batches
+        steps = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+        # Uncut, the records that sit out this epoch may make a step after all if a checkpoint of other ranks left them.
+        records = len(self.train_dataset) if steps == whole else steps * self.global_batch_size
+        return steps_per_epoch(records, self.batch_size, world_size, consumed)
+
+    def setup(self, stage: str) -> None:
+        """Check that all ranks see the same data, before any of them can wait for the others in vain."""
+        trainer = self._trainer()
+        seen = (
+            self.train_dataset.manifest_hash,
+            self.val_dataset.manifest_hash,
+            None if self.test_dataset is None else self.test_dataset.manifest_hash,
+            *(self.batch_size, self.val_batch_size, self.seed, self.num_val_records),
+        )
+        if trainer.world_size > 1 and torch.distributed.is_initialized():
+            everyone: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(everyone, seen)
+            if differing := [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]:
+                raise UserError(
+                    f"ranks {differing} see other data than rank 0 (manifest hashes of train, val, test; batch sizes;"
+                    f" seed; val_records): {everyone[differing[0]]} != {everyone[0]}; give each node the same folders"
+                )
+        if stage == "fit":
+            if self._position_of is not trainer:
+                self.position, self._position_of = _Position(), trainer
+            if not any(isinstance(callback, _LoopCounters) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+                trainer.callbacks.append(_LoopCounters(self))  # type: ignore[attr-defined]
+
+    def train_dataloader(self) -> _TrainLoader:
+        """The training records, from where training stands.
+
+        Raises:
+            UserError: If there are fewer records than one step takes.
+        """
+        trainer, num_records = self._trainer(), len(self.train_dataset)
+        takes = f"{self.batch_size} x {trainer.world_size} ranks"
+        steps = steps_per_epoch(num_records, self.batch_size, trainer.world_size)
+        if not steps:
+            raise UserError(
+                f"{self.train_dataset.folder} has {num_records} records, fewer than one step takes ({takes}):"
+                " lower --data.batch_size"
+            )
+        rank_zero_info(
+            f"an epoch: {num_records} records / ({takes}) = {steps} steps;"
+            f" {num_records - steps * self.global_batch_size} records, others each time, sit out"
+        )
+        return _TrainLoader(self, trainer, self._pin_memory())
+
+    def val_dataloader(self) -> _EvaluationLoader:
+        """The validation records, each once."""
+        return self._evaluation_loader(self.val_dataset, self.num_val_records)
+
+    def test_dataloader(self) -> _EvaluationLoader:
+        """The test records, each once.
+
+        Raises:
+            UserError: If there is no test data set.
+        """
+        if self.test_dataset is None:
+            raise UserError("no test data: give --data.test DIR")
+        return self._evaluation_loader(self.test_dataset, len(self.test_dataset))
+
+    def predict_dataloader(self) -> _EvaluationLoader:
+        """The test records, or the validation records where there is no test data set, each once."""
+        return self.val_dataloader() if self.test_dataset is None else self.test_dataloader()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Copy to the device; from page-locked memory the copy goes on beside the computation."""
+        if isinstance(batch, Batch):
+            return batch.to(device, non_blocking=device.type == "cuda")
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the order: plain numbers and strings, for the checkpoint.
+
+        Only records that a finished training step has used count, not those that workers have read ahead.
+        """
+        position, done = self.position, self.position.handed
+        if done:
+            done = min(done, _processed_steps(self._trainer()) - position.processed)
+        consumed = position.start + done * self.global_batch_size
+        return {
+            "seed": self.seed,
+            "epoch": position.epoch,
+            "records_consumed": consumed,
+            "steps_left": self.steps_left(consumed),
+            "manifest_hash": self.train_dataset.manifest_hash,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the place that a checkpoint names.
+
+        Raises:
+            UserError: If it was made with another data set or seed and ``data_resume`` is "error".
+        """
+        if self._trainer().state.fn != TrainerFn.FITTING:
+            return
+        if self.starts_anew(state_dict):
+            differences = "; ".join(
+                f"{name}: {state_dict[name]} != {mine}"
+                for name, mine in (("manifest_hash", self.train_dataset.manifest_hash), ("seed", self.seed))
+                if state_dict[name] != mine
+            )
+            if self.data_resume == "error":
+                raise UserError(
+                    f"the checkpoint was trained on other data than {self.train_dataset.folder} (checkpoint != now:"
+                    f" {differences}): give the same data, or --data.data_resume restart to begin a new epoch on this"
+                )
+            rank_zero_warn(f"a new epoch begins on {self.train_dataset.folder} (checkpoint != now: {differences})")
+            self.position = _Position(state_dict["epoch"] + 1)
+        elif not state_dict["steps_left"]:
+            # With fewer ranks a step might fit into what sat out, but that epoch is over for the trainer.
+            self.position = _Position(state_dict["epoch"] + 1)
+        else:
+            self.position = _Position(state_dict["epoch"], state_dict["records_consumed"])
+
+    def starts_anew(self, state: dict[str, Any]) -> bool:
+        """Whether a checkpoint's place means nothing here, because the data or the seed are others."""
+        return (state["manifest_hash"], state["seed"]) != (self.train_dataset.manifest_hash, self.seed)
+
+    def _evaluation_loader(self, dataset: ShardDataset, num_records: int) -> _EvaluationLoader:
+        trainer = self._trainer()
+        return _EvaluationLoader(
+            dataset,
+            num_records,
+            self.val_batch_size,
+            (trainer.world_size, trainer.global_rank),
+            self.num_workers,
+            self._pin_memory(),
+        )
+
+    def _pin_memory(self) -> bool:
+        return self._trainer().strategy.root_device.type == "cuda"
+
+    def _trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise RuntimeError("a datamodule gives batches to a trainer; without one, read from its data sets")
+        return self.trainer
+
+
+def _processed_steps(trainer: Trainer) -> int:
+    """Training steps of the current epoch, as the trainer counts it, that are finished up to the weights' update."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
+
+
+def _require_alike(train: ShardDataset, other: ShardDataset) -> None:
+    differences = train.spec.differences(other.spec)
+    if train.labels != other.labels:
+        missing, extra = sorted({*train.labels} - {*other.labels}), sorted({*other.labels} - {*train.labels})
+        order = "" if missing or extra else " (same names in another order)"
+        differences.append(
+            f"labels: {len(train.labels)} != {len(other.labels)}, missing {missing[:5]}, extra {extra[:5]}{order}"
+        )
+    if differences:
+        raise UserError(
+            f"{train.folder} and {other.folder} do not go together ({'; '.join(differences)}):"
+            " extract both with the same settings"
+        )

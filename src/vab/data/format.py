@@ -1,0 +1,248 @@
+"""A data set on disk: numbered tars of records, an index to read them by offset, a manifest that states the numbers.
+
+This file holds the format. Writing is in ``vab.data.shards``, reading in ``vab.data.records``, checking and the
+indexing of foreign tars in ``vab.data.indexing``.
+
+A finished folder::
+
+    manifest.json          format version, spec, label vocabulary, counts, what was left out, files and their hashes
+    shard-000000.tar ...   <key>.codes.npy, <key>.features.npy, <key>.json, one record after the other
+    index.npy              one row per record: where its arrays lie (``index_dtype``)
+    label_starts.npy, label_ids.npy    labels of record i: label_ids[label_starts[i]:label_starts[i + 1]]
+    codebooks.safetensors  "codebooks" (K, S, code_dim) float32
+
+``manifest.json`` is written last: a folder that has one is complete. While a data set grows, each tar has a journal
+(``shard-000000.journal.json``) that says which sources are done; after a kill the writer goes on from there.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from vab.spec import SegmentSpec, UserError
+
+FORMAT = "vab-shards"
+FORMAT_VERSION = 1
+MANIFEST, INDEX, CODEBOOKS = "manifest.json", "index.npy", "codebooks.safetensors"
+LABEL_STARTS, LABEL_IDS = "label_starts.npy", "label_ids.npy"
+FIELDS = ("codes.npy", "features.npy", "json")
+"""The only members a record may have; a data set of others is refused, so nothing in a shard can run code."""
+
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+# A tar header of the plain kind (ustar) holds names of 100 characters; ".features.npy" is the longest field.
+MAX_KEY_LENGTH = 100 - len(".features.npy")
+
+TEMPORARY_SUFFIX = ".tmp"
+INDEX_COLUMNS = {
+    "shard": "<u4",
+    "codes_offset": "<u8",
+    "codes_size": "<u4",
+    "codes_crc": "<u4",
+    "features_offset": "<u8",
+    "features_size": "<u4",
+    "features_crc": "<u4",
+    "json_offset": "<u8",
+    "json_size": "<u4",
+    "json_crc": "<u4",
+    "steps": "<u4",
+    "frames": "<u4",
+}
+
+CODE_TYPES, FEATURE_TYPES = ("|u1", "<u2", "<i4", "<i8"), ("<f2", "<f4")
+"""Array types that can be read. The writer uses "<u2" and "<f2"; the others occur in tars made elsewhere."""
+
+_MANIFEST_ENTRIES = ("spec", "dtypes", "labels", "counts", "files", "shards", "left_out")
+
+
+def index_dtype(key_length: int) -> np.dtype[Any]:
+    """Type of one row of ``index.npy``.
+
+    ``<field>_offset`` and ``<field>_size`` (bytes) span the array's data in the tar, past the npy header (for json:
+    the whole text); ``<field>_crc`` is the CRC-32 of those bytes. ``steps`` and ``frames`` are the valid lengths.
+
+    Args:
+        key_length: Length of the longest key of the data set.
+    """
+    return np.dtype([*INDEX_COLUMNS.items(), ("key", f"S{key_length}")])
+
+
+def shard_name(number: int) -> str:
+    """File name of shard ``number``."""
+    return f"shard-{number:06d}.tar"
+
+
+def make_key(record_id: str, start_seconds: float) -> str:
+    """A key that tar, webdataset and people can read, for the excerpt of ``record_id`` that starts there.
+
+    webdataset cuts a name at its first dot, so that ``yt_0.5`` and ``yt_0.7`` would become one record: other
+    characters than letters, digits, ``_`` and ``-`` become ``_``, and a hash of the id is added so that two ids never
+    share a key. The start is in milliseconds.
+
+    Args:
+        record_id: Name of the source, as the user knows it.
+        start_seconds: Where the excerpt starts in it, s, 0 or more.
+
+    Raises:
+        ValueError: If the start is negative or not finite.
+    """
+    if not 0 <= start_seconds < float("inf"):
+        raise ValueError(f"start of an excerpt must be 0 s or later, got {start_seconds}")
+    suffix = f"_{round(start_seconds * 1000):08d}"
+    clean = re.sub(r"[^A-Za-z0-9_-]", "_", record_id)
+    room = MAX_KEY_LENGTH - len(suffix)
+    if clean != record_id or len(clean) > room or not clean:
+        mark = "-" + hashlib.sha256(record_id.encode("utf-8", "surrogateescape")).hexdigest()[:10]
+        clean = clean[: room - len(mark)] + mark
+    return clean + suffix
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` whole or not at all, also across a kill or a power cut.
+
+    Raises:
+        UserError: If the disk is full.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise explain_full_disk(error, path.parent, len(content)) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries (renames) last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def explain_full_disk(error: OSError, folder: Path, needed: int) -> OSError | UserError:
+    """The error itself, or a ``UserError`` if it says that the disk or the quota is full.
+
+    Args:
+        error: What the system raised.
+        folder: Where it was being written.
+        needed: Bytes that the file being written needs.
+    """
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    return UserError(
+        f"no space left in {folder}: the next file needs {needed:,} bytes, {shutil.disk_usage(folder).free:,} are free;"
+        " free some space and run the same command again, what is already written is kept"
+    )
+
+
+def save_array(array: np.ndarray) -> bytes:
+    """An array as the bytes of a .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what shapes a data set's bytes, for the manifest."""
+    return {name: version(name) for name in ("vab", "torch", "numpy", "webdataset", "av", "soxr")}
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Whether the folder holds a finished data set."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def check_codebooks(codebooks: Tensor, spec: SegmentSpec) -> None:
+    """Refuse codebooks that are not (K, S, code_dim) of the spec, or not finite.
+
+    Raises:
+        UserError: Saying both shapes.
+    """
+    expected = (spec.num_codebooks, spec.codebook_size, spec.code_dim)
+    if tuple(codebooks.shape) != expected or not bool(torch.isfinite(codebooks).all()):
+        raise UserError(f"codebooks of {spec.codec} must be finite, of shape {expected}; got {tuple(codebooks.shape)}")
+
+
+def write_side_files(
+    folder: Path, index: np.ndarray, labels: Sequence[Sequence[int]], codebooks: Tensor
+) -> dict[str, dict[str, Any]]:
+    """Write the index, the labels and the codebooks; answer size and hash of each, for the manifest.
+
+    Args:
+        folder: The data set's.
+        index: (records,) of ``index_dtype``.
+        labels: For each record the numbers of its labels in the vocabulary.
+        codebooks: (K, S, code_dim) float32.
+    """
+    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in labels], dtype=np.int64)]).astype("<i8")
+    ids = np.array([label for ids in labels for label in ids], dtype="<i4")
+    contents = {
+        INDEX: save_array(index),
+        LABEL_STARTS: save_array(starts),
+        LABEL_IDS: save_array(ids),
+        CODEBOOKS: safetensors.torch.save({"codebooks": codebooks.detach().cpu().float().contiguous()}),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
+
+
+def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
+    """The manifest of a data set, and the SHA-256 of its text, which names the data set.
+
+    Raises:
+        UserError: If there is none, or one of another format or version.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        if not path.parent.is_dir():
+            raise UserError(f"no folder {folder}: to make a data set, type: vab extract --media DIR --out {folder}")
+        if any(path.parent.glob("*.journal.json")):
+            raise UserError(f"{folder} is not finished: run the same vab extract command again, it goes on from there")
+        raise UserError(
+            f"{folder} has no {MANIFEST}: to make a data set, type: vab extract --media DIR --out {folder};"
+            f" for tars made elsewhere: vab shards index {folder}"
+        )
+    text = path.read_bytes()
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): restore it, or type: vab shards index {folder}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path} does not describe a vab data set")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {manifest.get('format_version')}, this vab reads {FORMAT_VERSION}:"
+            " install the vab that wrote it, or extract again"
+        )
+    if missing := [name for name in _MANIFEST_ENTRIES if name not in manifest]:
+        raise UserError(f"{path} lacks {missing}: restore it, or type: vab shards index {folder}")
+    return manifest, hashlib.sha256(text).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest: the last step, which makes the folder a data set."""
+    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())

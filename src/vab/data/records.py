@@ -1,0 +1,242 @@
+"""Reading records by their place in the tars: a whole batch is one gather, nothing is streamed or unpacked."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vab.data.format import (
+    CODE_TYPES,
+    CODEBOOKS,
+    FEATURE_TYPES,
+    INDEX,
+    INDEX_COLUMNS,
+    LABEL_IDS,
+    LABEL_STARTS,
+    check_codebooks,
+    read_manifest,
+)
+from vab.spec import Batch, SegmentSpec, UserError
+
+
+class ShardDataset(Dataset[Batch]):
+    """The records of a finished data set, in the order in which they were written.
+
+    Opening reads the manifest and maps the index; tars are mapped when a process first reads from them, so the data
+    set can be handed to forked and to spawned workers.
+
+    Args:
+        folder: Of ``vab extract`` or ``vab shards index``.
+        check_crc: Compare each array read with its CRC-32. Costs about as much time again as reading.
+
+    Attributes:
+        spec: The numbers of every record.
+        labels: Vocabulary; empty where the data set has no labels.
+        manifest: The whole of ``manifest.json``.
+        manifest_hash: SHA-256 of that file: the data set's name in checkpoints.
+
+    Raises:
+        UserError: If the folder is no finished data set, of another format version, or files are missing or cut.
+    """
+
+    def __init__(self, folder: str | Path, check_crc: bool = False) -> None:
+        self.folder = Path(folder)
+        self.check_crc = check_crc
+        self.manifest, self.manifest_hash = read_manifest(folder)
+        self.spec = SegmentSpec.from_dict(self.manifest["spec"])
+        self.labels: tuple[str, ...] = tuple(self.manifest["labels"])
+        types = self.manifest["dtypes"]
+        if types["codes"] not in CODE_TYPES or types["features"] not in FEATURE_TYPES:
+            raise UserError(f"{folder}: codes {types['codes']}, features {types['features']} cannot be read")
+        spec = self.spec
+        self._layouts = {
+            "codes": (np.dtype(types["codes"]), (spec.num_codebooks, spec.num_steps)),
+            "features": (np.dtype(types["features"]), (spec.num_frames, spec.feature_dim)),
+        }
+        self._check_files()
+        self._open()
+        self._check_index()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Record ``number`` as a batch of one."""
+        return self.read([number])
+
+    def __getitems__(self, numbers: Sequence[int]) -> Batch:
+        """The batch of these records; ``DataLoader`` calls it with a list (``collate_fn`` has nothing left to do)."""
+        return self.read(numbers)
+
+    def read(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> Batch:
+        """The batch of these records, in this order.
+
+        Args:
+            numbers: Record numbers, 0 to ``len(self) - 1``.
+            valid: (B,) bool, handed on in the batch; True where not given.
+
+        Raises:
+            IndexError: If a number is out of range.
+            UserError: If ``check_crc`` finds an array that is not what was written.
+        """
+        index = np.asarray(numbers, dtype=np.int64)
+        if not len(index) or index.min() < 0 or index.max() >= len(self):
+            raise IndexError(f"record numbers must be in 0..{len(self) - 1}, got {list(numbers)[:8]}")
+        rows = self._index[index]
+        steps, frames = rows["steps"].astype(np.int64), rows["frames"].astype(np.int64)
+        return Batch(
+            codes=self._gather(rows, "codes").to(torch.int64),
+            features=self._gather(rows, "features").to(torch.float32),
+            steps=torch.from_numpy(steps),
+            frames=torch.from_numpy(frames),
+            labels=self._label_table(index),
+            index=torch.from_numpy(index.copy()),
+            valid=torch.ones(len(index), dtype=torch.bool) if valid is None else torch.from_numpy(valid.copy()),
+            ragged=bool((steps < self.spec.num_steps).any() or (frames < self.spec.num_frames).any()),
+        )
+
+    def key(self, number: int) -> str:
+        """The key of record ``number``."""
+        return bytes(self._index["key"][number]).decode()
+
+    def record(self, number: int) -> dict[str, Any]:
+        """What is known of record ``number``: id, source, start second, labels, valid lengths."""
+        row = self._index[number]
+        start = int(row["json_offset"])
+        text = self._tar(int(row["shard"]))[start : start + int(row["json_size"])].tobytes()
+        if zlib.crc32(text) != row["json_crc"]:
+            raise self._damaged(row, "json")
+        meta: dict[str, Any] = json.loads(text)
+        return meta
+
+    def label_names(self, number: int) -> list[str]:
+        """The labels of record ``number``."""
+        ids = self._label_ids[self._label_starts[number] : self._label_starts[number + 1]]
+        return [self.labels[label] for label in ids.tolist()]
+
+    def index_row(self, number: int) -> dict[str, Any]:
+        """Where record ``number`` lies: the columns of ``index_dtype``."""
+        row = self._index[number]
+        return {name: row[name].item() for name in INDEX_COLUMNS} | {"key": self.key(number)}
+
+    @property
+    def codebooks(self) -> Tensor:
+        """(K, S, code_dim) float32: the vectors whose sum over levels the codec's decoder reads."""
+        path = self.folder / CODEBOOKS
+        try:
+            codebooks = safetensors.torch.load_file(path)["codebooks"]
+        except (safetensors.SafetensorError, KeyError) as error:
+            raise UserError(f"{path} is damaged ({error}): type: vab shards verify {self.folder}") from error
+        check_codebooks(codebooks, self.spec)
+        return codebooks
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Maps do not travel to another process (pickling one would copy the file); they are opened there.
+        maps = ("_index", "_label_starts", "_label_ids", "_tars")
+        return {name: value for name, value in self.__dict__.items() if name not in maps}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def _check_files(self) -> None:
+        sizes = {name: entry["bytes"] for name, entry in self.manifest["files"].items()}
+        sizes |= {shard["name"]: shard["bytes"] for shard in self.manifest["shards"]}
+        for name, size in sizes.items():
+            path = self.folder / name
+            got = path.stat().st_size if path.is_file() else None
+            if got != size:
+                found = "is missing" if got is None else f"has {got} bytes instead of {size}"
+                raise UserError(f"{path} {found}: for all that is wrong, type: vab shards verify {self.folder}")
+
+    def _open(self) -> None:
+        try:
+            arrays = [
+                np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+                for name in (INDEX, LABEL_STARTS, LABEL_IDS)
+            ]
+        except ValueError as error:
+            raise UserError(f"index of {self.folder} is damaged: type: vab shards index {self.folder}") from error
+        # Plain views: numpy's memmap subclass makes each slice several times slower.
+        self._index, self._label_starts, self._label_ids = (array.view(np.ndarray) for array in arrays)
+        self._tars: list[np.ndarray | None] = [None] * len(self.manifest["shards"])
+
+    def _check_index(self) -> None:
+        """Refuse an index that would read beyond a tar; the tars' own content is for ``verify``."""
+        index, count = self._index, self.manifest["counts"]["records"]
+        names = (*INDEX_COLUMNS, "key")
+        problem = None
+        if index.dtype.names != names:
+            problem = f"columns {index.dtype.names} instead of {names}"
+        elif len(index) != count or len(self._label_starts) != count + 1:
+            problem = f"{len(index)} records instead of {count}"
+        elif count and index["shard"].max() >= len(self._tars):
+            problem = f"shard {index['shard'].max()} of {len(self._tars)}"
+        elif len(self._label_ids) and self._label_ids.max() >= len(self.labels):
+            problem = f"label {self._label_ids.max()} of {len(self.labels)}"
+        else:
+            limits = np.array([shard["bytes"] for shard in self.manifest["shards"]], dtype=np.uint64)[index["shard"]]
+            for name in ("codes", "features", "json"):
+                if (index[f"{name}_offset"] + index[f"{name}_size"] > limits).any():
+                    problem = f"{name} beyond the end of a tar"
+            for name, (dtype, shape) in self._layouts.items():
+                if (index[f"{name}_size"] != dtype.itemsize * shape[0] * shape[1]).any():
+                    problem = f"{name} of another size than {shape} {dtype}"
+        if problem:
+            raise UserError(f"index of {self.folder} is wrong ({problem}): type: vab shards index {self.folder}")
+
+    def _tar(self, number: int) -> np.ndarray:
+        tar = self._tars[number]
+        if tar is None:
+            shard = self.manifest["shards"][number]
+            # Not Python's mmap: it keeps a file handle for each map, and hundreds of shards meet the usual limit.
+            mapped = torch.from_file(
+                str(self.folder / shard["name"]), shared=False, size=shard["bytes"], dtype=torch.uint8
+            )
+            tar = self._tars[number] = mapped.numpy()
+            tar.flags.writeable = False
+        return tar
+
+    def _gather(self, rows: np.ndarray, name: str) -> Tensor:
+        """The arrays of these records, (B, ...) in the type they are stored in."""
+        dtype, shape = self._layouts[name]
+        size = dtype.itemsize * shape[0] * shape[1]
+        # Bytes are copied and given their type once per batch, not once per record.
+        gathered = np.empty((len(rows), size), dtype=np.uint8)
+        for place, (shard, start) in enumerate(
+            zip(rows["shard"].tolist(), rows[f"{name}_offset"].tolist(), strict=True)
+        ):
+            gathered[place] = self._tar(shard)[start : start + size]
+        if self.check_crc:
+            for row, array in zip(rows, gathered, strict=True):
+                if zlib.crc32(array) != row[f"{name}_crc"]:
+                    raise self._damaged(row, name)
+        return torch.from_numpy(gathered.view(dtype).reshape(len(rows), *shape))
+
+    def _label_table(self, index: np.ndarray) -> Tensor:
+        """(B, L) float32 of 0 and 1."""
+        table = np.zeros((len(index), len(self.labels)), dtype=np.float32)
+        if self.labels:
+            starts = self._label_starts[index]
+            counts = self._label_starts[index + 1] - starts
+            # All label positions of the batch in one array: a run of counts[i] numbers from starts[i] for each record.
+            places = np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+            table[np.repeat(np.arange(len(index)), counts), self._label_ids[places]] = 1
+        return torch.from_numpy(table)
+
+    def _damaged(self, row: np.void, name: str) -> UserError:
+        tar = self.folder / self.manifest["shards"][int(row["shard"])]["name"]
+        return UserError(
+            f"{tar}: {name} of record {bytes(row['key']).decode()} is not what was written:"
+            f" for all that is wrong, type: vab shards verify {self.folder}"
+        )

@@ -1,0 +1,484 @@
+"""Writing a data set: records in, tars with an index and a manifest out, whole even if the writer is killed.
+
+What the files hold is said in ``vab.data.format``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import webdataset
+from torch import Tensor
+
+from vab.data.format import (
+    FORMAT,
+    FORMAT_VERSION,
+    INDEX_COLUMNS,
+    KEY_PATTERN,
+    MAX_KEY_LENGTH,
+    TEMPORARY_SUFFIX,
+    check_codebooks,
+    explain_full_disk,
+    index_dtype,
+    is_complete,
+    library_versions,
+    make_key,
+    save_array,
+    shard_name,
+    sync_folder,
+    write_atomically,
+    write_manifest,
+    write_side_files,
+)
+from vab.spec import SegmentSpec, UserError
+
+__all__ = ["ShardWriter", "explain_full_disk", "is_complete", "make_key", "sync_folder", "write_atomically"]
+
+_TAR_BLOCK = 512
+_JOURNAL_SUFFIX, _LOCK = ".journal.json", "writing.lock"
+
+
+class _HashedFile:
+    """A file being written, and the SHA-256 of what went into it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[bytes] | None = path.open("wb")
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        # tarfile flushes its buffer when it is garbage collected; after a failed write there is no file to flush to.
+        if self._file is not None:
+            self._file.write(data)
+            self._hash.update(data)
+            self.size += len(data)
+        return len(data)
+
+    def finish(self) -> str:
+        """Bring the file to disk; answer its hash."""
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        return self._hash.hexdigest()
+
+    def discard(self) -> None:
+        """Forget the file."""
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError as error:
+            # Closing flushes what the full disk did not take.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        finally:
+            self.path.unlink(missing_ok=True)
+
+
+class _OpenShard:
+    """A tar under its temporary name and the columns of its journal."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.path = folder / shard_name(number)
+        self.file = _HashedFile(self.path.with_name(self.path.name + TEMPORARY_SUFFIX))
+        # Fixed owner, mode and time: the same input gives the same bytes.
+        self.tar = webdataset.TarWriter(self.file, user="vab", group="vab", mode=0o444, mtime=0, encoder=False)
+        self.offset = 0
+        self.columns: dict[str, list[Any]] = {name: [] for name in INDEX_COLUMNS if name != "shard"}
+        self.columns |= {"key": [], "labels": []}
+
+    def __len__(self) -> int:
+        return len(self.columns["key"])
+
+    def add(self, key: str, members: Mapping[str, bytes], headers: Mapping[str, int], row: Mapping[str, Any]) -> None:
+        self.tar.write({"__key__": key, **members})
+        for field in sorted(members):  # the order in which TarWriter writes them
+            content, skip = members[field], headers[field]
+            name = field.removesuffix(".npy")
+            self.columns[f"{name}_offset"].append(self.offset + _TAR_BLOCK + skip)
+            self.columns[f"{name}_size"].append(len(content) - skip)
+            self.columns[f"{name}_crc"].append(zlib.crc32(memoryview(content)[skip:]))
+            self.offset += _TAR_BLOCK + -(-len(content) // _TAR_BLOCK) * _TAR_BLOCK
+        for name, value in {"key": key, **row}.items():
+            self.columns[name].append(value)
+
+
+class ShardWriter:
+    """Writes a data set so that a kill at any moment loses no finished shard and doubles no record.
+
+    Records are held back until their source is finished, then written to the open tar; a full tar is committed:
+    tar on disk, journal in place, tar renamed. A writer opened on the folder of a killed one goes on after the last
+    committed shard: ``done_sources`` says what to skip. The context manager drops what is not committed. After a
+    method has raised, only ``close`` makes sense.
+
+    Args:
+        folder: Made if absent.
+        spec: The numbers that each record is checked against.
+        labels: Vocabulary; a record's labels are names from it.
+        records_per_shard: A tar is closed at the end of the source with which it reaches this number.
+        extraction: Further JSON values for the manifest: how the records were made (vision preprocessing, loudness
+            rule, ...). A killed extraction resumes only with equal ones.
+
+    Raises:
+        UserError: If the folder holds a finished data set, tars of another maker, a half-made data set with another
+            spec, vocabulary or extraction, or is being written by another process.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        spec: SegmentSpec,
+        labels: Sequence[str] = (),
+        records_per_shard: int = 4096,
+        extraction: Mapping[str, Any] | None = None,
+    ) -> None:
+        if records_per_shard < 1:
+            raise UserError(f"records_per_shard must be 1 or more, got {records_per_shard}")
+        if len(set(labels)) != len(labels):
+            raise UserError("label vocabulary: a name occurs twice")
+        if spec.codebook_size > 2**16:
+            raise UserError(f"codes are stored as uint16: a codebook of {spec.codebook_size} entries does not fit")
+        self.folder = Path(folder)
+        self.spec = spec
+        self.labels = tuple(labels)
+        self.records_per_shard = records_per_shard
+        # Through JSON, so that a tuple given now equals the list read back from a journal.
+        self.extraction = json.loads(json.dumps(dict(extraction or {})))
+        self.done_sources: set[str] = set()
+        """Sources that are finished or left out for good; after a resume, those of the committed shards."""
+        self._label_numbers = {name: number for number, name in enumerate(self.labels)}
+        self._keys: set[str] = set()
+        self._waiting: dict[str, list[tuple[str, dict[str, bytes], dict[str, int], dict[str, Any]]]] = {}
+        self._waiting_left_out: dict[str, list[dict[str, Any]]] = {}
+        self._sources: list[str] = []  # finished since the last commit
+        self._left_out: list[dict[str, Any]] = []  # likewise
+        self._journals: dict[int, dict[str, Any]] = {}
+        self._shard: _OpenShard | None = None
+        if is_complete(self.folder):
+            raise UserError(f"{self.folder} already holds a finished data set: give another folder, or delete this one")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_lock()
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}; give another folder") from error
+        try:
+            self._recover()
+        except BaseException:
+            self._release_lock()
+            raise
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def num_records(self) -> int:
+        """Records of finished sources so far, those of committed shards of an earlier, killed run included."""
+        committed = sum(journal["records"] for journal in self._journals.values())
+        return int(committed) + (len(self._shard) if self._shard else 0)
+
+    @property
+    def uncommitted_sources(self) -> tuple[str, ...]:
+        """Finished sources that are not in a committed shard: what a kill now would lose."""
+        return tuple(self._sources)
+
+    def write(self, key: str, codes: np.ndarray, features: np.ndarray, meta: Mapping[str, Any]) -> None:
+        """Add one record; it goes to disk with ``finish_source(meta["source"])``.
+
+        Args:
+            key: From ``make_key``.
+            codes: (K, T) of any integer type, in [0, S), stored as uint16. Steps from ``meta["steps"]`` on are padding.
+            features: (V, C) float, finite as float16. Frames from ``meta["frames"]`` on are padding.
+            meta: JSON values, stored with the record. Needed: ``id`` (str), ``source`` (str), ``start_seconds`` (s),
+                ``steps`` (1..T), ``frames`` (1..V), ``labels`` (names of the vocabulary).
+
+        Raises:
+            UserError: If a value contradicts the spec or the vocabulary, or the key is bad or taken.
+        """
+        codes, features = np.asarray(codes), np.asarray(features)
+        row = self._check(key, codes, features, meta)
+        with np.errstate(over="ignore"):  # said in words below
+            half = features.astype("<f2")
+        if not np.isfinite(half).all():
+            raise UserError(f"record {key}: features must be finite as float16, got NaN or a magnitude above 65504")
+        arrays = {"codes.npy": codes.astype("<u2"), "features.npy": half}
+        members = {name: save_array(array) for name, array in arrays.items()}
+        headers = {name: len(members[name]) - array.nbytes for name, array in arrays.items()} | {"json": 0}
+        members["json"] = json.dumps(dict(meta), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+        self._keys.add(key)
+        self._waiting.setdefault(meta["source"], []).append((key, members, headers, row))
+
+    def finish_source(self, source: str) -> None:
+        """All records of the source are given: write them, and commit the shard if it is full.
+
+        Raises:
+            UserError: If the disk is full; the open shard is dropped, committed ones stay.
+            ValueError: If the source has neither a record nor a left-out excerpt, or is done already.
+        """
+        records, left_out = self._waiting.pop(source, []), self._waiting_left_out.pop(source, [])
+        if not records and not left_out:
+            raise ValueError(f"source {source!r} ends with no record and no reason: use leave_out")
+        self._close_source(source)
+        self._left_out.extend(left_out)
+        if records:
+            self._append(records)
+
+    def leave_out(self, source: str, reason: str, start_seconds: float | None = None) -> None:
+        """Record in the manifest that something is not in the data set, and why.
+
+        Args:
+            source: As in ``meta["source"]``.
+            reason: One line.
+            start_seconds: The excerpt that is left out; the source goes on and must be finished. Without it, the
+                whole source: its records given so far are dropped and it is done.
+
+        Raises:
+            ValueError: If the source is done already.
+        """
+        entry: dict[str, Any] = {"source": source, "reason": reason}
+        if start_seconds is not None:
+            self._waiting_left_out.setdefault(source, []).append(entry | {"start_seconds": start_seconds})
+            return
+        self._close_source(source)
+        self._keys.difference_update(record[0] for record in self._waiting.pop(source, []))
+        self._waiting_left_out.pop(source, None)
+        self._left_out.append(entry)
+
+    def commit(self) -> None:
+        """Make all finished sources last through a kill: close the open shard, full or not.
+
+        Raises:
+            UserError: If the disk is full.
+        """
+        shard = self._shard
+        if shard is None:
+            return
+        journal = {
+            "head": self._head(),
+            "records": len(shard),
+            "columns": shard.columns,
+            "sources": self._sources,
+            "left_out": self._left_out,
+        }
+        try:
+            shard.tar.close()
+            journal |= {"sha256": shard.file.finish(), "bytes": shard.file.size}
+            # The journal first: a tar under its final name is a committed one, so no tar is ever deleted.
+            write_atomically(_journal_path(shard.path), json.dumps(journal).encode())
+            shard.file.path.replace(shard.path)
+            sync_folder(self.folder)
+        except OSError as error:
+            self._drop_shard()
+            raise explain_full_disk(error, self.folder, shard.offset) from error
+        except UserError:
+            self._drop_shard()
+            raise
+        self._journals[_shard_number(shard.path)] = journal
+        self._shard, self._sources, self._left_out = None, [], []
+
+    def finish(self, codebooks: Tensor) -> dict[str, Any]:
+        """Commit what is open, write index, labels, codebooks and at last the manifest, which is returned.
+
+        Args:
+            codebooks: (K, S, code_dim) float: the vectors whose sum over levels the codec's decoder reads.
+
+        Raises:
+            UserError: If there is no record, the codebooks do not fit the spec, or the disk is full.
+            ValueError: If a source is still open.
+        """
+        if unfinished := sorted({*self._waiting, *self._waiting_left_out}):
+            raise ValueError(f"sources not finished: {unfinished[:5]}")
+        check_codebooks(codebooks, self.spec)
+        self.commit()
+        journals = [self._journals[number] for number in sorted(self._journals)]
+        left_out = [entry for journal in journals for entry in journal["left_out"]] + self._left_out
+        if not journals:
+            reasons = sorted({entry["reason"] for entry in left_out})
+            raise UserError(f"nothing to write to {self.folder}: no record was made; left out because: {reasons}")
+        columns = {
+            name: [value for journal in journals for value in journal["columns"][name]]
+            for name in journals[0]["columns"]
+        }
+        index = np.zeros(len(columns["key"]), index_dtype(max(map(len, columns["key"]))))
+        index["shard"] = np.repeat(np.arange(len(journals)), [journal["records"] for journal in journals])
+        for name, values in columns.items():
+            if name != "labels":
+                index[name] = values
+        sources = sum(len(journal["sources"]) for journal in journals) + len(self._sources)
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "spec": self.spec.to_dict(),
+            "dtypes": {"codes": "<u2", "features": "<f2"},
+            "labels": list(self.labels),
+            "counts": {"records": len(index), "sources": sources, "left_out": len(left_out)},
+            "extraction": self.extraction,
+            "versions": library_versions(),
+            "files": write_side_files(self.folder, index, columns["labels"], codebooks),
+            "shards": [
+                {"name": shard_name(number), **{name: journal[name] for name in ("records", "bytes", "sha256")}}
+                for number, journal in sorted(self._journals.items())
+            ],
+            "left_out": left_out,
+        }
+        write_manifest(self.folder, manifest)
+        for number in self._journals:
+            _journal_path(self.folder / shard_name(number)).unlink()
+        self.close()
+        return manifest
+
+    def close(self) -> None:
+        """Drop what is not committed and let other processes write to the folder. Harmless after ``finish``."""
+        self._drop_shard()
+        self._release_lock()
+
+    def _check(self, key: str, codes: np.ndarray, features: np.ndarray, meta: Mapping[str, Any]) -> dict[str, Any]:
+        """Refuse what the spec does not allow; answer the record's values for the index."""
+        spec, where = self.spec, f"record {key}"
+        if not KEY_PATTERN.fullmatch(key) or len(key) > MAX_KEY_LENGTH:
+            raise UserError(f"key {key!r} must be 1 to {MAX_KEY_LENGTH} of A-Z a-z 0-9 _ -: make it with make_key")
+        if key in self._keys:
+            raise UserError(f"key {key} occurs twice: is the same file listed twice?")
+        if missing := [
+            name for name in ("id", "source", "start_seconds", "steps", "frames", "labels") if name not in meta
+        ]:
+            raise UserError(f"{where}: its description lacks {missing}")
+        if meta["source"] in self.done_sources:
+            raise ValueError(f"{where}: source {meta['source']!r} is finished already")
+        for name, array, shape, kind in (
+            ("codes", codes, (spec.num_codebooks, spec.num_steps), "integer"),
+            ("features", features, (spec.num_frames, spec.feature_dim), "floating"),
+        ):
+            if array.shape != shape or not np.issubdtype(array.dtype, getattr(np, kind)):
+                raise UserError(f"{where}: {name} must be {kind} of shape {shape}, got {array.dtype} {array.shape}")
+        if codes.min() < 0 or codes.max() >= spec.codebook_size:
+            got = f"{codes.min()}..{codes.max()}"
+            raise UserError(f"{where}: codes must be in 0..{spec.codebook_size - 1}, got {got}")
+        for name, limit in (("steps", spec.num_steps), ("frames", spec.num_frames)):
+            if not 1 <= meta[name] <= limit:
+                raise UserError(f"{where}: {name} must be in 1..{limit}, got {meta[name]}")
+        if unknown := [name for name in meta["labels"] if name not in self._label_numbers]:
+            raise UserError(f"{where}: labels {unknown} are not in the data set's vocabulary")
+        numbers = sorted({self._label_numbers[name] for name in meta["labels"]})
+        return {"steps": int(meta["steps"]), "frames": int(meta["frames"]), "labels": numbers}
+
+    def _close_source(self, source: str) -> None:
+        if source in self.done_sources:
+            raise ValueError(f"source {source!r} is finished already")
+        self.done_sources.add(source)
+        self._sources.append(source)
+
+    def _append(self, records: Iterable[tuple[str, dict[str, bytes], dict[str, int], dict[str, Any]]]) -> None:
+        try:
+            if self._shard is None:
+                self._shard = _OpenShard(self.folder, max(self._journals, default=-1) + 1)
+            for record in records:
+                self._shard.add(*record)
+        except OSError as error:
+            needed = self._shard.offset if self._shard else 0
+            needed = max(needed, needed // max(1, len(self._shard or ())) * self.records_per_shard)
+            self._drop_shard()
+            raise explain_full_disk(error, self.folder, needed) from error
+        if len(self._shard) >= self.records_per_shard:
+            self.commit()
+
+    def _drop_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.file.discard()
+            self._shard = None
+
+    def _head(self) -> dict[str, Any]:
+        """What all shards of a data set share."""
+        return {"spec": self.spec.to_dict(), "labels": list(self.labels), "extraction": self.extraction}
+
+    def _recover(self) -> None:
+        """Take over the committed shards of a killed writer and sweep away the rest."""
+        for path in self.folder.glob(f"shard-*{TEMPORARY_SUFFIX}"):
+            path.unlink()
+        tars = {path.name for path in self.folder.glob("*.tar")}
+        for path in sorted(self.folder.glob(f"shard-*{_JOURNAL_SUFFIX}")):
+            tar = self.folder / (path.name.removesuffix(_JOURNAL_SUFFIX) + ".tar")
+            if tar.name not in tars:
+                path.unlink()  # killed between the journal and the tar's renaming: its sources are done again
+                continue
+            tars.remove(tar.name)
+            journal = json.loads(path.read_bytes())
+            self._check_head(journal["head"])
+            if tar.stat().st_size != journal["bytes"]:
+                raise UserError(
+                    f"{tar} has {tar.stat().st_size} bytes, {journal['bytes']} were written: delete it, then run again"
+                )
+            self._journals[_shard_number(tar)] = journal
+            self._keys.update(journal["columns"]["key"])
+            self.done_sources.update(journal["sources"])
+        if tars:
+            raise UserError(
+                f"{self.folder} holds tars that no extraction here left behind ({sorted(tars)[0]}, ...):"
+                " give another folder; to use these, type: vab shards index"
+            )
+
+    def _check_head(self, head: Mapping[str, Any]) -> None:
+        differences = SegmentSpec.from_dict(head["spec"]).differences(self.spec)
+        differences += [
+            f"{name}: {head[name]} != {self._head()[name]}"
+            for name in ("labels", "extraction")
+            if head[name] != self._head()[name]
+        ]
+        if differences:
+            raise UserError(
+                f"{self.folder} was begun with other settings ({'; '.join(differences)}):"
+                " use the same ones to go on, or give another folder"
+            )
+
+    def _take_lock(self) -> IO[bytes] | None:
+        if sys.platform == "win32":
+            return None
+        import fcntl
+
+        path = self.folder / _LOCK
+        file = path.open("wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                raise BlockingIOError  # its holder ended, and took the file away, while we waited in line
+        except BlockingIOError as error:
+            file.close()
+            raise UserError(
+                f"another process is writing to {self.folder}: wait for it, or give another folder"
+            ) from error
+        except OSError as error:
+            # Some cluster file systems have no locks; everything else works on them.
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+        return file
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            (self.folder / _LOCK).unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+
+def _shard_number(tar: Path) -> int:
+    return int(tar.stem.removeprefix("shard-"))
+
+
+def _journal_path(tar: Path) -> Path:
+    return tar.with_name(tar.stem + _JOURNAL_SUFFIX)

@@ -1,0 +1,180 @@
+"""What to extract: a folder of media files, or a CSV that names them."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vab.spec import UserError
+
+_VIDEO_SUFFIXES = (
+    ".3gp",
+    ".asf",
+    ".avi",
+    ".flv",
+    ".m2ts",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".ogv",
+    ".ts",
+    ".vob",
+    ".webm",
+    ".wmv",
+)
+_SOUND_SUFFIXES = (
+    ".aac",
+    ".aif",
+    ".aiff",
+    ".flac",
+    ".m4a",
+    ".m4b",
+    ".mka",
+    ".mp3",
+    ".oga",
+    ".ogg",
+    ".opus",
+    ".wav",
+    ".wma",
+)
+MEDIA_SUFFIXES = frozenset(_VIDEO_SUFFIXES + _SOUND_SUFFIXES)
+"""Files of a folder that are taken for media. Those with sound alone are: they are reported as having no video."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input of an extraction."""
+
+    name: str
+    """Unique; how manifests and reports call it: the file as listed, with ``@start`` where a start is given."""
+    path: Path
+    """Where the file is."""
+    id: str
+    """What its records are called: the ``id`` column, or the file's name in the folder without its suffix."""
+    start: float | None
+    """s, where its only segment starts; None to cut the whole file into segments."""
+    labels: tuple[str, ...]
+    """Names of its classes."""
+
+
+def find_sources(media: str | Path, labels_from: str = "auto") -> list[Source]:
+    """List the inputs of an extraction in a fixed order.
+
+    Args:
+        media: A folder, searched with its subfolders (hidden ones left out) and sorted by path; or a CSV with a column
+            ``file`` (relative to the CSV) and, if wanted, ``labels`` (joined by ``;``), ``start`` (s) and ``id``,
+            taken in its own order. Other columns are not read.
+        labels_from: ``csv``; ``folder``: the name of the folder a file is in; ``none``; or ``auto``: ``csv`` if there
+            is such a column, else none.
+
+    Raises:
+        UserError: If there is nothing, or the CSV cannot be understood; it says which line.
+    """
+    media = Path(media)
+    if labels_from not in ("auto", "csv", "folder", "none"):
+        raise UserError(f"labels_from must be auto, csv, folder or none, got {labels_from!r}")
+    if media.is_dir():
+        if labels_from == "csv":
+            raise UserError(f"labels_from is csv, but {media} is a folder: give a CSV, or labels_from folder or none")
+        sources = _from_folder(media, labels_from == "folder")
+    elif media.suffix.lower() == ".csv" and media.is_file():
+        sources = _from_csv(media, labels_from)
+    elif media.exists():
+        raise UserError(f"{media} is neither a folder of media files nor a .csv that lists them")
+    else:
+        raise UserError(f"{media}: there is no such folder or CSV")
+    if not sources:
+        raise UserError(
+            f"no media file in {media}: files are known by their suffix ({' '.join(sorted(MEDIA_SUFFIXES))})"
+        )
+    _refuse_twins(media, sources)
+    return sources
+
+
+def _from_folder(folder: Path, label_by_folder: bool) -> list[Source]:
+    paths = sorted(_walk(folder), key=lambda path: path.relative_to(folder).as_posix())
+    stems = Counter(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
+    sources = []
+    for path in paths:
+        relative = path.relative_to(folder)
+        stem = relative.with_suffix("").as_posix()
+        inside = label_by_folder and relative.parent != Path()
+        labels = (relative.parent.name,) if inside else ()
+        # a.mp4 and a.mkv keep their suffixes: their records need different names.
+        record_id = stem if stems[stem] == 1 else relative.as_posix()
+        sources.append(Source(relative.as_posix(), path, record_id, None, labels))
+    return sources
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Media files below a folder, through links to folders too, each folder once."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            seen.add(real)
+            for name in files:
+                if not name.startswith(".") and Path(name).suffix.lower() in MEDIA_SUFFIXES:
+                    yield Path(parent, name)
+
+
+def _from_csv(path: Path, labels_from: str) -> list[Source]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or ())
+            rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+    if "file" not in columns:
+        raise UserError(f"{path} needs a column 'file' in its first line, got {columns}")
+    if labels_from == "csv" and "labels" not in columns:
+        raise UserError(f"{path} has no column 'labels' (joined by ;), only {columns}: add it, or labels_from none")
+    if "label" in columns and "labels" not in columns and labels_from == "auto":
+        raise UserError(f"{path} has a column 'label': call it 'labels', or say labels_from none")
+    read_labels = labels_from in ("auto", "csv")
+    sources = []
+    for line, row in rows:
+        name = (row["file"] or "").strip()
+        if not name or None in row:
+            raise UserError(f"{path}, line {line}: {'no file given' if not name else 'more values than columns'}")
+        labels = [label.strip() for label in (row.get("labels") or "").split(";")] if read_labels else []
+        if labels_from == "folder":
+            labels = [Path(name).parent.name]
+        start = _start(row.get("start"), f"{path}, line {line}")
+        record_id = (row.get("id") or "").strip() or Path(name).with_suffix("").as_posix()
+        full_name = name if start is None else f"{name}@{start:g}"
+        unique_labels = tuple(dict.fromkeys(label for label in labels if label))
+        sources.append(Source(full_name, path.parent / name, record_id, start, unique_labels))
+    return sources
+
+
+def _start(text: str | None, where: str) -> float | None:
+    if text is None or not text.strip():
+        return None
+    try:
+        start = float(text)
+    except ValueError:
+        start = -1.0
+    if not 0 <= start < float("inf"):
+        raise UserError(f"{where}: start must be seconds, 0 or more, got {text!r}")
+    return start
+
+
+def _refuse_twins(media: Path, sources: list[Source]) -> None:
+    """Two inputs of one name, or whose records would have one key, cannot be told apart afterwards."""
+    names = Counter(source.name for source in sources)
+    if twins := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"{media} lists {twins[0]!r} more than once ({len(twins)} such): name each file and start once")
+    ids = Counter((source.id, source.start) for source in sources)
+    if same := [record_id for (record_id, _), count in ids.items() if count > 1]:
+        raise UserError(f"{media} gives the id {same[0]!r} to several files ({len(same)} such): ids must differ")

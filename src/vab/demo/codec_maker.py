@@ -1,0 +1,171 @@
+"""Trains the tiny codec on procedural sound: half of it the demo world's, half of every other sort."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vab.audio import log_mel
+from vab.demo.pools import TRAIN_SEED, Average, Clock, broad_sounds, world_sounds
+from vab.frozen.tiny import CodecConfig, CodecNetwork
+
+BATCH, CROP = 12, 16000
+"""Waveforms per step, and their length in samples."""
+PEAK_RATE = 8e-4
+RESOLUTIONS = ((256, 64, 24), (512, 128, 40), (1024, 256, 80), (2048, 512, 128))
+"""(n_fft, hop, num_bands) of the spectra that are compared, one of them in each step: more steps teach more."""
+BARE_SHARE = 0.02
+"""Share of the time for which the network trains without its quantiser, so that k-means finds something to cluster."""
+
+
+class QuantiserTrainer:
+    """Learns the codebooks: k-means to start with, then running means; entries out of use are born again.
+
+    Source: van den Oord et al. 2017 (VQ-VAE), appendix A.1, with the restarts of Zeghidour et al. 2021 (SoundStream).
+    """
+
+    def __init__(self, network: CodecNetwork, decay: float = 0.99, least_use: float = 0.3) -> None:
+        self.books = network.codebooks.data  # (K, S, code_dim)
+        self.decay = decay
+        self.least_use = least_use
+        self.counts = torch.ones(self.books.shape[:2])
+        self.sums = self.books.clone()
+
+    @torch.no_grad()
+    def start(self, latent: Tensor, rounds: int = 12) -> None:
+        """Cluster (M, code_dim) latents level by level, M well above S."""
+        residual = latent
+        for level, entries in enumerate(self.books):
+            entries.copy_(residual[torch.randperm(len(residual))[: len(entries)]])
+            for _ in range(rounds):
+                code = torch.cdist(residual, entries).argmin(dim=1)
+                counts, sums = self._totals(residual, code)
+                means = sums / counts.clamp_min(1)[:, None]
+                strangers = residual[torch.randperm(len(residual))[: len(entries)]]
+                entries.copy_(torch.where(counts[:, None] > 0, means, strangers))
+            self.counts[level] = 3.0
+            self.sums[level] = 3.0 * entries
+            residual = residual - entries[torch.cdist(residual, entries).argmin(dim=1)]
+
+    def __call__(self, latent: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantise, let gradients pass straight through, and learn.
+
+        Args:
+            latent: (B, T, code_dim).
+            levels: (B,) int64: how many levels each waveform may use; the decoder so learns to do with fewer.
+
+        Returns:
+            The sum of the chosen vectors, (B, T, code_dim), and the commitment loss.
+        """
+        residual, total, commitment = latent, torch.zeros_like(latent), latent.new_zeros(())
+        for level, entries in enumerate(self.books):
+            used = levels > level  # (B,)
+            vectors = residual[used].detach().reshape(-1, latent.shape[-1])
+            code = torch.cdist(vectors, entries).argmin(dim=1)
+            chosen = torch.zeros_like(latent)
+            chosen[used] = entries[code].reshape(-1, *latent.shape[1:])
+            commitment = commitment + F.mse_loss(residual[used], chosen[used])
+            self._learn(level, vectors, code)
+            total, residual = total + chosen, residual - chosen
+        return latent + (total - latent).detach(), commitment
+
+    @torch.no_grad()
+    def _learn(self, level: int, vectors: Tensor, code: Tensor) -> None:
+        counts, sums = self._totals(vectors, code)
+        self.counts[level].lerp_(counts, 1 - self.decay)
+        self.sums[level].lerp_(sums, 1 - self.decay)
+        dead = self.counts[level] < self.least_use
+        if dead.any():
+            born = vectors[torch.randint(len(vectors), (int(dead.sum()),))]
+            self.counts[level][dead] = 1.0
+            self.sums[level][dead] = born
+        self.books[level] = self.sums[level] / self.counts[level][:, None]
+
+    def _totals(self, vectors: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        size = self.books.shape[1]
+        sums = torch.zeros(size, vectors.shape[1]).index_add_(0, code, vectors)
+        return torch.bincount(code, minlength=size).float(), sums
+
+
+def draw_batch(rng: np.random.Generator, world: np.ndarray, broad: np.ndarray) -> Tensor:
+    """(BATCH, CROP) float32: crops at random places and levels, half from each pool, some mixed with another."""
+    rows = []
+    for i in range(BATCH):
+        x = _crop(rng, world if i % 2 else broad)
+        if rng.random() < 0.15:
+            x = x + _crop(rng, world if rng.random() < 0.5 else broad) * 10 ** (rng.uniform(-15, 0) / 20)
+        x = x * 10 ** (rng.uniform(-18, 6) / 20) * rng.choice([-1.0, 1.0])
+        rows.append(x * min(1.0, 0.99 / (np.abs(x).max() + 1e-9)))
+    return torch.from_numpy(np.stack(rows).astype(np.float32))
+
+
+def _crop(rng: np.random.Generator, pool: np.ndarray) -> np.ndarray:
+    row, start = pool[rng.integers(len(pool))], rng.integers(pool.shape[1] - CROP + 1)
+    return row[start : start + CROP] / np.float32(32767)
+
+
+def spectral_loss(estimate: Tensor, target: Tensor, sample_rate: int, n_fft: int, hop: int, num_bands: int) -> Tensor:
+    """Mean absolute difference of the log-mel spectra of two waveforms (B, N), plus that of their loud parts.
+
+    It is deaf to phase on purpose: codes need not spend bits on it, and codes without it are easier to predict.
+    """
+    ours = log_mel(estimate, sample_rate, n_fft, hop, num_bands, fmin=0.0)
+    with torch.no_grad():
+        theirs = log_mel(target, sample_rate, n_fft, hop, num_bands, fmin=0.0)
+    # Magnitudes to the power of 0.3 weigh what is heard above the details of near silence.
+    return F.l1_loss(ours, theirs) + 3.0 * F.l1_loss((0.3 * ours).exp(), (0.3 * theirs).exp())
+
+
+def make_codec(minutes: float, sounds: int, on_progress: Callable[[CodecNetwork, int, str], None]) -> CodecNetwork:
+    """Train a codec for a time.
+
+    Args:
+        minutes: Of wall time, rendering the sounds not counted.
+        sounds: How many segments of the demo world to render, and half again as many broad sounds.
+        on_progress: Called now and then with the averaged network, the step and a line of news.
+
+    Returns:
+        The averaged network.
+    """
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    world, broad = world_sounds(TRAIN_SEED, sounds)[1], broad_sounds(0, 3 * sounds // 2)
+    network = CodecNetwork(CodecConfig())
+    rate, num_levels = network.config.sample_rate, network.config.num_codebooks
+    quantiser = QuantiserTrainer(network)
+    weights = [p for name, p in network.named_parameters() if name != "codebooks"]
+    optimizer = torch.optim.AdamW(weights, lr=PEAK_RATE, betas=(0.8, 0.99), weight_decay=1e-3)
+    clock, average, quantising, running = Clock(minutes), Average(network), False, 0.0
+
+    for report in clock.steps(optimizer, PEAK_RATE, report_every=200):
+        waveform = draw_batch(rng, world, broad)
+        if not quantising and clock.progress() > BARE_SHARE:
+            with torch.no_grad():
+                seen = torch.cat([network.analyse(draw_batch(rng, world, broad)).flatten(0, 1) for _ in range(12)])
+            quantiser.start(seen)
+            quantising = True
+        latent = network.analyse(waveform)
+        commitment = latent.square().mean()  # until it is quantised, the latent is merely kept small
+        if quantising:
+            fewer = torch.from_numpy(rng.integers(1, num_levels + 1, BATCH))
+            levels = torch.where(torch.from_numpy(rng.random(BATCH) < 0.25), fewer, num_levels)
+            latent, commitment = quantiser(latent, levels)
+        mel = spectral_loss(network.synthesise(latent), waveform, rate, *RESOLUTIONS[rng.integers(len(RESOLUTIONS))])
+        loss = mel + (0.25 if quantising else 0.001) * commitment
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        average.update(network)
+        average.tensors["codebooks"].copy_(network.codebooks.data)  # they are running means already
+        running += 0.02 * (mel.item() - running)
+        if report:
+            share = (quantiser.counts / quantiser.counts.sum(1, keepdim=True)).clamp_min(1e-9)
+            bits = [round(float(b), 2) for b in -(share * share.log2()).sum(1)]
+            news = f"loss {running:.3f}, commitment {commitment.item():.3f}, bits per level {bits}"
+            on_progress(average.of(network), clock.step, news)
+    return average.of(network)

@@ -1,0 +1,113 @@
+"""Makes the weights of the tiny networks: ``python -m vab.demo.weights --part all --out DIR --minutes 62``.
+
+With ``--part report`` it makes nothing, but prints how good the codec is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vab.demo.codec_maker import make_codec
+from vab.demo.codec_report import codec_report
+from vab.demo.judge_maker import make_judge
+from vab.demo.vision_maker import make_vision
+from vab.frozen.tiny import AnyNetwork, weights_to_bytes
+
+MAKERS: dict[str, tuple[Callable[..., AnyNetwork], float, int]] = {
+    "codec": (make_codec, 0.4, 1500),
+    "vision": (make_vision, 0.42, 2500),
+    "judge": (make_judge, 0.18, 3000),
+}
+"""Of each part: its maker, its share of the time when all are made, and how many demo segments it trains on.
+
+So, with 62 minutes on one thread each, the shipped weights were made. Training goes by the clock: made again they will
+be about as good, not equal bit by bit.
+"""
+
+
+def write_weights(path: Path, network: AnyNetwork, facts: dict[str, Any]) -> str:
+    """Write a weights file, complete or not at all.
+
+    Args:
+        path: Where to.
+        network: Whose weights.
+        facts: How it was made, as JSON types.
+
+    Returns:
+        SHA-256 of the file, in hex.
+    """
+    contents = weights_to_bytes(network, facts)
+    partial_path = path.with_name(path.name + ".partial")
+    with partial_path.open("wb") as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())
+    partial_path.replace(path)
+    return hashlib.sha256(contents).hexdigest()
+
+
+def make_part(part: str, out: Path, minutes: float, segments: int | None = None) -> Path:
+    """Train one of the tiny networks and write its weights; a usable file is there from the first news on.
+
+    Args:
+        part: "codec", "vision" or "judge".
+        out: Folder of the file.
+        minutes: Of training, by the clock.
+        segments: How many demo segments to train on; the part's usual number if None.
+
+    Returns:
+        Path of the file, named as the package expects it.
+    """
+    maker, _, usual_segments = MAKERS[part]
+    segments = segments or usual_segments
+    path, start = out / f"tiny_{part}.safetensors", time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    facts = {"maker": f"vab.demo.weights --part {part}", "minutes": minutes, "segments": segments}
+
+    def on_progress(network: AnyNetwork, step: int, news: str) -> None:
+        write_weights(path, network, {**facts, "steps": step, "unfinished": True})
+        print(f"{part} {(time.monotonic() - start) / 60:.1f} min, step {step}: {news}", flush=True)
+
+    network = maker(minutes, segments, on_progress)
+    print(f"{part}: wrote {path}, sha256 {write_weights(path, network, facts)}", flush=True)
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line.
+
+    Args:
+        argv: Arguments; those of the process if None.
+    """
+    parser = argparse.ArgumentParser(prog="python -m vab.demo.weights", description=__doc__)
+    parser.add_argument("--part", choices=[*MAKERS, "all", "report"], required=True)
+    parser.add_argument("--out", type=Path, help="folder for the weights; for a report, the folder they are read from")
+    parser.add_argument("--minutes", type=float, default=62.0, help="training time; shared out if all are made")
+    parser.add_argument("--segments", type=int, help="demo segments to train on, or to report on")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor")
+    parser.add_argument("--esc10", type=Path, help="report: folder of sound files")
+    parser.add_argument("--av", type=Path, help="report: folder of videos with sound")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    if arguments.part == "report":
+        folders = {"ESC-10": arguments.esc10, "real video": arguments.av}
+        print(codec_report(arguments.out, arguments.segments or 300, {k: v for k, v in folders.items() if v}))
+        return
+    if arguments.out is None:
+        parser.error("--out is needed: the folder for the weights")
+    for part, (_, share, _) in MAKERS.items():
+        if arguments.part in (part, "all"):
+            minutes = arguments.minutes * (share if arguments.part == "all" else 1.0)
+            make_part(part, arguments.out, minutes, arguments.segments)
+
+
+if __name__ == "__main__":
+    main()

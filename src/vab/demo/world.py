@@ -1,0 +1,167 @@
+"""The demo world: synthetic segments in which everything that sounds can be seen, written as real video files.
+
+``describe`` decides what happens, ``render_audio`` and ``render_frames`` make it heard and seen, ``write_world`` puts a
+training and a validation set of it on disk, in the shape in which any user's videos come: files and a CSV. The world is
+synthetic; what is learned on it says nothing about real sound.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from vab.data.format import write_atomically
+from vab.data.media import write_video
+from vab.demo.pictures import FPS, render_frames
+from vab.demo.scene import CLASSES, SECONDS, Scene, describe
+from vab.demo.sounds import SAMPLE_RATE, render_audio
+from vab.spec import UserError
+
+__all__ = [
+    "CLASSES",
+    "FPS",
+    "SAMPLE_RATE",
+    "SECONDS",
+    "Scene",
+    "describe",
+    "render_audio",
+    "render_frames",
+    "truth",
+    "write_world",
+]
+
+WORLD_VERSION = 1
+"""Raised when the same (seed, index) gives another scene, sound or picture than before."""
+FIRST_VAL_INDEX = 1_000_000
+"""Training segments have the indices from 0, validation segments those from here: they never meet."""
+
+_PARAMETERS = "world.json"
+
+
+def write_world(
+    out: Path | str, seed: int = 0, num_train: int = 2000, num_val: int = 200, num_workers: int = 2
+) -> None:
+    """Write the world as videos with labels and ground truth.
+
+    What is written::
+
+        train/0000000.mp4 ...  val/1000000.mp4 ...   H.264 and AAC, 4 s, named by the index of their scene
+        train.csv  val.csv     columns file (from the CSV's folder) and labels (joined by ;)
+        events.json            {file: ground truth}, see ``truth``
+        world.json             what was asked for
+
+    A file is there whole or not at all. Stopped and called again, it makes what is missing; the CSVs and
+    ``events.json`` come last, so where they are, all is there. Equal arguments give equal bytes.
+
+    Args:
+        out: Folder; made if absent.
+        seed: Of the world, >= 0.
+        num_train: Segments to train on.
+        num_val: Segments to validate on.
+        num_workers: Processes; 0 does it all in this one.
+
+    Raises:
+        UserError: If a number makes no sense, or ``out`` holds something else, or a world with other numbers.
+    """
+    out = Path(out)
+    _check(seed, num_train, num_val, num_workers)
+    _claim(out, {"version": WORLD_VERSION, "seed": seed, "num_train": num_train, "num_val": num_val})
+    splits = {"train": range(num_train), "val": range(FIRST_VAL_INDEX, FIRST_VAL_INDEX + num_val)}
+    files = {f"{split}/{index:07d}.mp4": index for split, indices in splits.items() for index in indices}
+    for split in splits:
+        (out / split).mkdir(exist_ok=True)
+    missing = [(str(out / file), index) for file, index in files.items() if not (out / file).exists()]
+    console = Console(stderr=True)
+    written = _write_all(missing, seed, num_workers)
+    quiet = not console.is_terminal
+    for _ in track(written, "demo world", total=len(missing), console=console, disable=quiet or not missing):
+        pass
+    scenes = {file: describe(seed, index) for file, index in files.items()}
+    write_atomically(out / "events.json", json.dumps({file: truth(scene) for file, scene in scenes.items()}).encode())
+    for split in splits:
+        table = io.StringIO()
+        rows = csv.writer(table, lineterminator="\n")
+        rows.writerow(["file", "labels"])
+        for file, scene in scenes.items():
+            if file.startswith(f"{split}/"):
+                rows.writerow([file, ";".join(item.kind for item in scene.objects)])
+        write_atomically(out / f"{split}.csv", table.getvalue().encode())
+
+
+def truth(scene: Scene) -> dict[str, Any]:
+    """All of a scene as plain JSON types, to measure against.
+
+    Args:
+        scene: What happens.
+
+    Returns:
+        The fields of ``Scene``. Each of ``objects`` has its ``kind``, its ``events`` (onsets, s), its ``intervals``
+        ([start, stop], s), ``size``, ``rate``, ``path``, and the rest that sound and picture were made from.
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(scene)))
+    return plain
+
+
+def _write_all(jobs: list[tuple[str, int]], seed: int, num_workers: int) -> Iterator[None]:
+    """Write the videos, in as many processes as asked for; yields once for each."""
+    write = partial(_write_segment, seed)
+    if num_workers == 0 or len(jobs) < 2:
+        yield from map(write, jobs)
+        return
+    # Spawned, not forked: the caller may have started threads. An executor, not a Pool: it notices a killed worker.
+    with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=get_context("spawn")) as workers:
+        yield from workers.map(write, jobs, chunksize=max(1, min(16, len(jobs) // (4 * num_workers))))
+
+
+def _write_segment(seed: int, job: tuple[str, int]) -> None:
+    path, index = job
+    scene = describe(seed, index)
+    write_video(path, render_frames(scene), FPS, render_audio(scene), SAMPLE_RATE)
+
+
+def _check(seed: int, num_train: int, num_val: int, num_workers: int) -> None:
+    for name, number in {"seed": seed, "num_train": num_train, "num_val": num_val, "num_workers": num_workers}.items():
+        if number < 0:
+            raise UserError(f"demo world: {name} must be 0 or more, got {number}")
+    if not 1 <= num_train <= FIRST_VAL_INDEX or not num_val:
+        raise UserError(
+            f"demo world: needs 1 to {FIRST_VAL_INDEX} segments to train on and at least one to validate on,"
+            f" got num_train={num_train}, num_val={num_val}"
+        )
+
+
+def _claim(out: Path, parameters: dict[str, int]) -> None:
+    """Make the folder this world's own, or refuse one that is not."""
+    note = out / _PARAMETERS
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; the demo world needs a folder")
+    if note.exists():
+        try:
+            found = json.loads(note.read_text())
+        except ValueError as error:
+            raise UserError(f"{note}: is not JSON; remove {out} or give another --out") from error
+        if found != parameters:
+            raise UserError(
+                f"{out}: holds a demo world made with {_listed(found)}, asked for {_listed(parameters)};"
+                f" give those numbers, another --out, or type: rm -r {out}"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: holds other files and no {_PARAMETERS}; give an empty or absent folder as --out")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, json.dumps(parameters, indent=2).encode())
+
+
+def _listed(parameters: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in parameters.items()) if parameters else "nothing"

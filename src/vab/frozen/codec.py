@@ -1,0 +1,131 @@
+"""Audio codecs: waveform to codes and back, one protocol for all of them.
+
+Extraction encodes with it, generation and the metrics decode with it. Training never sees it: shards carry the codes
+and the codebooks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vab.frozen import Frozen, full_precision
+from vab.spec import UserError
+
+
+class Codec(Frozen, ABC):
+    """Turns sound into K levels of codes, each level refining the sum of those above it (residual quantisation).
+
+    Equal waveforms of equal length give equal codes, alone or in any batch.
+    """
+
+    sample_rate: int
+    """Of the waveforms it takes and gives, Hz."""
+    code_rate: float
+    """Steps per second."""
+    num_codebooks: int
+    """K."""
+    codebook_size: int
+    """S."""
+    code_dim: int
+    """Width of the codebook vectors."""
+
+    @abstractmethod
+    def steps_for(self, samples: int) -> int:
+        """T for a waveform of `samples` samples."""
+
+    @abstractmethod
+    def codebooks(self) -> Tensor:
+        """(K, S, code_dim) float32: the decoder reads nothing of a step but the sum of its codes' vectors."""
+
+    @abstractmethod
+    def _encode(self, waveform: Tensor) -> Tensor:
+        """(B, 1, N) float32 -> (B, K, T) int64, in full precision and free of any effect of the batch."""
+
+    @abstractmethod
+    def _decode(self, codes: Tensor) -> Tensor:
+        """(B, K, T) int64 -> (B, 1, at least the samples of T steps) float32."""
+
+    @torch.no_grad()
+    def encode(self, waveform: Tensor, sample_rate: int | None = None) -> Tensor:
+        """Sound to codes.
+
+        Args:
+            waveform: (B, 1, N) float32 in [-1, 1] at the codec's own rate, N >= 1. Cut or pad before batching.
+            sample_rate: The waveform's rate, Hz, where the caller knows it: another than the codec's is refused.
+
+        Returns:
+            (B, K, T) int64 in [0, S), with T = `steps_for(N)`.
+
+        Raises:
+            UserError: If the rate is not the codec's: nothing is resampled silently.
+            ValueError: If the shape is not (B, 1, N), or a sample is not finite.
+        """
+        if sample_rate is not None and sample_rate != self.sample_rate:
+            raise UserError(
+                f"codec {self.name} takes {self.sample_rate} Hz, got {sample_rate} Hz: "
+                f"resample first, with vab.audio.resample(x, {sample_rate}, {self.sample_rate})"
+            )
+        if waveform.ndim != 3 or waveform.shape[1] != 1 or waveform.shape[2] == 0:
+            raise ValueError(f"codec {self.name} takes a waveform (B, 1, N), N >= 1, got {tuple(waveform.shape)}")
+        if not bool(torch.isfinite(waveform).all()):
+            raise ValueError(f"codec {self.name}: the waveform has samples that are not finite")
+        with full_precision(waveform.device):
+            return self._encode(waveform.float())
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:
+        """Codes to sound.
+
+        Args:
+            codes: (B, K, T) int64 in [0, S).
+            samples: Length wanted, one for which `steps_for(samples)` is T; the whole of T steps if None.
+
+        Returns:
+            (B, 1, samples) float32, nominally in [-1, 1]: a decoder may overshoot, and writers clip.
+
+        Raises:
+            ValueError: If the shape is not (B, K, T), a code is outside [0, S), or T steps do not make `samples`.
+        """
+        if codes.ndim != 3 or codes.shape[1] != self.num_codebooks or codes.shape[2] == 0:
+            raise ValueError(f"codec {self.name} takes codes (B, {self.num_codebooks}, T), got {tuple(codes.shape)}")
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
+            raise ValueError(
+                f"codec {self.name} takes codes in [0, {self.codebook_size}), "
+                f"got values from {int(codes.min())} to {int(codes.max())}"
+            )
+        if samples is not None and (samples < 1 or self.steps_for(samples) != codes.shape[2]):
+            raise ValueError(
+                f"codec {self.name}: {samples} samples are {self.steps_for(max(samples, 0))} steps, "
+                f"but the codes have {codes.shape[2]}"
+            )
+        with full_precision(codes.device):
+            waveform = self._decode(codes)
+        return waveform[..., :samples]
+
+
+def _tiny() -> Codec:
+    from vab.frozen.tiny import TinyCodec  # here, since tiny.py builds on the class above
+
+    return TinyCodec()
+
+
+_CODECS: dict[str, Callable[[], Codec]] = {"tiny": _tiny}
+
+
+def load_codec(name: str, device: torch.device | str = "cpu") -> Codec:
+    """Get a codec by name.
+
+    Args:
+        name: "tiny" ships with the package and needs no network.
+        device: Where it shall run.
+
+    Raises:
+        UserError: If the name is unknown.
+    """
+    if name not in _CODECS:
+        raise UserError(f"unknown codec {name!r}: there is {', '.join(sorted(_CODECS))}")
+    return _CODECS[name]().freeze().to(device)

@@ -1,0 +1,503 @@
+"""The tiny codec, vision encoder and judge that ship with the package, so that everything runs with no download.
+
+Here is how they compute; `vab.demo.weights` makes their weights. A weights file is safetensors: its metadata holds the
+numbers of the architecture and the facts of the making, so that the file alone defines the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from vab.audio import log_mel
+from vab.frozen.codec import Codec
+from vab.frozen.judges import Judge, JudgeOutput
+from vab.frozen.vision import VisionEncoder
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """Architecture of `CodecNetwork`; rates in Hz, lengths in samples."""
+
+    sample_rate: int = 16000
+    hop: int = 320
+    long_window: int = 1280
+    short_window: int = 320
+    dim: int = 128
+    hidden: int = 384
+    encoder_blocks: int = 4
+    decoder_blocks: int = 5
+    num_codebooks: int = 4
+    codebook_size: int = 256
+    code_dim: int = 128
+    num_partials: int = 128
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Architecture of `VisionNetwork`; `size` is the side of the square it reads, pixels."""
+
+    size: int = 64
+    widths: tuple[int, int, int] = (32, 64, 96)
+    place_channels: int = 16
+    feature_dim: int = 128
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Architecture of `JudgeNetwork`; rates in Hz, lengths in samples."""
+
+    classes: tuple[str, ...]
+    sample_rate: int = 16000
+    n_fft: int = 1024
+    hop: int = 320
+    num_bands: int = 64
+    widths: tuple[int, int, int, int] = (32, 64, 128, 192)
+    embedding_dim: int = 128
+    min_samples: int = 3200
+
+
+class ConvNeXtBlock(nn.Module):
+    """Mixes seven neighbouring steps channel by channel, then the channels of each step; adds that to its input.
+
+    Source: Liu et al. 2022 (ConvNeXt), in one dimension as in Siuzdak 2023 (Vocos).
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.norm = nn.LayerNorm(dim)
+        self.expand = nn.Linear(dim, hidden)
+        self.shrink = nn.Linear(hidden, dim)
+        self.scale = nn.Parameter(torch.full((dim,), 0.2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, dim) -> (B, T, dim)."""
+        mixed = self.mix(x.transpose(1, 2)).transpose(1, 2)
+        added: Tensor = self.scale * self.shrink(F.gelu(self.expand(self.norm(mixed))))
+        return x + added
+
+
+class CodecNetwork(nn.Module):
+    """A codec at frame rate: spectra in, a few convolutions, a residual quantiser, partials and noise out.
+
+    There is no convolution at sample rate, so it runs and trains an order of magnitude faster on a CPU than the usual
+    waveform codecs. The decoder says, for each step, how loud a partial is in each band of 62.5 Hz and at what
+    frequency, and the spectrum of the noise around them; `synthesise` lets the partials run on from step to step. Codes
+    therefore need not tell phase: a steady tone is a steady code. The waveform is not kept, its spectrum is.
+
+    Source: sinusoids and noise as in Serra and Smith 1990, sinusoids added as lobes of a spectrum as in Rodet and
+    Depalle 1992, from a network as in Engel et al. 2020 (DDSP); residual quantiser as in Zeghidour et al. 2021.
+    """
+
+    LOBE_BINS = 6
+    """Bins of a partial's lobe on either side of its band; what a Hann window spreads further is 60 dB down."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, frame = config.dim, 2 * config.hop
+        inputs = config.long_window // 2 + config.short_window // 2 + 2
+        outputs = 2 * config.num_partials + config.hop + 1
+        self.embed = nn.Linear(inputs, dim)
+        self.past_encoder = nn.Linear(inputs, config.code_dim)
+        self.encoder = nn.ModuleList(ConvNeXtBlock(dim, config.hidden) for _ in range(config.encoder_blocks))
+        self.encoder_norm = nn.LayerNorm(dim)
+        self.to_latent = nn.Linear(dim, config.code_dim)
+        self.codebooks = nn.Parameter(torch.zeros(config.num_codebooks, config.codebook_size, config.code_dim))
+        self.from_latent = nn.Linear(config.code_dim, dim)
+        self.decoder = nn.ModuleList(ConvNeXtBlock(dim, config.hidden) for _ in range(config.decoder_blocks))
+        self.decoder_norm = nn.LayerNorm(dim)
+        self.to_spectrum = nn.Linear(dim, outputs)
+        self.past_decoder = nn.Linear(config.code_dim, outputs)
+        # Bands of equal width from 0 Hz to half the rate, in bins of the synthesis frame; the lobes' bins around them.
+        width = (frame / 2) / config.num_partials
+        centres = (torch.arange(config.num_partials) + 0.5) * width  # (J,)
+        bins = centres.round().long()[:, None] + torch.arange(-self.LOBE_BINS, self.LOBE_BINS + 1)  # (J, lobe)
+        self.band_width = width
+        self.register_buffer("centres", centres, persistent=False)
+        self.register_buffer("bins", bins, persistent=False)
+        self.register_buffer("hann", torch.hann_window(frame), persistent=False)
+        self.centres: Tensor
+        self.bins: Tensor
+        self.hann: Tensor
+        self._start_as_vocoder()
+
+    @torch.no_grad()
+    def _start_as_vocoder(self) -> None:
+        """Begin with what is known: the latent is the mean log power of each band, and the decoder plays it back.
+
+        From random weights, a quarter of an hour of training does not reach what this starts from.
+        """
+        c = self.config
+        hertz = torch.arange(c.long_window // 2 + 1) * (c.sample_rate / c.long_window)
+        centres = (torch.arange(c.code_dim) + 0.5) * (c.sample_rate / 2 / c.code_dim)
+        near = ((hertz - centres[:, None]).abs() <= c.sample_rate / 4 / c.code_dim).float()  # (code_dim, long bins)
+        self.past_encoder.weight.zero_()
+        self.past_encoder.weight[:, : near.shape[1]] = near / near.sum(dim=1, keepdim=True)
+        self.past_encoder.bias.zero_()
+        played = torch.cat([torch.arange(c.num_partials) + 0.5, torch.arange(c.hop + 1) * (c.num_partials / c.hop)])
+        source = (played * (c.code_dim / c.num_partials)).long().clamp_max(c.code_dim - 1)
+        rows = torch.cat(
+            [torch.arange(c.num_partials), torch.arange(2 * c.num_partials, 2 * c.num_partials + c.hop + 1)]
+        )
+        self.past_decoder.weight.zero_()
+        self.past_decoder.weight[rows, source] = 2.0  # features are a quarter of log power, loudness a half
+        self.past_decoder.bias.zero_()
+        self.past_decoder.bias[rows] = torch.cat([torch.full((c.num_partials,), 2.5), torch.full((c.hop + 1,), 1.5)])
+        for layer in (self.to_latent, self.to_spectrum):
+            layer.weight.zero_()
+            layer.bias.zero_()
+
+    def steps_for(self, samples: int) -> int:
+        """A step for every `hop` samples, the last one begun included."""
+        return math.ceil(samples / self.config.hop)
+
+    def analyse(self, waveform: Tensor) -> Tensor:
+        """Waveform (B, N) to latent (B, T, code_dim), not yet quantised.
+
+        Step t sees a long and a short window around samples t * hop to (t + 1) * hop, one for pitch and one for time;
+        outside the waveform there is silence.
+        """
+        steps = self.steps_for(waveform.shape[1])
+        spectra = [self._log_spectra(waveform, steps, w) for w in (self.config.long_window, self.config.short_window)]
+        features = torch.cat(spectra, dim=-1)
+        x = self.embed(features)  # (B, T, dim)
+        for block in self.encoder:
+            x = block(x)
+        latent: Tensor = self.to_latent(self.encoder_norm(x)) + self.past_encoder(features)
+        return latent
+
+    def _log_spectra(self, waveform: Tensor, steps: int, window: int) -> Tensor:
+        """(B, N) -> (B, T, window // 2 + 1): log power, about -3.8 for silence and 2 for a full-scale tone."""
+        hop = self.config.hop
+        margin = (window - hop) // 2
+        padded = F.pad(waveform, (margin, margin + steps * hop - waveform.shape[1]))
+        shape = torch.hann_window(window, device=waveform.device) * (4.0 / window)  # a full-scale tone has magnitude 1
+        spectrum = torch.fft.rfft(padded.unfold(1, window, hop) * shape)
+        return 0.25 * (spectrum.real.square() + spectrum.imag.square() + 1e-10).log() + 2.0
+
+    def quantise(self, latent: Tensor) -> Tensor:
+        """Latent (B, T, code_dim) to codes (B, K, T): each level takes the entry nearest to what those above left."""
+        residual, codes = latent, []
+        for entries in self.codebooks:  # (S, code_dim)
+            distance = entries.square().sum(-1) - 2 * residual @ entries.T  # (B, T, S), less the residual's own norm
+            code = distance.argmin(dim=-1)  # (B, T)
+            residual = residual - entries[code]
+            codes.append(code)
+        return torch.stack(codes, dim=1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (B, K, T) to the sum of their vectors (B, T, code_dim)."""
+        levels = torch.arange(codes.shape[1], device=codes.device)[:, None]  # (K, 1) against (B, K, T)
+        return self.codebooks[levels, codes].sum(dim=1)
+
+    def synthesise(self, latent: Tensor) -> Tensor:
+        """Latent (B, T, code_dim) to waveform (B, T * hop): a spectrum per step, overlapped and added."""
+        hop, steps = self.config.hop, latent.shape[1]
+        x = self.from_latent(latent)
+        for block in self.decoder:
+            x = block(x)
+        spectrum = self.to_spectrum(self.decoder_norm(x)) + self.past_decoder(latent)
+        loudness, offset, floor = spectrum.split([self.config.num_partials] * 2 + [hop + 1], dim=-1)
+        # Untrained it whispers, and it cannot overflow. A partial may stray a little beyond its band's edges.
+        amplitude = (loudness - 6.0).clamp_max(1.0).exp()
+        frequency = self.centres + 0.7 * self.band_width * torch.tanh(offset)  # bins of 1 / (2 hop) cycles per sample
+        noise = (floor - 6.0).clamp_max(1.0).exp()  # (B, T, hop + 1)
+        real, imag = self._partials(amplitude, frequency)
+        hiss = self._hiss(steps, noise.device)
+        both = (torch.complex(real, imag) + noise * hiss) * (2 * hop)
+        frames = torch.fft.irfft(both, n=2 * hop)  # (B, T, 2 hop), its middle at the middle of step t
+        halves = F.pad(frames, (0, 0, 1, 1)).unflatten(2, (4, hop // 2))  # (B, T + 2, 4, hop / 2)
+        # The first half of step t hears the end of frame t - 1; its second half the beginning of frame t + 1.
+        first = halves[:, 1:-1, 1] + halves[:, :-2, 3]
+        second = halves[:, 1:-1, 2] + halves[:, 2:, 0]
+        waveform = torch.stack([first, second], dim=2).flatten(1)  # (B, T * hop)
+        # At the two ends one frame is alone; elsewhere the windows add up to 1.
+        weight = torch.ones_like(waveform[0])
+        weight[: hop // 2], weight[-hop // 2 :] = self.hann[hop // 2 : hop], self.hann[hop : hop + hop // 2]
+        return waveform / weight
+
+    def _partials(self, amplitude: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+        """Spectrum of the partials, times a Hann window with its middle at phase 0: (B, T, J) to twice (B, T, hop + 1).
+
+        Each partial's phase runs on with the mean of its frequencies at two steps. No gradient goes through phase: it
+        would tie every step to all before, and the lobe's place already says where the frequency should be.
+        """
+        bins = frequency.detach()
+        advance = F.pad((bins[:, :-1] + bins[:, 1:]) / 4 % 1.0, (0, 0, 1, 0))  # cycles in one hop, whole ones left out
+        start = torch.arange(frequency.shape[2], device=frequency.device) * 0.381966  # no two bands start together
+        phase = 2 * math.pi * ((advance.cumsum(dim=1) + start) % 1.0)  # (B, T, J)
+        away = self.bins - frequency.unsqueeze(-1)  # (B, T, J, lobe): bins from the partial
+        below = 1 - away.square()
+        edge = below.abs() < 1e-4  # 0 / 0, of which the limit is a half
+        lobe = torch.where(edge, 0.5, torch.sinc(away) / torch.where(edge, 1.0, below))  # transform of a Hann window
+        sign = 1 - 2 * (self.bins % 2)  # moves the lobe's time from the beginning of the frame to its middle
+        lobe = 0.25 * amplitude.unsqueeze(-1) * lobe * sign
+        count = self.config.hop + 1
+        inside = ((self.bins >= 0) & (self.bins < count)).flatten()
+        at = self.bins.flatten()[inside]
+        totals = []
+        for wave in (phase.cos(), phase.sin()):
+            parts = (lobe * wave.unsqueeze(-1)).flatten(2)[..., inside]
+            totals.append(parts.new_zeros(*parts.shape[:2], count).index_add(2, at, parts))
+        return totals[0], totals[1]
+
+    def _hiss(self, steps: int, device: torch.device) -> Tensor:
+        """(T, hop + 1) complex: spectra of windowed white noise of about unit size, the same in every call."""
+        generator = torch.Generator().manual_seed(0)
+        white = torch.randn(steps, 2 * self.config.hop, generator=generator).to(device)
+        hiss: Tensor = torch.fft.rfft(white * self.hann) / math.sqrt(2 * self.config.hop)
+        return hiss
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, height, width) -> the same shape."""
+        return F.relu(x + self.body(x))
+
+
+def _halve(inputs: int, outputs: int) -> nn.Sequential:
+    """A 3x3 convolution that halves both sides."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+class VisionNetwork(nn.Module):
+    """A small convolutional network whose feature keeps places: its last map is flattened, not averaged away."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        first, second, third = config.widths
+        self.body = nn.Sequential(
+            _halve(3, first), _halve(first, second), ResidualBlock(second), _halve(second, third), ResidualBlock(third)
+        )
+        self.place = nn.Conv2d(third, config.place_channels, 1)
+        side = config.size // 8
+        self.project = nn.Linear(config.place_channels * side * side + third, config.feature_dim)
+        # Without a scale of its own: in evaluation it makes each channel about unit variance over the training frames.
+        self.unit = nn.BatchNorm1d(config.feature_dim, affine=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(M, 3, size, size) in [-1, 1] -> (M, feature_dim)."""
+        x = self.body(pixels)  # (M, third, side, side)
+        both = torch.cat([F.relu(self.place(x)).flatten(1), x.amax(dim=(2, 3))], dim=1)
+        feature: Tensor = self.unit(self.project(both))
+        return feature
+
+
+class JudgeNetwork(nn.Module):
+    """A convolutional network on log-mel spectra, pooled over all time, so that any length is heard whole."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        super().__init__()
+        self.config = config
+        a, b, c, d = config.widths
+        self.body = nn.Sequential(
+            _halve(1, a),
+            _halve(a, b),
+            _halve(b, c),
+            _halve(c, d),
+            nn.Conv2d(d, d, (3, 1), padding=(1, 0), bias=False),
+            nn.BatchNorm2d(d),
+            nn.ReLU(),
+        )
+        self.embed = nn.Linear(2 * d, config.embedding_dim)
+        self.classify = nn.Linear(config.embedding_dim, len(config.classes))
+
+    def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N) -> embedding (B, embedding_dim) and scores before softmax (B, L)."""
+        c = self.config
+        mel = log_mel(waveform, c.sample_rate, c.n_fft, c.hop, c.num_bands)  # (B, bands, frames)
+        x = self.body((mel.unsqueeze(1) + 7.0) / 3.0)  # (B, d, bands / 16, frames / 16)
+        x = x.mean(dim=2)  # over bands
+        embedding = self.embed(torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1))
+        return embedding, self.classify(F.relu(embedding))
+
+
+def squash(frames: np.ndarray, size: int) -> Tensor:
+    """Frames to the pixels that `VisionNetwork` reads; see `TinyVision.preprocessing` for the words.
+
+    Squashed rather than cropped: what sounds may be at the edge of the picture, and a crop would lose it.
+
+    Args:
+        frames: (V, H, W, 3) uint8 RGB.
+        size: Side of the result, pixels.
+
+    Returns:
+        (V, 3, size, size) float32 in [-1, 1].
+
+    Raises:
+        ValueError: If the shape or the dtype is another.
+    """
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"frames are (V, H, W, 3) uint8, got {frames.shape} {frames.dtype}")
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # (V, 3, H, W)
+    if pixels.shape[2:] != (size, size) and len(pixels):
+        pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
+    return pixels.float().div(127.5).sub(1.0).contiguous()
+
+
+AnyConfig = TypeVar("AnyConfig", CodecConfig, VisionConfig, JudgeConfig)
+AnyNetwork = CodecNetwork | VisionNetwork | JudgeNetwork
+
+
+def shipped_weights(part: str) -> Path:
+    """Where the package keeps the weights of "codec", "vision" or "judge"."""
+    return Path(str(resources.files("vab.frozen") / "weights" / f"tiny_{part}.safetensors"))
+
+
+def weights_to_bytes(network: AnyNetwork, facts: dict[str, Any]) -> bytes:
+    """The contents of a weights file: matrices in float16, the rest as it is.
+
+    Codebooks stay float32, since shards and checkpoints carry copies of them.
+
+    Args:
+        network: Whose weights and architecture are written.
+        facts: How it was made, as JSON types; kept for readers, not read by the loader.
+    """
+    tensors = {
+        name: tensor.half().contiguous() if tensor.ndim >= 2 and name != "codebooks" else tensor.contiguous()
+        for name, tensor in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    metadata = {"config": json.dumps(asdict(network.config)), "made": json.dumps(facts)}
+    return save(tensors, metadata)
+
+
+def _read_weights(path: Path, config_class: type[AnyConfig]) -> tuple[AnyConfig, dict[str, Tensor], str]:
+    """Config, float32 tensors and SHA-256 of a weights file."""
+    contents = path.read_bytes()
+    header_length = int.from_bytes(contents[:8], "little")
+    numbers: dict[str, Any] = json.loads(json.loads(contents[8 : 8 + header_length])["__metadata__"]["config"])
+    numbers = {name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()}
+    config: AnyConfig = config_class(**numbers)
+    return config, {name: t.float() for name, t in load(contents).items()}, hashlib.sha256(contents).hexdigest()
+
+
+def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load all weights; the batch counters of normalisation, of no use once frozen, may be absent."""
+    missing, unexpected = network.load_state_dict(tensors, strict=False)
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise ValueError(f"weights do not fit the network: missing {missing}, unexpected {unexpected}")
+
+
+class TinyCodec(Codec):
+    """16 kHz, 50 steps per second, 4 levels of 256: 1.6 kbit/s.
+
+    Trained on procedural sound alone, half of it the demo world's. It keeps the spectrum and drops the phase.
+
+    Args:
+        weights: A file made by `vab.demo.weights`; the shipped one if None.
+    """
+
+    def __init__(self, weights: Path | None = None) -> None:
+        super().__init__()
+        config, tensors, self.weight_hash = _read_weights(weights or shipped_weights("codec"), CodecConfig)
+        self.name = "tiny"
+        self.sample_rate = config.sample_rate
+        self.code_rate = config.sample_rate / config.hop
+        self.num_codebooks = config.num_codebooks
+        self.codebook_size = config.codebook_size
+        self.code_dim = config.code_dim
+        self.network = CodecNetwork(config)
+        _fill(self.network, tensors)
+        self.freeze()
+
+    def steps_for(self, samples: int) -> int:
+        """A step for every 20 ms, the last one begun included."""
+        return self.network.steps_for(samples)
+
+    def codebooks(self) -> Tensor:
+        """(K, S, code_dim) float32: the decoder reads the sum over levels."""
+        return self.network.codebooks.detach().clone()
+
+    def _encode(self, waveform: Tensor) -> Tensor:
+        # One segment at a time: matrix kernels depend on the batch, and another order of summation flips a close code.
+        codes = [self.network.quantise(self.network.analyse(row)) for row in waveform.unbind(0)]
+        return torch.cat(codes) if codes else waveform.new_empty((0, self.num_codebooks, 0), dtype=torch.int64)
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        return self.network.synthesise(self.network.lookup(codes)).unsqueeze(1)
+
+
+class TinyVision(VisionEncoder):
+    """128 numbers per frame that say which of the demo world's objects are seen, where, how large and how they move.
+
+    Args:
+        weights: A file made by `vab.demo.weights`; the shipped one if None.
+    """
+
+    def __init__(self, weights: Path | None = None) -> None:
+        super().__init__()
+        config, tensors, self.weight_hash = _read_weights(weights or shipped_weights("vision"), VisionConfig)
+        self.name = "tiny"
+        self.feature_dim = config.feature_dim
+        self.size = config.size
+        self.preprocessing = (
+            f"whole frame squashed to {config.size}x{config.size} (no crop, aspect ratio not kept), "
+            "bilinear with antialiasing, RGB / 127.5 - 1"
+        )
+        self.network = VisionNetwork(config)
+        _fill(self.network, tensors)
+        self.freeze()
+
+    def preprocessor(self) -> Callable[[np.ndarray], Tensor]:
+        """`squash` at this network's size."""
+        return partial(squash, size=self.size)
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.network(pixels)
+        return features
+
+
+class TinyJudge(Judge):
+    """Tells the demo world's sounds apart. A segment with two sounding objects should read one half for each.
+
+    Args:
+        weights: A file made by `vab.demo.weights`; the shipped one if None.
+    """
+
+    def __init__(self, weights: Path | None = None) -> None:
+        super().__init__()
+        config, tensors, self.weight_hash = _read_weights(weights or shipped_weights("judge"), JudgeConfig)
+        self.name = "tiny"
+        self.sample_rate = config.sample_rate
+        self.classes = config.classes
+        self.embedding_dim = config.embedding_dim
+        self.min_samples = config.min_samples
+        self.network = JudgeNetwork(config)
+        _fill(self.network, tensors)
+        self.freeze()
+
+    def _listen(self, waveform: Tensor) -> JudgeOutput:
+        embedding, scores = self.network(waveform[:, 0])
+        return JudgeOutput(embedding, scores.softmax(dim=-1))

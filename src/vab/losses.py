@@ -1,0 +1,119 @@
+"""What training minimises, and the sums behind what it reports: functions of tensors.
+
+Logits are (B, K, T, S) and codes (B, K, T). To flatten one level by level and the other step by step is an easy mistake
+that trains on noise: here both go through one pair of functions, at the end of the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_VISIBLE = -100  # what cross_entropy skips unless told otherwise
+
+
+def masked_code_loss(logits: Tensor, codes: Tensor, mask: Tensor, label_smoothing: float = 0.1) -> Tensor:
+    """How badly the network guesses the hidden codes.
+
+    Only hidden codes count: visible ones are input, and scoring them would reward copying. Each hidden code weighs
+    the same, so a record with more hidden codes weighs more.
+
+    Args:
+        logits: (B, K, T, S) float. Scores over the codebook, before softmax.
+        codes: (B, K, T) int64 in [0, S). What the codec produced; unread where nothing is hidden.
+        mask: (B, K, T) bool. True where the code was hidden; at least one.
+        label_smoothing: Share of the target's mass that is spread evenly over the codebook.
+
+    Returns:
+        Scalar float32, nats per hidden code; log(S) is the score of guessing evenly. NaN if nothing is hidden.
+
+    Source: VAB, Su et al. 2024 (hidden tokens only); label smoothing 0.1: the authors' follow-up code.
+    """
+    # Not logits[mask]: a shape that depends on data makes a GPU wait and cannot be compiled. On a CPU it is slower too.
+    return F.cross_entropy(_by_step(logits), _targets(codes, mask), label_smoothing=label_smoothing)
+
+
+@dataclass(frozen=True)
+class MaskedCodeSums:
+    """Sums over the hidden codes of each record and level, from which any mean is a division away.
+
+    Sums, not means, so that numbers from several batches and ranks add up to exactly what one batch would have given.
+    """
+
+    nll: Tensor
+    """(B, K) float64: -log p of the right code, nats, summed."""
+    correct: Tensor
+    """(B, K) int64: how often the likeliest code was the right one."""
+    hidden: Tensor
+    """(B, K) int64: how many codes were hidden."""
+
+    def per_level(self) -> Tensor:
+        """(K, 3) float64: nll, correct and hidden of each level."""
+        return self._stack().sum(0)
+
+    def per_bucket(self, bucket: Tensor, num_buckets: int) -> Tensor:
+        """(num_buckets, 3) float64: nll, correct and hidden of the records of each bucket; zeros where none fell.
+
+        Args:
+            bucket: (B,) int64 in [0, num_buckets), such as `mask_ratio_bucket` gives.
+            num_buckets: How many rows to return.
+        """
+        sums = self._stack().sum(1)  # (B, 3)
+        return sums.new_zeros(num_buckets, 3).index_add(0, bucket, sums)
+
+    def _stack(self) -> Tensor:
+        return torch.stack([self.nll, self.correct.double(), self.hidden.double()], dim=-1)  # (B, K, 3)
+
+
+@torch.no_grad()
+def masked_code_sums(logits: Tensor, codes: Tensor, mask: Tensor) -> MaskedCodeSums:
+    """Likelihood and accuracy of the hidden codes, without label smoothing.
+
+    Args:
+        logits: (B, K, T, S) float.
+        codes: (B, K, T) int64 in [0, S); unread where nothing is hidden.
+        mask: (B, K, T) bool, True = hidden. All False in a record that must not be scored.
+
+    Returns:
+        Sums for each record and level. No gradient flows.
+    """
+    batch, num_codebooks, num_steps = codes.shape
+    nll = F.cross_entropy(_by_step(logits), _targets(codes, mask), reduction="none")  # (B * T * K), 0 where visible
+    correct = (logits.argmax(-1) == codes) & mask  # (B, K, T)
+    return MaskedCodeSums(
+        nll=nll.view(batch, num_steps, num_codebooks).sum(1, dtype=torch.float64),
+        correct=correct.sum(-1),
+        hidden=mask.sum(-1),
+    )
+
+
+def mask_ratio_bucket(mask: Tensor, steps: Tensor | None = None, num_buckets: int = 10) -> Tensor:
+    """Which tenth (for ten buckets) of the range 0..1 each record's share of hidden codes falls into.
+
+    Guessing is easier the more is seen, so a loss says little without the share that was hidden.
+
+    Args:
+        mask: (B, K, T) bool, True = hidden.
+        steps: (B,) int64. How many steps of each record are sound; None if all.
+        num_buckets: Buckets of equal width; bucket i holds the shares in [i, i + 1) / num_buckets, the last one 1 too.
+
+    Returns:
+        (B,) int64 in [0, num_buckets).
+    """
+    num_codebooks, num_steps = mask.shape[1:]
+    num_codes = num_codebooks * (num_steps if steps is None else steps)
+    # In integers: a share of exactly 0.7 must not round into the bucket below.
+    return (mask.flatten(1).sum(1) * num_buckets // num_codes).clamp(max=num_buckets - 1)
+
+
+def _by_step(logits: Tensor) -> Tensor:
+    """(B, K, T, S) to (B * T * K, S) float32. The heads lay logits out step by step, so nothing is copied."""
+    return logits.transpose(1, 2).flatten(0, 2).float()  # bf16 has 8 bits: too few for a sum over a codebook
+
+
+def _targets(codes: Tensor, mask: Tensor) -> Tensor:
+    """(B, K, T) to (B * T * K): the hidden codes in the order of `_by_step`, `_VISIBLE` elsewhere."""
+    return codes.masked_fill(~mask, _VISIBLE).transpose(1, 2).flatten()

@@ -1,0 +1,65 @@
+"""How well hidden codes are guessed, over a data set: loss and accuracy, per level and per share of hidden codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+BUCKETS = 10
+"""Shares of hidden codes are told apart in tenths."""
+
+
+def guessing_table(per_level: Tensor, per_bucket: Tensor) -> dict[str, Tensor]:
+    """Means from sums; what was never hidden is left out, since it has none.
+
+    Args:
+        per_level: (K, 3) float64. Negative log-likelihood in nats, right guesses, hidden codes, of each level.
+        per_bucket: (BUCKETS, 3) float64. The same of records whose share of hidden codes lies in each tenth.
+
+    Returns:
+        Scalars, named ``loss``, ``accuracy``, ``loss_level_0``, ..., ``loss_hidden_50_60``, ...; nats, and shares of 1.
+    """
+    table: dict[str, Tensor] = {}
+
+    def add(suffix: str, sums: Tensor) -> None:
+        nll, correct, hidden = sums
+        if hidden > 0:
+            table[f"loss{suffix}"] = nll / hidden
+            table[f"accuracy{suffix}"] = correct / hidden
+
+    add("", per_level.sum(0))
+    for level, sums in enumerate(per_level):
+        add(f"_level_{level}", sums)
+    for bucket, sums in enumerate(per_bucket):
+        add(f"_hidden_{bucket * 100 // BUCKETS}_{(bucket + 1) * 100 // BUCKETS}", sums)
+    return table
+
+
+class GuessingQuality(Metric):
+    """``guessing_table`` over a whole data set: streamed in float64 sums, equal on any split over batches and ranks."""
+
+    full_state_update = False
+    per_level: Tensor
+    per_bucket: Tensor
+
+    def __init__(self, num_codebooks: int) -> None:
+        super().__init__()
+        self.set_dtype(torch.float64)
+        self.add_state("per_level", torch.zeros(num_codebooks, 3, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("per_bucket", torch.zeros(BUCKETS, 3, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, per_level: Tensor, per_bucket: Tensor) -> None:
+        """Add a batch's sums; shapes as in ``guessing_table``."""
+        self.per_level += per_level
+        self.per_bucket += per_bucket
+
+    def compute(self) -> dict[str, Tensor]:
+        """The table.
+
+        Raises:
+            ValueError: If no hidden code was counted.
+        """
+        if not self.per_level[:, 2].sum() > 0:
+            raise ValueError("no hidden code was counted: there is nothing to report")
+        return guessing_table(self.per_level, self.per_bucket)

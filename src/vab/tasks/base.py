@@ -1,0 +1,216 @@
+"""What every task shares: the backbone, the optimizer with its schedule, and reading a checkpoint back."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from vab.backbone import Backbone
+from vab.spec import Batch, SegmentSpec, UserError
+
+Built = dict[str, Any]
+"""An object as plain JSON: ``{"class_path": ..., "init_args": {...}}``, the form that configs have."""
+
+
+class BaseTask(LightningModule):
+    """The backbone and how it is optimised; a task adds its steps.
+
+    Hyper-parameters are plain JSON, so every checkpoint opens with ``torch.load(..., weights_only=True)``: made by the
+    command line they are the parsed config, made in Python they are the same thing written by ``described_as``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(params, lr=2e-4, weight_decay=1e-6),
+        warmup_steps: int = 20_000,
+        schedule_steps: int | None = 300_000,
+        final_lr_ratio: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """Configure the optimisation.
+
+        Args:
+            backbone: The network.
+            optimizer: Takes parameter groups. The values are the follow-up's (VATT): AdamW 2e-4, decay 1e-6; VAB's own
+                are not printed.
+            warmup_steps: Steps over which the learning rate rises linearly from 0 (VATT's value).
+            schedule_steps: Step at which the linear fall ends; none means the trainer's ``max_steps`` (VATT's value).
+            final_lr_ratio: Learning rate at the end of the fall, as a share of the top one.
+            seed: Of the task's own randomness (masks, feature dropout, dropout), apart from the order's.
+        """
+        super().__init__()
+        self.backbone = backbone if isinstance(backbone, nn.Module) else build(backbone)
+        # By its description: a callable of the command line's drags its parser into every copy of the module.
+        self.make_optimizer = build_later(described_as(optimizer))
+        self.warmup_steps = warmup_steps
+        self.schedule_steps = schedule_steps
+        self.final_lr_ratio = final_lr_ratio
+        self.seed = seed
+
+    @property
+    def spec(self) -> SegmentSpec:
+        """The segment that this model knows."""
+        return self.backbone.spec
+
+    def remember(self, **arguments: Any) -> None:
+        """Store the arguments of ``__init__`` as hyper-parameters, in JSON.
+
+        The command line hands Lightning the parsed config, which then takes the place of ``arguments``.
+        """
+        self.save_hyperparameters({name: described_as(value) for name, value in arguments.items()}, logger=False)
+        self.hparams.setdefault("_class_path", f"{type(self).__module__}.{type(self).__name__}")
+        try:
+            json.dumps(dict(self.hparams))
+        except TypeError as error:
+            raise UserError(f"hyper-parameters must be plain JSON, or checkpoints would not reload: {error}") from error
+
+    def setup(self, stage: str) -> None:
+        """Take the codec's codebooks from the data set, and refuse data that the model was not made for."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return
+        self.spec.require(data.spec, "model", "shards")
+        if not self.backbone.has_codebooks:
+            self.backbone.set_codebooks(data.codebooks)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed this step's dropout from its place in the run, so that a resumed run draws what it would have drawn."""
+        torch.manual_seed(fold(self.seed, self.current_epoch, batch_idx, self.global_rank))
+
+    def configure_optimizers(self) -> Any:
+        """Two groups, with and without weight decay, and a linear rise and fall of the learning rate."""
+        optimizer = self.make_optimizer(decay_groups(self))
+        end = self.schedule_steps if self.schedule_steps is not None else int(self.trainer.estimated_stepping_batches)
+        if self.warmup_steps >= end:
+            raise UserError(
+                f"warmup_steps {self.warmup_steps} must be below the schedule's {end} steps: "
+                f"lower --model.warmup_steps or raise --trainer.max_steps"
+            )
+        schedule = LambdaLR(optimizer, LinearWarmupDecay(self.warmup_steps, end, self.final_lr_ratio))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Make the task from its JSON hyper-parameters."""
+        return cls(**config)
+
+
+class LinearWarmupDecay:
+    """Learning-rate factor: 0 to 1 over ``warmup`` steps, then down to ``final`` at step ``end``, and level after."""
+
+    def __init__(self, warmup: int, end: int, final: float) -> None:
+        self.warmup, self.end, self.final = warmup, end, final
+
+    def __call__(self, step: int) -> float:
+        """Factor for the update after ``step`` updates were made; the first update is already above 0."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        left = max(0.0, (self.end - step) / max(1, self.end - self.warmup))
+        return self.final + (1 - self.final) * left
+
+
+def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups: matrices decay; norms, biases and learned vectors (stacked ones too) do not."""
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            is_vector = parameter.ndim < 2 or name.rpartition(".")[2] in ("modality", "mask_code")
+            groups[is_vector].append(parameter)
+    return [{"params": groups[False]}, {"params": groups[True], "weight_decay": 0.0}]
+
+
+def fold(*values: int) -> int:
+    """One non-negative integer below 2**31 from several, every one of which counts (FNV-1a over the values)."""
+    folded = 0xCBF29CE484222325
+    for value in values:
+        folded = ((folded ^ (value & 0xFFFFFFFFFFFFFFFF)) * 0x100000001B3) % 2**64
+    return (folded >> 32) % 2**31
+
+
+def build(described: Built) -> Any:
+    """Make the object that ``{"class_path", "init_args"}`` describes."""
+    return _class(described["class_path"])(**described.get("init_args", {}))
+
+
+def build_later(described: Built) -> Callable[[Iterable], Optimizer]:
+    """The optimizer that ``{"class_path", "init_args"}`` describes, once it is given parameters."""
+    return lambda params: _class(described["class_path"])(params, **described.get("init_args", {}))
+
+
+def described_as(value: Any) -> Any:
+    """A constructor argument as JSON: modules and optimizers by class and arguments, all else as it is."""
+    if isinstance(value, Backbone):
+        return {"class_path": f"{type(value).__module__}.{type(value).__name__}", "init_args": value.init_args}
+    if callable(value):
+        optimizer = value([nn.Parameter(torch.zeros(1))])
+        kind = type(optimizer)
+        taken = inspect.signature(kind).parameters
+        arguments = {name: default for name, default in optimizer.defaults.items() if name in taken}
+        return {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": _plain(arguments)}
+    if isinstance(value, SegmentSpec):
+        return value.to_dict()
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -> BaseTask:
+    """Read a trained task back, on the CPU and ready to use, whatever run or command wrote it.
+
+    Args:
+        checkpoint: A ``.ckpt`` file, or a run's folder, of which the newest ``last.ckpt`` is taken.
+        weights: The averaged weights where the run kept an average, or the live ones.
+
+    Raises:
+        UserError: If there is no checkpoint there, or it is not one of vab's.
+    """
+    path = find_checkpoint(checkpoint)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        settings = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
+        kind: type[BaseTask] = _class(content["hyper_parameters"]["_class_path"])
+    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is not a checkpoint of vab: {reason}") from error
+    task: BaseTask = kind.from_config(settings)
+    live = content.get("live_state_dict", content["state_dict"])
+    task.load_state_dict(content["state_dict"] if weights == "ema" else live)
+    return task.eval()
+
+
+def find_checkpoint(place: str | Path) -> Path:
+    """The checkpoint file that a path means: the file itself, or the newest ``last.ckpt`` under a folder.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = Path(place)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"no checkpoint at {path}: give a .ckpt file or a run's folder, such as runs/pretrain")
+    found = sorted(path.rglob("last.ckpt"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise UserError(f"no last.ckpt under {path}: the run has not saved a checkpoint yet")
+    return found[-1]
+
+
+def _class(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -1,0 +1,199 @@
+"""Stage one: predict hidden audio tokens from the visible ones and the video. The result makes sound as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from vab.backbone import Backbone
+from vab.losses import mask_ratio_bucket, masked_code_loss, masked_code_sums
+from vab.metrics.codes import BUCKETS, GuessingQuality, guessing_table
+from vab.spec import Batch
+from vab.tasks.base import BaseTask
+from vab.tokens.decoding import Sampler, decode
+from vab.tokens.masking import Masking
+from vab.tokens.noise import Stream, fold_in, record_keys, uniform
+
+
+class PretrainTask(BaseTask):
+    """Visual-conditioned masked audio token prediction.
+
+    Source: VAB, Su et al. 2024, the pre-training stage; values that it does not print are the follow-up's (VATT).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(params, lr=2e-4, weight_decay=1e-6),
+        warmup_steps: int = 20_000,
+        schedule_steps: int | None = 300_000,
+        final_lr_ratio: float = 0.0,
+        seed: int = 0,
+        masking: Masking | None = None,
+        feature_dropout: float = 0.1,
+        label_smoothing: float = 0.1,
+        sampler: Sampler | None = None,
+    ) -> None:
+        """Configure the stage.
+
+        Args:
+            backbone: The network.
+            optimizer: Takes parameter groups. AdamW 2e-4, decay 1e-6 are VATT's values; VAB's own are not printed.
+            warmup_steps: Steps over which the learning rate rises linearly from 0 (VATT's value).
+            schedule_steps: Step at which the linear fall ends; none means the trainer's ``max_steps`` (VATT's value).
+            final_lr_ratio: Learning rate at the end of the fall, as a share of the top one.
+            seed: Of masks, feature dropout and dropout.
+            masking: How many codes are hidden, and which.
+            feature_dropout: Share of segments trained without video, for guidance (VATT's value).
+            label_smoothing: Share of the target spread over the codebook (VATT's value).
+            sampler: How ``predict`` and the media callback decode.
+        """
+        super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed)
+        self.masking = _made(Masking, masking)
+        self.sampler = _made(Sampler, sampler)
+        self.feature_dropout = feature_dropout
+        self.label_smoothing = label_smoothing
+        self.quality = GuessingQuality(self.spec.num_codebooks)
+        self.remember(
+            backbone=backbone,
+            optimizer=optimizer,
+            warmup_steps=warmup_steps,
+            schedule_steps=schedule_steps,
+            final_lr_ratio=final_lr_ratio,
+            seed=seed,
+            masking=asdict(self.masking),
+            feature_dropout=feature_dropout,
+            label_smoothing=label_smoothing,
+            sampler=asdict(self.sampler),
+        )
+
+    def logits(self, batch: Batch, mask: Tensor, drop_features: Tensor | None = None) -> Tensor:
+        """The network's guess at every code of a batch.
+
+        Args:
+            batch: Records.
+            mask: (B, K, T) bool. True = hidden.
+            drop_features: (B,) bool. Records that are to be guessed without their video.
+
+        Returns:
+            (B, K, T, S) float.
+        """
+        steps, frames = batch.lengths
+        return self.backbone(batch.codes, batch.features, mask, drop_features=drop_features, steps=steps, frames=frames)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Hide codes, guess them, score the guess."""
+        keys = fold_in(record_keys(self.seed, batch.index), self.current_epoch)
+        mask = self.masking.mask(keys, self.spec.num_codebooks, self.spec.num_steps, batch.steps)
+        dropped = uniform(keys, Stream.FEATURE_DROPOUT) < self.feature_dropout
+        logits = self.logits(batch, mask, dropped)
+        loss = masked_code_loss(logits, batch.codes, mask, self.label_smoothing)
+        self.log("train/loss", loss, prog_bar=True)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            table = guessing_table(*guessing_sums(logits, batch, mask))
+            self.log_dict({f"train/codes/{name}": value.float() for name, value in table.items()})
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Guess codes hidden by a mask that depends on the record alone."""
+        mask = self.evaluation_mask(batch)
+        self.quality.update(*guessing_sums(self.logits(batch, mask), batch, mask))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the whole data set, each record once."""
+        table = self.quality.compute()
+        self.quality.reset()
+        self.log("val/loss", table.pop("loss").float(), prog_bar=True)
+        self.log("val/accuracy", table.pop("accuracy").float())
+        self.log_dict({f"val/codes/{name}": value.float() for name, value in table.items()})
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over the whole data set."""
+        table = self.quality.compute()
+        self.quality.reset()
+        self.log_dict({f"test/{name}": value.float() for name, value in table.items()})
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Codes made from the video alone; ``index`` and ``valid`` say whose they are."""
+        steps, frames = batch.lengths
+        codes = self.generate(batch.features, record_keys(self.seed, batch.index), steps=steps, frames=frames)
+        return {"codes": codes, "index": batch.index, "valid": batch.valid}
+
+    def evaluation_mask(self, batch: Batch) -> Tensor:
+        """(B, K, T) bool: the mask under which a record is scored, the same in every epoch and on any rank."""
+        keys = record_keys(self.seed, batch.index)
+        return self.masking.mask(keys, self.spec.num_codebooks, self.spec.num_steps, batch.steps)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        features: Tensor,
+        keys: Tensor,
+        sampler: Sampler | None = None,
+        *,
+        codes: Tensor | None = None,
+        mask: Tensor | None = None,
+        steps: Tensor | None = None,
+        frames: Tensor | None = None,
+        drop_features: bool = False,
+    ) -> Tensor:
+        """Codes for a video by iterative parallel decoding.
+
+        Args:
+            features: (B, V, C) float32.
+            keys: (B,) int64. The seed of each record's randomness; a record's result depends on nothing else.
+            sampler: Decoding settings; the task's own by default.
+            codes: (B, K, T) int64. Known codes, where ``mask`` is False.
+            mask: (B, K, T) bool. True = to be made; everything by default.
+            steps: (B,) int64. Steps wanted of each record, where some are fewer than T.
+            frames: (B,) int64. Frames that are picture, where some are fewer than V.
+            drop_features: Decode as if there were no video.
+
+        Returns:
+            (B, K, T) int64. Steps at and after ``steps`` hold nothing.
+        """
+        sampler = sampler or self.sampler
+        if drop_features:
+            sampler = replace(sampler, guidance_scale=1.0)  # with and without video would be the same
+        shape = (len(features), self.spec.num_codebooks, self.spec.num_steps)
+        if codes is None:
+            codes = torch.zeros(shape, dtype=torch.int64, device=features.device)
+        if mask is None:
+            mask = torch.ones(shape, dtype=torch.bool, device=features.device)
+        if (steps is None) != (frames is None):
+            raise ValueError("give both steps and frames, or neither")
+
+        def codes_to_logits(codes: Tensor, mask: Tensor, without_video: Tensor) -> Tensor:
+            times = len(codes) // len(features)
+            return self.backbone(
+                codes,
+                features.repeat(times, 1, 1),
+                mask,
+                drop_features=without_video | drop_features,
+                steps=None if steps is None else steps.repeat(times),
+                frames=None if frames is None else frames.repeat(times),
+            )
+
+        return decode(codes_to_logits, codes, mask, sampler, keys, steps)
+
+
+def guessing_sums(logits: Tensor, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch's sums for ``guessing_table``, valid records only: (K, 3) per level, (BUCKETS, 3) per share hidden."""
+    sums = masked_code_sums(logits, batch.codes, mask & batch.valid[:, None, None])
+    return sums.per_level(), sums.per_bucket(mask_ratio_bucket(mask, batch.steps, BUCKETS), BUCKETS)
+
+
+def _made(kind: type[Any], value: Any) -> Any:
+    """Settings from an object, from JSON, or the defaults."""
+    if value is None:
+        return kind()
+    return kind(**value) if isinstance(value, dict) else value

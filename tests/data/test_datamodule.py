@@ -1,0 +1,409 @@
+import json
+import multiprocessing
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch.nn import functional as F
+
+from vab.data.datamodule import ShardDataModule
+from vab.data.order import permutation
+from vab.data.records import ShardDataset
+from vab.spec import Batch, UserError
+
+NUM_TRAIN, NUM_VAL, BATCH_SIZE = 14, 7, 4  # 3 steps in an epoch, 2 records sit out
+MAX_STEPS = 8  # ends inside the third epoch
+
+
+class SmallTask(LightningModule):
+    """A few parameters, and dropout, so that a step done twice, left out or drawn otherwise shows in the weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 2)
+        self.seen = []
+        self.validated = []
+
+    def before_step(self, number):
+        """For a test to break in."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        torch.manual_seed(1000 * self.current_epoch + batch_idx)
+
+    def training_step(self, batch, batch_idx):
+        logged_step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+        self.seen.append((self.current_epoch, batch_idx, logged_step, batch.index.tolist()))
+        self.before_step(len(self.seen))
+        hidden = F.dropout(self.layer(batch.features.mean(1)), 0.5, training=True)
+        return F.mse_loss(hidden, batch.codes.float().mean(2) / 300)
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append((self.global_step, batch.index[batch.valid].tolist()))
+        self.log("val_loss", self.layer(batch.features.mean(1)).mean(), batch_size=len(batch))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.1)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+                "interval": "step",
+            },
+        }
+
+
+class SaveEverywhere(Callback):
+    """A checkpoint at every moment at which one may be taken: what a run killed just afterwards would find."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.paths = {}
+
+    def save(self, trainer, moment):
+        if trainer.fit_loop._should_accumulate():
+            return  # gradients of a step that is not done are in no checkpoint
+        path = self.folder / f"{trainer.global_step:02d}-{moment}.ckpt"
+        trainer.save_checkpoint(path)
+        self.paths[path.stem] = path
+
+    def on_train_start(self, trainer, pl_module):
+        self.save(trainer, "train_start")
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.save(trainer, "epoch_start")
+
+    def on_train_batch_end(self, trainer, *_):
+        self.save(trainer, "batch_end")
+
+    def on_validation_end(self, trainer, pl_module):
+        self.save(trainer, "validation_end")
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.save(trainer, "epoch_end")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, make_shards):
+    folder = tmp_path_factory.mktemp("data")
+    return str(make_shards(folder / "train", NUM_TRAIN)), str(make_shards(folder / "val", NUM_VAL, start=100))
+
+
+def run(folders, resume=None, callbacks=(), trainer_settings=None, make_task=SmallTask, **data_settings):
+    """Train; answers the task."""
+    seed_everything(0, verbose=False)
+    task = make_task()
+    data = ShardDataModule(*folders, **{"batch_size": BATCH_SIZE, "num_workers": 0, **data_settings})
+    settings = {
+        "max_steps": MAX_STEPS,
+        "max_epochs": -1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "val_check_interval": 2,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        **(trainer_settings or {}),
+    }
+    trainer = Trainer(callbacks=list(callbacks), **settings)
+    trainer.fit(task, data, ckpt_path=resume, weights_only=True)
+    return task
+
+
+def assert_goes_on_as(whole, resumed, step, message):
+    """What ``resumed`` did from ``step`` on is what ``whole`` did, to the last bit."""
+    assert resumed.seen == whole.seen[len(whole.seen) - len(resumed.seen) :], message
+    assert len(resumed.seen) == len([entry for entry in whole.seen if entry[2] >= step]), message
+    assert resumed.validated == [entry for entry in whole.validated if entry[0] > step], message
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), message
+
+
+BY_EPOCHS = {"max_steps": -1, "max_epochs": 3, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
+
+
+@pytest.mark.parametrize(
+    "trainer_settings",
+    [
+        pytest.param({}, id="validated every 2 steps"),
+        pytest.param({"limit_train_batches": 2}, id="limited", marks=pytest.mark.slow),
+        pytest.param({"accumulate_grad_batches": 2, "val_check_interval": 3}, id="accumulated", marks=pytest.mark.slow),
+        pytest.param(
+            {"val_check_interval": 1.0, "check_val_every_n_epoch": 1},
+            id="validated every epoch",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"val_check_interval": 0.7, "check_val_every_n_epoch": 1}, id="validated in epochs", marks=pytest.mark.slow
+        ),
+        pytest.param(BY_EPOCHS, id="ended by epochs", marks=pytest.mark.slow),
+    ],
+)
+def test_run_resumed_at_any_moment_ends_as_the_uninterrupted_one(folders, tmp_path, trainer_settings):
+    saver = SaveEverywhere(tmp_path)
+    whole = run(folders, callbacks=[saver], trainer_settings=trainer_settings)
+    assert len(saver.paths) > 10
+    for moment, path in saver.paths.items():
+        resumed = run(folders, path, trainer_settings=trainer_settings)
+        assert_goes_on_as(whole, resumed, int(moment[:2]), moment)
+
+
+def test_order_is_the_permutation(folders):
+    seen = run(folders, seed=5).seen
+    orders = [permutation(5, epoch, NUM_TRAIN)[:12].tolist() for epoch in range(3)]
+    assert [number for *_, numbers in seen for number in numbers] == [*chain(*orders)][: MAX_STEPS * BATCH_SIZE]
+    assert [entry[:3] for entry in seen] == [(step // 3, step % 3, step) for step in range(MAX_STEPS)]
+
+
+@pytest.mark.parametrize("moment", ["04-batch_end", "06-epoch_end"])
+def test_number_of_workers_changes_nothing(folders, tmp_path, moment):
+    saver = SaveEverywhere(tmp_path)
+    whole = run(folders, callbacks=[saver], num_workers=2)
+    assert whole.seen == run(folders).seen
+    for num_workers in (0, 1):
+        resumed = run(folders, saver.paths[moment], num_workers=num_workers)
+        assert_goes_on_as(whole, resumed, int(moment[:2]), f"{num_workers} workers")
+    resumed = run(folders, saver.paths[moment], num_workers=2)
+    assert_goes_on_as(whole, resumed, int(moment[:2]), "2 workers")
+    assert multiprocessing.active_children() == []
+
+
+def test_run_interrupted_again_and_again_ends_as_the_uninterrupted_one(folders, tmp_path):
+    whole, path = run(folders), None
+    for moment in (
+        "01-batch_end",
+        "03-epoch_start",
+        "03-train_start",
+        "04-validation_end",
+        "05-batch_end",
+        "06-epoch_end",
+    ):
+        saver = SaveEverywhere(tmp_path)
+        task = run(folders, path, [saver])
+        assert task.seen == whole.seen[len(whole.seen) - len(task.seen) :], moment
+        path = saver.paths[moment]
+    assert_goes_on_as(whole, run(folders, path), 6, "after six interruptions")
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6])
+def test_step_that_failed_is_done_again(folders, tmp_path, step):
+    """The record count in a checkpoint taken in the middle of a step does not include that step."""
+
+    class Broken(SmallTask):
+        def before_step(self, number):
+            if number == step:
+                raise RuntimeError("out of memory")
+
+    class SaveOnException(Callback):
+        def on_exception(self, trainer, pl_module, exception):
+            trainer.save_checkpoint(tmp_path / "broken.ckpt")
+
+    whole = run(folders)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(folders, callbacks=[SaveOnException()], make_task=Broken, num_workers=2)
+    assert multiprocessing.active_children() == []
+    assert_goes_on_as(whole, run(folders, tmp_path / "broken.ckpt"), step - 1, f"step {step}")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 7])
+def test_other_global_batch_size_neither_loses_nor_repeats(folders, tmp_path, batch_size):
+    """More or fewer ranks change the number of records in a step; so does the batch size, which one process can try."""
+    saver = SaveEverywhere(tmp_path)
+    run(folders, callbacks=[saver])
+    orders = [permutation(0, epoch, NUM_TRAIN).tolist() for epoch in range(4)]
+    for moment in ("01-batch_end", "02-validation_end", "03-batch_end", "03-epoch_end", "04-batch_end"):
+        step = int(moment[:2])
+        epoch, done = (1, 0) if step == 3 else (step // 3, step % 3 * BATCH_SIZE)
+        resumed = run(
+            folders,
+            saver.paths[moment],
+            batch_size=batch_size,
+            trainer_settings={"max_steps": -1, "max_epochs": 3, "val_check_interval": 1000},
+        )
+        expected = []
+        for number in range(epoch, 3):
+            rest = orders[number][done:]
+            expected.append([number, rest[: len(rest) // batch_size * batch_size]])
+            done = 0
+        got = [
+            [number, [*chain(*(numbers for seen, *_, numbers in resumed.seen if seen == number))]]
+            for number in range(epoch, 3)
+        ]
+        assert got == expected, moment
+        assert {len(numbers) for *_, numbers in resumed.seen} == {batch_size}
+
+
+def test_other_training_data_are_refused_or_begun_anew(folders, tmp_path, make_shards):
+    saver = SaveEverywhere(tmp_path)
+    run(folders, callbacks=[saver])
+    other = str(make_shards(tmp_path / "other", 9, start=50)), folders[1]
+    hashes = [ShardDataset(folder).manifest_hash for folder in (folders[0], other[0])]
+    for moment, epoch in (("04-batch_end", 2), ("06-epoch_end", 2), ("03-batch_end", 1)):
+        path = saver.paths[moment]
+        with pytest.raises(UserError, match=f"{hashes[0]} != {hashes[1]}.*--data.data_resume restart"):
+            run(other, path)
+        with pytest.warns(UserWarning, match="a new epoch begins"):
+            resumed = run(other, path, data_resume="restart")
+        order = permutation(0, epoch, 9).tolist()
+        assert resumed.seen[0][1] == 0
+        assert [numbers for *_, numbers in resumed.seen[:2]] == [order[:4], order[4:8]]
+        assert len(resumed.seen) == MAX_STEPS - int(moment[:2])
+    with pytest.raises(UserError, match="seed: 0 != 1"):
+        run(folders, path, seed=1)
+
+
+def test_overfitting_sees_the_same_records_in_each_epoch(folders):
+    seen = run(folders, trainer_settings={"overfit_batches": 1, "max_steps": 3}).seen
+    assert [numbers for *_, numbers in seen] == [permutation(0, 0, NUM_TRAIN)[:4].tolist()] * 3
+
+
+def test_second_fit_of_a_trainer_goes_on_and_another_trainer_starts_again(folders):
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    settings |= {"enable_model_summary": False, "limit_val_batches": 0}
+    task, data = SmallTask(), ShardDataModule(*folders, batch_size=BATCH_SIZE, num_workers=0)
+    trainer = Trainer(max_epochs=1, **settings)
+    trainer.fit(task, data)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(task, data)
+    Trainer(max_steps=1, **settings).fit(task, data)
+    order = [*permutation(0, 0, NUM_TRAIN)[:12], *permutation(0, 1, NUM_TRAIN)[:12], *permutation(0, 0, NUM_TRAIN)[:4]]
+    assert [number for *_, numbers in task.seen for number in numbers] == order
+
+
+@pytest.mark.parametrize("val_records", [None, 5, 100])
+def test_validation_scores_each_record_once(folders, val_records):
+    task = run(folders, val_records=val_records, val_batch_size=3, num_workers=2)
+    count = min(val_records or NUM_VAL, NUM_VAL)
+    for step in (2, 4, 6, 8):
+        scored = [number for at, numbers in task.validated if at == step for number in numbers]
+        assert scored == list(range(count))
+
+
+def test_validation_that_is_cut_begins_anew_each_time(folders):
+    limited = {"num_sanity_val_steps": 1, "limit_val_batches": 2, "max_steps": 4}
+    task = run(folders, val_batch_size=2, num_workers=2, trainer_settings=limited)
+    assert task.validated == [(0, [0, 1]), (2, [0, 1]), (2, [2, 3]), (4, [0, 1]), (4, [2, 3])]
+
+
+def test_validating_a_checkpoint_takes_other_data(folders, tmp_path, make_shards):
+    saver = SaveEverywhere(tmp_path)
+    run(folders, callbacks=[saver])
+    other = str(make_shards(tmp_path / "other", 9, start=50))
+    task = SmallTask()
+    data = ShardDataModule(other, other, other, num_workers=0)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.validate(task, data, ckpt_path=saver.paths["04-batch_end"], weights_only=True, verbose=False)
+    assert task.validated == [(0, list(range(9)))]
+
+
+def test_loaders_of_the_stages(folders, tmp_path, make_shards):
+    test = str(make_shards(tmp_path / "test", 3, start=200))
+    counts = []
+    for stage, data in [
+        ("test", ShardDataModule(*folders, test, num_workers=0)),
+        ("predict", ShardDataModule(*folders, test, num_workers=0)),
+        ("predict", ShardDataModule(*folders, num_workers=0)),
+    ]:
+        data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        counts.append([len(batch) for batch in getattr(data, f"{stage}_dataloader")()])
+    assert counts == [[3], [3], [NUM_VAL]]
+    data = ShardDataModule(*folders)
+    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(UserError, match=r"no test data: give --data.test DIR"):
+        data.test_dataloader()
+
+
+class RankTask(SmallTask):
+    """Writes down what its rank has seen."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = str(folder)
+
+    def on_fit_end(self):
+        text = json.dumps({"seen": self.seen, "validated": self.validated})
+        Path(self.folder, f"rank{self.global_rank}.json").write_text(text)
+
+
+@pytest.mark.ddp
+def test_two_processes_share_the_records_and_a_single_one_goes_on(folders, tmp_path):
+    # Also with the trainer's own sampler switched on: it must not touch our order.
+    settings = {"strategy": "ddp_fork", "devices": 2, "max_steps": 5, "use_distributed_sampler": True}
+    saver = SaveEverywhere(tmp_path)
+    run(
+        folders,
+        callbacks=[saver],
+        make_task=partial(RankTask, tmp_path),
+        batch_size=2,
+        num_workers=1,
+        trainer_settings=settings,
+    )
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    together = [first[-1] + second[-1] for first, second in zip(ranks[0]["seen"], ranks[1]["seen"], strict=True)]
+    order = permutation(0, 0, NUM_TRAIN)[:12].tolist() + permutation(0, 1, NUM_TRAIN)[:8].tolist()
+    assert [*chain(*together)] == order
+    # 7 records in 2 steps of 2 x 2: the last place of the second rank is to spare.
+    assert [numbers for _, numbers in ranks[0]["validated"][:2]] == [[0, 1], [4, 5]]
+    assert [numbers for _, numbers in ranks[1]["validated"][:2]] == [[2, 3], [6]]
+    single = run(folders, tmp_path / "04-batch_end.ckpt", batch_size=2, trainer_settings={"max_steps": 9})
+    rest = [number for *_, numbers in single.seen for number in numbers]
+    assert rest == permutation(0, 1, NUM_TRAIN)[4:14].tolist()
+
+
+@pytest.mark.ddp
+def test_ranks_that_see_other_data_are_refused_before_the_first_step(folders):
+    class Uneven(ShardDataModule):
+        def setup(self, stage):
+            self.num_val_records = 3 + self.trainer.global_rank
+            super().setup(stage)
+
+    trainer = Trainer(accelerator="cpu", strategy="ddp_fork", devices=2, logger=False, enable_checkpointing=False)
+    with pytest.raises(Exception, match=r"UserError: ranks \[1\] see other data than rank 0"):
+        trainer.fit(SmallTask(), Uneven(*folders, num_workers=0))
+
+
+def test_batch_moves_to_the_device_whole(folders):
+    data = ShardDataModule(*folders, num_workers=0)
+    batch = data.transfer_batch_to_device(data.val_dataset.read([0, 1]), torch.device("meta"), 0)
+    assert isinstance(batch, Batch)
+    assert {value.device.type for value in vars(batch).values() if isinstance(value, torch.Tensor)} == {"meta"}
+
+
+def test_spec_labels_and_codebooks_are_there_at_once(folders, small_spec, codebooks):
+    data = ShardDataModule(*folders)
+    assert data.spec == small_spec
+    assert data.labels == ("bell", "dog", "drum")
+    assert torch.equal(data.codebooks, codebooks)
+
+
+def test_data_that_do_not_go_together_are_refused(folders, tmp_path, make_shards, small_spec):
+    slower = make_shards(tmp_path / "slower", 2, spec=replace(small_spec, code_rate=40.0, codec_hash="0ther"))
+    with pytest.raises(UserError, match=r"code_rate: 50.0 != 40.0; .*codec_hash|codec_hash: c0dec != 0ther"):
+        ShardDataModule(folders[0], str(slower))
+    more = make_shards(tmp_path / "more", 2, labels=("bell", "dog", "drum", "flute"))
+    with pytest.raises(UserError, match=r"labels: 3 != 4, missing \[\], extra \['flute'\]"):
+        ShardDataModule(folders[0], folders[1], str(more))
+
+
+def test_mistakes_get_one_line(folders):
+    with pytest.raises(UserError, match=r"type: vab extract --media DIR --out nowhere"):
+        ShardDataModule("nowhere", folders[1])
+    for settings, words in [
+        ({"batch_size": 0}, r"data.batch_size must be 1 or more, got 0"),
+        ({"num_workers": -1}, r"data.num_workers must be 0 or more, got -1"),
+        ({"seed": -1}, r"data.seed must be 0 or more"),
+        ({"val_records": 0}, r"data.val_records must be 1 or more"),
+        ({"data_resume": "maybe"}, r'data.data_resume must be "error" or "restart", got \'maybe\''),
+    ]:
+        with pytest.raises(UserError, match=words):
+            ShardDataModule(*folders, **settings)
+    with pytest.raises(
+        UserError, match=r"has 14 records, fewer than one step takes \(15 x 1 ranks\): lower --data.batch"
+    ):
+        run(folders, batch_size=15)

@@ -1,0 +1,178 @@
+import hashlib
+import math
+
+import pytest
+import torch
+
+from vab.audio import log_mel_distance
+from vab.demo.pools import broad_sounds
+from vab.frozen.codec import load_codec
+from vab.frozen.tiny import CodecConfig, CodecNetwork, shipped_weights
+from vab.spec import UserError
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return load_codec("tiny")
+
+
+def sounds(count, samples):
+    generator = torch.Generator().manual_seed(samples)
+    pitch = 200 + 2000 * torch.rand(count, 1, 1, generator=generator)
+    waveform = 0.3 * torch.sin(2 * torch.pi * pitch * torch.arange(samples) / 16000)
+    return waveform + 0.05 * torch.randn(count, 1, samples, generator=generator)
+
+
+def test_numbers_of_the_tiny_codec(codec):
+    assert (codec.name, codec.sample_rate, codec.code_rate) == ("tiny", 16000, 50.0)
+    assert (codec.num_codebooks, codec.codebook_size) == (4, 256)
+    assert codec.codebooks().shape == (4, 256, codec.code_dim)
+    assert codec.codebooks().dtype == torch.float32
+
+
+def test_weight_hash_is_that_of_the_file(codec):
+    assert codec.weight_hash == hashlib.sha256(shipped_weights("codec").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("samples", "steps"), [(1, 1), (319, 1), (320, 1), (321, 2), (16000, 50), (64000, 200), (0, 0)]
+)
+def test_steps_for_counts_every_step_begun(codec, samples, steps):
+    assert codec.steps_for(samples) == steps
+
+
+@pytest.mark.parametrize("samples", [1, 319, 320, 321, 5000, 16001])
+def test_round_trip_has_exactly_the_samples_and_the_steps(codec, samples):
+    waveform = sounds(2, samples)
+    codes = codec.encode(waveform)
+    assert codes.shape == (2, 4, codec.steps_for(samples))
+    assert codes.dtype == torch.int64
+    assert codec.decode(codes, samples).shape == waveform.shape
+    assert codec.decode(codes).shape == (2, 1, codec.steps_for(samples) * 320)
+
+
+def test_codes_do_not_depend_on_the_batch_or_the_call(codec):
+    waveform = sounds(8, 24000)
+    together = codec.encode(waveform)
+    assert torch.equal(together, codec.encode(waveform))
+    assert torch.equal(together, torch.cat([codec.encode(row[None]) for row in waveform]))
+
+
+def test_decoded_sound_does_not_depend_on_the_batch(codec):
+    codes = torch.randint(256, (5, 4, 40))
+    alone = torch.cat([codec.decode(row[None]) for row in codes])
+    torch.testing.assert_close(codec.decode(codes), alone, atol=1e-5, rtol=0)
+
+
+def test_decoder_reads_nothing_but_the_sum_of_the_codebook_vectors(codec):
+    codes = torch.randint(256, (2, 4, 30))
+    books = codec.codebooks()
+    total = sum(books[level][codes[:, level]] for level in range(4))  # (B, T, code_dim)
+    torch.testing.assert_close(codec.network.synthesise(total).unsqueeze(1), codec.decode(codes))
+
+
+@pytest.mark.parametrize(("hertz", "band"), [(440.0, 7), (1000.0, 16), (3333.0, 53)])
+def test_a_partial_of_steady_frequency_is_a_pure_tone(hertz, band):
+    network = CodecNetwork(CodecConfig())
+    offset = (hertz / 25 - float(network.centres[band])) / (0.7 * network.band_width)
+    with torch.no_grad():
+        network.past_decoder.weight.zero_()
+        network.past_decoder.bias.fill_(-100.0)  # silence but for one partial
+        network.past_decoder.bias[128:256] = 0.0
+        network.past_decoder.bias[band] = 6.0 + math.log(0.5)
+        network.past_decoder.bias[128 + band] = math.atanh(offset)
+        heard = network.synthesise(torch.zeros(1, 50, 128))[0, 1600:-1600]
+    seconds = torch.arange(len(heard)) / 16000
+    basis = torch.stack(
+        [(2 * torch.pi * hertz * seconds).sin(), (2 * torch.pi * hertz * seconds).cos()], dim=1
+    ).double()
+    fitted = torch.linalg.lstsq(basis, heard.double()[:, None]).solution
+    assert float(fitted.norm()) == pytest.approx(0.5, rel=1e-3)
+    residue = heard - (basis @ fitted)[:, 0]
+    assert float(residue.norm() / heard.norm()) < 3e-3  # 50 dB down
+
+
+def test_each_level_takes_the_nearest_entry_to_what_is_left(codec):
+    waveform = sounds(1, 8000)
+    left = codec.network.analyse(waveform[0])[0].double()  # (T, code_dim)
+    for level, entries in enumerate(codec.codebooks().double()):
+        nearest = torch.cdist(left, entries).argmin(dim=1)
+        assert torch.equal(nearest, codec.encode(waveform)[0, level])
+        left = left - entries[nearest]
+
+
+def test_round_trip_sounds_like_the_original(codec):
+    waveform = sounds(4, 32000)
+    heard = codec.decode(codec.encode(waveform), 32000)
+    other = waveform[[1, 2, 3, 0]]
+    distance, mistaken = (log_mel_distance(x, waveform, 16000).mean() for x in (heard, other))
+    assert float(distance) < 0.9 * float(mistaken)
+
+
+def test_most_codes_are_in_use(codec):
+    codes = codec.encode(torch.from_numpy(broad_sounds(5, 40) / 32767.0).unsqueeze(1))
+    used = [len(codes[:, level].unique()) for level in range(4)]
+    assert min(used) > 100
+
+
+@pytest.mark.parametrize("waveform", [torch.zeros(1, 1, 3000), torch.ones(1, 1, 3000), 2 * torch.rand(1, 1, 3000) - 1])
+def test_silence_and_full_scale_noise_stay_finite(codec, waveform):
+    heard = codec.decode(codec.encode(waveform), 3000)
+    assert torch.isfinite(heard).all()
+    assert float(heard.abs().max()) < 4.0
+
+
+def test_silence_stays_quiet(codec):
+    heard = codec.decode(codec.encode(torch.zeros(1, 1, 16000)))
+    assert float(heard.abs().max()) < 1e-2
+
+
+def test_another_rate_is_refused_and_its_own_is_not(codec):
+    waveform = sounds(1, 640)
+    with pytest.raises(UserError, match=r"takes 16000 Hz, got 24000 Hz"):
+        codec.encode(waveform, sample_rate=24000)
+    assert torch.equal(codec.encode(waveform, sample_rate=16000), codec.encode(waveform))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 640), (640,), (1, 640), (1, 1, 0)])
+def test_other_shapes_are_refused(codec, shape):
+    with pytest.raises(ValueError, match=r"\(B, 1, N\)"):
+        codec.encode(torch.zeros(shape))
+
+
+def test_not_a_number_is_refused(codec):
+    waveform = sounds(1, 640)
+    waveform[0, 0, 5] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        codec.encode(waveform)
+
+
+def test_codes_that_cannot_be_are_refused(codec):
+    codes = torch.zeros(1, 4, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"codes \(B, 4, T\)"):
+        codec.decode(codes[:, :3])
+    with pytest.raises(ValueError, match=r"\[0, 256\)"):
+        codec.decode(codes + 256)
+    with pytest.raises(ValueError, match="1000 samples are 4 steps, but the codes have 3"):
+        codec.decode(codes, 1000)
+
+
+def test_an_unknown_name_lists_those_there_are():
+    with pytest.raises(UserError, match=r"unknown codec 'opus': there is tiny"):
+        load_codec("opus")
+
+
+def test_it_stays_frozen(codec):
+    codec.train()
+    assert not any(module.training for module in codec.modules())
+    assert not any(parameter.requires_grad for parameter in codec.parameters())
+
+
+def test_precision_is_full_under_autocast(codec):
+    waveform = sounds(2, 8000)
+    plain = codec.encode(waveform)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = codec.encode(waveform)
+        heard = codec.decode(mixed)
+    assert torch.equal(mixed, plain)
+    assert torch.equal(heard, codec.decode(plain))

@@ -1,0 +1,222 @@
+import dataclasses
+import json
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.nn import functional as F
+
+from conftest import short_spec, write_shards
+from vab.backbone import Backbone
+from vab.data.datamodule import ShardDataModule
+from vab.data.records import ShardDataset
+from vab.spec import UserError
+from vab.tasks import BaseTask, PretrainTask, load_task
+from vab.tasks.base import LinearWarmupDecay, decay_groups, find_checkpoint, fold
+from vab.tasks.pretrain import guessing_sums
+from vab.tokens.decoding import Sampler
+from vab.tokens.masking import Masking
+from vab.tokens.noise import record_keys
+
+
+def small_task(spec=None, **settings):
+    torch.manual_seed(0)
+    backbone = Backbone(spec or short_spec(), dim=32, num_heads=2, num_modality_layers=1, num_joint_layers=1, dropout=0)
+    return PretrainTask(backbone, **({"warmup_steps": 1, "schedule_steps": 100} | settings))
+
+
+@pytest.fixture
+def dataset(shards):
+    return ShardDataset(shards / "val")
+
+
+@pytest.fixture
+def task(dataset):
+    task = small_task(sampler=Sampler(decode_steps=3, guidance_scale=2.0)).eval()
+    task.backbone.set_codebooks(dataset.codebooks)
+    return task
+
+
+def data_module(shards, **settings):
+    return ShardDataModule(
+        train=str(shards / "train"),
+        val=str(shards / "val"),
+        **({"batch_size": 8, "num_workers": 0} | settings),
+    )
+
+
+def quiet_trainer(**settings):
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+
+
+def test_learning_rate_rises_from_above_zero_and_falls_to_the_end():
+    factor = LinearWarmupDecay(warmup=4, end=10, final=0.1)
+    assert [round(factor(step), 4) for step in (0, 1, 3, 4, 7, 10, 50)] == [0.25, 0.5, 1.0, 1.0, 0.55, 0.1, 0.1]
+
+
+def test_matrices_decay_and_vectors_do_not(task):
+    decayed, kept = decay_groups(task)
+    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
+    names = {id(parameter): name for name, parameter in task.named_parameters()}
+    stacked = {names[id(parameter)] for parameter in kept["params"] if parameter.ndim > 1}
+    assert stacked == {"backbone.modality", "backbone.mask_code"}
+    assert "weight_decay" not in decayed
+    assert kept["weight_decay"] == 0.0
+    counted = sum(p.numel() for group in (decayed, kept) for p in group["params"])
+    assert counted == sum(p.numel() for p in task.parameters() if p.requires_grad)
+
+
+def test_the_codebooks_are_not_trained(task):
+    assert "backbone.codebooks" not in dict(task.named_parameters())
+
+
+def test_fold_tells_places_apart():
+    folded = {fold(seed, epoch, step, 0) for seed in range(4) for epoch in range(4) for step in range(64)}
+    assert len(folded) == 4 * 4 * 64
+    assert all(0 <= value < 2**31 for value in folded)
+
+
+def test_hyper_parameters_are_json_and_rebuild_the_task(task):
+    settings = json.loads(json.dumps(dict(task.hparams)))
+    again = PretrainTask(**{name: value for name, value in settings.items() if not name.startswith("_")})
+    assert again.spec == task.spec
+    assert again.sampler == task.sampler
+    assert again.masking == task.masking
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in task.state_dict().items()}
+    assert type(again.make_optimizer(decay_groups(again))) is torch.optim.AdamW
+
+
+def test_an_optimizer_given_in_python_comes_back_with_its_values(dataset):
+    task = small_task(optimizer=partial(torch.optim.SGD, lr=0.3, momentum=0.9))
+    settings = {name: value for name, value in task.hparams.items() if not name.startswith("_")}
+    optimizer = PretrainTask(**settings).make_optimizer(decay_groups(task))
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.defaults["lr"] == 0.3
+    assert optimizer.defaults["momentum"] == 0.9
+
+
+def test_a_checkpoint_reloads_by_either_way(shards, tmp_path):
+    task = small_task()
+    trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
+    trainer.fit(task, data_module(shards))
+    path = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(path)
+    for again in (load_task(path), load_task(tmp_path), PretrainTask.load_from_checkpoint(path, weights_only=True)):
+        assert isinstance(again, BaseTask)
+        assert all(
+            torch.equal(a, b) for a, b in zip(task.state_dict().values(), again.state_dict().values(), strict=True)
+        )
+        assert again.backbone.has_codebooks
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no last\.ckpt under"):
+        find_checkpoint(tmp_path)
+
+
+def test_the_loss_is_of_hidden_codes_only(task, dataset):
+    task.label_smoothing, task.feature_dropout = 0.0, 0.0
+    batch = dataset.__getitems__(list(range(6)))
+    mask = task.evaluation_mask(batch)
+    logits = task.logits(batch, mask)
+    task.quality.update(*guessing_sums(logits, batch, mask))
+    by_hand = torch.stack([
+        F.cross_entropy(logits[b, k, t], batch.codes[b, k, t])
+        for b, k, t in mask.nonzero().tolist()
+    ])  # fmt: skip
+    assert float(task.quality.compute()["loss"]) == pytest.approx(float(by_hand.mean()), rel=1e-5)
+
+
+def test_masks_and_scores_do_not_depend_on_the_batch(task, dataset):
+    together = dataset.__getitems__(list(range(8)))
+    alone = [dataset.__getitems__([number]) for number in range(8)]
+    mask = task.evaluation_mask(together)
+    assert torch.equal(mask, torch.cat([task.evaluation_mask(one) for one in alone]))
+    logits = torch.cat([task.logits(one, task.evaluation_mask(one)) for one in alone])
+    torch.testing.assert_close(task.logits(together, mask), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [3, 8, 20])
+def test_validation_is_the_same_for_any_batch_size(shards, batch_size):
+    task = small_task()
+    trainer = quiet_trainer()
+    (metrics,) = trainer.validate(task, data_module(shards, val_batch_size=batch_size), verbose=False)
+    reference = quiet_trainer().validate(small_task(), data_module(shards), verbose=False)[0]
+    assert metrics.keys() == reference.keys()
+    for name, value in metrics.items():
+        assert value == pytest.approx(reference[name], rel=1e-5), name
+
+
+def test_short_records_are_scored_on_what_they_have(tmp_path):
+    spec = short_spec()
+    folder = write_shards(tmp_path / "ragged", spec, 6, ragged=True)
+    dataset = ShardDataset(folder)
+    task = small_task().eval()
+    task.backbone.set_codebooks(dataset.codebooks)
+    batch = dataset.__getitems__(list(range(6)))
+    assert batch.ragged
+    mask = task.evaluation_mask(batch)
+    padding = torch.arange(spec.num_steps) >= batch.steps[:, None]
+    assert not (mask & padding[:, None]).any()
+    changed = dataclasses.replace(
+        batch,
+        codes=torch.where(padding[:, None], (batch.codes + 1) % spec.codebook_size, batch.codes),
+        features=torch.where((torch.arange(spec.num_frames) >= batch.frames[:, None])[..., None], 9.0, batch.features),
+    )
+    torch.testing.assert_close(task.logits(batch, mask)[mask], task.logits(changed, mask)[mask])
+
+
+def test_generation_keeps_what_is_known_and_depends_on_the_key_alone(task, dataset):
+    batch = dataset.__getitems__(list(range(7)))
+    keys = record_keys(3, batch.index)
+    mask = torch.zeros_like(batch.codes, dtype=torch.bool)
+    mask[..., 10:] = True
+    made = task.generate(batch.features, keys, codes=batch.codes, mask=mask)
+    assert torch.equal(made[~mask], batch.codes[~mask])
+    alone = task.generate(batch.features[4:5], keys[4:5], codes=batch.codes[4:5], mask=mask[4:5])
+    assert torch.equal(made[4:5], alone)
+    other = task.generate(batch.features, record_keys(4, batch.index), codes=batch.codes, mask=mask)
+    assert not torch.equal(made, other)
+
+
+def test_without_the_video_the_video_does_not_matter(task, dataset):
+    batch = dataset.__getitems__(list(range(4)))
+    keys = record_keys(0, batch.index)
+    without = task.generate(batch.features, keys, drop_features=True)
+    assert torch.equal(without, task.generate(-batch.features, keys, drop_features=True))
+    assert not torch.equal(without, task.generate(batch.features, keys))
+
+
+def test_shards_of_another_codec_are_refused_with_both_values(shards):
+    spec = dataclasses.replace(short_spec(), codec_hash="0" * 64)
+    with pytest.raises(UserError, match=r"model and shards do not fit .*codec_hash: 0{64} != "):
+        quiet_trainer(max_steps=1).fit(small_task(spec), data_module(shards))
+
+
+def test_feature_dropout_withholds_the_stated_share(task, dataset):
+    from vab.tokens.noise import Stream, fold_in, uniform
+
+    keys = fold_in(record_keys(task.seed, torch.arange(20_000)), 0)
+    share = (uniform(keys, Stream.FEATURE_DROPOUT) < task.feature_dropout).double().mean()
+    assert float(share) == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_schedule_shorter_than_its_warm_up_is_refused(shards):
+    task = small_task(warmup_steps=10, schedule_steps=5)
+    with pytest.raises(UserError, match="warmup_steps 10 must be below"):
+        quiet_trainer(max_steps=1).fit(task, data_module(shards))
+
+
+def test_masking_settings_reach_the_mask(dataset):
+    task = small_task(masking=Masking(law="fixed", ratio=1.0))
+    assert task.evaluation_mask(dataset.__getitems__([0, 1])).all()

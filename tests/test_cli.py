@@ -1,0 +1,190 @@
+"""The command line as a user meets it: recipes, overrides, and mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from vab.cli import main
+from vab.tasks import PretrainTask, load_task
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPE = str(CONFIGS / "demo" / "pretrain.yaml")
+
+
+@pytest.fixture
+def fit(shards, tmp_path, monkeypatch):
+    """Run ``vab fit`` on the short shards in a folder of its own; gives the run's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags, command="fit", recipe=RECIPE):
+        main([command, "--config", recipe, *small(shards), *flags])
+        versions = sorted((tmp_path / "runs" / "demo_pretrain").glob("version_*"))
+        return versions[-1]
+
+    return run
+
+
+def small(shards):
+    """Flags that make a recipe a matter of a second."""
+    return [
+        f"--data.train={shards / 'train'}",
+        f"--data.val={shards / 'val'}",
+        "--data.batch_size=8",
+        "--data.num_workers=0",
+        "--model.backbone.dim=32",
+        "--model.backbone.num_heads=2",
+        "--model.backbone.num_modality_layers=1",
+        "--model.backbone.num_joint_layers=1",
+        "--model.warmup_steps=2",
+        "--model.sampler.decode_steps=2",
+        "--trainer.max_steps=4",
+        "--trainer.val_check_interval=2",
+        "--trainer.log_every_n_steps=2",
+        "--trainer.accelerator=cpu",
+    ]
+
+
+def complaint(capsys, *argv):
+    """What the command line says when it refuses ``argv``, which it must do with status 2."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(argv))
+    assert stop.value.code == 2
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return text.strip()
+
+
+def test_fit_writes_a_checkpoint_that_reloads_as_its_own_class(fit, shards):
+    run = fit()
+    task = load_task(run)
+    assert isinstance(task, PretrainTask)
+    assert task.spec.num_codebooks == 4
+    assert task.spec.num_steps == 32
+    assert (run / "config.yaml").is_file()
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 4
+
+
+def test_flags_reach_the_part_they_name(fit):
+    run = fit("--model.optimizer.lr=3e-4", "--model.feature_dropout=0.25", "--trainer.gradient_clip_val=0.5")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["class_path"] == "vab.tasks.PretrainTask"
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 3e-4
+    assert config["model"]["init_args"]["feature_dropout"] == 0.25
+    assert config["trainer"]["gradient_clip_val"] == 0.5
+    assert config["trainer"]["log_every_n_steps"] == 2
+    assert config["trainer"]["use_distributed_sampler"] is False
+
+
+def test_a_part_is_swapped_whole(fit):
+    run = fit(f"--model.backbone={CONFIGS / 'backbone' / 'paper.yaml'}", "--model.backbone.dim=16",
+              "--model.backbone.num_heads=2", "--model.backbone.num_modality_layers=1",
+              "--model.backbone.num_joint_layers=1")  # fmt: skip
+    backbone = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["backbone"]["init_args"]
+    assert (backbone["positions"], backbone["dim"], backbone["dropout"]) == ("alibi", 16, 0.1)
+
+
+def test_a_second_config_merges_and_may_append_callbacks(fit, tmp_path):
+    tweak = tmp_path / "tweak.yaml"
+    tweak.write_text(
+        "trainer:\n"
+        "  max_steps: 3\n"
+        "  callbacks+:\n"
+        "    - class_path: lightning.pytorch.callbacks.LearningRateMonitor\n"
+        f"model:\n  init_args:\n    backbone: {CONFIGS / 'backbone' / 'small.yaml'}\n"
+    )
+    run = fit("--config", str(tweak), "--model.backbone.dim=24", "--model.backbone.num_joint_layers=1",
+              "--model.backbone.num_modality_layers=1")  # fmt: skip
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    names = [callback["class_path"].rsplit(".", 1)[-1] for callback in config["trainer"]["callbacks"]]
+    assert names[-1] == "LearningRateMonitor"
+    assert names[:2] == ["EMA", "MediaLog"]
+    assert config["trainer"]["max_steps"] == 3
+    assert config["model"]["class_path"] == "vab.tasks.PretrainTask"
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1.5e-3  # not torch's default
+
+
+def test_the_saved_config_replays_and_validates(fit, capsys):
+    run = fit()
+    config, checkpoint = str(run / "config.yaml"), str(run)
+    main(["validate", "--config", config, "--ckpt_path", checkpoint])
+    first = capsys.readouterr().out
+    assert "val/loss" in first
+    main(["test", "--config", config, "--ckpt_path", checkpoint, "--data.test", str(_val(config))])
+    assert "test/loss" in capsys.readouterr().out
+    main(["predict", "--config", config, "--ckpt_path", checkpoint, "--data.test", str(_val(config))])
+
+
+def _val(config):
+    return yaml.safe_load(Path(config).read_text())["data"]["val"]
+
+
+def test_resume_goes_on_where_the_run_stopped(fit):
+    first = fit()
+    second = fit("--trainer.max_steps=6", f"--ckpt_path={first}")
+    content = torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 6
+
+
+def test_a_wrong_key_in_a_yaml_names_the_nearest(fit, shards, tmp_path, capsys):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("trainer:\n  max_stepz: 3\n")
+    text = complaint(capsys, "fit", "--config", RECIPE, "--config", str(wrong), *small(shards))
+    assert "max_stepz" in text
+    assert "max_steps" in text
+    assert len(text.splitlines()) <= 2
+
+
+def test_a_wrong_flag_names_the_nearest(shards, capsys):
+    text = complaint(capsys, "fit", "--config", RECIPE, *small(shards), "--trainer.max_stepz=3")
+    assert "max_stepz" in text
+    assert "max_steps" in text
+    assert len(text.splitlines()) <= 2
+
+
+def test_a_wrong_key_of_the_model_is_refused(shards, tmp_path, capsys):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("model:\n  init_args:\n    feature_dropuot: 0.2\n")
+    text = complaint(capsys, "fit", "--config", RECIPE, "--config", str(wrong), *small(shards))
+    assert "feature_dropuot" in text
+    assert len(text.splitlines()) <= 2
+
+
+def test_missing_files_are_named(shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "nowhere.yaml" in complaint(capsys, "fit", "--config", "nowhere.yaml")
+    text = complaint(capsys, "fit", "--config", RECIPE, *small(shards), "--ckpt_path=nowhere.ckpt")
+    assert text == "error: no checkpoint at nowhere.ckpt: give a .ckpt file or a run's folder, such as runs/pretrain"
+    text = complaint(capsys, "fit", "--config", RECIPE, *small(shards), "--data.train=nowhere")
+    assert "nowhere" in text
+    assert "vab extract" in text
+
+
+def test_a_text_file_is_no_checkpoint(tmp_path, capsys):
+    fake = tmp_path / "fake.ckpt"
+    fake.write_text("not a checkpoint")
+    text = complaint(capsys, "generate", "--checkpoint", str(fake), "--video", str(fake), "--out", "x.wav")
+    assert text.startswith(f"error: {fake} is not a checkpoint of vab")
+    assert len(text.splitlines()) == 1
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    text = complaint(capsys, "generated")
+    assert text == "error: no command 'generated'; did you mean 'generate'?; vab --help lists them"
+
+
+def test_help_is_quick_and_lists_every_command():
+    code = "import sys, vab.cli; vab.cli.main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("fit", "extract", "shards", "generate"):
+        assert command in done.stdout
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, vab.cli; vab.cli.main(['--help']); print('lightning' in sys.modules, 'av' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"

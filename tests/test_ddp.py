@@ -1,0 +1,84 @@
+"""Two processes (gloo) are one: the same records, the same numbers."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+PROGRAM = textwrap.dedent(
+    """
+    import json, sys, torch
+    from lightning.pytorch import Callback, Trainer, seed_everything
+    from vab.backbone import Backbone
+    from vab.data.datamodule import ShardDataModule
+    from vab.tasks import PretrainTask
+
+    shards, out, devices, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+
+    class Seen(Callback):
+        def __init__(self):
+            self.train, self.val = [], []
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            self.train.append(batch.index.tolist())
+
+        def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+            self.val.append([i for i, valid in zip(batch.index.tolist(), batch.valid.tolist()) if valid])
+
+    seed_everything(0)
+    data = ShardDataModule(train=shards + "/train", val=shards + "/val", batch_size=batch_size, num_workers=0)
+    backbone = Backbone(data.spec, dim=32, num_heads=2, num_modality_layers=1, num_joint_layers=1, dropout=0.0)
+    # No code is masked twice as often on one rank as on another: a fixed share makes the mean over ranks exact enough.
+    task = PretrainTask(backbone, warmup_steps=1, schedule_steps=100, masking={"law": "fixed", "ratio": 1.0})
+    seen = Seen()
+    trainer = Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=5, logger=False,
+        callbacks=[seen], use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, num_sanity_val_steps=0, val_check_interval=5, check_val_every_n_epoch=None,
+    )
+    trainer.fit(task, data)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    with open(f"{out}/rank{trainer.global_rank}.json", "w") as file:
+        json.dump({"train": seen.train, "val": seen.val, "metrics": metrics}, file)
+    if trainer.is_global_zero:
+        torch.save(task.state_dict(), f"{out}/weights.pt")
+    """
+)
+
+
+def run(shards, folder, devices, batch_size):
+    folder.mkdir()
+    (folder / "program.py").write_text(PROGRAM)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, folder / "program.py", shards, folder, devices, batch_size]
+    subprocess.run(list(map(str, command)), check=True, timeout=250, env=environment, cwd=folder)
+    ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(devices)]
+    return ranks, torch.load(folder / "weights.pt", weights_only=True)
+
+
+@pytest.mark.ddp
+@pytest.mark.timeout(300)
+def test_two_processes_see_what_one_sees_and_score_the_same(shards, tmp_path):
+    (one,), weights = run(shards, tmp_path / "one", 1, 8)
+    two, weights_of_two = run(shards, tmp_path / "two", 2, 4)
+
+    for step, records in enumerate(one["train"]):
+        shares = [rank["train"][step] for rank in two]
+        assert not set(shares[0]) & set(shares[1])
+        assert shares[0] + shares[1] == records
+
+    scored = [index for rank in two for batch in rank["val"] for index in batch]
+    assert sorted(scored) == list(range(20))
+    assert sorted(index for batch in one["val"] for index in batch) == list(range(20))
+
+    assert two[0]["metrics"] == two[1]["metrics"]
+    assert two[0]["metrics"].keys() == one["metrics"].keys()
+    for name, value in one["metrics"].items():
+        assert two[0]["metrics"][name] == pytest.approx(value, rel=1e-4), name
+    for name, value in weights.items():
+        torch.testing.assert_close(weights_of_two[name], value, rtol=1e-4, atol=1e-6, msg=name)
