@@ -6,32 +6,35 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?=
 ARGS ?=
+comma := ,
 # Extras to install beside the development tools, such as EXTRAS=,all
 EXTRAS ?=
-WORLD ?= data/demo
-RUN ?= runs/demo_pretrain
+WORLD ?= $(or $(VAB_DATA),data)/demo
+RUN ?= demo_pretrain
 
 .PHONY: help setup pretrain demo-data test test-slow lint format weights tensorboard clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
-# Made once; again when the dependencies change.
-$(VENV)/.ready: pyproject.toml constraints.txt
+# Made once; again when the dependencies or EXTRAS change.
+READY := $(VENV)/.ready$(subst $(comma),-,$(EXTRAS))
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "error: Python 3.11 or 3.12 is needed, got $$($(PYTHON) -V 2>&1): make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
-	  { echo "error: Python 3.11 or 3.12 is needed, got $$($(BIN)/python -V): make clean-venv, then make PYTHON=python3.11 ..." >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev$(EXTRAS)]"
 	@touch $@
 
-setup: $(VENV)/.ready  ## the virtual environment with everything that the other targets need
+setup: $(READY)  ## the virtual environment with everything that the other targets need
 
 pretrain: setup  ## pretrain: the demo world, or CONFIG=configs/pretrain.yaml ARGS="--trainer.devices 8"
 ifeq ($(CONFIG),)
 	@$(MAKE) --no-print-directory demo-data
-	$(BIN)/vab fit --config configs/demo/pretrain.yaml $(ARGS)
-	$(BIN)/vab demo score --checkpoint $(RUN) --data $(WORLD)/shards/val
+	$(BIN)/vab fit --config configs/demo/pretrain.yaml --data.train $(WORLD)/shards/train --data.val $(WORLD)/shards/val \
+	  --trainer.logger.init_args.name $(RUN) $(ARGS)
+	$(BIN)/vab demo score --checkpoint runs/$(RUN) --data $(WORLD)/shards/val
 else
 	$(BIN)/vab fit --config $(CONFIG) $(ARGS)
 endif
@@ -58,7 +61,7 @@ format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-weights: setup  ## train the tiny frozen networks anew (about two hours on two cores)
+weights: setup  ## train the tiny frozen networks anew (about an hour on two cores)
 	$(BIN)/python -m vab.demo.weights --part all --out src/vab/frozen/weights $(ARGS)
 
 tensorboard: setup  ## look at the runs

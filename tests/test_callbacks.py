@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -10,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vab.backbone import Backbone
 from vab.callbacks import EMA, MediaLog, Meters, StepProgress, spectrogram_picture
 from vab.data.datamodule import ShardDataModule
+from vab.data.media import write_video
 from vab.tasks import PretrainTask, load_task
 from vab.tokens.decoding import Sampler
 
@@ -114,7 +116,11 @@ def test_both_sets_of_weights_load_by_name(run):
 
 def test_tensorboard_holds_losses_meters_pictures_and_sound(run, tmp_path):
     logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
-    run(EMA(decay=0.5), MediaLog(num_records=2), Meters(), logger=logger, log_every_n_steps=2)
+    frames = np.zeros((8, 16, 16, 3), dtype=np.uint8)
+    tone = 0.5 * np.sin(np.arange(10_240) / 5).astype(np.float32)
+    write_video(tmp_path / "tone0.mp4", frames, 12.5, tone, 16_000)  # the file of the first record
+    media_log = MediaLog(num_records=2, media=str(tmp_path))
+    run(EMA(decay=0.5), media_log, Meters(), logger=logger, log_every_n_steps=2)
     logger.finalize("success")
     events = EventAccumulator(logger.log_dir)
     events.Reload()
@@ -127,6 +133,8 @@ def test_tensorboard_holds_losses_meters_pictures_and_sound(run, tmp_path):
     media = {"codec_round_trip/0", "codec_round_trip/1", "generated/0", "generated/1"}
     assert media <= set(events.Tags()["audio"])
     assert media <= set(events.Tags()["images"])
+    assert "reference/0" in events.Tags()["audio"]
+    assert "reference/1" not in events.Tags()["audio"]  # its file is not there
     heard = events.Audio("generated/0")
     assert [event.step for event in heard] == [2, 4]
     assert heard[0].sample_rate == 16_000

@@ -1,13 +1,17 @@
 """The command line as a user meets it: recipes, overrides, and mistakes."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tone_shards import short_spec, write_shards
 from vab.cli import main
 from vab.tasks import PretrainTask, load_task
 
@@ -105,7 +109,7 @@ def test_a_second_config_merges_and_may_append_callbacks(fit, tmp_path):
     assert names[:2] == ["EMA", "MediaLog"]
     assert config["trainer"]["max_steps"] == 3
     assert config["model"]["class_path"] == "vab.tasks.PretrainTask"
-    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1.5e-3  # not torch's default
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 2.0e-3  # not torch's default
 
 
 def test_the_saved_config_replays_and_validates(fit, capsys):
@@ -117,6 +121,10 @@ def test_the_saved_config_replays_and_validates(fit, capsys):
     main(["test", "--config", config, "--ckpt_path", checkpoint, "--data.test", str(_val(config))])
     assert "test/loss" in capsys.readouterr().out
     main(["predict", "--config", config, "--ckpt_path", checkpoint, "--data.test", str(_val(config))])
+    (made,) = run.parent.rglob("codes_rank_0.npz")
+    codes = np.load(made)
+    assert codes["index"].tolist() == list(range(20))
+    assert codes["codes"].shape == (20, 4, 32)
 
 
 def _val(config):
@@ -128,6 +136,54 @@ def test_resume_goes_on_where_the_run_stopped(fit):
     second = fit("--trainer.max_steps=6", f"--ckpt_path={first}")
     content = torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["global_step"] == 6
+    schedule = content["lr_schedulers"][0]
+    assert schedule["last_epoch"] == 6
+    events = EventAccumulator(str(second))
+    events.Reload()
+    rates = [event.value for event in events.Scalars("meters/learning_rate")]
+    assert rates[-1] == pytest.approx(0.0)  # the fall ends where the longer run ends,
+    weights = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["live_state_dict"] for run in (first, second)
+    ]
+    assert not torch.equal(*(w["backbone.audio_input.weight"] for w in weights))  # not where the shorter one would have
+
+
+def test_the_last_step_is_saved_also_where_no_validation_falls_on_it(fit):
+    run = fit("--trainer.max_steps=5")
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_mixed_precision_trains_with_the_recipes_optimizer(fit):
+    run = fit("--trainer.precision=bf16-mixed")
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_a_checkpoint_of_other_features_is_refused(fit, shards, tmp_path, capsys):
+    run = fit()
+    spec = dataclasses.replace(short_spec(), vision_hash="0" * 64)
+    other = write_shards(tmp_path / "other", spec, 12)
+    capsys.readouterr()
+    text = complaint(capsys, "validate", "--config", str(run / "config.yaml"), f"--ckpt_path={run}",
+                     f"--data.train={other}", f"--data.val={other}")  # fmt: skip
+    assert text.startswith("error: checkpoint and shards do not fit (checkpoint != shards): vision_hash: ")
+    assert text.count("vision_hash") == 1
+
+
+def test_scoring_needs_a_checkpoint(shards, capsys):
+    text = complaint(capsys, "validate", "--config", RECIPE, *small(shards))
+    assert text == "error: validate needs a trained model: --ckpt_path FILE, or a run's folder"
+
+
+def test_what_lightning_refuses_is_one_line(shards, capsys):
+    text = complaint(capsys, "fit", "--config", RECIPE, *small(shards), "--trainer.accelerator=abacus")
+    assert "abacus" in text
+    assert len(text.splitlines()) == 1
+
+
+def test_the_progress_line_can_be_switched_off(fit, capsys):
+    run = fit("--trainer.enable_progress_bar=false")
+    assert "step 2:" not in capsys.readouterr().err
+    assert (run / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_a_wrong_key_in_a_yaml_names_the_nearest(fit, shards, tmp_path, capsys):
@@ -168,7 +224,7 @@ def test_a_text_file_is_no_checkpoint(tmp_path, capsys):
     fake = tmp_path / "fake.ckpt"
     fake.write_text("not a checkpoint")
     text = complaint(capsys, "generate", "--checkpoint", str(fake), "--video", str(fake), "--out", "x.wav")
-    assert text.startswith(f"error: {fake} is not a checkpoint of vab")
+    assert text.startswith(f"error: {fake} is not a checkpoint of this version of vab")
     assert len(text.splitlines()) == 1
 
 
@@ -185,6 +241,8 @@ def test_help_is_quick_and_lists_every_command():
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, vab.cli; vab.cli.main(['--help']); print('lightning' in sys.modules, 'av' in sys.modules)"
+    code = (
+        "import sys, vab.cli; vab.cli.main(['--help']); print([n in sys.modules for n in ('torch', 'lightning', 'av')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False False"
+    assert done.stdout.splitlines()[-1] == "[False, False, False]"

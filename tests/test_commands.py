@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import short_spec, write_shards
+from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
 from vab.cli import main
 from vab.commands import Generator, generate, window_starts
@@ -121,9 +121,43 @@ def test_a_folder_goes_into_a_folder(checkpoint, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_no_video_is_ever_written_over(checkpoint, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    source = video(folder / "a.mp4", 0.3)
+    before = picture_hash(source), probe(source).audio_seconds
+    with pytest.raises(UserError, match="would be lost"):
+        generate(checkpoint, str(folder), str(folder), **FAST)
+    with pytest.raises(UserError, match="would be lost"):
+        generate(checkpoint, source, source, **FAST)
+    table = tmp_path / "list.csv"
+    table.write_text(f"file\n{source}\n")
+    generate(checkpoint, str(table), str(tmp_path / "out"), format="wav", **FAST)
+    assert (picture_hash(source), probe(source).audio_seconds) == before
+    (made,) = (tmp_path / "out").rglob("*.wav")
+    assert made.is_relative_to(tmp_path / "out")
+
+
+def test_one_bad_file_of_many_is_named_and_the_rest_is_made(checkpoint, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    video(folder / "good.mp4", 0.3)
+    (folder / "bad.mp4").write_text("not a video")
+    with pytest.raises(UserError, match=r"1 of 2 videos gave no sound:\n.*bad\.mp4"):
+        generate(checkpoint, str(folder), str(tmp_path / "out"), format="wav", **FAST)
+    assert (tmp_path / "out" / "good.wav").is_file()
+
+
+def test_a_device_that_is_not_there_is_named(checkpoint, tmp_path):
+    source = video(tmp_path / "in.mp4", 0.3)
+    for device in ("abacus", "cuda:7"):
+        with pytest.raises(UserError, match=device):
+            generate(checkpoint, source, str(tmp_path / "out.wav"), device=device)
+
+
 @pytest.mark.parametrize(
     ("target", "words"),
-    [("out.txt", "must end in .wav or .mp4"), ("out", "must end in .wav or .mp4")],
+    [("out.txt", "must end in .wav, .mp4 or .mkv"), ("out", "must end in .wav, .mp4 or .mkv")],
 )
 def test_an_output_of_another_kind_is_refused_before_anything_is_loaded(checkpoint, tmp_path, target, words):
     source = video(tmp_path / "in.mp4", 0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -21,10 +23,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vab.audio import log_mel
 from vab.data.datamodule import ShardDataModule
+from vab.data.format import write_atomically
 from vab.data.media import read_audio
 from vab.frozen.codec import Codec, load_codec
 from vab.spec import Batch, UserError
-from vab.tasks.pretrain import PretrainTask
+from vab.tasks import BaseTask, PretrainTask
 
 
 class EMA(WeightAveraging):
@@ -46,6 +49,7 @@ class EMA(WeightAveraging):
             raise UserError(f"EMA decay must be in [0, 1), got {decay}")
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.start_step = start_step
+        self._swapped = False  # whether the module holds the average, and the average the live weights
 
     @property
     def started(self) -> bool:
@@ -63,34 +67,38 @@ class EMA(WeightAveraging):
         super().setup(trainer, pl_module, stage)
         pl_module.trainer = trainer
 
-    def _swap_if_started(self, pl_module: LightningModule) -> None:
-        if self.started:
-            self._swap_models(pl_module)
-
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""
-        self._swap_if_started(pl_module)
+        if self.started:
+            self._swap_models(pl_module)
+            self._swapped = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Back to the live weights."""
-        self._swap_if_started(pl_module)
+        self._swap_back(pl_module)
+
+    def _swap_back(self, pl_module: LightningModule) -> None:
+        if self._swapped:
+            self._swap_models(pl_module)
+            self._swapped = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the live weights in place: a checkpoint written from here on must continue the run exactly."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Undo a swap that an error in validation left behind, before anything is saved."""
-        if trainer.validating or trainer.sanity_checking:
-            self._swap_if_started(pl_module)
+        self._swap_back(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store both sets of weights."""
         if not self.started:
             return
         assert self._average_model is not None
-        average = self._average_model.state_dict()
-        checkpoint["live_state_dict"] = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")}
+        stored = self._average_model.state_dict()
+        kept = {name.removeprefix("module."): value for name, value in stored.items() if name.startswith("module.")}
+        module = checkpoint["state_dict"]
+        # Within a validation, as when a cluster asks for the job back, the two have changed places.
+        checkpoint["state_dict"], checkpoint["live_state_dict"] = (module, kept) if self._swapped else (kept, module)
         checkpoint["ema_updates"] = int(self._average_model.n_averaged)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -102,6 +110,58 @@ class EMA(WeightAveraging):
         pl_module.load_state_dict(checkpoint["live_state_dict"])
 
 
+class Checkpoints(ModelCheckpoint):
+    """Lightning's checkpoints; and the run's last step is saved also where no validation fell on it."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save ``last.ckpt`` if the run has gone on since."""
+        if self.save_last and self._last_global_step_saved != trainer.global_step:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class CodesWriter(BasePredictionWriter):
+    """``vab predict`` leaves the codes of each rank in ``codes_rank_R.npz``: ``index`` (n,) and ``codes`` (n, K, T)."""
+
+    def __init__(self) -> None:
+        super().__init__("epoch")
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any
+    ) -> None:
+        """Write the records that count, each once over all ranks."""
+        valid = torch.cat([batch["valid"] for batch in predictions]).cpu()
+        arrays = {name: torch.cat([batch[name] for batch in predictions]).cpu()[valid] for name in ("index", "codes")}
+        content = io.BytesIO()
+        np.savez(content, index=arrays["index"].numpy(), codes=arrays["codes"].numpy().astype(np.uint16))
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"codes_rank_{trainer.global_rank}.npz"
+        write_atomically(path, content.getbuffer())
+        print(f"{path}: codes of {int(valid.sum())} records")
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all.
+
+    Lightning's own are written to the system's temporary folder and moved; onto another disk that is a copy, which a
+    kill or a full disk leaves in halves under the final name.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write beside the final place, then rename. Remote paths (``s3://...``) are left to Lightning.
+
+        Raises:
+            UserError: If the disk is full.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), content.getbuffer())
+
+
 class Meters(Callback):
     """Positions per second, the share of time spent waiting for data, the gradient's norm, the learning rate."""
 
@@ -109,18 +169,22 @@ class Meters(Callback):
         self._positions = 0
         self._waited = 0.0
         self._since = self._batch_end = 0.0
+        self._interrupted = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._since = self._batch_end = time.perf_counter()
+        self._positions, self._waited, self._interrupted = 0, 0.0, False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Between two batches the trainer waits for the loader."""
+        """Between two batches the trainer waits for the loader, if it was not validating or saving."""
+        if self._interrupted:
+            self.on_train_start(trainer, pl_module)
         self._waited += time.perf_counter() - self._batch_end
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Log the norm before it is clipped."""
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if isinstance(pl_module, BaseTask) and pl_module.logs_this_step:
             gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
             pl_module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
 
@@ -130,7 +194,8 @@ class Meters(Callback):
         """Log rates over the steps since the last log."""
         self._positions += len(batch) * (batch.codes.shape[-1] + batch.features.shape[1])
         self._batch_end = time.perf_counter()
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every > 0 and trainer.global_step % every == 0:
             elapsed = self._batch_end - self._since
             pl_module.log("meters/positions_per_second", self._positions * trainer.world_size / elapsed)
             pl_module.log("meters/data_wait_share", self._waited / elapsed)
@@ -138,9 +203,8 @@ class Meters(Callback):
             self._positions, self._waited, self._since = 0, 0.0, self._batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Time spent validating is not training time."""
-        self._since = self._batch_end = time.perf_counter()
-        self._positions, self._waited = 0, 0.0
+        """Time spent validating, and saving after it, is not training time."""
+        self._interrupted = True
 
 
 class StepProgress(ProgressBar):

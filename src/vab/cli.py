@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import logging
 import os
@@ -18,7 +19,7 @@ TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
     "validate": "score a checkpoint on the validation set",
     "test": "score a checkpoint on the test set",
-    "predict": "make codes for every record of a data set",
+    "predict": "make codes for every record of a data set, into codes_rank_0.npz",
 }
 # Command -> (its one line, where its function is); a dict is a group of commands.
 COMMANDS: dict[str, tuple[str, Any]] = {
@@ -63,11 +64,17 @@ def main(argv: list[str] | None = None) -> None:
             run_command(command, arguments[1:])
     except UserError as error:
         fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; say nothing more
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        fail(
+            f"no space left on the disk{f' of {error.filename}' if error.filename else ''}: free some and run it again"
+        )
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; say nothing more
 
 
 def fail(message: str) -> NoReturn:
@@ -180,10 +187,15 @@ def explain(problem: Exception | str) -> str:
 def train(arguments: list[str]) -> None:
     """Hand over to LightningCLI; ``arguments`` start with the subcommand."""
     quiet()
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.plugins.io import CheckpointIO
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from vab.callbacks import Meters, StepProgress
+    from vab.callbacks import AtomicCheckpoints, CodesWriter, Meters, StepProgress
     from vab.data.datamodule import ShardDataModule
+    from vab.spec import UserError
     from vab.tasks import BaseTask
     from vab.tasks.base import find_checkpoint
 
@@ -203,27 +215,48 @@ def train(arguments: list[str]) -> None:
                 apply_on="instantiate",
             )
 
+        def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+            settings = self._get(self.config_init, "trainer")
+            plugins = settings.get("plugins") or []
+            plugins = [*plugins] if isinstance(plugins, list) else [plugins]
+            if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+                plugins.append(AtomicCheckpoints())
+            callbacks = settings.get("callbacks") or []
+            callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
+            has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+            if settings.get("enable_progress_bar") is not False and not has_bar:
+                callbacks.append(StepProgress())
+            callbacks += [Meters(), CodesWriter()]  # a run cannot do without its meters
+            try:
+                return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
+            except ValueError as error:  # Lightning's word for a value that no trainer takes
+                raise UserError(" ".join(str(error).split())) from error
+
         def _parse_ckpt_path(self) -> None:
             """A run is what its config says and a checkpoint is its state: neither changes the other."""
             settings = self.config[self.config.subcommand]
             path = settings.get("ckpt_path")
+            if not path and self.config.subcommand != "fit":
+                raise UserError(f"{self.config.subcommand} needs a trained model: --ckpt_path FILE, or a run's folder")
             if path and path not in ("best", "last", "hpc", "registry"):
                 settings.ckpt_path = str(find_checkpoint(path))
 
-    TrainerCommands(
-        BaseTask,
-        ShardDataModule,
-        subclass_mode_model=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        parser_class=Parser,
-        # Only for ${oc.env:...}; shared numbers are linked.
-        parser_kwargs={"parser_mode": "omegaconf"},
-        save_config_kwargs={"overwrite": True},
-        # Our order gives each rank its share; a run cannot do without its meters.
-        trainer_defaults={"use_distributed_sampler": False, "callbacks": [Meters(), StepProgress()]},
-        args=arguments,
-    )
+    try:
+        TrainerCommands(
+            BaseTask,
+            ShardDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_class=Parser,
+            # Only for ${oc.env:...}; shared numbers are linked.
+            parser_kwargs={"parser_mode": "omegaconf"},
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"use_distributed_sampler": False},  # our order gives each rank its share
+            args=arguments,
+        )
+    except MisconfigurationException as error:  # what Lightning finds wrong with the trainer's settings
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def quiet() -> None:
@@ -237,6 +270,7 @@ def quiet() -> None:
         r".*Precision .* is not supported by the model summary.*",
         r".*LightningCLI's args parameter is intended.*",
         r".*your dataloader is not resumable.*",  # our order is resumable, by its own state
+        r".*It is recommended to use `self.log\('(val|test)/.*sync_dist=True`.*",  # the sums are synchronised already
         r".*therefore `best_model_score`.*won't be reloaded.*",
     ):
         warnings.filterwarnings("ignore", message=words)

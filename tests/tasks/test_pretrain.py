@@ -5,15 +5,16 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.nn import functional as F
 
-from conftest import short_spec, write_shards
+from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
 from vab.data.datamodule import ShardDataModule
 from vab.data.records import ShardDataset
 from vab.spec import UserError
 from vab.tasks import BaseTask, PretrainTask, load_task
-from vab.tasks.base import LinearWarmupDecay, decay_groups, find_checkpoint, fold
+from vab.tasks.base import build, decay_groups, find_checkpoint, fold, linear_warmup_decay
 from vab.tasks.pretrain import guessing_sums
 from vab.tokens.decoding import Sampler
 from vab.tokens.masking import Masking
@@ -60,7 +61,7 @@ def quiet_trainer(**settings):
 
 
 def test_learning_rate_rises_from_above_zero_and_falls_to_the_end():
-    factor = LinearWarmupDecay(warmup=4, end=10, final=0.1)
+    factor = linear_warmup_decay(warmup=4, end=10, final=0.1)
     assert [round(factor(step), 4) for step in (0, 1, 3, 4, 7, 10, 50)] == [0.25, 0.5, 1.0, 1.0, 0.55, 0.1, 0.1]
 
 
@@ -203,12 +204,47 @@ def test_shards_of_another_codec_are_refused_with_both_values(shards):
         quiet_trainer(max_steps=1).fit(small_task(spec), data_module(shards))
 
 
-def test_feature_dropout_withholds_the_stated_share(task, dataset):
-    from vab.tokens.noise import Stream, fold_in, uniform
+def test_a_training_step_hides_withholds_and_scores_as_stated(task, dataset, monkeypatch):
+    batch = dataset.__getitems__(list(range(20)))
+    given = {}
 
-    keys = fold_in(record_keys(task.seed, torch.arange(20_000)), 0)
-    share = (uniform(keys, Stream.FEATURE_DROPOUT) < task.feature_dropout).double().mean()
-    assert float(share) == pytest.approx(0.1, abs=0.01)
+    def spy(batch, mask, drop_features):
+        given.update(mask=mask, dropped=drop_features)
+        return PretrainTask.logits(task, batch, mask, drop_features)
+
+    monkeypatch.setattr(task, "logits", spy)
+    task.feature_dropout = 0.5
+    task.trainer = quiet_trainer(max_steps=1)
+    task.trainer.log_every_n_steps = 0
+    monkeypatch.setattr(task, "log", lambda *_, **__: None)
+    loss = task.training_step(batch, 0)
+    again = task.training_step(batch, 0)
+    assert torch.equal(loss, again)
+    assert 0 < int(given["dropped"].sum()) < 20
+    logits = PretrainTask.logits(task, batch, given["mask"], given["dropped"])
+    expected = F.cross_entropy(logits[given["mask"]], batch.codes[given["mask"]], label_smoothing=task.label_smoothing)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_run_without_its_average_goes_on_from_the_live_weights(task):
+    live = {name: value + 1 for name, value in task.state_dict().items()}
+    checkpoint = {
+        "hyper_parameters": dict(task.hparams),
+        "state_dict": dict(task.state_dict()),
+        "live_state_dict": live,
+    }
+    task.trainer = quiet_trainer(max_steps=1)
+    task.trainer.state.fn = TrainerFn.VALIDATING
+    task.on_load_checkpoint(checkpoint)
+    assert checkpoint["state_dict"] is not live
+    task.trainer.state.fn = TrainerFn.FITTING
+    task.on_load_checkpoint(checkpoint)
+    assert checkpoint["state_dict"] is live
+
+
+def test_a_checkpoint_cannot_name_just_any_class():
+    with pytest.raises(TypeError, match=r"subprocess\.Popen is no Backbone"):
+        build({"class_path": "subprocess.Popen", "init_args": {"args": ["true"]}})
 
 
 def test_a_schedule_shorter_than_its_warm_up_is_refused(shards):

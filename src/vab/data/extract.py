@@ -7,6 +7,7 @@ to those of a run that was never interrupted.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -27,9 +28,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from vab.data.decoding_pool import Cutting, DecodingPool, LeftOut, Segment
-from vab.data.format import MANIFEST, explain_full_disk, is_complete, make_key, write_atomically
+from vab.data.format import explain_full_disk, is_complete, make_key, read_manifest, write_atomically
 from vab.data.shards import ShardWriter
 from vab.data.sources import Source, find_sources
+from vab.frozen import device_named
 from vab.frozen.codec import Codec, load_codec
 from vab.frozen.vision import VisionEncoder, load_vision
 from vab.spec import SegmentSpec, UserError
@@ -124,8 +126,8 @@ def extract(
         UserError: If there is no input, a number is out of range, the folder was begun with other settings, the disk
             is full, or not one record could be made.
     """
-    where = _device(device)
-    workers = (os.cpu_count() or 1) if num_workers is None else num_workers
+    where = device_named(device)
+    workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
     sources = find_sources(media, labels_from)
     encoders = Encoders(load_codec(codec, where), load_vision(vision, where), where)
     cutting = Cutting(
@@ -263,7 +265,7 @@ def extract_sources(
                 raise UserError(
                     f"not one of {len(sources)} inputs gave a record ({reasons}): see {out / REPORT} for each"
                 )
-            manifest = writer.finish(encoders.codec.codebooks())
+            manifest = writer.finish(encoders.codec.codebooks(), _fingerprint(sources))
             partial.delete()
     report = _report(out, manifest)
     assert report.inputs == len(sources), f"{report.inputs} inputs accounted for, {len(sources)} were given"
@@ -427,7 +429,11 @@ class _Partial:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError:
+            if error is None:  # else it only repeats why the writing failed
+                raise
 
     def add(self, source: str, result: _Result) -> None:
         """Note a finished source.
@@ -513,12 +519,26 @@ def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     return found + [f"{name}: {their} != {my}" for name, their, my in pairs if their != my]
 
 
+def _fingerprint(sources: Sequence[Source]) -> str:
+    """Tells one list of inputs from another: how many, and a hash of their names, starts, labels and sizes."""
+    rows = [(source.name, source.start, source.labels, _size(source.path)) for source in sources]
+    return f"{len(sources)} sha256:{hashlib.sha256(json.dumps(rows).encode()).hexdigest()}"
+
+
+def _size(path: Path) -> int | None:
+    """In bytes; None for a file that is not there, which is reported as such elsewhere."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
 def _finished_before(out: Path, sources: Sequence[Source], head: dict[str, Any]) -> ExtractionReport:
     """The report of a folder that is complete, unless it is not what was asked for now."""
-    manifest = json.loads((out / MANIFEST).read_bytes())
-    differences = _differences(manifest, json.loads(json.dumps(head)))
-    if manifest["counts"]["sources"] != len(sources):
-        differences.append(f"inputs: {manifest['counts']['sources']} != {len(sources)}")
+    manifest, _ = read_manifest(out)
+    asked = json.loads(json.dumps(head))
+    asked["extraction"]["inputs"] = _fingerprint(sources)
+    differences = _differences(manifest, asked)
     if differences:
         raise UserError(
             f"{out} already holds a finished data set, made with other settings ({'; '.join(differences)}):"
@@ -549,18 +569,8 @@ def _entry(source: str, reason: str, detail: str, start: float | None) -> dict[s
 def _write_report(report: ExtractionReport) -> None:
     values = asdict(report)
     del values["already_finished"]
-    text = json.dumps({"reasons": report.reasons, **values}, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(Path(report.folder) / REPORT, text.encode("utf-8", "surrogateescape"))
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
+    text = json.dumps({"reasons": report.reasons, **values}, indent=1) + "\n"
+    write_atomically(Path(report.folder) / REPORT, text.encode())
 
 
 def _check_numbers(cutting: Cutting, num_workers: int, batch_size: int, file_timeout: float) -> None:

@@ -111,7 +111,7 @@ def make_key(record_id: str, start_seconds: float) -> str:
     return clean + suffix
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Put ``content`` at ``path`` whole or not at all, also across a kill or a power cut.
 
     Raises:
@@ -245,4 +245,4 @@ def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest: the last step, which makes the folder a data set."""
-    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())

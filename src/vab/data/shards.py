@@ -221,7 +221,7 @@ class ShardWriter:
         arrays = {"codes.npy": codes.astype("<u2"), "features.npy": half}
         members = {name: save_array(array) for name, array in arrays.items()}
         headers = {name: len(members[name]) - array.nbytes for name, array in arrays.items()} | {"json": 0}
-        members["json"] = json.dumps(dict(meta), ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+        members["json"] = json.dumps(dict(meta), sort_keys=True, allow_nan=False).encode()
         self._keys.add(key)
         self._waiting.setdefault(meta["source"], []).append((key, members, headers, row))
 
@@ -293,11 +293,12 @@ class ShardWriter:
         self._journals[_shard_number(shard.path)] = journal
         self._shard, self._sources, self._left_out = None, [], []
 
-    def finish(self, codebooks: Tensor) -> dict[str, Any]:
+    def finish(self, codebooks: Tensor, inputs: str | None = None) -> dict[str, Any]:
         """Commit what is open, write index, labels, codebooks and at last the manifest, which is returned.
 
         Args:
             codebooks: (K, S, code_dim) float: the vectors whose sum over levels the codec's decoder reads.
+            inputs: Fingerprint of what the records were made from, for the manifest.
 
         Raises:
             UserError: If there is no record, the codebooks do not fit the spec, or the disk is full.
@@ -329,7 +330,7 @@ class ShardWriter:
             "dtypes": {"codes": "<u2", "features": "<f2"},
             "labels": list(self.labels),
             "counts": {"records": len(index), "sources": sources, "left_out": len(left_out)},
-            "extraction": self.extraction,
+            "extraction": self.extraction | ({} if inputs is None else {"inputs": inputs}),
             "versions": library_versions(),
             "files": write_side_files(self.folder, index, columns["labels"], codebooks),
             "shards": [

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from vab.audio import log_mel_distance, resample, si_sdr, to_mono
 from vab.data.media import read_audio
-from vab.demo.judge_maker import agreement, class_targets
+from vab.demo.judge_maker import class_targets
 from vab.demo.pools import UNSEEN_SEED, world_sounds
 from vab.frozen.tiny import TinyCodec, TinyJudge
+from vab.metrics.agreement import class_agreement
 
 SECONDS = 4.0
 """Real recordings are cut into pieces of this length; a shorter rest is left out."""
@@ -55,7 +56,7 @@ def codec_report(weights: Path | None, segments: int, folders: dict[str, Path]) 
             score, kept = "-", "-"
             if name.startswith("demo"):
                 guesses = torch.cat([judge(rows.unsqueeze(1)).probabilities for rows in versions.split(50)])
-                value = float(agreement(guesses, targets).mean())
+                value = float(class_agreement(guesses, targets > 0).mean())
                 original = original or value
                 score, kept = f"{value:.4f}", f"{100 * value / original:.1f} %"
             lines.append(f"| {name} | {len(pieces)} | {heard} | {distance} | {ratio} | {score} | {kept} |")

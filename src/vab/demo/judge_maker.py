@@ -12,6 +12,7 @@ from torch import Tensor
 from vab.demo.pools import TRAIN_SEED, UNSEEN_SEED, Average, Clock, broad_sounds, world_sounds
 from vab.demo.world import CLASSES, Scene
 from vab.frozen.tiny import JudgeConfig, JudgeNetwork
+from vab.metrics.agreement import class_agreement
 
 BATCH = 32
 PEAK_RATE = 2e-3
@@ -26,22 +27,6 @@ def class_targets(scenes: list[Scene]) -> Tensor:
         for item in scene.objects:
             targets[row, CLASSES.index(item.kind)] = 1.0
     return targets / targets.sum(dim=1, keepdim=True)
-
-
-def agreement(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """Share of a segment's true classes that are among the judge's n likeliest, n being the number of true ones.
-
-    Args:
-        probabilities: (B, L) float.
-        targets: (B, L) float, above 0 for the true classes.
-
-    Returns:
-        (B,) float in [0, 1].
-    """
-    true = targets > 0
-    order = probabilities.argsort(dim=1, descending=True)
-    first = torch.arange(targets.shape[1]) < true.sum(dim=1, keepdim=True)  # (B, L): the n first places
-    return (true.gather(1, order) & first).sum(dim=1) / true.sum(dim=1)
 
 
 def draw_batch(
@@ -136,7 +121,7 @@ def make_judge(minutes: float, sounds: int, on_progress: Callable[[JudgeNetwork,
             shipped = average.of(network)
             with torch.no_grad():
                 guesses = torch.cat([shipped(rows)[1] for rows in unseen.split(50)])
-            score = float(agreement(guesses, unseen_targets).mean())
+            score = float(class_agreement(guesses, unseen_targets > 0).mean())
             on_progress(
                 shipped, clock.step, f"loss {float(loss.detach()):.3f}, agreement on unseen segments {score:.4f}"
             )

@@ -15,8 +15,8 @@ from rich.table import Table
 from torch import Tensor
 
 from vab.commands import Generator
+from vab.data.format import write_atomically
 from vab.data.records import ShardDataset
-from vab.data.shards import write_atomically
 from vab.frozen.judges import Judge, load_judge
 from vab.metrics.agreement import class_agreement
 from vab.metrics.codes import GuessingQuality
@@ -46,7 +46,7 @@ class Score:
     chance: float
     """Agreement of a judge that guesses blindly."""
     seconds_per_segment: float
-    """Of generation with the true video, codec included."""
+    """Of generating the codes with the true video."""
 
     @property
     def share_of_ceiling(self) -> float:
@@ -70,11 +70,17 @@ def score(
         seed: Of the decoding.
         device: auto, cpu, cuda, ...
     """
+    if num_generated < 2 or batch_size < 1:
+        raise UserError(
+            f"need num_generated of 2 or more and batch_size of 1 or more, got {num_generated}, {batch_size}"
+        )
     generator = Generator.load(checkpoint, device=device)
     dataset = ShardDataset(data)
+    if len(dataset) < 2:
+        raise UserError(f"{data} has {len(dataset)} record: a video of another record cannot be given")
     generator.task.spec.require(dataset.spec, "checkpoint", "shards")
     judge = load_judge("tiny", generator.task.device)
-    order = _label_order(dataset, judge)
+    columns = _columns(dataset, judge)
 
     losses = {video: _loss(generator, dataset, video, batch_size) for video in CONDITIONS}
     count = min(num_generated, len(dataset))
@@ -86,15 +92,21 @@ def score(
     for start in track(starts, "generating", console=console, disable=not console.is_terminal):
         rows = list(range(start, min(start + batch_size, count)))
         batch = dataset.__getitems__(rows)
-        truth = batch.labels[:, order] > 0  # (B, L) in the judge's order
+        truth = torch.zeros(len(batch), len(judge.classes), dtype=torch.bool)  # (B, L) in the judge's order
+        truth[:, columns] = batch.labels > 0
         chances += (truth.sum(1) / truth.shape[1]).tolist()
         heard["round_trip"].append(_agreement(generator, judge, batch.codes, truth))
         for video in CONDITIONS:
+            given = _with_video(dataset, batch, rows, video)
             begun = time.perf_counter()
-            codes = _generate(generator, _with_video(dataset, batch, rows, video), video == "none", seed)
-            heard[video].append(_agreement(generator, judge, codes, truth))
+            codes = _generate(generator, given, video == "none", seed)
             seconds += (time.perf_counter() - begun) if video == "true" else 0.0
+            heard[video].append(_agreement(generator, judge, codes, truth))
     agreement = {name: _mean_and_error(torch.cat(values)) for name, values in heard.items()}
+    if not agreement["round_trip"][0] > 0:
+        raise UserError(
+            f"judge {judge.name} hears none of the true classes in the codec's round trip: nothing to compare"
+        )
     result = Score(
         records=len(dataset),
         generated=count,
@@ -110,12 +122,15 @@ def score(
     return result
 
 
-def _label_order(dataset: ShardDataset, judge: Judge) -> list[int]:
-    """Columns of the data set's labels in the order of the judge's classes."""
-    if set(dataset.labels) != set(judge.classes):
-        have = ", ".join(dataset.labels) or "none"
-        raise UserError(f"the judge knows the classes {', '.join(judge.classes)}; the shards have {have}")
-    return [list(dataset.labels).index(name) for name in judge.classes]
+def _columns(dataset: ShardDataset, judge: Judge) -> list[int]:
+    """Where the judge's list has each label of the data set."""
+    unknown = [name for name in dataset.labels if name not in judge.classes]
+    if unknown or not dataset.labels:
+        have = ", ".join(unknown) or "none at all"
+        raise UserError(
+            f"judge {judge.name} knows the classes {', '.join(judge.classes)}; the shards' labels are {have}"
+        )
+    return [judge.classes.index(name) for name in dataset.labels]
 
 
 def _with_video(dataset: ShardDataset, batch: Batch, rows: list[int], video: str) -> Batch:
@@ -176,7 +191,7 @@ def _print(result: Score, checkpoint: Path) -> None:
     console.print(
         f"loss: nats per hidden code over {result.records} records; agreement: share of the true classes among the "
         f"judge's top guesses, mean and standard error over {result.generated} records, judge {result.judge}; "
-        f"{result.seconds_per_segment:.2f} s per generated segment",
+        f"{result.seconds_per_segment:.2f} s per segment to generate its codes",
         style="dim",
         highlight=False,
     )

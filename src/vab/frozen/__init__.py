@@ -13,6 +13,23 @@ from typing import Self
 import torch
 from torch import nn
 
+from vab.spec import UserError
+
+
+def device_named(name: str) -> torch.device:
+    """The device that a user names: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+
+    Raises:
+        UserError: If there is no such device here.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
 
 class Frozen(nn.Module):
     """A network as it was loaded: evaluation mode and no gradients, whatever a trainer does to its parent modules."""
@@ -38,10 +55,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     Codes are an argmin: rounding that no ear would notice still flips them, so precision is not the caller's choice.
     """
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn

@@ -8,10 +8,12 @@ import json
 import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -60,6 +62,12 @@ class BaseTask(LightningModule):
         self.seed = seed
 
     @property
+    def logs_this_step(self) -> bool:
+        """Whether the trainer will write what this training step logs."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
+
+    @property
     def spec(self) -> SegmentSpec:
         """The segment that this model knows."""
         return self.backbone.spec
@@ -85,6 +93,20 @@ class BaseTask(LightningModule):
         if not self.backbone.has_codebooks:
             self.backbone.set_codebooks(data.codebooks)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was trained on other segments, codecs or features than the data at hand.
+
+        Weights do not show it: their shapes fit, and the codebooks of the checkpoint would take the data's place.
+        """
+        backbone = checkpoint["hyper_parameters"]["backbone"]["init_args"]
+        SegmentSpec.from_dict(dict(backbone["spec"])).require(self.spec, "checkpoint", "shards")
+        trainer = self._trainer
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING or "live_state_dict" not in checkpoint:
+            return
+        if not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            # Without an average the run goes on with the weights that its optimizer state belongs to.
+            checkpoint["state_dict"] = checkpoint["live_state_dict"]
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed this step's dropout from its place in the run, so that a resumed run draws what it would have drawn."""
         torch.manual_seed(fold(self.seed, self.current_epoch, batch_idx, self.global_rank))
@@ -98,27 +120,31 @@ class BaseTask(LightningModule):
                 f"warmup_steps {self.warmup_steps} must be below the schedule's {end} steps: "
                 f"lower --model.warmup_steps or raise --trainer.max_steps"
             )
-        schedule = LambdaLR(optimizer, LinearWarmupDecay(self.warmup_steps, end, self.final_lr_ratio))
+        schedule = LambdaLR(optimizer, linear_warmup_decay(self.warmup_steps, end, self.final_lr_ratio))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Make the task from its JSON hyper-parameters."""
-        return cls(**config)
 
+def linear_warmup_decay(warmup: int, end: int, final: float) -> Callable[[int], float]:
+    """Learning-rate factor: 0 to 1 over ``warmup`` steps, then down to ``final`` at step ``end``, and level after.
 
-class LinearWarmupDecay:
-    """Learning-rate factor: 0 to 1 over ``warmup`` steps, then down to ``final`` at step ``end``, and level after."""
+    A function, not an object: schedulers save objects, and a resumed run's config would not count.
 
-    def __init__(self, warmup: int, end: int, final: float) -> None:
-        self.warmup, self.end, self.final = warmup, end, final
+    Args:
+        warmup: Steps of the rise.
+        end: Step at which the fall ends.
+        final: Factor from there on.
 
-    def __call__(self, step: int) -> float:
-        """Factor for the update after ``step`` updates were made; the first update is already above 0."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        left = max(0.0, (self.end - step) / max(1, self.end - self.warmup))
-        return self.final + (1 - self.final) * left
+    Returns:
+        Factor for the update after a number of updates; the first update is already above 0.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        left = max(0.0, (end - step) / max(1, end - warmup))
+        return final + (1 - final) * left
+
+    return factor
 
 
 def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
@@ -140,13 +166,13 @@ def fold(*values: int) -> int:
 
 
 def build(described: Built) -> Any:
-    """Make the object that ``{"class_path", "init_args"}`` describes."""
-    return _class(described["class_path"])(**described.get("init_args", {}))
+    """Make the network that ``{"class_path", "init_args"}`` describes."""
+    return _class(described["class_path"], Backbone)(**described.get("init_args", {}))
 
 
 def build_later(described: Built) -> Callable[[Iterable], Optimizer]:
     """The optimizer that ``{"class_path", "init_args"}`` describes, once it is given parameters."""
-    return lambda params: _class(described["class_path"])(params, **described.get("init_args", {}))
+    return lambda params: _class(described["class_path"], Optimizer)(params, **described.get("init_args", {}))
 
 
 def described_as(value: Any) -> Any:
@@ -159,10 +185,6 @@ def described_as(value: Any) -> Any:
         taken = inspect.signature(kind).parameters
         arguments = {name: default for name, default in optimizer.defaults.items() if name in taken}
         return {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": _plain(arguments)}
-    if isinstance(value, SegmentSpec):
-        return value.to_dict()
-    if isinstance(value, Path):
-        return str(value)
     return value
 
 
@@ -180,13 +202,12 @@ def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         settings = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
-        kind: type[BaseTask] = _class(content["hyper_parameters"]["_class_path"])
-    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, OSError) as error:
+        task: BaseTask = _class(content["hyper_parameters"]["_class_path"], BaseTask)(**settings)
+        live = content.get("live_state_dict", content["state_dict"])
+        task.load_state_dict(content["state_dict"] if weights == "ema" else live)
+    except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError, OSError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is not a checkpoint of vab: {reason}") from error
-    task: BaseTask = kind.from_config(settings)
-    live = content.get("live_state_dict", content["state_dict"])
-    task.load_state_dict(content["state_dict"] if weights == "ema" else live)
+        raise UserError(f"{path} is not a checkpoint of this version of vab: {reason}") from error
     return task.eval()
 
 
@@ -201,15 +222,23 @@ def find_checkpoint(place: str | Path) -> Path:
         return path
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: give a .ckpt file or a run's folder, such as runs/pretrain")
-    found = sorted(path.rglob("last.ckpt"), key=lambda file: file.stat().st_mtime)
+    found = sorted(path.rglob("last*.ckpt"), key=lambda file: file.stat().st_mtime)
     if not found:
         raise UserError(f"no last.ckpt under {path}: the run has not saved a checkpoint yet")
     return found[-1]
 
 
-def _class(path: str) -> type:
+def _class(path: str, base: type) -> type:
+    """The class of that name, if it is a ``base``: a checkpoint must not name just anything to be called.
+
+    Raises:
+        TypeError: If it is something else, or not there.
+    """
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    found = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise TypeError(f"{path} is no {base.__name__}")
+    return found
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class PretrainTask(BaseTask):
         logits = self.logits(batch, mask, dropped)
         loss = masked_code_loss(logits, batch.codes, mask, self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self.logs_this_step:
             table = guessing_table(*guessing_sums(logits, batch, mask))
             self.log_dict({f"train/codes/{name}": value.float() for name, value in table.items()})
         return loss

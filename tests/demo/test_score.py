@@ -1,0 +1,66 @@
+"""The score of a model: which video is given, and what is printed."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from tone_shards import short_spec
+from vab.backbone import Backbone
+from vab.data.extract import extract
+from vab.data.records import ShardDataset
+from vab.demo.score import CONDITIONS, _with_video, score
+from vab.demo.world import write_world
+from vab.spec import UserError
+from vab.tasks import PretrainTask
+from vab.tokens.decoding import Sampler
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Shards of a few demo segments, and an untrained model."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder / "videos", num_train=24, num_val=1, num_workers=0)
+    extract(
+        str(folder / "videos" / "train.csv"), str(folder / "shards"), segment_seconds=4.0, video_fps=8.0, num_workers=0
+    )
+    dataset = ShardDataset(folder / "shards")
+    torch.manual_seed(0)
+    backbone = Backbone(dataset.spec, dim=16, num_heads=1, num_modality_layers=1, num_joint_layers=1)
+    backbone.set_codebooks(dataset.codebooks)
+    task = PretrainTask(backbone, sampler=Sampler(decode_steps=1))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(task)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return folder
+
+
+def test_the_score_of_an_untrained_model_is_chance(world, capsys):
+    result = score(str(world / "last.ckpt"), str(world / "shards"), num_generated=16, batch_size=8)
+    assert result.agreement["round_trip"][0] > 0.8
+    assert set(result.loss) == set(CONDITIONS)
+    assert all(result.agreement[video][0] < 0.4 for video in CONDITIONS)
+    assert 1 / 16 <= result.chance <= 2 / 16
+    assert json.loads((world / "score.json").read_text())["records"] == 24
+    assert "codec round trip" in capsys.readouterr().out
+
+
+def test_shuffled_video_is_another_records(world):
+    dataset = ShardDataset(world / "shards")
+    rows = [0, 1, 23]
+    batch = dataset.__getitems__(rows)
+    other = _with_video(dataset, batch, rows, "shuffled")
+    assert torch.equal(other.codes, batch.codes)
+    assert torch.equal(other.features, dataset.__getitems__([12, 13, 11]).features)
+    assert _with_video(dataset, batch, rows, "true") is batch
+
+
+def test_too_few_records_and_other_classes_are_refused(world, shards):
+    with pytest.raises(UserError, match="num_generated"):
+        score(str(world / "last.ckpt"), str(world / "shards"), num_generated=1)
+    spec = dataclasses.asdict(short_spec())
+    assert spec["num_steps"] != ShardDataset(world / "shards").spec.num_steps
+    with pytest.raises(UserError, match="checkpoint and shards do not fit"):
+        score(str(world / "last.ckpt"), str(shards / "val"))
