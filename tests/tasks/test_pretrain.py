@@ -15,7 +15,6 @@ from vab.data.records import ShardDataset
 from vab.spec import UserError
 from vab.tasks import BaseTask, PretrainTask, load_task
 from vab.tasks.base import build, decay_groups, find_checkpoint, fold, linear_warmup_decay
-from vab.tasks.pretrain import guessing_sums
 from vab.tokens.decoding import Sampler
 from vab.tokens.masking import Masking
 from vab.tokens.noise import record_keys
@@ -130,7 +129,7 @@ def test_the_loss_is_of_hidden_codes_only(task, dataset):
     batch = dataset.__getitems__(list(range(6)))
     mask = task.evaluation_mask(batch)
     logits = task.logits(batch, mask)
-    task.quality.update(*guessing_sums(logits, batch, mask))
+    task.quality.update(*task.guessing_sums(logits, batch, mask))
     by_hand = torch.stack([
         F.cross_entropy(logits[b, k, t], batch.codes[b, k, t])
         for b, k, t in mask.nonzero().tolist()
@@ -256,3 +255,75 @@ def test_a_schedule_shorter_than_its_warm_up_is_refused(shards):
 def test_masking_settings_reach_the_mask(dataset):
     task = small_task(masking=Masking(law="fixed", ratio=1.0))
     assert task.evaluation_mask(dataset.__getitems__([0, 1])).all()
+
+
+def fine_task(dataset, **settings):
+    """A model that fills levels 2 and 3 for levels 0 and 1."""
+    task = small_task(dataset.spec, conditioning_levels=2, **settings).eval()
+    task.backbone.set_codebooks(dataset.codebooks)
+    return task
+
+
+def test_conditioning_levels_are_never_hidden_nor_scored(dataset):
+    task = fine_task(dataset, masking=Masking(law="fixed", ratio=1.0))
+    batch = dataset.__getitems__([0, 1, 2])
+    mask = task.mask_for(record_keys(0, batch.index), batch.steps)
+    sound = torch.arange(batch.codes.shape[-1]) < batch.steps[:, None]
+    assert not mask[:, :2].any()
+    assert torch.equal(mask[:, 2:], sound[:, None].expand(-1, 2, -1))
+    per_level, per_bucket = task.guessing_sums(task.logits(batch, mask), batch, mask)
+    assert per_level[:2].eq(0).all()
+    assert per_level[2:, 2].tolist() == [int(batch.steps.sum())] * 2
+    assert per_bucket[-1, 2] == 2 * batch.steps.sum()  # all that can be hidden is: the last bucket
+
+
+def test_a_fine_model_keeps_its_conditions_and_makes_the_rest(dataset):
+    task = fine_task(dataset, sampler=Sampler([3, 1], guidance_scale=2.0))
+    batch = dataset.__getitems__([0, 1, 2])
+    steps, frames = batch.lengths
+    made = task.predict_step(batch, 0)["codes"]
+    sound = (torch.arange(batch.codes.shape[-1]) < batch.steps[:, None])[:, None]
+    assert torch.equal(made[:, :2] * sound, batch.codes[:, :2] * sound)
+    assert not torch.equal(made[:, 2:] * sound, batch.codes[:, 2:] * sound)
+    changed = batch.codes.clone()
+    changed[:, 2:] = 0  # what it is to make must not be read
+    keys = record_keys(task.seed, batch.index)
+    again = task.generate(batch.features, keys, codes=changed, steps=steps, frames=frames)
+    assert torch.equal(made * sound, again * sound)
+    with pytest.raises(ValueError, match="first 2 levels of the codes must be given"):
+        task.generate(batch.features, keys)
+
+
+def test_a_fine_model_learns_from_its_conditions(dataset):
+    task = fine_task(dataset)
+    batch = dataset.__getitems__([0, 1, 2])
+    mask = task.mask_for(record_keys(0, batch.index), batch.steps)
+    other = dataclasses.replace(batch, codes=batch.codes.clone())
+    other.codes[:, 0] = (other.codes[:, 0] + 1) % dataset.spec.codebook_size
+    assert not torch.equal(task.logits(batch, mask)[:, 2:], task.logits(other, mask)[:, 2:])
+
+
+@pytest.mark.parametrize("levels", [-1, 4])
+def test_conditioning_levels_must_leave_something_to_make(levels):
+    with pytest.raises(UserError, match="conditioning_levels must be at least 0 and leave a level"):
+        small_task(conditioning_levels=levels)
+
+
+def test_a_sampler_of_more_levels_than_the_model_makes_is_refused_at_once():
+    with pytest.raises(UserError, match="lists 3 levels, but the codes have 2"):
+        small_task(conditioning_levels=2, sampler=Sampler([4, 1, 1]))
+
+
+def test_what_the_training_audio_is_like_travels_with_the_checkpoint(shards, tmp_path):
+    data = data_module(shards)
+    task = small_task(data.spec, conditioning_levels=1)
+    task.audio_statistics = {"rms_db_mean": -20.5}
+    trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
+    trainer.fit(task, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    read = load_task(tmp_path)
+    assert read.audio_statistics == {"rms_db_mean": -20.5}
+    assert read.conditioning_levels == 1
+    resumed = small_task(data.spec, conditioning_levels=1)
+    quiet_trainer(max_steps=2, limit_val_batches=0).fit(resumed, data_module(shards), ckpt_path=tmp_path / "last.ckpt")
+    assert resumed.audio_statistics == {"rms_db_mean": -20.5}

@@ -22,7 +22,6 @@ from vab.metrics.agreement import class_agreement
 from vab.metrics.codes import GuessingQuality
 from vab.spec import Batch, UserError
 from vab.tasks.base import find_checkpoint
-from vab.tasks.pretrain import guessing_sums
 from vab.tokens.noise import record_keys
 
 CONDITIONS = ("true", "shuffled", "none")
@@ -150,7 +149,7 @@ def _loss(generator: Generator, dataset: ShardDataset, video: str, batch_size: i
         batch = _with_video(dataset, dataset.__getitems__(rows), rows, video).to(task.device)
         mask = task.evaluation_mask(batch)
         dropped = torch.full((len(batch),), video == "none", device=task.device)
-        quality.update(*guessing_sums(task.logits(batch, mask, dropped), batch, mask))
+        quality.update(*task.guessing_sums(task.logits(batch, mask, dropped), batch, mask))
     return float(quality.compute()["loss"])
 
 

@@ -205,6 +205,7 @@ def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -
         task: BaseTask = _class(content["hyper_parameters"]["_class_path"], BaseTask)(**settings)
         live = content.get("live_state_dict", content["state_dict"])
         task.load_state_dict(content["state_dict"] if weights == "ema" else live)
+        task.on_load_checkpoint(content)
     except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError, OSError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} is not a checkpoint of this version of vab: {reason}") from error

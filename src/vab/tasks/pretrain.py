@@ -7,13 +7,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from vab.backbone import Backbone
 from vab.losses import mask_ratio_bucket, masked_code_loss, masked_code_sums
 from vab.metrics.codes import BUCKETS, GuessingQuality, guessing_table
-from vab.spec import Batch
+from vab.spec import Batch, UserError
 from vab.tasks.base import BaseTask
 from vab.tokens.decoding import Sampler, decode
 from vab.tokens.masking import Masking
@@ -38,6 +39,7 @@ class PretrainTask(BaseTask):
         feature_dropout: float = 0.1,
         label_smoothing: float = 0.1,
         sampler: Sampler | None = None,
+        conditioning_levels: int = 0,
     ) -> None:
         """Configure the stage.
 
@@ -52,12 +54,24 @@ class PretrainTask(BaseTask):
             feature_dropout: Share of segments trained without video, for guidance (VATT's value).
             label_smoothing: Share of the target spread over the codebook (VATT's value).
             sampler: How ``predict`` and the media callback decode.
+            conditioning_levels: The first levels, never hidden and never guessed: the model fills the finer ones for
+                them, as the second stage of VAB-DAC does. 0 for a model that makes all of its levels.
         """
         super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed)
+        if not 0 <= conditioning_levels < self.spec.num_codebooks:
+            raise UserError(
+                f"conditioning_levels must be at least 0 and leave a level to make of the shards' "
+                f"{self.spec.num_codebooks}, got {conditioning_levels}"
+            )
+        self.conditioning_levels = conditioning_levels
         self.masking = _made(Masking, masking)
         self.sampler = _made(Sampler, sampler)
         self.feature_dropout = feature_dropout
         self.label_smoothing = label_smoothing
+        self.audio_statistics: dict[str, float] | None = None
+        """What the training audio is like, where it was measured (``vab.metrics.health``): generated sound is held
+        against it. Checkpoints carry it."""
+        self.sampler.stages(self.made_levels)  # refuses a list that is too long, before anything is trained
         self.quality = GuessingQuality(self.spec.num_codebooks)
         self.remember(
             backbone=backbone,
@@ -70,7 +84,18 @@ class PretrainTask(BaseTask):
             feature_dropout=feature_dropout,
             label_smoothing=label_smoothing,
             sampler=asdict(self.sampler),
+            conditioning_levels=conditioning_levels,
         )
+
+    @property
+    def made_levels(self) -> int:
+        """How many levels the model makes: those after the conditioning ones."""
+        return self.spec.num_codebooks - self.conditioning_levels
+
+    def mask_for(self, keys: Tensor, steps: Tensor) -> Tensor:
+        """(B, K, T) bool: the codes to hide of records of (B,) sound steps; none of a conditioning level."""
+        mask = self.masking.mask(keys, self.made_levels, self.spec.num_steps, steps)
+        return F.pad(mask, (0, 0, self.conditioning_levels, 0))
 
     def logits(self, batch: Batch, mask: Tensor, drop_features: Tensor | None = None) -> Tensor:
         """The network's guess at every code of a batch.
@@ -86,23 +111,32 @@ class PretrainTask(BaseTask):
         steps, frames = batch.lengths
         return self.backbone(batch.codes, batch.features, mask, drop_features=drop_features, steps=steps, frames=frames)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what belongs to the model but is no weight."""
+        checkpoint["audio_statistics"] = self.audio_statistics
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back, also without a trainer."""
+        self.audio_statistics = checkpoint.get("audio_statistics")
+        super().on_load_checkpoint(checkpoint)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Hide codes, guess them, score the guess."""
         keys = fold_in(record_keys(self.seed, batch.index), self.current_epoch)
-        mask = self.masking.mask(keys, self.spec.num_codebooks, self.spec.num_steps, batch.steps)
+        mask = self.mask_for(keys, batch.steps)
         dropped = uniform(keys, Stream.FEATURE_DROPOUT) < self.feature_dropout
         logits = self.logits(batch, mask, dropped)
         loss = masked_code_loss(logits, batch.codes, mask, self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True)
         if self.logs_this_step:
-            table = guessing_table(*guessing_sums(logits, batch, mask))
+            table = guessing_table(*self.guessing_sums(logits, batch, mask))
             self.log_dict({f"train/codes/{name}": value.float() for name, value in table.items()})
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Guess codes hidden by a mask that depends on the record alone."""
         mask = self.evaluation_mask(batch)
-        self.quality.update(*guessing_sums(self.logits(batch, mask), batch, mask))
+        self.quality.update(*self.guessing_sums(self.logits(batch, mask), batch, mask))
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the whole data set, each record once."""
@@ -123,15 +157,22 @@ class PretrainTask(BaseTask):
         self.log_dict({f"test/{name}": value.float() for name, value in table.items()})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Codes made from the video alone; ``index`` and ``valid`` say whose they are."""
+        """Codes made from the video, for a fine stage from the coarse levels too; ``index`` and ``valid`` say whose."""
         steps, frames = batch.lengths
-        codes = self.generate(batch.features, record_keys(self.seed, batch.index), steps=steps, frames=frames)
+        keys = record_keys(self.seed, batch.index)
+        codes = batch.codes if self.conditioning_levels else None
+        codes = self.generate(batch.features, keys, codes=codes, steps=steps, frames=frames)
         return {"codes": codes, "index": batch.index, "valid": batch.valid}
+
+    def guessing_sums(self, logits: Tensor, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch's sums for ``guessing_table``, valid records only: (K, 3) by level, (BUCKETS, 3) by share hidden."""
+        sums = masked_code_sums(logits, batch.codes, mask & batch.valid[:, None, None])
+        bucket = mask_ratio_bucket(mask[:, self.conditioning_levels :], batch.steps, BUCKETS)
+        return sums.per_level(), sums.per_bucket(bucket, BUCKETS)
 
     def evaluation_mask(self, batch: Batch) -> Tensor:
         """(B, K, T) bool: the mask under which a record is scored, the same in every epoch and on any rank."""
-        keys = record_keys(self.seed, batch.index)
-        return self.masking.mask(keys, self.spec.num_codebooks, self.spec.num_steps, batch.steps)
+        return self.mask_for(record_keys(self.seed, batch.index), batch.steps)
 
     @torch.no_grad()
     def generate(
@@ -152,8 +193,8 @@ class PretrainTask(BaseTask):
             features: (B, V, C) float32.
             keys: (B,) int64. The seed of each record's randomness; a record's result depends on nothing else.
             sampler: Decoding settings; the task's own by default.
-            codes: (B, K, T) int64. Known codes, where ``mask`` is False.
-            mask: (B, K, T) bool. True = to be made; everything by default.
+            codes: (B, K, T) int64. Known codes, where ``mask`` is False. A fine stage cannot do without.
+            mask: (B, K, T) bool. True = to be made; every code that is not of a conditioning level by default.
             steps: (B,) int64. Steps wanted of each record, where some are fewer than T.
             frames: (B,) int64. Frames that are picture, where some are fewer than V.
             drop_features: Decode as if there were no video.
@@ -165,10 +206,13 @@ class PretrainTask(BaseTask):
         if drop_features:
             sampler = replace(sampler, guidance_scale=1.0)  # with and without video would be the same
         shape = (len(features), self.spec.num_codebooks, self.spec.num_steps)
+        if codes is None and self.conditioning_levels:
+            raise ValueError(f"the first {self.conditioning_levels} levels of the codes must be given to a fine stage")
         if codes is None:
             codes = torch.zeros(shape, dtype=torch.int64, device=features.device)
         if mask is None:
             mask = torch.ones(shape, dtype=torch.bool, device=features.device)
+            mask[:, : self.conditioning_levels] = False
         if (steps is None) != (frames is None):
             raise ValueError("give both steps and frames, or neither")
 
@@ -184,12 +228,6 @@ class PretrainTask(BaseTask):
             )
 
         return decode(codes_to_logits, codes, mask, sampler, keys, steps)
-
-
-def guessing_sums(logits: Tensor, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """A batch's sums for ``guessing_table``, valid records only: (K, 3) per level, (BUCKETS, 3) per share hidden."""
-    sums = masked_code_sums(logits, batch.codes, mask & batch.valid[:, None, None])
-    return sums.per_level(), sums.per_bucket(mask_ratio_bucket(mask, batch.steps, BUCKETS), BUCKETS)
 
 
 def _made(kind: type[Any], value: Any) -> Any:

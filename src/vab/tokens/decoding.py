@@ -1,23 +1,34 @@
 """Filling hidden codes: a few parallel passes of the network instead of one per code.
 
-One loop for every use: generation hides all codes, inpainting a span, continuation the future. It is a pure function
-of a network (a callable), what is known, what is hidden, a `Sampler` and a key per record, and never waits for the
-device.
+One loop for every use: generation hides all codes, inpainting a span, continuation the future, a fine stage the finer
+levels. It is a pure function of a network (a callable), what is known, what is hidden, a `Sampler` and a key per
+record, and never waits for the device.
 
-Source: MaskGIT, Chang et al. 2022, section 3.2; as VAB, Su et al. 2024, applies it to audio tokens.
+Source: MaskGIT, Chang et al. 2022, section 3.2; as VAB, Su et al. 2024, applies it to audio tokens. The other orders
+and schedules name theirs in `Sampler`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from vab.spec import UserError
 from vab.tokens.noise import Stream, fold_in, gumbel, uniform
+from vab.tokens.sampler import Order, Sampler, Stage, sampler_from
+
+__all__ = [
+    "CodesToLogits",
+    "Sampler",
+    "decode",
+    "draw",
+    "least_confident",
+    "num_hidden_after",
+    "sampler_from",
+    "share_of",
+]
 
 CodesToLogits = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(codes (R, K, T) int64, mask (R, K, T) bool, drop_features (R,) bool) -> logits (R, K, T, S).
@@ -27,45 +38,6 @@ record r % B. Codes are unspecified where the mask is True; the network must not
 
 # Above any log-probability plus noise: a known code is never hidden again.
 _CONFIDENCE_OF_KNOWN = torch.inf
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How hidden codes are filled: confidence with annealed noise. Saved with every output; defaults are the paper's.
-
-    Source: VAB, Su et al. 2024 (guidance scale, as third parties report it); the other values: the authors' follow-up
-    code.
-    """
-
-    decode_steps: int = 16
-    """Passes of the network."""
-    temperature: float = 1.0
-    """Divides the logits before a code is drawn; 0 always takes the likeliest."""
-    top_k: int | None = 256
-    """Draw among this many likeliest codes only; None draws among all."""
-    choice_temperature: float = 15.5
-    """Gumbel noise added to the confidences at the start; falls linearly to 0. 0 keeps the most confident codes."""
-    guidance_scale: float = 5.0
-    """w in u + w (c - u), c the logits with the video, u without. 1 is plain conditioning, in one pass; 0 ignores the
-    video."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings that make no sense."""
-        if self.decode_steps < 1:
-            raise UserError(f"sampler: decode_steps must be at least 1, got {self.decode_steps}")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"sampler: top_k must be at least 1, or null for all codes, got {self.top_k}")
-        if 0 < self.temperature < 1e-3:  # logits over less than this overflow
-            raise UserError(f"sampler: temperature must be 0 (greedy) or at least 0.001, got {self.temperature}")
-        for name in ("temperature", "choice_temperature", "guidance_scale"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise UserError(f"sampler: {name} must be 0 or above, got {value}")
-
-    @property
-    def passes(self) -> int:
-        """Rows that the network sees per record: 2 with guidance, else 1."""
-        return 1 if self.guidance_scale == 1 else 2
 
 
 @torch.no_grad()
@@ -79,8 +51,8 @@ def decode(
 ) -> Tensor:
     """Fill the hidden codes.
 
-    Each step draws every hidden code, then hides the least certain ones again, until none is hidden. A record's result
-    depends on its own codes, mask and key, never on the batch around it.
+    Each pass draws every hidden code of its stage's levels, then hides all but the best of them again, until none is
+    hidden. A record's result depends on its own codes, mask and key, never on the batch around it.
 
     Args:
         codes_to_logits: The network; see `CodesToLogits`.
@@ -92,29 +64,56 @@ def decode(
 
     Returns:
         (B, K, T) int64: ``codes`` with the hidden ones filled.
+
+    Raises:
+        UserError: If the sampler lists more levels than there are.
     """
     if steps is not None:
         is_sound = torch.arange(codes.shape[-1], device=codes.device) < steps[:, None]  # (B, T)
         mask = mask & is_sound[:, None]
-    shape = codes.shape[1:]  # (K, T)
     codes = codes.masked_fill(mask, 0)
-    num_hidden = initial = mask.flatten(1).sum(1)  # (B,)
-    for step in range(sampler.decode_steps):
-        step_keys = fold_in(keys, step)
-        log_p = _guided_logits(codes_to_logits, codes, mask, sampler).log_softmax(-1)  # (B, K, T, S)
-        drawn = draw(log_p, uniform(step_keys, Stream.TOKEN, shape), sampler.temperature, sampler.top_k)
-        codes = torch.where(mask, drawn, codes)
-        num_hidden = num_hidden_after(step, sampler.decode_steps, initial, num_hidden)
-        # As the network has it, whatever temperature and top-k made of it: greedy draws differ in certainty too.
-        confidence = log_p.gather(-1, drawn[..., None])[..., 0]  # (B, K, T)
-        if sampler.choice_temperature > 0:
-            annealed = sampler.choice_temperature * (1 - (step + 1) / sampler.decode_steps)
-            confidence = confidence + annealed * gumbel(uniform(step_keys, Stream.CHOICE, shape))
-        mask = least_confident(confidence.masked_fill(~mask, _CONFIDENCE_OF_KNOWN), num_hidden)
+    number = 0
+    for stage in sampler.stages(codes.shape[1]):
+        levels = slice(stage.first_level, stage.end_level)
+        ranks = _ranks(sampler.order, keys, stage, codes.shape[-1])
+        wanted = hidden = mask[:, levels]  # (B, k, T): what this stage fills, and what of it is hidden yet
+        for step in range(stage.steps):
+            step_keys = fold_in(keys, number)
+            scale = sampler.guidance_at(number, step, stage.steps)
+            logits = _guided_logits(codes_to_logits, codes, mask, sampler.passes, scale, levels)  # (B, k, T, S)
+            numbers = uniform(step_keys, Stream.TOKEN, hidden.shape[1:])
+            drawn = draw(logits, numbers, sampler.temperature, sampler.top_k, sampler.top_p)
+            confidence = _confidence(sampler, logits, drawn, step_keys, ranks, step, stage.steps)
+            kept = torch.where(hidden, drawn, codes[:, levels])
+            hidden = _hidden_after(sampler, wanted, hidden, confidence, step_keys, step, stage.steps)
+            codes = torch.cat([codes[:, : levels.start], kept, codes[:, levels.stop :]], dim=1)
+            mask = torch.cat([mask[:, : levels.start], hidden, mask[:, levels.stop :]], dim=1)
+            number += 1
     return codes
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None) -> Tensor:
+def _hidden_after(
+    sampler: Sampler, wanted: Tensor, hidden: Tensor, confidence: Tensor, step_keys: Tensor, step: int, steps: int
+) -> Tensor:
+    """(B, k, T) bool: what of a stage's codes is hidden after a pass; arguments as `decode` has them."""
+    current = hidden.flatten(1).sum(1)  # (B,)
+    ratio, again = sampler.hidden_ratio(step, steps), sampler.remask_share(step, steps)
+    pauses = sampler.remask == "loop" and again > 0
+    count = num_hidden_after(ratio, wanted.flatten(1).sum(1), current, may_stay=pauses)
+    if again == 0:
+        return least_confident(confidence.masked_fill(~hidden, _CONFIDENCE_OF_KNOWN), count)
+    filled = wanted & ~hidden
+    num_filled = filled.flatten(1).sum(1)
+    if sampler.remask == "rescale":
+        num_again = share_of(torch.minimum(num_filled, count), again)
+    else:
+        num_again = torch.minimum(share_of(num_filled, again), count)
+    chance = uniform(step_keys, Stream.REMASK, hidden.shape[1:]).masked_fill(~filled, torch.inf)
+    left = least_confident(confidence.masked_fill(~hidden, _CONFIDENCE_OF_KNOWN), count - num_again)
+    return left | least_confident(chance, num_again)
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None, top_p: float = 1.0) -> Tensor:
     """Draw a code from each row of logits: one uniform number each, through the distribution function.
 
     Args:
@@ -122,39 +121,47 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None)
         uniform: (...) float in (0, 1).
         temperature: Divides the logits; 0 takes the likeliest.
         top_k: Only the k likeliest codes can be drawn; None for all.
+        top_p: Of those, only the fewest likeliest that together have this probability.
 
     Returns:
         (...) int64 in [0, S).
     """
     if temperature == 0 or top_k == 1:
         return logits.argmax(-1)
-    if top_k is None or top_k >= logits.shape[-1]:
-        return _inverse_cdf(logits / temperature, uniform)
-    likeliest, code = logits.topk(top_k, dim=-1)  # (..., top_k), falling
-    return code.gather(-1, _inverse_cdf(likeliest / temperature, uniform)[..., None])[..., 0]
+    size = logits.shape[-1]
+    if top_p == 1 and (top_k is None or top_k >= size):
+        return _inverse_cdf(logits / temperature, uniform, 1.0)
+    likeliest, code = logits.topk(min(top_k or size, size), dim=-1)  # (..., top_k), falling
+    return code.gather(-1, _inverse_cdf(likeliest / temperature, uniform, top_p)[..., None])[..., 0]
 
 
-def num_hidden_after(step: int, decode_steps: int, initial: Tensor, current: Tensor) -> Tensor:
-    """How many codes of each record stay hidden after a step: few are revealed at first, many at the end.
+def num_hidden_after(ratio: float, initial: Tensor, current: Tensor, may_stay: bool = False) -> Tensor:
+    """How many codes of each record stay hidden after a pass.
 
-    floor(cos(pi/2 (step + 1) / decode_steps) * initial), but at least one code is revealed and, before the last
-    step, at least one left, where that is possible.
+    floor(ratio * initial), but at least one code is revealed and, unless the ratio is 0, at least one left, where that
+    is possible.
 
     Args:
-        step: 0 .. decode_steps - 1.
-        decode_steps: Steps in all.
-        initial: (B,) int64. Codes that were hidden before the first step.
-        current: (B,) int64. Codes that are hidden before this step.
+        ratio: In [0, 1]; see `Sampler.hidden_ratio`.
+        initial: (B,) int64. Codes that were hidden before the first pass.
+        current: (B,) int64. Codes that are hidden before this pass.
+        may_stay: The count need not fall, as other codes are hidden in exchange.
 
     Returns:
-        (B,) int64 in [0, current]; 0 after the last step.
+        (B,) int64 in [0, current].
     """
-    if step + 1 == decode_steps:
+    if ratio == 0:
         return torch.zeros_like(initial)
-    # A ratio in 32-bit fixed point: the same floor on every device, and cos(pi/3) is one half.
-    ratio = round(math.cos(math.pi / 2 * (step + 1) / decode_steps) * (1 << 32))
-    scheduled = (initial * ratio) >> 32
-    return torch.minimum(scheduled.clamp(min=1), current - 1).clamp(min=0)
+    most = current if may_stay else current - 1
+    return torch.minimum(share_of(initial, ratio).clamp(min=1), most).clamp(min=0)
+
+
+def share_of(count: Tensor, share: float) -> Tensor:
+    """floor(share * count) of an int64 tensor, share in [0, 1].
+
+    The share is rounded to 32-bit fixed point: the same floor on every device, and cos(pi / 3) is one half.
+    """
+    return (count * round(share * (1 << 32))) >> 32
 
 
 def least_confident(confidence: Tensor, count: Tensor) -> Tensor:
@@ -173,18 +180,93 @@ def least_confident(confidence: Tensor, count: Tensor) -> Tensor:
     return chosen.view_as(confidence)
 
 
-def _guided_logits(codes_to_logits: CodesToLogits, codes: Tensor, mask: Tensor, sampler: Sampler) -> Tensor:
-    """The network's logits, (B, K, T, S) float32, pushed away from what it says without the video."""
+def low_discrepancy_ranks(order: Order, num_levels: int, num_steps: int) -> Tensor:
+    """In which order a low-discrepancy sequence visits the codes of some levels.
+
+    Args:
+        order: ``van_der_corput``: level by level, moments by their bits read backwards (van der Corput 1935).
+            ``halton``: moments in base 2 and levels in base 3 at once (Halton 1960), each code at its first visit.
+        num_levels: k.
+        num_steps: T.
+
+    Returns:
+        (k, T) int64: a permutation of 0 .. k * T - 1, on the CPU.
+    """
+    if order == "van_der_corput":
+        by_time = _radical_inverse(torch.arange(num_steps), 2).argsort(stable=True).argsort()  # (T,)
+        return torch.arange(num_levels)[:, None] * num_steps + by_time
+    cells = num_levels * num_steps
+    first = torch.full((cells,), -1)
+    points = 4 * cells
+    while bool((first < 0).any()):
+        index = torch.arange(points).flip(0)  # backwards, so that the first visit is the one that stays
+        level = (_radical_inverse(index, 3) * num_levels).long()
+        moment = (_radical_inverse(index, 2) * num_steps).long()
+        first[level * num_steps + moment] = index
+        points *= 2
+    return first.argsort().argsort().view(num_levels, num_steps)
+
+
+@lru_cache(maxsize=32)
+def _cached_ranks(order: Order, num_levels: int, num_steps: int) -> Tensor:
+    with torch.inference_mode(False):  # a tensor born in inference mode could not be used outside it
+        return low_discrepancy_ranks(order, num_levels, num_steps)
+
+
+def _ranks(order: Order, keys: Tensor, stage: Stage, num_steps: int) -> Tensor | None:
+    """(B, k, T) int64: each record's own turn of the sequence in time, for variety; None for other orders."""
+    if order not in ("van_der_corput", "halton"):
+        return None
+    ranks = _cached_ranks(order, stage.end_level - stage.first_level, num_steps).to(keys.device)
+    turn = (uniform(keys, Stream.CHOICE) * num_steps).long()  # (B,)
+    moment = (torch.arange(num_steps, device=keys.device) + turn[:, None]) % num_steps  # (B, T)
+    return ranks[:, moment].transpose(0, 1)
+
+
+def _radical_inverse(index: Tensor, base: int) -> Tensor:
+    """The digits of each number read backwards behind the point: int64 to float64 in [0, 1)."""
+    value, scale = torch.zeros(index.shape, dtype=torch.float64), 1.0
+    while bool((index > 0).any()):
+        scale /= base
+        value = value + scale * (index % base)
+        index = index // base
+    return value
+
+
+def _confidence(
+    sampler: Sampler, logits: Tensor, drawn: Tensor, step_keys: Tensor, ranks: Tensor | None, step: int, steps: int
+) -> Tensor:
+    """(B, k, T) float32: the higher, the sooner a code that was just drawn is kept."""
+    if ranks is not None:
+        return -ranks.float()
+    if sampler.order == "random":
+        return uniform(step_keys, Stream.CHOICE, drawn.shape[1:])
+    # As the network has it, whatever temperature and top-k made of it: greedy draws differ in certainty too.
+    confidence = logits.gather(-1, drawn[..., None])[..., 0] - logits.logsumexp(-1)
+    annealed = sampler.choice_temperature * (1 - (step + 1) / steps)
+    if annealed > 0:
+        confidence = confidence + annealed * gumbel(uniform(step_keys, Stream.CHOICE, drawn.shape[1:]))
+    return confidence
+
+
+def _guided_logits(
+    codes_to_logits: CodesToLogits, codes: Tensor, mask: Tensor, passes: int, scale: float, levels: slice
+) -> Tensor:
+    """The network's logits for some levels, (B, k, T, S) float32, pushed away from what it says without the video."""
     drop_features = torch.zeros(codes.shape[0], dtype=torch.bool, device=codes.device)
-    if sampler.passes == 1:
-        return codes_to_logits(codes, mask, drop_features).float()
+    if passes == 1:
+        return codes_to_logits(codes, mask, drop_features)[:, levels].float()
     both = codes_to_logits(codes.repeat(2, 1, 1), mask.repeat(2, 1, 1), torch.cat([drop_features, ~drop_features]))
-    with_video, without_video = both.float().chunk(2)
-    return without_video + sampler.guidance_scale * (with_video - without_video)
+    with_video, without_video = both[:, levels].float().chunk(2)
+    return torch.lerp(without_video, with_video, scale)
 
 
-def _inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
-    """The first index whose cumulated probability reaches the uniform number, (...) int64."""
+def _inverse_cdf(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    """The first index whose cumulated probability reaches the uniform number's share of ``top_p``, (...) int64."""
     cumulated = logits.softmax(-1).cumsum(-1)
     # Measured against the sum as rounded: the index stays in range, and none of probability 0 is drawn.
-    return torch.searchsorted(cumulated, uniform[..., None] * cumulated[..., -1:])[..., 0]
+    total = cumulated[..., -1:]
+    if top_p < 1:
+        last = torch.searchsorted(cumulated, top_p * total)
+        total = cumulated.gather(-1, last)
+    return torch.searchsorted(cumulated, uniform[..., None] * total)[..., 0]

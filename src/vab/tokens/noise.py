@@ -44,6 +44,8 @@ class Stream(IntEnum):
     """Which code decoding draws."""
     CHOICE = 4
     """Which drawn codes decoding keeps."""
+    REMASK = 5
+    """Which filled codes decoding hides again."""
 
 
 def record_keys(seed: int, index: Tensor) -> Tensor:
