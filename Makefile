@@ -12,7 +12,7 @@ EXTRAS ?=
 WORLD ?= $(or $(VAB_DATA),data)/demo
 RUN ?= demo_pretrain
 
-.PHONY: help setup pretrain demo-data test test-slow lint format weights tensorboard clean
+.PHONY: help setup pretrain demo-data two-stage test test-slow lint format bench weights tensorboard clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -44,6 +44,14 @@ demo-data: setup  ## the synthetic world: videos, then shards
 	$(BIN)/vab extract --config configs/extract/demo.yaml --media $(WORLD)/videos/train.csv --out $(WORLD)/shards/train
 	$(BIN)/vab extract --config configs/extract/demo.yaml --media $(WORLD)/videos/val.csv --out $(WORLD)/shards/val
 
+two-stage: setup  ## a coarse and a fine model of the synthetic world, and what the second adds
+	$(BIN)/vab demo world --out $(WORLD)/videos --num_train 1500 --num_val 200
+	for part in train val; do $(BIN)/vab extract --config configs/extract/demo8.yaml --media $(WORLD)/videos/$$part.csv \
+	  --out $(WORLD)8/shards/$$part || exit; done
+	for stage in coarse fine; do $(BIN)/vab fit --config configs/demo/$$stage.yaml --data.train $(WORLD)8/shards/train \
+	  --data.val $(WORLD)8/shards/val $(ARGS) || exit; done
+	$(BIN)/vab demo two-stage --coarse runs/demo_coarse --fine runs/demo_fine --data $(WORLD)8/shards/val
+
 test: setup  ## the tests: minutes, no network
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -60,6 +68,10 @@ lint: setup  ## ruff, mypy, the layers, spelling
 format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench:  ## how fast sound is made, beside an autoregressive decoder; ARGS="--help" lists what can be set
+	@$(MAKE) --no-print-directory setup EXTRAS=$(EXTRAS),bench
+	$(BIN)/python -m bench.generate $(ARGS)
 
 weights: setup  ## train the tiny frozen networks anew (about an hour on two cores)
 	$(BIN)/python -m vab.demo.weights --part all --out src/vab/frozen/weights $(ARGS)

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
+
+from vab.cli import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name in ("configs", "demo")]
+RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name in ("configs", "demo", "dac")]
 FOLDERS = ["trainer", "data", "task", "backbone"]
 
 
@@ -33,6 +36,50 @@ def test_all_parts_of_a_folder_set_the_same_keys(folder):
     found = {path.name: keys(yaml.safe_load(path.read_text())) for path in files}
     assert len(files) > 1
     assert all(names == found[files[0].name] for names in found.values()), found
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "trainer").glob("*_*.yaml")), ids=lambda path: path.stem)
+def test_a_trainer_of_a_stage_differs_in_the_name_of_its_runs_alone(path):
+    base, _, stage = path.stem.rpartition("_")
+    ours = yaml.safe_load(path.read_text())
+    theirs = yaml.safe_load((CONFIGS / "trainer" / f"{base}.yaml").read_text())
+    named, others = ours["logger"]["init_args"].pop("name"), theirs["logger"]["init_args"].pop("name")
+    assert ours == theirs
+    assert named == {"demo": "demo", "ddp": "dac"}[base] + f"_{stage}" != others
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_recipe_parses_to_what_its_parts_say(path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(path), "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    recipe = yaml.safe_load(path.read_text())
+    data = OmegaConf.to_container(OmegaConf.load(path.parent / recipe["data"]), resolve=True)
+    task = yaml.safe_load((path.parent / recipe["model"]).read_text())
+    del task["init_args"]["backbone"]  # a path
+    for said, got in ((data, printed["data"]), (task, printed["model"])):
+        assert not keys(said) - keys(got)
+        assert merged(got, said) == got
+
+
+def merged(settings, changes):
+    """Settings with changes, key by key."""
+    return settings | {
+        key: merged(settings[key], value) if isinstance(value, dict) else value for key, value in changes.items()
+    }
+
+
+@pytest.mark.parametrize(("folder", "levels"), [("demo", 8), ("dac", 12)])
+def test_two_stages_of_a_folder_divide_the_levels(folder, levels):
+    def part(stage, name):
+        recipe = yaml.safe_load((CONFIGS / folder / f"{stage}.yaml").read_text())
+        return yaml.safe_load((CONFIGS / folder / recipe[name]).read_text())
+
+    coarse, fine = part("coarse", "data"), part("fine", "data")
+    assert coarse["levels"] == part("fine", "model")["init_args"]["conditioning_levels"] == 4 < levels
+    assert part("coarse", "model")["init_args"]["conditioning_levels"] == 0
+    assert coarse | {"levels": None} == fine
 
 
 def test_no_part_interpolates_but_from_the_environment():

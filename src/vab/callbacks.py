@@ -26,8 +26,14 @@ from vab.data.datamodule import ShardDataModule
 from vab.data.format import write_atomically
 from vab.data.media import read_audio
 from vab.frozen.codec import Codec, load_codec
+from vab.frozen.listening import sounds_of
+from vab.metrics.health import Health, audio_statistics, health, warnings_for
 from vab.spec import Batch, UserError
 from vab.tasks import BaseTask, PretrainTask
+
+_MEASURED = 64
+"""Training records whose sound is measured at the start of a run: seconds on a GPU, and means to a few per cent."""
+_DECODED_AT_ONCE = 8
 
 
 class EMA(WeightAveraging):
@@ -278,25 +284,48 @@ class StepProgress(ProgressBar):
 
 
 class MediaLog(Callback):
-    """At each validation the same few segments in TensorBoard, as sound and as log-mel spectrograms.
+    """At each validation the same few segments in TensorBoard, as sound and as log-mel spectrograms, and their health.
 
     Once the reference, where its file is at hand, and the codec's round trip, the best that the model could do; then
-    what the model makes of the video.
+    what the model makes of the video. Of some more segments the health is measured: means are curves, what seems wrong
+    is said in words.
+
+    At the start of a run it measures what the training audio is like and leaves that with the task, which keeps it in
+    its checkpoints: generated sound is held against it, here and wherever the checkpoint is used.
     """
 
-    def __init__(self, num_records: int = 4, media: str | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, num_records: int = 4, media: str | None = None, device: str = "auto", num_checked: int = 16
+    ) -> None:
         """Configure the log.
 
         Args:
             num_records: How many records of the validation set, the first ones, are shown.
             media: Folder that the records' files are in, as it was extracted; no reference is shown without.
-            device: Where the codec runs.
+            device: Where the codec runs; auto is where the model is.
+            num_checked: How many records of the validation set, the first ones, are generated for their health.
         """
+        if num_records < 0 or num_checked < 0:
+            raise UserError(f"MediaLog: num_records and num_checked are 0 or more, got {num_records}, {num_checked}")
         self.num_records = num_records
         self.media = media
         self.device = device
+        self.num_checked = num_checked
         self._codec: Codec | None = None
         self._shown_references = False
+
+    @rank_zero_only  # the rank that writes the checkpoints, and the one that generates
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the training audio as the codec gives it back, unless a checkpoint has brought its figures."""
+        data = getattr(trainer, "datamodule", None)
+        if not (isinstance(pl_module, PretrainTask) and isinstance(data, ShardDataModule)):
+            return
+        if pl_module.audio_statistics is None:
+            dataset = data.train_dataset
+            count = min(_MEASURED, len(dataset))
+            batch = dataset.read([number * len(dataset) // count for number in range(count)])
+            sounds = self._decoded(batch.codes, batch, pl_module)
+            pl_module.audio_statistics = audio_statistics(_health_of(batch.codes, batch, sounds, pl_module))
 
     @rank_zero_only
     def on_validation_batch_end(
@@ -315,28 +344,35 @@ class MediaLog(Callback):
             return
         if not (isinstance(pl_module, PretrainTask) and isinstance(data, ShardDataModule)):
             return
-        dataset = data.val_dataset
-        few = dataset.__getitems__(list(range(min(self.num_records, len(dataset)))))
-        there = few.to(pl_module.device)
-        made = pl_module.predict_step(there, 0)["codes"].cpu()
-        rate = pl_module.spec.sample_rate
+        dataset, step, rate = data.val_dataset, trainer.global_step, pl_module.spec.sample_rate
+        count = min(max(self.num_records, self.num_checked), len(dataset))
+        if not count:
+            return
+        few = dataset.read(range(count))
+        groups = [dataset.read(part) for part in _parts(count, data.val_batch_size)]
+        made = torch.cat([pl_module.predict_step(part.to(pl_module.device), 0)["codes"].cpu() for part in groups])
+        sounds = self._decoded(made, few, pl_module)
+        shown = self.num_records
         if not self._shown_references:
-            self._show(logger, trainer.global_step, "reference", self._references(data, few), rate)
-            self._show(logger, trainer.global_step, "codec_round_trip", self._decoded(few.codes, few, pl_module), rate)
+            self._show(logger, step, "reference", self._references(data, few.index[:shown]), rate)
+            self._show(logger, step, "codec_round_trip", self._decoded(few.codes, few, pl_module)[:shown], rate)
             self._shown_references = True
-        self._show(logger, trainer.global_step, "generated", self._decoded(made, few, pl_module), rate)
+        self._show(logger, step, "generated", sounds[:shown], rate)
+        checked = _health_of(made, few, sounds, pl_module)[: self.num_checked]
+        if checked:
+            _show_health(logger, step, checked, pl_module.audio_statistics)
 
     def _decoded(self, codes: Tensor, batch: Batch, task: PretrainTask) -> list[Tensor]:
+        """A few records at a time: a codec's decoder takes far more memory than its codes."""
         if self._codec is None:
-            self._codec = load_codec(task.spec.codec, self.device)
-        waveforms = self._codec.decode(codes.to(self.device)).cpu()  # (B, 1, N)
-        lengths = (batch.steps / task.spec.code_rate * task.spec.sample_rate).long().tolist()
-        return [waveform[0, :length] for waveform, length in zip(waveforms, lengths, strict=True)]
+            self._codec = load_codec(task.spec.codec, task.device if self.device == "auto" else self.device)
+        parts = [slice(part.start, part.stop) for part in _parts(len(batch), _DECODED_AT_ONCE)]
+        return [sound for part in parts for sound in sounds_of(self._codec, codes[part], batch.steps[part])]
 
-    def _references(self, data: ShardDataModule, batch: Batch) -> list[Tensor]:
+    def _references(self, data: ShardDataModule, numbers: Tensor) -> list[Tensor]:
         """The records' own sound, of as many of the first records as have their file at hand."""
         waveforms = []
-        for record in (data.val_dataset.record(number) for number in batch.index.tolist()):
+        for record in (data.val_dataset.record(number) for number in numbers.tolist()):
             file = Path(self.media or "", str(record["source"]).rsplit("@", 1)[0])
             if self.media is None or not file.is_file():
                 break
@@ -350,6 +386,34 @@ class MediaLog(Callback):
             # TensorBoard clips what leaves [-1, 1]; scaling keeps a loud mistake audible as one.
             logger.experiment.add_audio(f"{name}/{number}", audio / audio.abs().max().clamp(min=1), step, rate)
             logger.experiment.add_image(f"{name}/{number}", spectrogram_picture(audio, rate), step)
+
+
+def _parts(count: int, size: int) -> list[range]:
+    """The numbers below ``count`` in runs of ``size``."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _health_of(codes: Tensor, batch: Batch, sounds: list[Tensor], task: PretrainTask) -> list[Health]:
+    """Of each record, without its padding."""
+    rates = task.spec.sample_rate, task.spec.code_rate
+    triples = zip(codes, batch.steps.tolist(), sounds, strict=True)
+    return [health(sound, record[:, :steps], *rates) for record, steps, sound in triples]
+
+
+def _show_health(
+    logger: TensorBoardLogger, step: int, sounds: list[Health], reference: dict[str, float] | None
+) -> None:
+    """Means as scalars, and what seems wrong as text, a line for each finding."""
+    for name in ("peak", "rms_db", "silence", "longest_repeat_seconds"):
+        mean = sum(getattr(sound, name) for sound in sounds) / len(sounds)
+        logger.experiment.add_scalar(f"health/{name}", mean, step)
+    for level, values in enumerate(zip(*(sound.entropy for sound in sounds), strict=True)):
+        logger.experiment.add_scalar(f"health/entropy_level_{level}", sum(values) / len(values), step)
+    warnings = [warnings_for(sound, reference) for sound in sounds]
+    logger.experiment.add_scalar("health/share_with_warnings", sum(map(bool, warnings)) / len(sounds), step)
+    lines = [f"- record {number}: {words}" for number, found in enumerate(warnings) for words in found]
+    text = "\n".join(lines) or f"nothing seems wrong with the {len(sounds)} sounds"
+    logger.experiment.add_text("health/warnings", text, step)
 
 
 def spectrogram_picture(waveform: Tensor, sample_rate: int, floor: float = -9.0, ceiling: float = 1.0) -> np.ndarray:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import typing
 import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -32,10 +33,15 @@ COMMANDS: dict[str, tuple[str, Any]] = {
             "info": "vab.commands:show_shards",
         },
     ),
-    "generate": ("sound for a silent video", "vab.commands:generate"),
+    "generate": ("sound for a silent video or a still picture", "vab.commands:generate"),
+    "sweep": ("try sampler settings on validation records; the best as a file", "vab.commands:sweep"),
     "demo": (
-        "the synthetic world: world, score",
-        {"world": "vab.demo.world:write_world", "score": "vab.demo.score:score"},
+        "the synthetic world: world, score, two-stage",
+        {
+            "world": "vab.demo.world:write_world",
+            "score": "vab.demo.score:score",
+            "two-stage": "vab.demo.two_stage:two_stage",
+        },
     ),
 }
 
@@ -119,12 +125,23 @@ def run_command(name: str, arguments: list[str]) -> None:
 
     jsonargparse.auto_cli(
         component,
-        args=arguments,
+        args=_files_as_keys(component, arguments),
         as_positional=name == "shards",  # vab shards verify DIR
         fail_untyped=True,
         parser_class=Parser,
         prog=prog,
     )
+
+
+def _files_as_keys(component: Any, arguments: list[str]) -> list[str]:
+    """``--sampler FILE`` as ``--sampler.file FILE``, for parameters that take a file or a mapping.
+
+    jsonargparse takes either, but a later ``--sampler.decode_steps 8`` would silently displace the file.
+    """
+    for name, hint in typing.get_type_hints(component).items():
+        if {str, dict} <= {typing.get_origin(kind) or kind for kind in typing.get_args(hint)}:
+            arguments = [re.sub(rf"^--{name}(?==|$)", f"--{name}.file", argument) for argument in arguments]
+    return arguments
 
 
 _UNKNOWN_NAME = re.compile(
@@ -151,7 +168,10 @@ class OneLineErrors:
         if unknown:
             word = unknown.group(1)
             names = set(known) if "." in word else {name.rsplit(".", 1)[-1] for name in known}
-            hint = nearest(word, sorted(names))
+            in_sampler = "sampler" in known and word in _sampler_settings()
+            hint = f"; type --sampler.{word}" if in_sampler else nearest(word, sorted(names))
+        elif text.endswith("expected one argument"):
+            hint = "; one that begins with '-' is joined with '=', as in --keep=-2"
         raise UserError(text + hint)
 
 
@@ -162,6 +182,12 @@ def _option_names(parser: Any) -> Iterator[str]:
         if isinstance(action.choices, dict):
             for inner in action.choices.values():
                 yield from _option_names(inner)
+
+
+def _sampler_settings() -> set[str]:
+    from vab.tokens.sampler import Sampler
+
+    return set(Sampler.__dataclass_fields__)
 
 
 def _argument_names() -> list[str]:

@@ -10,10 +10,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch.nn import functional as F
 
+from vab.backbone import Backbone
 from vab.data.datamodule import ShardDataModule
 from vab.data.order import permutation
 from vab.data.records import ShardDataset
 from vab.spec import Batch, UserError
+from vab.tasks import PretrainTask
 
 NUM_TRAIN, NUM_VAL, BATCH_SIZE = 14, 7, 4  # 3 steps in an epoch, 2 records sit out
 MAX_STEPS = 8  # ends inside the third epoch
@@ -382,6 +384,48 @@ def test_spec_labels_and_codebooks_are_there_at_once(folders, small_spec, codebo
     assert torch.equal(data.codebooks, codebooks)
 
 
+def test_levels_are_read_of_all_data_sets_in_the_same_order(folders, codebooks):
+    class CodesTask(SmallTask):
+        def training_step(self, batch, batch_idx):
+            self.seen.append((batch.index.tolist(), tuple(batch.codes.shape[1:])))
+            return self.layer(batch.features.mean(1)).mean()
+
+    data = ShardDataModule(*folders, folders[1], levels=1)
+    assert {d.spec.num_codebooks for d in (data, data.train_dataset, data.val_dataset, data.test_dataset)} == {1}
+    assert torch.equal(data.codebooks, codebooks[:1])
+    whole, coarse = (run(folders, make_task=CodesTask, num_workers=1, levels=levels) for levels in (None, 1))
+    assert {shape for _, shape in whole.seen} == {(2, 25)}
+    assert coarse.seen == [(numbers, (1, 25)) for numbers, _ in whole.seen]
+
+
+def test_checkpoint_of_other_levels_is_refused(folders, tmp_path):
+    def fit(levels, resume=None, model_levels=None):
+        data = ShardDataModule(*folders, batch_size=BATCH_SIZE, num_workers=0, levels=levels)
+        spec = replace(data.spec, num_codebooks=model_levels or data.spec.num_codebooks)
+        backbone = Backbone(spec, dim=8, num_heads=1, num_modality_layers=1, num_joint_layers=1)
+        trainer = Trainer(
+            max_steps=2 if resume else 1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(PretrainTask(backbone, warmup_steps=0), data, ckpt_path=resume, weights_only=True)
+        trainer.save_checkpoint(path := tmp_path / f"{levels}.ckpt")
+        return path, data.state_dict()
+
+    (coarse, coarse_state), (whole, whole_state) = fit(1), fit(None)
+    assert coarse_state == whole_state  # the place in the order is the same, and so are the data
+    with pytest.raises(UserError, match=r"checkpoint and shards do not fit .*num_codebooks: 1 != 2"):
+        fit(None, coarse)
+    with pytest.raises(UserError, match=r"checkpoint and shards do not fit .*num_codebooks: 2 != 1"):
+        fit(1, whole)
+    with pytest.raises(UserError, match=r"model and shards do not fit .*num_codebooks: 2 != 1"):
+        fit(1, whole, model_levels=2)
+    fit(1, coarse)
+
+
 def test_data_that_do_not_go_together_are_refused(folders, tmp_path, make_shards, small_spec):
     slower = make_shards(tmp_path / "slower", 2, spec=replace(small_spec, code_rate=40.0, codec_hash="0ther"))
     with pytest.raises(UserError, match=r"code_rate: 50.0 != 40.0; .*codec_hash|codec_hash: c0dec != 0ther"):
@@ -399,6 +443,8 @@ def test_mistakes_get_one_line(folders):
         ({"num_workers": -1}, r"data.num_workers must be 0 or more, got -1"),
         ({"seed": -1}, r"data.seed must be 0 or more"),
         ({"val_records": 0}, r"data.val_records must be 1 or more"),
+        ({"levels": 0}, r"data.levels must be 1 or more, got 0"),
+        ({"levels": 3}, r"levels must be 1 to 2, the codebooks of .*train; got 3"),
         ({"data_resume": "maybe"}, r'data.data_resume must be "error" or "restart", got \'maybe\''),
     ]:
         with pytest.raises(UserError, match=words):

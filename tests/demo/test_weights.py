@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vab.demo.codec_maker import QuantiserTrainer, spectral_loss
+from vab.demo.codec_maker import QuantiserTrainer, residual_clusters, spectral_loss
 from vab.demo.codec_report import shaped_noise
 from vab.demo.judge_maker import blur_phase
 from vab.demo.noises import broad_sound
@@ -11,7 +11,8 @@ from vab.demo.pools import Average, Clock, broad_sounds
 from vab.demo.scene import describe
 from vab.demo.vision_maker import average_precision, truth_of
 from vab.demo.weights import main
-from vab.frozen.tiny import CodecConfig, CodecNetwork, TinyCodec, TinyJudge, TinyVision
+from vab.frozen.tiny import CodecConfig, CodecNetwork, TinyCodec, TinyCodec8, TinyJudge, TinyVision
+from vab.spec import UserError
 
 
 @pytest.mark.parametrize(("part", "loaded_by"), [("codec", TinyCodec), ("vision", TinyVision), ("judge", TinyJudge)])
@@ -22,6 +23,31 @@ def test_a_part_is_made_written_and_loaded(tmp_path, part, loaded_by):
     with safe_open(path, framework="pt") as file:
         assert set(file.metadata()) == {"config", "made"}
     assert len(loaded_by(path).weight_hash) == 64
+
+
+def test_further_levels_are_made_for_the_codec_in_the_folder(tmp_path):
+    main(["--part", "codec", "--out", str(tmp_path), "--minutes", "0.004", "--segments", "3", "--threads", "1"])
+    base = tmp_path / "tiny_codec.safetensors"
+    files = []
+    for _ in range(2):
+        main(["--part", "codec8", "--out", str(tmp_path), "--segments", "3", "--threads", "1"])
+        files.append((tmp_path / "tiny_codec8.safetensors").read_bytes())
+    assert files[0] == files[1]
+    codec = TinyCodec8(base, tmp_path / "tiny_codec8.safetensors")
+    assert codec.codebooks().shape == (8, 256, 128)
+    assert torch.equal(codec.codebooks()[:4], TinyCodec(base).codebooks())
+    with pytest.raises(UserError, match="is installed"):
+        TinyCodec8(levels=tmp_path / "tiny_codec8.safetensors")  # the shipped codec is another
+
+
+def test_clusters_of_what_is_left():
+    centres = torch.tensor([[-8.0], [8.0]])
+    finer = torch.tensor([[-1.0], [1.0]])
+    vectors = (centres[:, None] + finer[None]).reshape(4, 1).repeat(50, 1)
+    books, left = residual_clusters(vectors, levels=2, size=2, rounds=10)
+    torch.testing.assert_close(books[0].sort(dim=0).values, centres)
+    torch.testing.assert_close(books[1].sort(dim=0).values, finer)
+    assert float(left.abs().max()) < 1e-5
 
 
 def test_broad_sounds_are_deterministic_within_range_and_unlike():

@@ -1,13 +1,14 @@
 import hashlib
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from vab.audio import log_mel_distance
-from vab.demo.pools import broad_sounds
+from vab.demo.pools import UNSEEN_SEED, broad_sounds, world_sounds
 from vab.frozen.codec import load_codec
-from vab.frozen.tiny import CodecConfig, CodecNetwork, shipped_weights
+from vab.frozen.tiny import CodecConfig, CodecNetwork, TinyCodec8, levels_to_bytes, shipped_weights
 from vab.spec import UserError
 
 
@@ -69,6 +70,18 @@ def test_decoder_reads_nothing_but_the_sum_of_the_codebook_vectors(codec):
     books = codec.codebooks()
     total = sum(books[level][codes[:, level]] for level in range(4))  # (B, T, code_dim)
     torch.testing.assert_close(codec.network.synthesise(total).unsqueeze(1), codec.decode(codes))
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny8"])
+def test_decoding_the_first_levels_is_decoding_their_sum(name):
+    codec = load_codec(name)
+    codes = torch.randint(256, (2, codec.num_codebooks, 30))
+    books = codec.codebooks()
+    total = torch.zeros(2, 30, codec.code_dim)
+    for level in range(codec.num_codebooks):
+        total = total + books[level][codes[:, level]]
+        heard = codec.decode(codes[:, : level + 1], 9500)
+        torch.testing.assert_close(heard, codec.network.synthesise(total).unsqueeze(1)[..., :9500])
 
 
 @pytest.mark.parametrize(("hertz", "band"), [(440.0, 7), (1000.0, 16), (3333.0, 53)])
@@ -149,12 +162,55 @@ def test_not_a_number_is_refused(codec):
 
 def test_codes_that_cannot_be_are_refused(codec):
     codes = torch.zeros(1, 4, 3, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"codes \(B, 4, T\)"):
-        codec.decode(codes[:, :3])
+    for wrong in (codes[:, :0], torch.cat([codes, codes[:, :1]], dim=1), codes[..., :0], codes[0]):
+        with pytest.raises(ValueError, match=r"first k levels, 1 <= k <= 4, got"):
+            codec.decode(wrong)
     with pytest.raises(ValueError, match=r"\[0, 256\)"):
         codec.decode(codes + 256)
     with pytest.raises(ValueError, match="1000 samples are 4 steps, but the codes have 3"):
         codec.decode(codes, 1000)
+
+
+def test_tiny8_is_tiny_with_four_finer_levels(codec):
+    finer = load_codec("tiny8")
+    assert (finer.name, finer.num_codebooks, finer.codebook_size) == ("tiny8", 8, 256)
+    assert (finer.sample_rate, finer.code_rate, finer.code_dim) == (codec.sample_rate, codec.code_rate, codec.code_dim)
+    assert torch.equal(finer.codebooks()[:4], codec.codebooks())
+    for tensor, same in zip(codec.network.state_dict().items(), finer.network.state_dict().items(), strict=True):
+        assert tensor[0] == same[0]
+        assert tensor[0] == "codebooks" or torch.equal(tensor[1], same[1])
+    waveform = sounds(2, 9600)
+    codes = finer.encode(waveform)
+    assert codes.shape == (2, 8, 30)
+    assert torch.equal(codes[:, :4], codec.encode(waveform))
+    assert torch.equal(finer.decode(codes[:, :4]), codec.decode(codes[:, :4]))
+
+
+def test_the_hash_of_tiny8_covers_both_of_its_files(codec, tmp_path):
+    shipped = load_codec("tiny8").weight_hash
+    levels_hash = hashlib.sha256(shipped_weights("codec8").read_bytes()).hexdigest()
+    assert shipped == hashlib.sha256((codec.weight_hash + levels_hash).encode()).hexdigest()
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(levels_to_bytes(load_codec("tiny8").codebooks()[4:] + 0.01, codec.weight_hash, {}))
+    assert TinyCodec8(levels=path).weight_hash != shipped
+
+
+def test_levels_of_another_codec_are_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(levels_to_bytes(torch.zeros(4, 256, 128), 64 * "0", {}))
+    with pytest.raises(UserError, match=r"for a codec of weights 0{12}, but [0-9a-f]{12} is installed"):
+        TinyCodec8(levels=path)
+
+
+def test_every_level_brings_the_sound_nearer_to_the_original():
+    codec = load_codec("tiny8")
+    waveform = torch.from_numpy(world_sounds(UNSEEN_SEED, 12)[1] / np.float32(32767)).unsqueeze(1)[..., :32000]
+    codes = codec.encode(waveform)
+    distances = [
+        float(log_mel_distance(codec.decode(codes[:, :k], 32000), waveform, 16000).mean()) for k in range(1, 9)
+    ]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[3] - distances[7] > 0.02
 
 
 def test_an_unknown_name_lists_those_there_are():

@@ -246,9 +246,11 @@ class ShardDataModule(LightningDataModule):
         check_crc: Compare everything read with its checksum.
         data_resume: What to do when a checkpoint was made with another training data set or seed. "error" refuses;
             "restart" begins a new epoch on the new data.
+        levels: Read only the first so many codebooks of each record: a coarse model's; all where not given.
 
     Raises:
-        UserError: If a folder holds no data set, or the data sets differ in a number or in their labels.
+        UserError: If a folder holds no data set, the data sets differ in a number or in their labels, or their records
+            have fewer than ``levels`` codebooks.
     """
 
     def __init__(
@@ -263,6 +265,7 @@ class ShardDataModule(LightningDataModule):
         val_records: int | None = None,
         check_crc: bool = False,
         data_resume: Literal["error", "restart"] = "error",
+        levels: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -271,6 +274,7 @@ class ShardDataModule(LightningDataModule):
             ("num_workers", num_workers, 0),
             ("seed", seed, 0),
             ("val_records", val_records, 1),
+            ("levels", levels, 1),
         ):
             if value is not None and value < least:
                 raise UserError(f"data.{name} must be {least} or more, got {value}")
@@ -281,9 +285,9 @@ class ShardDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.data_resume = data_resume
-        self.train_dataset = ShardDataset(train, check_crc)
-        self.val_dataset = ShardDataset(val, check_crc)
-        self.test_dataset = None if test is None else ShardDataset(test, check_crc)
+        self.train_dataset = ShardDataset(train, check_crc, levels)
+        self.val_dataset = ShardDataset(val, check_crc, levels)
+        self.test_dataset = None if test is None else ShardDataset(test, check_crc, levels)
         self.spec = self.train_dataset.spec
         """The numbers of all the data sets."""
         self.labels = self.train_dataset.labels
@@ -326,7 +330,7 @@ class ShardDataModule(LightningDataModule):
             self.train_dataset.manifest_hash,
             self.val_dataset.manifest_hash,
             None if self.test_dataset is None else self.test_dataset.manifest_hash,
-            *(self.batch_size, self.val_batch_size, self.seed, self.num_val_records),
+            *(self.batch_size, self.val_batch_size, self.seed, self.num_val_records, self.spec.num_codebooks),
         )
         if trainer.world_size > 1 and torch.distributed.is_initialized():
             everyone: list[Any] = [None] * trainer.world_size
@@ -334,7 +338,8 @@ class ShardDataModule(LightningDataModule):
             if differing := [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]:
                 raise UserError(
                     f"ranks {differing} see other data than rank 0 (manifest hashes of train, val, test; batch sizes;"
-                    f" seed; val_records): {everyone[differing[0]]} != {everyone[0]}; give each node the same folders"
+                    f" seed; val_records; levels): {everyone[differing[0]]} != {everyone[0]};"
+                    " give each node the same folders"
                 )
         if stage == "fit":
             if self._position_of is not trainer:

@@ -332,7 +332,7 @@ class PictureTaker:
         """(H, W, 3) uint8, upright, all of the first one's size."""
         self.size = self.size or (frame.width, frame.height)
         converted = self.reformatter.reformat(frame, *self.size, format="rgb24", threads=1)
-        return _upright(converted.to_ndarray(), frame)
+        return upright(converted.to_ndarray(), frame)
 
 
 class Taker(Protocol):
@@ -424,9 +424,12 @@ def _channels(frame: AudioFrame) -> np.ndarray:
     return (centred / np.float32(_FULL_SCALE[kind])).astype(np.float32)
 
 
-def _upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
+def upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
     """Apply the frame's display matrix (FFmpeg's libavutil/display.h), rounded to quarter turns and mirrors."""
-    matrix = cast(Mapping[SideDataType, Any], frame.side_data).get(SideDataType.DISPLAYMATRIX)
+    try:
+        matrix = cast(Mapping[SideDataType, Any], frame.side_data).get(SideDataType.DISPLAYMATRIX)
+    except ValueError:  # PyAV 18 stumbles over side data that it does not know, such as EXIF
+        return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
     if matrix is None:
         return pixels
     # (x, y) goes to (a x + c y, b x + d y).

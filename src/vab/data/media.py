@@ -33,6 +33,7 @@ from av.video.reformatter import VideoReformatter
 from vab.audio import resample
 from vab.data.decoding import AudioSpan, FrameSpan, MediaError, OpenMedia, PictureTaker, SoundTaker, take_span
 from vab.data.format import explain_full_disk, sync_folder, write_atomically
+from vab.data.pictures import is_picture, read_picture, stream_frames
 from vab.spec import UserError
 
 __all__ = [
@@ -41,12 +42,15 @@ __all__ = [
     "MediaError",
     "MediaInfo",
     "MediaSegment",
+    "is_picture",
     "probe",
     "read_audio",
     "read_frames",
+    "read_picture",
     "read_segment",
     "replace_audio",
     "stream_ends",
+    "stream_frames",
     "write_video",
     "write_wav",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +39,34 @@ class ShardDataset(Dataset[Batch]):
     Args:
         folder: Of ``vab extract`` or ``vab shards index``.
         check_crc: Compare each array read with its CRC-32. Costs about as much time again as reading.
+        levels: Read only the first so many codebooks of each record, as a coarse model needs them; all by default.
 
     Attributes:
-        spec: The numbers of every record.
+        spec: The numbers of every record as it is read: ``num_codebooks`` is ``levels``.
         labels: Vocabulary; empty where the data set has no labels.
         manifest: The whole of ``manifest.json``.
         manifest_hash: SHA-256 of that file: the data set's name in checkpoints.
 
     Raises:
-        UserError: If the folder is no finished data set, of another format version, or files are missing or cut.
+        UserError: If the folder is no finished data set, of another format version, files are missing or cut, or the
+            records have fewer than ``levels`` codebooks.
     """
 
-    def __init__(self, folder: str | Path, check_crc: bool = False) -> None:
+    def __init__(self, folder: str | Path, check_crc: bool = False, levels: int | None = None) -> None:
         self.folder = Path(folder)
         self.check_crc = check_crc
         self.manifest, self.manifest_hash = read_manifest(folder)
-        self.spec = SegmentSpec.from_dict(self.manifest["spec"])
+        self._stored_spec = stored = SegmentSpec.from_dict(self.manifest["spec"])
+        if levels is not None and not 1 <= levels <= stored.num_codebooks:
+            raise UserError(f"levels must be 1 to {stored.num_codebooks}, the codebooks of {folder}; got {levels}")
+        self.spec = stored if levels is None else replace(stored, num_codebooks=levels)
         self.labels: tuple[str, ...] = tuple(self.manifest["labels"])
         types = self.manifest["dtypes"]
         if types["codes"] not in CODE_TYPES or types["features"] not in FEATURE_TYPES:
             raise UserError(f"{folder}: codes {types['codes']}, features {types['features']} cannot be read")
-        spec = self.spec
         self._layouts = {
-            "codes": (np.dtype(types["codes"]), (spec.num_codebooks, spec.num_steps)),
-            "features": (np.dtype(types["features"]), (spec.num_frames, spec.feature_dim)),
+            "codes": (np.dtype(types["codes"]), (stored.num_codebooks, stored.num_steps)),
+            "features": (np.dtype(types["features"]), (stored.num_frames, stored.feature_dim)),
         }
         self._check_files()
         self._open()
@@ -95,8 +100,8 @@ class ShardDataset(Dataset[Batch]):
         rows = self._index[index]
         steps, frames = rows["steps"].astype(np.int64), rows["frames"].astype(np.int64)
         return Batch(
-            codes=self._gather(rows, "codes").to(torch.int64),
-            features=self._gather(rows, "features").to(torch.float32),
+            codes=self._gather(rows, "codes", self.spec.num_codebooks).to(torch.int64),
+            features=self._gather(rows, "features", self.spec.num_frames).to(torch.float32),
             steps=torch.from_numpy(steps),
             frames=torch.from_numpy(frames),
             labels=self._label_table(index),
@@ -137,8 +142,8 @@ class ShardDataset(Dataset[Batch]):
             codebooks = safetensors.torch.load_file(path)["codebooks"]
         except (safetensors.SafetensorError, KeyError) as error:
             raise UserError(f"{path} is damaged ({error}): type: vab shards verify {self.folder}") from error
-        check_codebooks(codebooks, self.spec)
-        return codebooks
+        check_codebooks(codebooks, self._stored_spec)
+        return codebooks[: self.spec.num_codebooks]
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps do not travel to another process (pickling one would copy the file); they are opened there.
@@ -207,10 +212,10 @@ class ShardDataset(Dataset[Batch]):
             tar.flags.writeable = False
         return tar
 
-    def _gather(self, rows: np.ndarray, name: str) -> Tensor:
-        """The arrays of these records, (B, ...) in the type they are stored in."""
-        dtype, shape = self._layouts[name]
-        size = dtype.itemsize * shape[0] * shape[1]
+    def _gather(self, rows: np.ndarray, name: str, count: int) -> Tensor:
+        """The first ``count`` rows of these records' arrays, (B, count, ...) in the type they are stored in."""
+        dtype, (stored, length) = self._layouts[name]
+        size = dtype.itemsize * count * length
         # Bytes are copied and given their type once per batch, not once per record.
         gathered = np.empty((len(rows), size), dtype=np.uint8)
         for place, (shard, start) in enumerate(
@@ -218,10 +223,13 @@ class ShardDataset(Dataset[Batch]):
         ):
             gathered[place] = self._tar(shard)[start : start + size]
         if self.check_crc:
+            whole = dtype.itemsize * stored * length
             for row, array in zip(rows, gathered, strict=True):
-                if zlib.crc32(array) != row[f"{name}_crc"]:
+                start = int(row[f"{name}_offset"])
+                rest = self._tar(int(row["shard"]))[start + size : start + whole]  # stored, but not wanted
+                if zlib.crc32(rest.data, zlib.crc32(array)) != row[f"{name}_crc"]:
                     raise self._damaged(row, name)
-        return torch.from_numpy(gathered.view(dtype).reshape(len(rows), *shape))
+        return torch.from_numpy(gathered.view(dtype).reshape(len(rows), count, length))
 
     def _label_table(self, index: np.ndarray) -> Tensor:
         """(B, L) float32 of 0 and 1."""

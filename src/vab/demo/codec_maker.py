@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vab.audio import log_mel
 from vab.demo.pools import TRAIN_SEED, Average, Clock, broad_sounds, world_sounds
-from vab.frozen.tiny import CodecConfig, CodecNetwork
+from vab.frozen.tiny import CodecConfig, CodecNetwork, TinyCodec
 
 BATCH, CROP = 12, 16000
 """Waveforms per step, and their length in samples."""
@@ -38,18 +38,10 @@ class QuantiserTrainer:
     @torch.no_grad()
     def start(self, latent: Tensor, rounds: int = 12) -> None:
         """Cluster (M, code_dim) latents level by level, M well above S."""
-        residual = latent
-        for level, entries in enumerate(self.books):
-            entries.copy_(residual[torch.randperm(len(residual))[: len(entries)]])
-            for _ in range(rounds):
-                code = torch.cdist(residual, entries).argmin(dim=1)
-                counts, sums = self._totals(residual, code)
-                means = sums / counts.clamp_min(1)[:, None]
-                strangers = residual[torch.randperm(len(residual))[: len(entries)]]
-                entries.copy_(torch.where(counts[:, None] > 0, means, strangers))
-            self.counts[level] = 3.0
-            self.sums[level] = 3.0 * entries
-            residual = residual - entries[torch.cdist(residual, entries).argmin(dim=1)]
+        levels, size, _ = self.books.shape
+        self.books.copy_(residual_clusters(latent, levels, size, rounds)[0])
+        self.counts.fill_(3.0)
+        self.sums.copy_(3.0 * self.books)
 
     def __call__(self, latent: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Quantise, let gradients pass straight through, and learn.
@@ -75,7 +67,7 @@ class QuantiserTrainer:
 
     @torch.no_grad()
     def _learn(self, level: int, vectors: Tensor, code: Tensor) -> None:
-        counts, sums = self._totals(vectors, code)
+        counts, sums = _totals(vectors, code, self.books.shape[1])
         self.counts[level].lerp_(counts, 1 - self.decay)
         self.sums[level].lerp_(sums, 1 - self.decay)
         dead = self.counts[level] < self.least_use
@@ -85,10 +77,37 @@ class QuantiserTrainer:
             self.sums[level][dead] = born
         self.books[level] = self.sums[level] / self.counts[level][:, None]
 
-    def _totals(self, vectors: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        size = self.books.shape[1]
-        sums = torch.zeros(size, vectors.shape[1]).index_add_(0, code, vectors)
-        return torch.bincount(code, minlength=size).float(), sums
+
+@torch.no_grad()
+def residual_clusters(vectors: Tensor, levels: int, size: int, rounds: int) -> tuple[Tensor, Tensor]:
+    """Codebooks by k-means, level by level: each clusters what those before it leave.
+
+    Args:
+        vectors: (M, code_dim) float32, M well above `size`.
+        levels: How many codebooks.
+        size: Entries of each.
+        rounds: Of k-means; an entry that no vector is nearest to is born again as some vector.
+
+    Returns:
+        The codebooks, (levels, size, code_dim), and what they leave of the vectors, (M, code_dim).
+    """
+    books = []
+    for _ in range(levels):
+        entries = vectors[torch.randperm(len(vectors))[:size]]
+        for _ in range(rounds):
+            counts, sums = _totals(vectors, torch.cdist(vectors, entries).argmin(dim=1), size)
+            means = sums / counts.clamp_min(1)[:, None]
+            strangers = vectors[torch.randperm(len(vectors))[:size]]
+            entries = torch.where(counts[:, None] > 0, means, strangers)
+        vectors = vectors - entries[torch.cdist(vectors, entries).argmin(dim=1)]
+        books.append(entries)
+    return torch.stack(books), vectors
+
+
+def _totals(vectors: Tensor, code: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(size,) how many vectors have each code, and (size, code_dim) their sums."""
+    sums = torch.zeros(size, vectors.shape[1]).index_add_(0, code, vectors)
+    return torch.bincount(code, minlength=size).float(), sums
 
 
 def draw_batch(rng: np.random.Generator, world: np.ndarray, broad: np.ndarray) -> Tensor:
@@ -169,3 +188,39 @@ def make_codec(minutes: float, sounds: int, on_progress: Callable[[CodecNetwork,
             news = f"loss {running:.3f}, commitment {commitment.item():.3f}, bits per level {bits}"
             on_progress(average.of(network), clock.step, news)
     return average.of(network)
+
+
+FINER_LEVELS, FINER_ROUNDS = 4, 40
+"""Levels that "codec8" adds, and the rounds of k-means for each."""
+
+
+@torch.no_grad()
+def make_finer_levels(codec: TinyCodec, sounds: int, on_progress: Callable[[str], None]) -> Tensor:
+    """Further levels for a finished codec: k-means on what its own leave of the sounds that it was trained on.
+
+    Nothing of the codec changes. The same sounds give the same levels on the same machine; no clock is read.
+
+    Args:
+        codec: The codec.
+        sounds: How many segments of the demo world to render, and half again as many broad sounds.
+        on_progress: Called with a line of news after each level.
+
+    Returns:
+        (FINER_LEVELS, S, code_dim) float32.
+    """
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    world, broad = world_sounds(TRAIN_SEED, sounds)[1], broad_sounds(0, 3 * sounds // 2)
+    left = []
+    for _ in range(max(1, sounds // 3)):
+        latent = codec.network.analyse(draw_batch(rng, world, broad))
+        left.append((latent - codec.network.lookup(codec.network.quantise(latent))).flatten(0, 1))
+    residual = torch.cat(left)  # (M, code_dim), 600 vectors a batch
+    books = []
+    for level in range(FINER_LEVELS):
+        before = residual.square().mean()
+        entries, residual = residual_clusters(residual, 1, codec.codebook_size, FINER_ROUNDS)
+        books.append(entries)
+        share = float(residual.square().mean() / before)
+        on_progress(f"level {codec.num_codebooks + level + 1}: leaves {100 * share:.1f} % of what it found")
+    return torch.cat(books)

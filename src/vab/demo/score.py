@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,9 +14,11 @@ from rich.table import Table
 from torch import Tensor
 
 from vab.commands import Generator
+from vab.commands.measuring import mean_and_error
 from vab.data.format import write_atomically
 from vab.data.records import ShardDataset
 from vab.frozen.judges import Judge, load_judge
+from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
 from vab.metrics.agreement import class_agreement
 from vab.metrics.codes import GuessingQuality
 from vab.spec import Batch, UserError
@@ -74,12 +75,12 @@ def score(
             f"need num_generated of 2 or more and batch_size of 1 or more, got {num_generated}, {batch_size}"
         )
     generator = Generator.load(checkpoint, device=device)
-    dataset = ShardDataset(data)
+    dataset = ShardDataset(data, levels=generator.task.spec.num_codebooks)
     if len(dataset) < 2:
         raise UserError(f"{data} has {len(dataset)} record: a video of another record cannot be given")
     generator.task.spec.require(dataset.spec, "checkpoint", "shards")
     judge = load_judge("tiny", generator.task.device)
-    columns = _columns(dataset, judge)
+    columns = class_columns(judge, dataset.labels)
 
     losses = {video: _loss(generator, dataset, video, batch_size) for video in CONDITIONS}
     count = min(num_generated, len(dataset))
@@ -91,17 +92,16 @@ def score(
     for start in track(starts, "generating", console=console, disable=not console.is_terminal):
         rows = list(range(start, min(start + batch_size, count)))
         batch = dataset.__getitems__(rows)
-        truth = torch.zeros(len(batch), len(judge.classes), dtype=torch.bool)  # (B, L) in the judge's order
-        truth[:, columns] = batch.labels > 0
+        truth = true_classes(judge, columns, batch.labels)  # (B, L) in the judge's order
         chances += (truth.sum(1) / truth.shape[1]).tolist()
-        heard["round_trip"].append(_agreement(generator, judge, batch.codes, truth))
+        heard["round_trip"].append(_agreement(generator, judge, batch.codes, batch.steps, truth))
         for video in CONDITIONS:
             given = _with_video(dataset, batch, rows, video)
             begun = time.perf_counter()
             codes = _generate(generator, given, video == "none", seed)
             seconds += (time.perf_counter() - begun) if video == "true" else 0.0
-            heard[video].append(_agreement(generator, judge, codes, truth))
-    agreement = {name: _mean_and_error(torch.cat(values)) for name, values in heard.items()}
+            heard[video].append(_agreement(generator, judge, codes, batch.steps, truth))
+    agreement = {name: mean_and_error(torch.cat(values)) for name, values in heard.items()}
     if not agreement["round_trip"][0] > 0:
         raise UserError(
             f"judge {judge.name} hears none of the true classes in the codec's round trip: nothing to compare"
@@ -119,17 +119,6 @@ def score(
     write_atomically(place.parent / "score.json", (json.dumps(asdict(result), indent=2) + "\n").encode())
     _print(result, place)
     return result
-
-
-def _columns(dataset: ShardDataset, judge: Judge) -> list[int]:
-    """Where the judge's list has each label of the data set."""
-    unknown = [name for name in dataset.labels if name not in judge.classes]
-    if unknown or not dataset.labels:
-        have = ", ".join(unknown) or "none at all"
-        raise UserError(
-            f"judge {judge.name} knows the classes {', '.join(judge.classes)}; the shards' labels are {have}"
-        )
-    return [judge.classes.index(name) for name in dataset.labels]
 
 
 def _with_video(dataset: ShardDataset, batch: Batch, rows: list[int], video: str) -> Batch:
@@ -155,24 +144,18 @@ def _loss(generator: Generator, dataset: ShardDataset, video: str, batch_size: i
 
 def _generate(generator: Generator, batch: Batch, drop_features: bool, seed: int) -> Tensor:
     """(B, K, T) codes; the randomness depends on seed and record."""
-    here = batch.to(generator.task.device)
+    task, here = generator.task, batch.to(generator.task.device)
     steps, frames = here.lengths
-    return generator.task.generate(
-        here.features, record_keys(seed, here.index), drop_features=drop_features, steps=steps, frames=frames
-    )
+    given = here.codes if task.conditioning_levels else None
+    keys = record_keys(seed, here.index)
+    return task.generate(here.features, keys, codes=given, drop_features=drop_features, steps=steps, frames=frames)
 
 
 @torch.inference_mode()
-def _agreement(generator: Generator, judge: Judge, codes: Tensor, truth: Tensor) -> Tensor:
+def _agreement(generator: Generator, judge: Judge, codes: Tensor, steps: Tensor, truth: Tensor) -> Tensor:
     """(B,) float: how far what is heard in the codes agrees with the true classes."""
-    waveform = generator.codec.decode(codes.to(generator.task.device))
-    heard = judge(waveform, generator.codec.sample_rate).probabilities.cpu()
-    return class_agreement(heard, truth)
-
-
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    values = values.double()
-    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+    sounds = sounds_of(generator.codec, codes, steps)
+    return class_agreement(listen(judge, sounds, generator.codec.sample_rate).probabilities, truth)
 
 
 def _print(result: Score, checkpoint: Path) -> None:

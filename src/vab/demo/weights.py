@@ -1,6 +1,7 @@
 """Makes the weights of the tiny networks: ``python -m vab.demo.weights --part all --out DIR --minutes 62``.
 
-With ``--part report`` it makes nothing, but prints how good the codec is.
+``--part codec8`` makes the further levels of the codec that lies in DIR, and ``all`` ends with it. With ``--part
+report`` it makes nothing, but prints how good the codec is.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from vab.demo.codec_maker import make_codec
+from vab.demo.codec_maker import make_codec, make_finer_levels
 from vab.demo.codec_report import codec_report
 from vab.demo.judge_maker import make_judge
 from vab.demo.vision_maker import make_vision
-from vab.frozen.tiny import AnyNetwork, weights_to_bytes
+from vab.frozen.tiny import AnyNetwork, TinyCodec, levels_to_bytes, weights_to_bytes
 
 MAKERS: dict[str, tuple[Callable[..., AnyNetwork], float, int]] = {
     "codec": (make_codec, 0.4, 1500),
@@ -32,19 +32,20 @@ So, with 62 minutes on one thread each, the shipped weights were made. Training 
 be about as good, not equal bit by bit.
 """
 
+FINER_SEGMENTS = 1500
+"""Demo segments that the codec's further levels are made on, in a few minutes whatever time the other parts get."""
 
-def write_weights(path: Path, network: AnyNetwork, facts: dict[str, Any]) -> str:
+
+def write_weights(path: Path, contents: bytes) -> str:
     """Write a weights file, complete or not at all.
 
     Args:
         path: Where to.
-        network: Whose weights.
-        facts: How it was made, as JSON types.
+        contents: Of the file.
 
     Returns:
         SHA-256 of the file, in hex.
     """
-    contents = weights_to_bytes(network, facts)
     partial_path = path.with_name(path.name + ".partial")
     with partial_path.open("wb") as file:
         file.write(contents)
@@ -73,11 +74,31 @@ def make_part(part: str, out: Path, minutes: float, segments: int | None = None)
     facts = {"maker": f"vab.demo.weights --part {part}", "minutes": minutes, "segments": segments}
 
     def on_progress(network: AnyNetwork, step: int, news: str) -> None:
-        write_weights(path, network, {**facts, "steps": step, "unfinished": True})
+        write_weights(path, weights_to_bytes(network, {**facts, "steps": step, "unfinished": True}))
         print(f"{part} {(time.monotonic() - start) / 60:.1f} min, step {step}: {news}", flush=True)
 
     network = maker(minutes, segments, on_progress)
-    print(f"{part}: wrote {path}, sha256 {write_weights(path, network, facts)}", flush=True)
+    print(f"{part}: wrote {path}, sha256 {write_weights(path, weights_to_bytes(network, facts))}", flush=True)
+    return path
+
+
+def make_codec8(out: Path, segments: int | None = None) -> Path:
+    """Make the further levels of the tiny codec: of the one in the folder, or of the shipped one if there is none.
+
+    Args:
+        out: Folder of the file.
+        segments: How many demo segments to make them on; the usual number if None.
+
+    Returns:
+        Path of the file, named as the package expects it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    base, path, segments = out / "tiny_codec.safetensors", out / "tiny_codec8.safetensors", segments or FINER_SEGMENTS
+    codec = TinyCodec(base if base.is_file() else None)
+    levels = make_finer_levels(codec, segments, lambda news: print(f"codec8 {news}", flush=True))
+    facts = {"maker": "vab.demo.weights --part codec8", "segments": segments}
+    written = write_weights(path, levels_to_bytes(levels, codec.weight_hash, facts))
+    print(f"codec8: wrote {path}, sha256 {written}", flush=True)
     return path
 
 
@@ -88,9 +109,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Arguments; those of the process if None.
     """
     parser = argparse.ArgumentParser(prog="python -m vab.demo.weights", description=__doc__)
-    parser.add_argument("--part", choices=[*MAKERS, "all", "report"], required=True)
+    parser.add_argument("--part", choices=[*MAKERS, "codec8", "all", "report"], required=True)
     parser.add_argument("--out", type=Path, help="folder for the weights; for a report, the folder they are read from")
-    parser.add_argument("--minutes", type=float, default=62.0, help="training time; shared out if all are made")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=62.0,
+        help="training time; shared out if all are made; codec8 has no use for it",
+    )
     parser.add_argument("--segments", type=int, help="demo segments to train on, or to report on")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor")
     parser.add_argument("--esc10", type=Path, help="report: folder of sound files")
@@ -107,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.part in (part, "all"):
             minutes = arguments.minutes * (share if arguments.part == "all" else 1.0)
             make_part(part, arguments.out, minutes, arguments.segments)
+    if arguments.part in ("codec8", "all"):
+        make_codec8(arguments.out, arguments.segments)
 
 
 if __name__ == "__main__":

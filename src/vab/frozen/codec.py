@@ -47,7 +47,7 @@ class Codec(Frozen, ABC):
 
     @abstractmethod
     def _decode(self, codes: Tensor) -> Tensor:
-        """(B, K, T) int64 -> (B, 1, at least the samples of T steps) float32."""
+        """(B, k, T) int64, the first k levels -> (B, 1, at least the samples of T steps) float32."""
 
     @torch.no_grad()
     def encode(self, waveform: Tensor, sample_rate: int | None = None) -> Tensor:
@@ -78,20 +78,23 @@ class Codec(Frozen, ABC):
 
     @torch.no_grad()
     def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:
-        """Codes to sound.
+        """Codes to sound. The first levels alone make a coarser sound, as if the finer ones added nothing.
 
         Args:
-            codes: (B, K, T) int64 in [0, S).
+            codes: (B, k, T) int64 in [0, S): the first k levels, 1 <= k <= K.
             samples: Length wanted, one for which `steps_for(samples)` is T; the whole of T steps if None.
 
         Returns:
             (B, 1, samples) float32, nominally in [-1, 1]: a decoder may overshoot, and writers clip.
 
         Raises:
-            ValueError: If the shape is not (B, K, T), a code is outside [0, S), or T steps do not make `samples`.
+            ValueError: If the shape is not (B, k, T), a code is outside [0, S), or T steps do not make `samples`.
         """
-        if codes.ndim != 3 or codes.shape[1] != self.num_codebooks or codes.shape[2] == 0:
-            raise ValueError(f"codec {self.name} takes codes (B, {self.num_codebooks}, T), got {tuple(codes.shape)}")
+        if codes.ndim != 3 or not 1 <= codes.shape[1] <= self.num_codebooks or codes.shape[2] == 0:
+            raise ValueError(
+                f"codec {self.name} takes codes (B, k, T) of its first k levels, 1 <= k <= {self.num_codebooks}, "
+                f"got {tuple(codes.shape)}"
+            )
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
             raise ValueError(
                 f"codec {self.name} takes codes in [0, {self.codebook_size}), "
@@ -113,14 +116,20 @@ def _tiny() -> Codec:
     return TinyCodec()
 
 
-_CODECS: dict[str, Callable[[], Codec]] = {"tiny": _tiny}
+def _tiny8() -> Codec:
+    from vab.frozen.tiny import TinyCodec8
+
+    return TinyCodec8()
+
+
+_CODECS: dict[str, Callable[[], Codec]] = {"tiny": _tiny, "tiny8": _tiny8}
 
 
 def load_codec(name: str, device: torch.device | str = "cpu") -> Codec:
     """Get a codec by name.
 
     Args:
-        name: "tiny" ships with the package and needs no network.
+        name: "tiny" ships with the package and needs no network; so does "tiny8", the same with four finer levels more.
         device: Where it shall run.
 
     Raises:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,7 @@ from vab.audio import log_mel
 from vab.frozen.codec import Codec
 from vab.frozen.judges import Judge, JudgeOutput
 from vab.frozen.vision import VisionEncoder
+from vab.spec import UserError
 
 
 @dataclass(frozen=True)
@@ -370,7 +371,7 @@ AnyNetwork = CodecNetwork | VisionNetwork | JudgeNetwork
 
 
 def shipped_weights(part: str) -> Path:
-    """Where the package keeps the weights of "codec", "vision" or "judge"."""
+    """Where the package keeps the weights of "codec", "codec8" (its further levels), "vision" or "judge"."""
     return Path(str(resources.files("vab.frozen") / "weights" / f"tiny_{part}.safetensors"))
 
 
@@ -402,6 +403,32 @@ def _read_weights(path: Path, config_class: type[AnyConfig]) -> tuple[AnyConfig,
     return config, {name: t.float() for name, t in load(contents).items()}, hashlib.sha256(contents).hexdigest()
 
 
+def levels_to_bytes(codebooks: Tensor, codec_hash: str, facts: dict[str, Any]) -> bytes:
+    """The contents of a file of further levels for a codec.
+
+    Args:
+        codebooks: (K, S, code_dim) float32.
+        codec_hash: SHA-256 of the weights file of the codec that they belong to.
+        facts: How they were made, as JSON types; kept for readers, not read by the loader.
+    """
+    # One entry: the order in which safetensors writes several is another each time, and so would be the file's hash.
+    metadata = {"levels": json.dumps({"codec_hash": codec_hash, "made": facts})}
+    return save({"codebooks": codebooks.float().contiguous()}, metadata)
+
+
+def _read_levels(path: Path, codec_hash: str) -> tuple[Tensor, str]:
+    """(K, S, code_dim) float32 of a file of further levels, and the file's SHA-256."""
+    contents = path.read_bytes()
+    header_length = int.from_bytes(contents[:8], "little")
+    belongs_to = json.loads(json.loads(contents[8 : 8 + header_length])["__metadata__"]["levels"])["codec_hash"]
+    if belongs_to != codec_hash:
+        raise UserError(
+            f"{path} holds levels for a codec of weights {belongs_to[:12]}, but {codec_hash[:12]} is installed: "
+            "make them anew, with python -m vab.demo.weights --part codec8 --out DIR"
+        )
+    return load(contents)["codebooks"], hashlib.sha256(contents).hexdigest()
+
+
 def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Load all weights; the batch counters of normalisation, of no use once frozen, may be absent."""
     missing, unexpected = network.load_state_dict(tensors, strict=False)
@@ -422,7 +449,10 @@ class TinyCodec(Codec):
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
         config, tensors, self.weight_hash = _read_weights(weights or shipped_weights("codec"), CodecConfig)
-        self.name = "tiny"
+        self._build("tiny", config, tensors)
+
+    def _build(self, name: str, config: CodecConfig, tensors: dict[str, Tensor]) -> None:
+        self.name = name
         self.sample_rate = config.sample_rate
         self.code_rate = config.sample_rate / config.hop
         self.num_codebooks = config.num_codebooks
@@ -447,6 +477,34 @@ class TinyCodec(Codec):
 
     def _decode(self, codes: Tensor) -> Tensor:
         return self.network.synthesise(self.network.lookup(codes)).unsqueeze(1)
+
+
+class TinyCodec8(TinyCodec):
+    """`TinyCodec` with four more levels of 256, which refine what its own four leave: 3.2 kbit/s.
+
+    Network and first four levels are tiny's, bit for bit: its codes are tiny's with four more rows, and decoded from
+    its first four rows they sound the same. The finer levels are the clusters of what the first four leave; the decoder
+    has never met them in training, but it reads nothing of a step except the sum over levels. They are for models in
+    two stages, a coarse one on the first levels and a fine one on the rest.
+
+    Args:
+        weights: A codec's file made by `vab.demo.weights`; the shipped one if None.
+        levels: The file of its further levels; the shipped one if None.
+
+    Attributes:
+        weight_hash: SHA-256 over the hashes of both files.
+
+    Raises:
+        UserError: If the levels were made for another codec.
+    """
+
+    def __init__(self, weights: Path | None = None, levels: Path | None = None) -> None:
+        Codec.__init__(self)
+        config, tensors, codec_hash = _read_weights(weights or shipped_weights("codec"), CodecConfig)
+        finer, levels_hash = _read_levels(levels or shipped_weights("codec8"), codec_hash)
+        self.weight_hash = hashlib.sha256(f"{codec_hash}{levels_hash}".encode()).hexdigest()
+        tensors["codebooks"] = torch.cat([tensors["codebooks"], finer])
+        self._build("tiny8", replace(config, num_codebooks=len(tensors["codebooks"])), tensors)
 
 
 class TinyVision(VisionEncoder):

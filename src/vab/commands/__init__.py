@@ -1,0 +1,22 @@
+"""The commands as functions: what ``vab generate`` and its kin do, from Python or from the command line."""
+
+from vab.commands.generate import generate
+from vab.commands.generation import Generator, Sound
+from vab.commands.preparing import Prepared, Request, window_starts
+from vab.commands.shards import index_shards, show_shards, verify_shards
+from vab.commands.sweep import sweep
+from vab.data.extract import extract
+
+__all__ = [
+    "Generator",
+    "Prepared",
+    "Request",
+    "Sound",
+    "extract",
+    "generate",
+    "index_shards",
+    "show_shards",
+    "sweep",
+    "verify_shards",
+    "window_starts",
+]

@@ -1,0 +1,153 @@
+"""Where generated sounds go: targets that overwrite no input, files, and the notes beside them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vab.commands.generation import Sound
+from vab.commands.preparing import Request
+from vab.data import media
+from vab.data.format import write_atomically
+from vab.data.sources import find_sources
+from vab.spec import UserError
+
+OUTPUTS = (".wav", ".mp4", ".mkv")
+"""What ``generate`` writes."""
+WavFormat = Literal["pcm16", "float"]
+_SUBTYPES = {"pcm16": "PCM_16", "float": "FLOAT"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sound to make and where it goes."""
+
+    request: Request
+    target: Path
+
+
+def is_many(video: Path) -> bool:
+    """Whether a path stands for many inputs: a folder or a CSV."""
+    return video.is_dir() or video.suffix.lower() == ".csv"
+
+
+def single_jobs(request: Request, target: Path, num_variations: int) -> list[Job]:
+    """The jobs of one input, one for each variation.
+
+    Raises:
+        UserError: If the input is missing, or the target's kind cannot hold the sound.
+    """
+    source = request.source
+    if not source.exists():
+        raise UserError(f"no video at {source}")
+    if target.suffix not in OUTPUTS:
+        raise UserError(f"--out must end in {', '.join(OUTPUTS[:-1])} or {OUTPUTS[-1]}, got {target}")
+    jobs = _variations(request, target, num_variations)
+    _check(jobs)
+    return jobs
+
+
+def many_jobs(media_list: Path, template: Request, out: Path, suffix: str, num_variations: int) -> list[Job]:
+    """The jobs of a folder of videos, or of a CSV with a column ``file``.
+
+    Args:
+        media_list: The folder or CSV.
+        template: What all requests have in common; its source is not read.
+        out: Folder for the outputs.
+        suffix: Of the outputs, such as ``mp4``.
+        num_variations: Of each.
+
+    Raises:
+        UserError: If an output would overwrite an input or another output, or a kind of file cannot hold the sound.
+    """
+    if out.suffix in OUTPUTS:
+        raise UserError(f"--video {media_list} may hold many videos: give a folder for --out, got {out}")
+    if template.audio is not None:
+        raise UserError(f"--audio is the sound of one video, but --video {media_list} may hold many: leave it out")
+    sources = find_sources(media_list, "none")
+    if any(source.start is not None for source in sources):
+        raise UserError(f"{media_list} has start times: sound is made for whole videos; leave the column out")
+    jobs = []
+    for source in sources:
+        # From the record's id, which is relative; a CSV may list files anywhere, and none may be written over.
+        target = out / f"{_inside(source.id)}.{suffix}"
+        request = Request(source.path, source.path.name, **_common(template))
+        jobs += _variations(request, target, num_variations)
+    _check(jobs)
+    return jobs
+
+
+def write_sound(job: Job, sound: Sound, sample_rate: int, wav_format: WavFormat = "pcm16") -> None:
+    """Write a sound to its job's target, whole or not at all: a WAV file, or the video with it as its sound track."""
+    target, waveform = job.target, sound.waveform.numpy()
+    if target.suffix == ".wav":
+        media.write_wav(target, waveform, sample_rate, _SUBTYPES[wav_format])
+    else:
+        media.replace_audio(job.request.source, waveform, sample_rate, target)
+
+
+def write_note(job: Job, sound: Sound, notes: list[str], settings: Mapping[str, Any]) -> None:
+    """Write down beside a sound how it was made and what it is like: ``x.wav.json`` for ``x.wav``."""
+    request = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(job.request).items()}
+    note = {
+        "video": request.pop("source"),
+        **request,
+        **settings,
+        "health": asdict(sound.health),
+        "warnings": sound.warnings,
+        "notes": notes,
+    }
+    path = job.target.with_name(job.target.name + ".json")
+    write_atomically(path, (json.dumps(note, indent=2) + "\n").encode())
+
+
+def refuse_overwriting(targets: Iterable[Path], inputs: Iterable[Path | str | None]) -> None:
+    """Refuse outputs that are inputs.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    originals = {Path(path).resolve() for path in inputs if path is not None}
+    for target in targets:
+        if target.resolve() in originals:
+            raise UserError(f"--out {target} is one of the inputs, which would be lost: give another name")
+
+
+def _check(jobs: list[Job]) -> None:
+    requests, targets = [job.request for job in jobs], [job.target for job in jobs]
+    refuse_overwriting(targets, {path for request in requests for path in (request.source, request.audio)})
+    twice = [target for target, count in Counter(targets).items() if count > 1]
+    if twice:
+        raise UserError(f"several videos would be written to {twice[0]}: rename one of them")
+    for job in jobs:
+        if job.target.suffix == ".wav":
+            continue
+        if media.is_picture(job.request.source):
+            raise UserError(f"{job.request.source} is a still picture: its sound is written as .wav, got {job.target}")
+        if job.request.seconds is not None:
+            raise UserError(f"--seconds shortens the sound, not the picture: write it as .wav, got {job.target}")
+
+
+def _variations(request: Request, target: Path, count: int) -> list[Job]:
+    if count < 1:
+        raise UserError(f"--num_variations must be at least 1, got {count}")
+    if count == 1:
+        return [Job(request, target)]
+    fields = {"source": request.source, "name": request.name, **_common(request)}
+    return [
+        Job(Request(**fields, variation=number), target.with_name(f"{target.stem}_{number + 1}{target.suffix}"))
+        for number in range(count)
+    ]
+
+
+def _common(request: Request) -> dict[str, Any]:
+    return {name: getattr(request, name) for name in ("audio", "keep", "keep_levels", "seconds")}
+
+
+def _inside(name: str) -> str:
+    """A file name or relative path that stays within a folder."""
+    return "/".join(part for part in Path(name).parts if part not in ("..", "/")) or "video"

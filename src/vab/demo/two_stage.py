@@ -1,0 +1,176 @@
+"""What the second of two stages adds: is its sound nearer to the codec's round trip than that of the first alone?"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from vab.audio import log_mel_distance
+from vab.commands import Generator
+from vab.data.format import write_atomically
+from vab.data.records import ShardDataset
+from vab.frozen.codec import Codec
+from vab.spec import Batch, UserError
+from vab.tasks.base import find_checkpoint
+from vab.tokens.noise import Stream, fold_in, record_keys, uniform
+
+_FINE, _RANDOM = 1, 2
+"""Folded into the keys of the fine stage and of the random levels, which draw numbers of their own."""
+
+
+@dataclass(frozen=True)
+class TwoStageScore:
+    """Log-mel distances to the codec's round trip with all levels; each with its standard error over the records."""
+
+    records: int
+    codec: str
+    """Name and weights of the codec."""
+    coarse_levels: int
+    levels: int
+    distance: dict[str, tuple[float, float]]
+    """By what was heard: ``reference_coarse`` the reference's own coarse levels alone, ``reference_next`` those and the
+    reference's next level, ``reference_fine`` those with the fine levels made for them, ``reference_random`` with
+    random ones; ``generated_coarse`` and ``generated_fine`` the same for coarse levels made from the video."""
+    gain: dict[str, tuple[float, float]]
+    """How much the made fine levels take off the distance, record by record: for the ``reference`` coarse levels and
+    for the ``generated`` ones. Above 0 is better."""
+    nearer: dict[str, float]
+    """Share of the records that the made fine levels bring nearer, likewise."""
+
+
+_ROWS = {
+    "reference_coarse": "the reference's {coarse} coarse levels alone",
+    "reference_next": "the reference's first {next} levels",
+    "reference_fine": "the reference's coarse levels, fine ones made",
+    "reference_random": "the reference's coarse levels, fine ones random",
+    "generated_coarse": "generated coarse levels alone",
+    "generated_fine": "generated coarse levels, fine ones made",
+}
+
+
+def two_stage(
+    coarse: str, fine: str, data: str, num_records: int = 64, batch_size: int = 32, seed: int = 0, device: str = "auto"
+) -> TwoStageScore:
+    """Score the two stages of a model on a validation set, and print the table.
+
+    Everything is compared with the codec's round trip of the record, with all levels. The figures also go to
+    ``two_stage.json`` beside the checkpoint of the fine stage.
+
+    Args:
+        coarse: Checkpoint of the coarse stage: a .ckpt file, or a run's folder.
+        fine: Of the fine stage, likewise.
+        data: Folder of shards with all the levels.
+        num_records: Records, from the start of the set; all if there are fewer.
+        batch_size: Records at once.
+        seed: Of the decoding.
+        device: auto, cpu, cuda, ...
+    """
+    if num_records < 2 or batch_size < 1:
+        raise UserError(f"need num_records of 2 or more and batch_size of 1 or more, got {num_records}, {batch_size}")
+    generator = Generator.load(coarse, device=device, fine_checkpoint=fine)
+    assert generator.fine is not None
+    dataset = ShardDataset(data)
+    generator.fine.spec.require(dataset.spec, "fine checkpoint", "shards")
+    count = min(num_records, len(dataset))
+    if count < 2:
+        raise UserError(f"{data} has {count} record: there is no standard error of one")
+    apart: dict[str, list[Tensor]] = {name: [] for name in _ROWS}
+    console = Console(stderr=True)
+    starts = range(0, count, batch_size)
+    for start in track(starts, "generating", console=console, disable=not console.is_terminal):
+        batch = dataset.read(range(start, min(start + batch_size, count))).to(generator.task.device)
+        for name, codes in _versions(generator, batch, seed).items():
+            apart[name].append(_distances(generator.codec, codes, batch))
+    distance = {name: torch.cat(parts) for name, parts in apart.items()}
+    gain = {kind: distance[f"{kind}_coarse"] - distance[f"{kind}_fine"] for kind in ("reference", "generated")}
+    result = TwoStageScore(
+        records=count,
+        codec=f"{generator.codec.name} {generator.codec.weight_hash[:12]}",
+        coarse_levels=generator.task.spec.num_codebooks,
+        levels=generator.levels,
+        distance={name: _mean_and_error(values) for name, values in distance.items()},
+        gain={kind: _mean_and_error(values) for kind, values in gain.items()},
+        nearer={kind: float((values > 0).double().mean()) for kind, values in gain.items()},
+    )
+    place = find_checkpoint(fine)
+    write_atomically(place.parent / "two_stage.json", (json.dumps(asdict(result), indent=2) + "\n").encode())
+    _print(result, place)
+    return result
+
+
+@torch.inference_mode()
+def _versions(generator: Generator, batch: Batch, seed: int) -> dict[str, Tensor]:
+    """What is compared, by the names of ``_ROWS``: (B, k, T) codes, k the levels that are heard."""
+    task, fine = generator.task, generator.fine
+    assert fine is not None
+    first, levels = task.spec.num_codebooks, fine.spec.num_codebooks
+    steps, frames = batch.lengths
+    keys = record_keys(seed, batch.index)
+
+    def finished(codes: Tensor) -> Tensor:
+        """(B, first, T) coarse levels -> (B, K, T) with the fine ones made for them."""
+        hidden = codes.new_zeros(len(codes), levels - first, codes.shape[2])
+        given = torch.cat([codes, hidden], dim=1)
+        return fine.generate(batch.features, fold_in(keys, _FINE), codes=given, steps=steps, frames=frames)
+
+    reference = batch.codes[:, :first]
+    made = task.generate(batch.features, keys, steps=steps, frames=frames)
+    chance = uniform(fold_in(keys, _RANDOM), Stream.TOKEN, (levels - first, batch.codes.shape[2]))
+    random = (chance * fine.spec.codebook_size).long()
+    return {
+        "reference_coarse": reference,
+        "reference_next": batch.codes[:, : first + 1],
+        "reference_fine": finished(reference),
+        "reference_random": torch.cat([reference, random], dim=1),
+        "generated_coarse": made,
+        "generated_fine": finished(made),
+    }
+
+
+@torch.inference_mode()
+def _distances(codec: Codec, codes: Tensor, batch: Batch) -> Tensor:
+    """(B,) float64 on the CPU: each record's log-mel distance to its round trip with all levels, padding left out."""
+    rows = []
+    for row, reference, steps in zip(codes, batch.codes, batch.steps.tolist(), strict=True):
+        heard, whole = (codec.decode(one[None, :, :steps]) for one in (row, reference))  # (1, 1, N)
+        rows.append(log_mel_distance(heard, whole, codec.sample_rate)[0, 0])
+    return torch.stack(rows).cpu().double()
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+def _print(result: TwoStageScore, checkpoint: Path) -> None:
+    table = Table(title=f"{checkpoint}", title_justify="left")
+    table.add_column("heard")
+    table.add_column("log-mel distance", justify="right")
+    words = {"coarse": result.coarse_levels, "next": result.coarse_levels + 1}
+    for name, row in _ROWS.items():
+        table.add_row(row.format(**words), _pair(result.distance[name]))
+    console = Console(width=None if Console().is_terminal else 110)
+    console.print(table)
+    for kind, (mean, error) in result.gain.items():
+        console.print(
+            f"fine levels made for {kind} coarse ones take {mean:.4f} +- {error:.4f} off the distance, and bring "
+            f"{100 * result.nearer[kind]:.0f} % of the records nearer",
+            highlight=False,
+        )
+    console.print(
+        f"to the round trip with all {result.levels} levels of codec {result.codec}; natural-log units, mean and "
+        f"standard error over {result.records} records",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _pair(pair: tuple[float, float]) -> str:
+    return f"{pair[0]:.4f} +- {pair[1]:.4f}"

@@ -1,0 +1,111 @@
+"""The score of two stages: what is compared with what, and that a fine stage which has learned shows it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from tone_shards import short_spec, write_shards
+from vab.audio import log_mel_distance
+from vab.backbone import Backbone
+from vab.cli import main
+from vab.commands import Generator
+from vab.data.datamodule import ShardDataModule
+from vab.data.records import ShardDataset
+from vab.demo.two_stage import _distances, _versions, two_stage
+from vab.frozen.codec import load_codec
+from vab.spec import UserError
+from vab.tasks import PretrainTask
+from vab.tokens.sampler import Sampler
+
+
+def save(path, shards, levels, conditioning_levels, steps):
+    """A small model of the first levels, trained for some steps."""
+    data = ShardDataModule(str(shards / "train"), str(shards / "val"), batch_size=16, num_workers=0, levels=levels)
+    torch.manual_seed(0)
+    backbone = Backbone(data.spec, dim=32, num_heads=2, num_modality_layers=1, num_joint_layers=1)
+    backbone.set_codebooks(data.codebooks)
+    task = PretrainTask(
+        backbone,
+        lambda params: torch.optim.AdamW(params, lr=1e-2),
+        warmup_steps=5,
+        sampler=Sampler(decode_steps=1, temperature=0.0, guidance_scale=1.0),
+        conditioning_levels=conditioning_levels,
+    )
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(task, data)
+    path.parent.mkdir(exist_ok=True)
+    trainer.save_checkpoint(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def stages(shards, tmp_path_factory):
+    """Checkpoints of a coarse stage of 1 of 4 levels, which has learned little, and of a fine stage."""
+    folder = tmp_path_factory.mktemp("stages")
+    return (
+        save(folder / "coarse" / "last.ckpt", shards, 1, 0, 1),
+        save(folder / "fine" / "last.ckpt", shards, None, 1, 60),
+    )
+
+
+def test_what_is_heard_and_how_far_it_is(stages, shards):
+    generator = Generator.load(stages[0], fine_checkpoint=stages[1])
+    batch = ShardDataset(shards / "val").read(range(5))
+    versions = _versions(generator, batch, seed=0)
+    assert [len(codes[0]) for codes in versions.values()] == [1, 2, 4, 4, 1, 4]
+    for name in ("reference_coarse", "reference_next", "reference_fine", "reference_random"):
+        assert torch.equal(versions[name][:, :1], batch.codes[:, :1])
+    assert torch.equal(versions["reference_next"], batch.codes[:, :2])
+    assert torch.equal(versions["generated_fine"][:, :1], versions["generated_coarse"])
+    assert not torch.equal(versions["generated_coarse"], batch.codes[:, :1])
+    again = _versions(generator, ShardDataset(shards / "val").read([3]), seed=0)
+    assert all(torch.equal(again[name][0], codes[3]) for name, codes in versions.items())
+    codec = load_codec("tiny")
+    expected = log_mel_distance(codec.decode(batch.codes[:, :1]), codec.decode(batch.codes), 16000)[:, 0]
+    torch.testing.assert_close(_distances(codec, batch.codes[:, :1], batch), expected.double(), atol=1e-4, rtol=1e-4)
+    assert not _distances(codec, batch.codes, batch).any()
+
+
+def test_padding_is_not_heard(tmp_path):
+    batch = ShardDataset(write_shards(tmp_path / "ragged", short_spec(), 4, ragged=True)).read([0, 3])
+    assert batch.steps.tolist() == [16, 16]
+    other = batch.codes.clone()
+    other[..., 16:] = 0
+    assert not _distances(load_codec("tiny"), other, batch).any()
+
+
+def test_a_fine_stage_that_has_learned_brings_the_sound_nearer(stages, shards, capsys):
+    coarse, fine = stages
+    main(["demo", "two-stage", "--coarse", coarse, "--fine", fine, "--data", str(shards / "val"), "--batch_size", "8"])
+    printed = capsys.readouterr().out
+    result = json.loads(Path(fine).with_name("two_stage.json").read_text())
+    assert result["records"] == 20
+    distance = {name: mean for name, (mean, _) in result["distance"].items()}
+    assert distance["reference_fine"] < distance["reference_coarse"] < distance["reference_random"]
+    assert result["gain"]["reference"][0] == pytest.approx(distance["reference_coarse"] - distance["reference_fine"])
+    assert result["nearer"]["reference"] > 0.5
+    for mean, error in result["distance"].values():
+        assert f"{mean:.4f} +- {error:.4f}" in printed
+
+
+def test_models_and_shards_that_do_not_belong_together_are_refused(stages, shards, tmp_path):
+    coarse, fine = stages
+    data = str(shards / "val")
+    with pytest.raises(UserError, match="num_records"):
+        two_stage(coarse, fine, data, num_records=1)
+    with pytest.raises(UserError, match="is no fine stage"):
+        two_stage(coarse, coarse, data)
+    other = write_shards(tmp_path / "one", short_spec(), 1)
+    with pytest.raises(UserError, match="no standard error of one"):
+        two_stage(coarse, fine, str(other))

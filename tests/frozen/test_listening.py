@@ -1,0 +1,54 @@
+"""Sounds of codes and what a judge hears in them, with and without padding."""
+
+import pytest
+import torch
+
+from vab.frozen.codec import load_codec
+from vab.frozen.judges import load_judge
+from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
+from vab.spec import UserError
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def codes():
+    torch.manual_seed(0)
+    return torch.randint(256, (3, 4, 40))
+
+
+def test_sounds_are_the_decoded_codes_without_padding(codes):
+    codec = load_codec("tiny")
+    got = sounds_of(codec, codes, torch.tensor([40, 10, 25]))
+    whole = codec.decode(codes)
+    assert [len(sound) for sound in got] == [40 * 320, 10 * 320, 25 * 320]
+    for sound, decoded in zip(got, whole, strict=True):
+        assert torch.equal(sound, decoded[0, : len(sound)])
+
+
+def test_a_judge_hears_each_sound_as_if_alone(codes):
+    judge, codec = load_judge("tiny"), load_codec("tiny")
+    for lengths in ([40, 40, 40], [40, 12, 25]):
+        sounds = sounds_of(codec, codes, torch.tensor(lengths))
+        together = listen(judge, sounds, RATE)
+        alone = [judge(sound[None, None], RATE) for sound in sounds]
+        torch.testing.assert_close(together.embedding, torch.cat([heard.embedding for heard in alone]))
+        torch.testing.assert_close(together.probabilities, torch.cat([heard.probabilities for heard in alone]))
+
+
+def test_classes_are_found_in_the_judges_order():
+    judge = load_judge("tiny")
+    labels = [judge.classes[5], judge.classes[2]]
+    columns = class_columns(judge, labels)
+    assert columns == [5, 2]
+    truth = true_classes(judge, columns, torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]))
+    assert truth.shape == (3, len(judge.classes))
+    assert truth.nonzero().tolist() == [[0, 5], [1, 2], [1, 5]]
+
+
+def test_labels_that_the_judge_does_not_know_are_named():
+    judge = load_judge("tiny")
+    with pytest.raises(UserError, match="labels are theremin"):
+        class_columns(judge, [judge.classes[0], "theremin"])
+    with pytest.raises(UserError, match="none at all"):
+        class_columns(judge, [])
