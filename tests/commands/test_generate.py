@@ -170,6 +170,21 @@ def test_a_folder_goes_into_a_folder(vab, tmp_path):
     assert (tmp_path / "out" / "generations.csv").is_file()
 
 
+def test_outputs_are_not_put_among_the_inputs(vab, tmp_path):
+    video(tmp_path / "in" / "a.mp4", 0.3)
+    status, _, said = vab("--video", tmp_path / "in", "--out", tmp_path / "in" / "out", "--format=wav")
+    assert status == 2
+    assert "would be the next run's inputs" in said
+    assert not (tmp_path / "in" / "out").exists()
+
+
+def test_files_of_one_name_in_two_folders_sound_different(vab, tmp_path):
+    for folder in ("one", "other"):
+        video(tmp_path / "in" / folder / "video.mp4", 0.3)
+    assert vab("--video", tmp_path / "in", "--out", tmp_path / "out", "--format=wav")[0] == 0
+    assert file_hash(tmp_path / "out" / "one" / "video.wav") != file_hash(tmp_path / "out" / "other" / "video.wav")
+
+
 def test_no_input_is_ever_written_over(checkpoint, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -211,6 +226,8 @@ def test_one_bad_file_of_many_is_named_and_the_rest_is_made(checkpoint, tmp_path
     [
         (["--out=x.txt"], "--out must end in .wav, .mp4 or .mkv, got x.txt"),
         (["--out=x"], "--out must end in .wav, .mp4 or .mkv, got x"),
+        (["--out=folder/x.wav"], "--out folder/x.wav cannot be written: folder/x.wav is in the way"),
+        (["--out=words.mp4/y.wav"], "words.mp4 is in the way"),
         (["--out=x.wav", "--video=missing.mp4"], "no video at missing.mp4"),
         (["--out=x.wav", "--video=words.mp4"], "words.mp4: cannot be read: Invalid data"),
         (["--out=x.wav", "--video=words.png"], "words.png: cannot be read: Invalid data"),
@@ -240,7 +257,7 @@ def test_one_bad_file_of_many_is_named_and_the_rest_is_made(checkpoint, tmp_path
         (["--out=x.wav", "--sampler=bad.yaml"], "bad.yaml: unknown key 'decode_step'; did you mean 'decode_steps'?"),
         (["--out=x.wav", "--sampler.order=up"], "--sampler: order must be one of"),
         (["--out=x.wav", "--sampler.decode_steps=[1,1,1,1,1]"], "decode_steps lists 5 levels, but the codes have 4"),
-        (["--out=x.wav", "--sampler.temprature=1"], "unknown key 'temprature'; did you mean 'temperature'?"),
+        (["--out=x.wav", "--sampler.guidance_scal=1"], "unknown key 'guidance_scal'; did you mean 'guidance_scale'?"),
         (["--out=x.wav", "--precision=8"], "'32-true', 'bf16-mixed'"),
         (["--out=x.wav", "--seeed=8"], "did you mean 'seed'?"),
         (["--out=x.wav", "--decode_steps=8"], "type --sampler.decode_steps"),
@@ -252,7 +269,7 @@ def test_one_bad_file_of_many_is_named_and_the_rest_is_made(checkpoint, tmp_path
 )
 def test_a_mistake_gets_one_line_and_leaves_no_file(vab, clip, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.wav").mkdir(parents=True)
     (tmp_path / "clip.mp4").symlink_to(clip)
     for name in ("words.mp4", "words.png"):
         (tmp_path / name).write_text("no video at all")

@@ -18,6 +18,7 @@ from vab.commands import Generator, Request, window_starts
 from vab.commands.keeping import FADE_SECONDS
 from vab.data.media import MediaError, probe, read_audio, read_frames, write_video, write_wav
 from vab.frozen.codec import load_codec
+from vab.frozen.tiny import TinyCodec
 from vab.spec import UserError
 from vab.tokens.sampler import Sampler
 
@@ -139,7 +140,9 @@ def test_kept_seconds_are_the_codecs_round_trip_sample_for_sample(generator, cli
 
 def test_with_everything_kept_the_sound_is_the_round_trip(generator, clip):
     codes, expected = round_trip(generator, read_audio(clip, RATE, 0.0, 1.5).waveform)
-    made = sound(generator, clip, keep="0-")
+    prepared = generator.prepare(request(clip, keep="0-"))
+    assert "nothing is generated" in prepared.notes[0]
+    made = generator.make([prepared])[0]
     assert torch.equal(made.waveform, expected)
     assert torch.equal(made.codes, codes)
 
@@ -161,7 +164,7 @@ def test_a_longer_sound_is_cut_and_the_user_told(generator, silent, tmp_path):
     write_wav(tmp_path / "known.wav", tone(4.0), RATE, "FLOAT")
     prepared = generator.prepare(request(silent, audio=tmp_path / "known.wav"))
     assert prepared.samples == 24_000
-    (note,) = prepared.notes
+    note = prepared.notes[0]
     assert "known.wav is longer than the 1.50 s" in note
     expected = round_trip(generator, tone(4.0)[:24_000])[1]
     assert torch.equal(generator.make([prepared])[0].waveform, expected)
@@ -205,8 +208,9 @@ def test_a_coarse_model_makes_its_levels_and_the_fine_one_goes_on(two_stages, tw
     assert first.codes.shape == (2, 75)
     assert both.codes.shape == (4, 75)
     assert torch.equal(both.codes[:2], first.codes)
-    assert torch.equal(first.waveform, coarse.codec.decode(first.codes[None], 24_000)[0, 0])
-    assert torch.equal(both.waveform, coarse.codec.decode(both.codes[None], 24_000)[0, 0])
+    for made in (first, both):
+        decoded = coarse.codec.decode(made.codes[None], 24_000)[0, 0]
+        torch.testing.assert_close(made.waveform, decoded * 10 ** (made.gain_db / 20))
     finer = two_stage_generator.make([two_stage_generator.prepare(request(clip))], 0, FAST, QUICK)[0]
     assert torch.equal(finer.codes[:2], first.codes)
     assert not torch.equal(finer.codes, both.codes)
@@ -292,7 +296,7 @@ def test_a_sound_comes_with_its_health_and_warnings_against_the_training_audio(c
     generator.task.audio_statistics = {"rms_db_mean": 40.0, "rms_db_std": 1.0, "seconds_mean": 0.64}
     made = sound(generator, clip)
     assert made.health.seconds == 1.5
-    assert made.health.rms_db == pytest.approx(float(rms_db(made.waveform)), abs=1e-3)
+    assert made.health.rms_db == pytest.approx(float(rms_db(made.waveform)) - made.gain_db, abs=1e-3)
     assert any("quieter than training audio" in warning for warning in made.warnings)
 
 
@@ -332,3 +336,32 @@ def test_progress_is_told_once_a_window_and_stage(generator, two_stage_generator
         item, calls = made_by.prepare(request(clip)), []
         made_by.make([item], 0, QUICK, on_pass=lambda calls=calls: calls.append(1))
         assert len(calls) == made_by.passes_of([item]) == 3 * stages
+
+
+class LevelCodec(TinyCodec):
+    """A codec whose decoder's largest sample is always the same."""
+
+    peak = 3.0
+
+    def _decode(self, codes):
+        waveform = super()._decode(codes)
+        return self.peak * waveform / waveform.abs().amax(dim=-1, keepdim=True)
+
+
+class QuietCodec(LevelCodec):
+    peak = 0.9
+
+
+def test_what_would_clip_is_turned_down_as_a_whole_and_says_by_how_much(generator, clip):
+    loud = replace(generator, codec=LevelCodec().freeze())
+    made = sound(loud, clip)
+    assert made.health.peak == pytest.approx(3, rel=1e-5)
+    assert made.waveform.abs().max() == pytest.approx(1, rel=1e-5)
+    assert made.gain_db == pytest.approx(20 * np.log10(1 / 3), rel=1e-4)
+    raw = loud.codec.decode(made.codes[None], len(made.waveform))[0, 0]
+    torch.testing.assert_close(made.waveform * 3, raw, rtol=1e-4, atol=1e-5)
+    kept = sound(loud, clip, keep="0-0.5")  # must stay as it is, sample for sample
+    assert kept.gain_db == 0
+    quiet = sound(replace(generator, codec=QuietCodec().freeze()), clip)
+    assert quiet.waveform.abs().max() == pytest.approx(0.9, rel=1e-5)
+    assert quiet.gain_db == 0

@@ -270,6 +270,7 @@ def test_a_gap_between_packets_is_silence(tmp_path):
 def test_every_sample_format_reads_alike(tmp_path, subtype):
     waveform = (0.5 * np.sin(np.arange(RATE) / 7)).astype(np.float32)
     write_wav(tmp_path / "x.wav", waveform, RATE, subtype)
+    assert b"PEAK" not in (tmp_path / "x.wav").read_bytes() or (tmp_path / "x.wav").read_bytes()[60:64] == bytes(4)
     got = read_audio(tmp_path / "x.wav", RATE).waveform
     assert np.abs(got - waveform).max() < (1e-2 if subtype == "PCM_U8" else 1e-4)
 

@@ -323,6 +323,7 @@ class _Run:
             "silence": f"{health.silence:.6g}",
             "entropy": ";".join(f"{bits:.6g}" for bits in health.entropy),
             "longest_repeat_seconds": f"{health.longest_repeat_seconds:.6g}",
+            "gain_db": f"{sound.gain_db:.6g}",
             "warnings": "; ".join([*item.notes, *sound.warnings]),
         }
 

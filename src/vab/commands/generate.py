@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vab.commands.batch import Recipe, generate_many
-from vab.commands.generation import Generator, Precision, Sound
+from vab.commands.filling import Precision
+from vab.commands.generation import Generator, Sound
 from vab.commands.keeping import parse_spans
 from vab.commands.outputs import (
     Job,
@@ -143,7 +144,9 @@ def generate(
         for job, sound in zip(some, _make(generator, batch, seed, chosen, fine_chosen), strict=True):
             write(job, sound, rate)
             write_note(job, sound, prepared.notes, how)
-            print(f"{job.target}  {len(sound.waveform) / rate:.2f} s  {sound.health.rms_db:.1f} dBFS")
+            level = f"{sound.health.rms_db + sound.gain_db:.1f} dBFS"
+            turned = f", turned down by {-sound.gain_db:.1f} dB so as not to clip" if sound.gain_db < -0.05 else ""
+            print(f"{job.target}  {len(sound.waveform) / rate:.2f} s  {level}{turned}")
             _say("warning", job.target, sound.warnings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import zlib
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vab.commands.filling import Filling, Precision
 from vab.commands.keeping import FADE_SECONDS, splice
 from vab.commands.preparing import (
     Prepared,
@@ -33,8 +35,6 @@ from vab.tasks import PretrainTask, load_task
 from vab.tokens.noise import fold_in, record_keys
 from vab.tokens.sampler import Sampler
 
-Precision = Literal["32-true", "bf16-mixed"]
-
 _FINE = 1 << 32
 """Folded into the keys of the fine stage, apart from the numbers of windows."""
 _DECODED_SECONDS = 320.0
@@ -46,13 +46,16 @@ class Sound:
     """A generated sound."""
 
     waveform: Tensor
-    """(N,) float32 at the codec's rate, on the CPU."""
+    """(N,) float32 at the codec's rate, on the CPU. Within full scale, unless kept sound is not."""
     codes: Tensor
     """(K, T) int64, on the CPU."""
     health: Health
     """What it is like by numbers."""
     warnings: list[str]
     """What may be wrong with it, in words."""
+    gain_db: float = 0.0
+    """How far the whole was turned down so that no file clips; ``health`` is of the sound before. 0 if something of it
+    is kept, which must stay as it is."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ class Generator:
                 item_codes[:, : item.steps] = item.known.codes
                 item_known[:, : item.steps] = item.known.mask
         codes = [item.to(device) for item in codes]
-        batch = _Stage(list(prepared), codes, known, self.precision, batch_size if self.compiled else None)
+        batch = Filling(list(prepared), codes, known, self.precision, batch_size if self.compiled else None)
         keys = torch.tensor([_key(item.request, seed) for item in prepared], device=device)
         batch.fill(self.task, sampler or self.task.sampler, keys, on_pass)
         if self.fine is not None:
@@ -239,7 +242,9 @@ class Generator:
         if item.known is not None:
             waveform = splice(waveform, item.known.waveform, item.known.spans, round(FADE_SECONDS * spec.sample_rate))
         found = health(waveform, codes, spec.sample_rate, spec.code_rate)
-        return Sound(waveform, codes, found, warnings_for(found, self.task.audio_statistics))
+        reference = (self.fine or self.task).audio_statistics
+        gain = min(1.0, 1 / found.peak) if found.peak > 0 and not (item.known and item.known.spans) else 1.0
+        return Sound(waveform * gain, codes, found, warnings_for(found, reference), 20 * math.log10(gain))
 
     def _decode(self, codes: list[Tensor], samples: list[int]) -> list[Tensor]:
         """(N,) waveforms; sounds of one length are decoded together, never padded to a common one."""
@@ -268,72 +273,9 @@ class Generator:
             return codes[0].cpu(), self.codec.decode(codes, len(waveform))[0, 0].cpu()
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """The codes of a batch on their way."""
-
-    prepared: list[Prepared]
-    codes: list[Tensor]
-    """(K, T or more) int64 of each record, on the device."""
-    known: list[Tensor]
-    """(K, T or more) bool of each record, on the CPU: what is there already."""
-    precision: Precision
-    fixed_size: int | None
-    """Records of every batch, where shapes must not change."""
-
-    def fill(self, task: PretrainTask, sampler: Sampler, keys: Tensor, on_pass: Callable[[], None] | None) -> None:
-        """Make the levels that a task makes, window by window."""
-        for window in range(max(len(item.starts) for item in self.prepared)):
-            rows = [row for row in range(len(self.prepared)) if self._is_open(row, window, task)]
-            if rows:
-                self._fill_window(task, sampler, keys, rows, window)
-            if on_pass is not None:
-                on_pass()
-
-    def _span(self, row: int, window: int, task: PretrainTask) -> slice:
-        start = self.prepared[row].starts[window]
-        return slice(start, start + task.spec.num_steps)
-
-    def _is_open(self, row: int, window: int, task: PretrainTask) -> bool:
-        """Whether a record has that window, and something is to be made in it."""
-        item = self.prepared[row]
-        if window >= len(item.starts):
-            return False
-        span, levels = self._span(row, window, task), slice(task.conditioning_levels, task.spec.num_codebooks)
-        return not bool(self.known[row][levels, span.start : min(span.stop, item.steps)].all())
-
-    def _fill_window(self, task: PretrainTask, sampler: Sampler, keys: Tensor, rows: list[int], window: int) -> None:
-        spec, device = task.spec, task.device
-        levels = slice(0, spec.num_codebooks)
-        spans = [self._span(row, window, task) for row in rows]
-        places = list(range(len(rows)))
-        if self.fixed_size is not None:
-            places += [places[-1]] * (self.fixed_size - len(rows))
-        items = [self.prepared[rows[place]] for place in places]
-        codes = torch.stack([self.codes[rows[place]][levels, spans[place]] for place in places])
-        known = torch.stack([self.known[rows[place]][levels, spans[place]] for place in places])
-        known[:, : task.conditioning_levels] = True
-        steps = [min(spec.num_steps, item.steps - item.starts[window]) for item in items]
-        frames = [item.frames[window] for item in items]
-        full = min(steps) == spec.num_steps and min(frames) == spec.num_frames
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            made = task.generate(
-                torch.stack([item.features[window] for item in items]).to(device),
-                fold_in(keys[[rows[place] for place in places]], window),
-                sampler,
-                codes=codes,
-                mask=~known.to(device),
-                steps=None if full else torch.tensor(steps, device=device),
-                frames=None if full else torch.tensor(frames, device=device),
-            )
-        for place, row in enumerate(rows):
-            self.codes[row][levels, spans[place]] = made[place]
-            self.known[row][levels, spans[place]] = True
-
-
 def _key(request: Request, seed: int) -> int:
     """Of a record's randomness."""
-    key = record_keys(seed, torch.tensor([zlib.crc32(request.name.encode())]))
+    key = record_keys(seed, torch.tensor([zlib.crc32(request.name.encode(errors="surrogateescape"))]))
     # Negative: apart from windows and stages, which are folded in after it.
     return int(key if request.variation == 0 else fold_in(key, -request.variation))
 

@@ -47,6 +47,7 @@ COLUMNS = (
     "silence",
     "entropy",  # of each level, joined by ;
     "longest_repeat_seconds",
+    "gain_db",  # by which the sound was turned down so as not to clip
     "warnings",  # in words, joined by ;
     "error",  # why there is no output
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -75,9 +76,15 @@ def many_jobs(media_list: Path, template: Request, out: Path, suffix: str, num_v
     for source in sources:
         # From the record's id, which is relative; a CSV may list files anywhere, and none may be written over.
         target = out / f"{_inside(source.id)}.{suffix}"
-        request = Request(source.path, source.path.name, **_common(template))
+        # Named as listed, not by the file alone: ID/video.mp4 of every ID would have the same randomness.
+        request = Request(source.path, source.name, **_common(template))
         jobs += _variations(request, target, num_variations)
     _check(jobs)
+    if media_list.is_dir() and out.resolve().is_relative_to(media_list.resolve()):
+        raise UserError(
+            f"--out {out} lies in --video {media_list}, so the outputs would be the next run's inputs: give a folder "
+            f"elsewhere"
+        )
     return jobs
 
 
@@ -97,6 +104,7 @@ def write_note(job: Job, sound: Sound, notes: list[str], settings: Mapping[str, 
         "video": request.pop("source"),
         **request,
         **settings,
+        "gain_db": sound.gain_db,
         "health": asdict(sound.health),
         "warnings": sound.warnings,
         "notes": notes,
@@ -123,6 +131,10 @@ def _check(jobs: list[Job]) -> None:
     twice = [target for target, count in Counter(targets).items() if count > 1]
     if twice:
         raise UserError(f"several videos would be written to {twice[0]}: rename one of them")
+    for target in targets:
+        place = next(folder for folder in target.absolute().parents if folder.exists())
+        if target.is_dir() or not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"--out {target} cannot be written: {target if target.is_dir() else place} is in the way")
     for job in jobs:
         if job.target.suffix == ".wav":
             continue

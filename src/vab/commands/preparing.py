@@ -205,6 +205,8 @@ def known_sound(
     mask = torch.zeros(levels, total, dtype=torch.bool)
     mask[:] = steps_within(spans, total, samples, per_step)
     mask[: request.keep_levels] |= steps_within([(0, end)], total, samples, per_step)
+    if mask.all():
+        notes.append("all of its sound is kept: the output is what the codec makes of it, and nothing is generated")
     filled = torch.zeros(levels, total, dtype=torch.int64)
     filled[:, : codes.shape[1]] = codes[:levels]
     return Known(filled, mask, waveform, spans), notes

@@ -139,14 +139,13 @@ def warnings_for(sound: Health, reference: Mapping[str, float] | None) -> list[s
 
 def _level_warnings(sound: Health, known: dict[str, float]) -> list[str]:
     found = []
-    # Above 1 a file clips, which is a fact. But lossy codecs overshoot, some data sets on every twentieth sound: there
-    # only what is louder still, by 2 dB, says something about the model.
+    # Above 1 a file clips, or the whole must be turned down. But lossy codecs overshoot, some data sets on every
+    # twentieth sound: there only what is louder still, by 2 dB, says something about the model.
     limit = max(1.0, 1.25 * known.get("peak_p95", 0.0))
     if sound.peak > limit:
         usual = f" (training audio: mostly up to {known['peak_p95']:.2f})" if "peak_p95" in known else ""
         found.append(
-            f"the peak is {sound.peak:.2f}, beyond full scale{usual}, and 16-bit files clip it: "
-            f"try a lower guidance_scale or temperature, or turn the sound down"
+            f"the peak is {sound.peak:.2f}, beyond full scale{usual}: try a lower guidance_scale or temperature"
         )
     if "rms_db_mean" in known and sound.silence < 1:
         # 3 standard deviations leave out about one natural sound in 400; under 6 dB, half or twice the amplitude, a
