@@ -271,7 +271,7 @@ def test_a_full_disk_ends_it_and_more_room_goes_on(whole, videos, run, small_dis
 
 def test_two_runs_do_not_share_a_folder(videos, run, tmp_path):
     for alone in (True, False):  # the first rank of another run, or one of its ranks that outlived it
-        with Ledger(tmp_path, []).hold(alone), pytest.raises(UserError, match="another vab generate"):
+        with Ledger(tmp_path, {}).hold(alone), pytest.raises(UserError, match="another vab generate"):
             run(videos, tmp_path)
     assert not list(tmp_path.iterdir())
     run(videos, tmp_path)

@@ -308,3 +308,31 @@ def test_shards_are_verified_shown_and_their_damage_is_named(tmp_path, capsys):
         main(["shards", "verify", str(folder)])
     assert stop.value.code == 2
     assert tar.name in capsys.readouterr().err
+
+
+def test_another_file_under_an_old_name_is_made_anew(vab, tmp_path):
+    for folder, seed in (("one", 1), ("other", 2)):
+        video(tmp_path / folder / "x.mp4", 0.3, seed=seed)
+    assert vab("--video", tmp_path / "one", "--out", tmp_path / "out", "--format=wav")[0] == 0
+    before = file_hash(tmp_path / "out" / "x.wav")
+    said = vab("--video", tmp_path / "one", "--out", tmp_path / "out", "--format=wav")[1]
+    assert "0 made, 1 there before" in said
+    said = vab("--video", tmp_path / "other", "--out", tmp_path / "out", "--format=wav")[1]
+    assert "1 made, 0 there before" in said
+    assert file_hash(tmp_path / "out" / "x.wav") != before
+
+
+def test_sounds_beside_the_videos_of_a_folder_are_no_videos(vab, tmp_path):
+    video(tmp_path / "in" / "a.mp4", 0.3)
+    write_wav(tmp_path / "in" / "a.wav", tone(0.3), 16_000)
+    assert vab("--video", tmp_path / "in", "--out", tmp_path / "out", "--format=wav")[0] == 0
+    assert [path.name for path in (tmp_path / "out").glob("*.wav")] == ["a.wav"]
+
+
+def test_weights_of_a_diverged_run_are_refused(vab, checkpoint, clip, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    next(weight for name, weight in content["state_dict"].items() if name.endswith("heads")).fill_(float("nan"))
+    torch.save(content, tmp_path / "nan.ckpt")
+    status, _, said = vab("--video", clip, "--out", tmp_path / "x.wav", model=tmp_path / "nan.ckpt")
+    assert status == 2
+    assert "not finite" in said

@@ -360,8 +360,24 @@ def test_what_would_clip_is_turned_down_as_a_whole_and_says_by_how_much(generato
     assert made.gain_db == pytest.approx(20 * np.log10(1 / 3), rel=1e-4)
     raw = loud.codec.decode(made.codes[None], len(made.waveform))[0, 0]
     torch.testing.assert_close(made.waveform * 3, raw, rtol=1e-4, atol=1e-5)
-    kept = sound(loud, clip, keep="0-0.5")  # must stay as it is, sample for sample
-    assert kept.gain_db == 0
+    kept = sound(loud, clip, keep="0-0.5")  # what is kept stays as it is, sample for sample; what is made does not clip
+    known = round_trip(loud, read_audio(clip, RATE, 0.0, 1.5).waveform)[1]
+    assert torch.equal(kept.waveform[:8000], known[:8000])
+    assert kept.waveform[8000:].abs().max() <= 1
+    assert kept.gain_db < -6
+    assert any("kept sound peaks at" in words for words in kept.warnings) == bool(known[:8000].abs().max() > 1)
+
+
+def test_a_track_that_ends_a_little_early_is_known_to_the_end(generator, silent, tmp_path):
+    write_wav(tmp_path / "early.wav", tone(1.5)[:-600], RATE)
+    made = generator.prepare(request(silent, audio=tmp_path / "early.wav", keep_levels=2))
+    assert made.known.mask[:2].all()
+    write_wav(tmp_path / "short.wav", tone(1.5)[:-4000], RATE)
+    made = generator.prepare(request(silent, audio=tmp_path / "short.wav", keep_levels=2))
+    assert not made.known.mask[:2].all()
+
+
+def test_quiet_sound_is_left_alone(generator, clip):
     quiet = sound(replace(generator, codec=QuietCodec().freeze()), clip)
     assert quiet.waveform.abs().max() == pytest.approx(0.9, rel=1e-5)
     assert quiet.gain_db == 0

@@ -194,7 +194,7 @@ def test_a_csv_names_files_labels_starts_and_ids(folder, tmp_path):
         ("file\nx.mp4\nx.mp4\n", "'x.mp4' more than once"),
         ("file,id\nx.mp4,1\ny.mp4,1\n", "id '1' to several files"),
         ("file,label\nx.mp4,dog\n", "call it 'labels'"),
-        ("file\n", "no media file"),
+        ("file\n", "lists no file"),
         ("file\nx.mp4,dog\n", "more values than columns"),
     ],
 )

@@ -1,6 +1,7 @@
 """The score of two stages: what is compared with what, and that a fine stage which has learned shows it."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def save(path, shards, levels, conditioning_levels, steps):
         backbone,
         lambda params: torch.optim.AdamW(params, lr=1e-2),
         warmup_steps=5,
-        sampler=Sampler(decode_steps=1, temperature=0.0, guidance_scale=1.0),
+        sampler=Sampler(guidance_scale=1.0, expected=conditioning_levels > 0),
         conditioning_levels=conditioning_levels,
     )
     trainer = Trainer(
@@ -63,11 +64,13 @@ def test_what_is_heard_and_how_far_it_is(stages, shards):
     generator = Generator.load(stages[0], fine_checkpoint=stages[1])
     batch = ShardDataset(shards / "val").read(range(5))
     versions = _versions(generator, batch, seed=0)
-    assert [len(codes[0]) for codes in versions.values()] == [1, 2, 4, 4, 1, 4]
-    for name in ("reference_coarse", "reference_next", "reference_fine", "reference_random"):
+    assert [len(codes[0]) for codes in versions.values()] == [1, 2, 4, 4, 4, 4, 1, 4]
+    for name in versions.keys() - {"generated_coarse", "generated_fine"}:
         assert torch.equal(versions[name][:, :1], batch.codes[:, :1])
     assert torch.equal(versions["reference_next"], batch.codes[:, :2])
     assert torch.equal(versions["generated_fine"][:, :1], versions["generated_coarse"])
+    four = [versions[f"reference_{kind}"] for kind in ("fine", "likeliest", "drawn", "random")]
+    assert not any(torch.equal(a, b) for a, b in combinations(four, 2))
     assert not torch.equal(versions["generated_coarse"], batch.codes[:, :1])
     again = _versions(generator, ShardDataset(shards / "val").read([3]), seed=0)
     assert all(torch.equal(again[name][0], codes[3]) for name, codes in versions.items())
@@ -93,8 +96,10 @@ def test_a_fine_stage_that_has_learned_brings_the_sound_nearer(stages, shards, c
     assert result["records"] == 20
     distance = {name: mean for name, (mean, _) in result["distance"].items()}
     assert distance["reference_fine"] < distance["reference_coarse"] < distance["reference_random"]
-    assert result["gain"]["reference"][0] == pytest.approx(distance["reference_coarse"] - distance["reference_fine"])
-    assert result["nearer"]["reference"] > 0.5
+    for kind in ("fine", "likeliest", "drawn", "random"):
+        gain = distance["reference_coarse"] - distance[f"reference_{kind}"]
+        assert result["gain"][f"reference_{kind}"][0] == pytest.approx(gain)
+    assert result["nearer"]["reference_fine"] > 0.5 > result["nearer"]["reference_random"]
     for mean, error in result["distance"].values():
         assert f"{mean:.4f} +- {error:.4f}" in printed
 

@@ -16,6 +16,7 @@ from vab.spec import UserError
 from vab.tasks import BaseTask, PretrainTask, load_task
 from vab.tasks.base import build, decay_groups, find_checkpoint, fold, linear_warmup_decay
 from vab.tokens.decoding import Sampler
+from vab.tokens.expectation import expected_codes
 from vab.tokens.masking import Masking
 from vab.tokens.noise import record_keys
 
@@ -327,3 +328,22 @@ def test_what_the_training_audio_is_like_travels_with_the_checkpoint(shards, tmp
     resumed = small_task(data.spec, conditioning_levels=1)
     quiet_trainer(max_steps=2, limit_val_batches=0).fit(resumed, data_module(shards), ckpt_path=tmp_path / "last.ckpt")
     assert resumed.audio_statistics == {"rms_db_mean": -20.5}
+
+
+def test_a_fine_model_can_take_what_it_expects_in_one_pass(dataset):
+    task = fine_task(dataset)
+    batch = dataset.__getitems__([0, 1, 2])
+    steps, frames = batch.lengths
+    keys = record_keys(0, batch.index)
+    sound = (torch.arange(batch.codes.shape[-1]) < batch.steps[:, None])[:, None]
+    sampler = Sampler(expected=True, guidance_scale=1.0)
+    made, other = (
+        task.generate(batch.features, key, sampler, codes=batch.codes, steps=steps, frames=frames)
+        for key in (keys, keys + 1)
+    )
+    assert torch.equal(made, other)  # nothing is left to chance
+    assert torch.equal(made[:, :2] * sound, batch.codes[:, :2] * sound)
+    mask = F.pad(sound.expand(-1, 2, -1), (0, 0, 2, 0))
+    probabilities = task.logits(batch, mask).softmax(-1)
+    assert torch.equal(made * sound, expected_codes(probabilities, dataset.codebooks, batch.codes, mask) * sound)
+    assert sampler.total_steps == 1

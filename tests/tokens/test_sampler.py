@@ -66,6 +66,7 @@ def test_plain_values_change_a_sampler():
         ({"top_k": 2.5}, "top_k must be a whole number or null"),
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ({"order": 3}, "order must be a word"),
+        ({"expected": 1}, "expected must be true or false"),
         ({"guidance_scale": -1}, "best.yaml: guidance_scale must be 0 or above"),
     ],
 )

@@ -124,7 +124,7 @@ def generate_many(
         raise UserError(f"--batch_size must be 1 or more, got {batch_size}")
     ranks = start_ranks(device, devices, num_nodes)
     with ranks.ending_together(), ExitStack() as stack:
-        ledger = Ledger(out, [job.target.relative_to(out).as_posix() for job in jobs])
+        ledger = Ledger(out, {job.target.relative_to(out).as_posix(): _stamp(job.request.source) for job in jobs})
         done: set[Path] = set()
         error = None
         try:
@@ -212,7 +212,6 @@ class _Run:
             "overlap_seconds": self.generator.overlap_seconds,
             "format": jobs[0].target.suffix,
             "num_variations": len({request.variation for request in requests}),
-            "audio": requests[0].audio and str(requests[0].audio),
             **options,
             **self.recipe.settings,
         }
@@ -301,6 +300,7 @@ class _Run:
         """A row of the table without what was found out about the sound."""
         values = {
             "file": job.request.name,
+            "input": _stamp(job.request.source),
             "variation": job.request.variation,
             "seed": self.recipe.seed,
             "sampler": _compact(self.sampler),
@@ -335,6 +335,15 @@ def _is_of_input(error: UserError) -> bool:
 
 def _compact(sampler: Sampler) -> str:
     return json.dumps(asdict(sampler), separators=(",", ":"))
+
+
+def _stamp(path: Path) -> str:
+    """Size and time of change, which tell one input from another under its name; nothing for a missing file."""
+    try:
+        status = path.stat()
+    except OSError:  # reading it will say what is wrong
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _sha256(checkpoint: str) -> str:

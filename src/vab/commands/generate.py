@@ -28,6 +28,7 @@ from vab.commands.outputs import (
 from vab.commands.preparing import Prepared, Request
 from vab.commands.samplers import Changes, changed_sampler, sampler_file
 from vab.spec import UserError
+from vab.tasks import PretrainTask
 from vab.tokens.sampler import Sampler
 
 
@@ -73,7 +74,7 @@ def generate(
         keep_levels: Keep so many of the coarsest levels of the known sound everywhere and make the finer ones anew.
         seconds: Length of the sound of a still picture (a segment by default); at most so much of a video's.
         num_variations: Make several different sounds: x_1.wav, x_2.wav, ...
-        seed: Of the randomness. The same seed, file name and checkpoint give the same sound.
+        seed: Of the randomness. The same seed, checkpoint and name, as given or listed, give the same sound.
         sampler: Changes to the checkpoint's own sampler: a YAML file, or single settings such as
             --sampler.decode_steps 8 --sampler.order halton, or both.
         fine_sampler: Likewise for the fine stage.
@@ -153,14 +154,21 @@ def generate(
 def _samplers(generator: Generator, changes: Changes, fine_changes: Changes) -> tuple[Sampler, Sampler | None]:
     """The checkpoints' own samplers, changed as asked for, and checked against the levels they are to fill."""
     sampler = changed_sampler(generator.task.sampler, changes, "--sampler")
-    sampler.stages(generator.task.made_levels)
+    _require_levels(sampler, generator.task, "--sampler")
     if generator.fine is None:
         if fine_changes is not None:
             raise UserError("--fine_sampler is for the fine stage: give one with --fine_checkpoint")
         return sampler, None
     fine_sampler = changed_sampler(generator.fine.sampler, fine_changes, "--fine_sampler")
-    fine_sampler.stages(generator.fine.made_levels)
+    _require_levels(fine_sampler, generator.fine, "--fine_sampler")
     return sampler, fine_sampler
+
+
+def _require_levels(sampler: Sampler, task: PretrainTask, flag: str) -> None:
+    try:
+        sampler.stages(task.made_levels)
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from error
 
 
 def _make(

@@ -13,7 +13,7 @@ from vab.spec import UserError
 
 FADE_SECONDS = 0.015
 """Length of the cross-fade where kept sound meets made sound; it lies on the made side."""
-_ROUNDING_SECONDS = 0.1
+ROUNDING_SECONDS = 0.1
 """A span may end this much after the sound: tracks end a little before or after the picture that they belong to."""
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _SPAN = re.compile(rf"\s*{_NUMBER}?\s*-\s*{_NUMBER}?\s*")
@@ -43,7 +43,7 @@ def parse_spans(text: str, end: float) -> list[tuple[float, float]]:
         last = end if match.group(2) is None else float(match.group(2))
         if match.group(2) is not None and last <= first:
             raise UserError(f"--keep: the span {part.strip()} is empty: its end must be above its beginning")
-        if first >= end or last > end + _ROUNDING_SECONDS:
+        if first >= end or last > end + ROUNDING_SECONDS:
             raise UserError(f"--keep: the span {part.strip()} lies beyond the sound, which ends at {end:.2f} s")
         spans.append((first, min(last, end)))
     merged: list[tuple[float, float]] = []

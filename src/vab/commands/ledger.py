@@ -18,7 +18,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ _EARLIER = ".generations.earlier.jsonl"
 
 COLUMNS = (
     "file",  # as listed
+    "input",  # its size in bytes and its time of change in ns: another file under its name is another input
     "variation",
     "output",  # relative to the folder; empty where there is none
     "seconds",  # of sound
@@ -62,12 +63,13 @@ class Ledger:
     Rank 0 calls `begin`, then every rank writes its own `journal`, then rank 0 calls `finish`.
     """
 
-    def __init__(self, folder: Path, outputs: Sequence[str]) -> None:
+    def __init__(self, folder: Path, outputs: Mapping[str, str]) -> None:
         """Look at nothing yet.
 
         Args:
             folder: Where the outputs go.
-            outputs: The outputs wanted, in order, as paths relative to the folder; all different.
+            outputs: The outputs wanted, in order, as paths relative to the folder; and what the column ``input`` is
+                to say of each.
         """
         self.folder, self.outputs = folder, outputs
 
@@ -135,13 +137,15 @@ class Ledger:
                     f"{found} exists, but no {SETTINGS} beside it says how it was made: give another folder, or "
                     "--overwrite to replace it"
                 )
-        # An output that is not there any more is made again; one that failed is tried again.
+        # An output that is not there any more, or of an input that has changed, is made again; one that failed is
+        # tried again.
         done = {output: row for output, row in self._rows() if row["output"] and (self.folder / output).is_file()}
         if lost := sorted(done.keys() - set(self.outputs)):
             raise UserError(
                 f"{self.folder} holds {len(lost)} sounds of inputs that --video does not list any more, the first is "
                 f"{lost[0]}: list them again, give another folder, or --overwrite to make all sounds again"
             )
+        done = {output: row for output, row in done.items() if row["input"] == self.outputs[output]}
         if not (self.folder / SETTINGS).exists():
             content = {"settings": settings, "about": about}
             write_atomically(self.folder / SETTINGS, (json.dumps(content, indent=2) + "\n").encode())

@@ -72,7 +72,7 @@ class Subset:
         self.generator, self.judge, self.seed = generator, judge, seed
         self.batches = [dataset.read(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
         self.real = self._hear([batch.codes for batch in self.batches])
-        self.reference = generator.task.audio_statistics or audio_statistics(self.real.health)
+        self.reference = generator.audio_statistics or audio_statistics(self.real.health)
         self.truth = self._truth(dataset)
         """(M, L) bool true classes; None where records have no labels, or not the judge's."""
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from vab.commands.generation import Sound
 from vab.commands.preparing import Request
 from vab.data import media
 from vab.data.format import write_atomically
-from vab.data.sources import find_sources
+from vab.data.sources import VIDEO_SUFFIXES, find_sources
 from vab.spec import UserError
 
 OUTPUTS = (".wav", ".mp4", ".mkv")
@@ -69,7 +69,7 @@ def many_jobs(media_list: Path, template: Request, out: Path, suffix: str, num_v
         raise UserError(f"--video {media_list} may hold many videos: give a folder for --out, got {out}")
     if template.audio is not None:
         raise UserError(f"--audio is the sound of one video, but --video {media_list} may hold many: leave it out")
-    sources = find_sources(media_list, "none")
+    sources = find_sources(media_list, "none", VIDEO_SUFFIXES)
     if any(source.start is not None for source in sources):
         raise UserError(f"{media_list} has start times: sound is made for whole videos; leave the column out")
     jobs = []
@@ -77,7 +77,7 @@ def many_jobs(media_list: Path, template: Request, out: Path, suffix: str, num_v
         # From the record's id, which is relative; a CSV may list files anywhere, and none may be written over.
         target = out / f"{_inside(source.id)}.{suffix}"
         # Named as listed, not by the file alone: ID/video.mp4 of every ID would have the same randomness.
-        request = Request(source.path, source.name, **_common(template))
+        request = replace(template, source=source.path, name=source.name)
         jobs += _variations(request, target, num_variations)
     _check(jobs)
     if media_list.is_dir() and out.resolve().is_relative_to(media_list.resolve()):
@@ -149,15 +149,10 @@ def _variations(request: Request, target: Path, count: int) -> list[Job]:
         raise UserError(f"--num_variations must be at least 1, got {count}")
     if count == 1:
         return [Job(request, target)]
-    fields = {"source": request.source, "name": request.name, **_common(request)}
     return [
-        Job(Request(**fields, variation=number), target.with_name(f"{target.stem}_{number + 1}{target.suffix}"))
+        Job(replace(request, variation=number), target.with_name(f"{target.stem}_{number + 1}{target.suffix}"))
         for number in range(count)
     ]
-
-
-def _common(request: Request) -> dict[str, Any]:
-    return {name: getattr(request, name) for name in ("audio", "keep", "keep_levels", "seconds")}
 
 
 def _inside(name: str) -> str:

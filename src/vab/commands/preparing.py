@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vab.commands.keeping import parse_spans, steps_within
+from vab.commands.keeping import ROUNDING_SECONDS, parse_spans, steps_within
 from vab.data import media
 from vab.frozen.codec import Codec
 from vab.spec import SegmentSpec, UserError
@@ -193,6 +193,8 @@ def known_sound(
     if request.audio is not None and heard.valid_samples / rate > samples / rate + 0.1:
         notes.append(f"{path} is longer than the {samples / rate:.2f} s of the output: the rest is left out")
     end = min(samples, heard.valid_samples)
+    if samples - end <= ROUNDING_SECONDS * rate:
+        end = samples  # a track that ends a little before its picture is silent to the end
     codes, waveform = round_trip(torch.from_numpy(heard.waveform[:end]))
 
     keep = request.keep

@@ -265,7 +265,7 @@ def _print(rows: Sequence[Row], metric: Metric, results: _Results, judge: Judge)
         table.add_column(heading, justify="right")
     for row in rows:
         sampler, figures = row.setting.sampler, row.figures
-        words = ", ".join(f"{name} {getattr(sampler, name)}" for name in varying if _matters(name, sampler))
+        words = ", ".join(f"{name} {getattr(sampler, name)}" for name in varying if _matters(name, sampler)) or "-"
         values = [_with_error(figures, name) for name in columns]
         rest = [f"{figures['warnings']:.0%}", f"{figures['entropy']:.2f}", f"{figures['seconds']:.3f}"]
         table.add_row(row.setting.name, _steps(sampler), words, *values, *rest)
@@ -282,7 +282,9 @@ def _print(rows: Sequence[Row], metric: Metric, results: _Results, judge: Judge)
 
 
 def _matters(name: str, sampler: Sampler) -> bool:
-    """Whether a setting has any effect beside the others."""
+    """Whether a setting has any effect beside the others, and is not the usual word, such as remask none."""
+    if name in _WORDS and getattr(sampler, name) == getattr(Sampler(), name):
+        return False
     if name == "choice_temperature":
         return sampler.order == "confidence"
     if name == "remask_strength":

@@ -12,7 +12,7 @@ import av.error
 import numpy as np
 from av.error import FFmpegError
 
-from vab.data.decoding import MediaError, OpenMedia, PictureTaker, take_span
+from vab.data.decoding import OpenMedia, PictureTaker, take_span
 
 PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 """Files that are taken for still pictures."""
@@ -102,10 +102,10 @@ def stream_frames(path: str | Path, times: np.ndarray, take: Callable[[np.ndarra
         take: Is called with (n, H, W, 3) uint8 RGB, several times, until all F have been handed over in order.
 
     Returns:
-        (F,) bool: whether the video had not ended by that time. At least one is True.
+        (F,) bool: whether the video had not ended by that time; the first is always True.
 
     Raises:
-        MediaError: ``missing``, ``unreadable``, ``no_video``, or ``too_short`` if the video ends before the first time.
+        MediaError: ``missing``, ``unreadable`` or ``no_video``.
     """
     (taker,) = take_span(path, 0.0, lambda source: [_PictureStream(source, times, take)])
     assert isinstance(taker, _PictureStream)
@@ -138,10 +138,7 @@ class _PictureStream(PictureTaker):
         self._choose(*self.latest, until=np.inf)
         end = np.inf if self.complete else self.end
         running = self.times < end - 1e-6
-        if not running.any():
-            raise MediaError(
-                "too_short", self.source.path, f"its video ends at {end:.2f} s, before {self.times[0]:g} s"
-            )
+        running[0] = True  # of a video that ends before the first time, its last picture is still what there is
         while self.given < len(self.times):
             self._hand_on(min(self.given + _CHUNK_FRAMES, len(self.times)))
         return running

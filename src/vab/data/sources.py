@@ -65,7 +65,13 @@ class Source:
     """Names of its classes."""
 
 
-def find_sources(media: str | Path, labels_from: str = "auto") -> list[Source]:
+VIDEO_SUFFIXES = frozenset(_VIDEO_SUFFIXES)
+"""Files of a folder that are taken for video."""
+
+
+def find_sources(
+    media: str | Path, labels_from: str = "auto", suffixes: frozenset[str] = MEDIA_SUFFIXES
+) -> list[Source]:
     """List the inputs of an extraction in a fixed order.
 
     Args:
@@ -74,6 +80,7 @@ def find_sources(media: str | Path, labels_from: str = "auto") -> list[Source]:
             taken in its own order. Other columns are not read.
         labels_from: ``csv``; ``folder``: the name of the folder a file is in; ``none``; or ``auto``: ``csv`` if there
             is such a column, else none.
+        suffixes: Files of a folder that count; a CSV may list any.
 
     Raises:
         UserError: If there is nothing, or the CSV cannot be understood; it says which line.
@@ -84,23 +91,23 @@ def find_sources(media: str | Path, labels_from: str = "auto") -> list[Source]:
     if media.is_dir():
         if labels_from == "csv":
             raise UserError(f"labels_from is csv, but {media} is a folder: give a CSV, or labels_from folder or none")
-        sources = _from_folder(media, labels_from == "folder")
+        sources = _from_folder(media, labels_from == "folder", suffixes)
     elif media.suffix.lower() == ".csv" and media.is_file():
         sources = _from_csv(media, labels_from)
     elif media.exists():
         raise UserError(f"{media} is neither a folder of media files nor a .csv that lists them")
     else:
         raise UserError(f"{media}: there is no such folder or CSV")
+    if not sources and not media.is_dir():
+        raise UserError(f"{media} lists no file: it has a first line with the columns' names, and none below it")
     if not sources:
-        raise UserError(
-            f"no media file in {media}: files are known by their suffix ({' '.join(sorted(MEDIA_SUFFIXES))})"
-        )
+        raise UserError(f"no media file in {media}: files are known by their suffix ({' '.join(sorted(suffixes))})")
     _refuse_twins(media, sources)
     return sources
 
 
-def _from_folder(folder: Path, label_by_folder: bool) -> list[Source]:
-    paths = sorted(_walk(folder), key=lambda path: path.relative_to(folder).as_posix())
+def _from_folder(folder: Path, label_by_folder: bool, suffixes: frozenset[str]) -> list[Source]:
+    paths = sorted(_walk(folder, suffixes), key=lambda path: path.relative_to(folder).as_posix())
     stems = Counter(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
     sources = []
     for path in paths:
@@ -114,8 +121,8 @@ def _from_folder(folder: Path, label_by_folder: bool) -> list[Source]:
     return sources
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Media files below a folder, through links to folders too, each folder once."""
+def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+    """Files with these suffixes below a folder, through links to folders too, each folder once."""
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -123,7 +130,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         if real not in seen:
             seen.add(real)
             for name in files:
-                if not name.startswith(".") and Path(name).suffix.lower() in MEDIA_SUFFIXES:
+                if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                     yield Path(parent, name)
 
 

@@ -202,9 +202,11 @@ NEIGHBOURS = 4
 def make_finer_levels(codec: TinyCodec, sounds: int, on_progress: Callable[[str], None]) -> Tensor:
     """Further levels for a finished codec: k-means on what its own leave of the sounds that it was trained on.
 
-    What they leave is mostly noise, which no model can guess from the coarse codes. The levels therefore refine those
-    directions alone of which most can be guessed, in half steps, so that a wrong guess does little harm. Refining all
-    directions in whole steps brings the sound nearer to the original, but leaves a fine model nothing to be good at.
+    What they leave is mostly noise, which nobody can guess from the coarse codes. The levels therefore refine only the
+    directions of which most can be guessed, and in half steps, so that a wrong guess does less harm. Clusters of all
+    that is left bring the sound nearer to the original (log-mel distance of unseen demo segments 0.341 instead of
+    0.355, with the first four levels 0.375); but with the best guess of a small network in their place, it was no
+    nearer to the sound with all levels than with the coarse ones alone, and with these levels 8 % nearer.
 
     Nothing of the codec changes. The same sounds give the same levels on the same machine; no clock is read.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from vab.frozen.codec import Codec
 from vab.spec import Batch, UserError
 from vab.tasks.base import find_checkpoint
 from vab.tokens.noise import Stream, fold_in, record_keys, uniform
+from vab.tokens.sampler import Sampler
 
 _FINE, _RANDOM = 1, 2
 """Folded into the keys of the fine stage and of the random levels, which draw numbers of their own."""
@@ -36,24 +37,26 @@ class TwoStageScore:
     coarse_levels: int
     levels: int
     distance: dict[str, tuple[float, float]]
-    """By what was heard: ``reference_coarse`` the reference's own coarse levels alone, ``reference_next`` those and the
-    reference's next level, ``reference_fine`` those with the fine levels made for them, ``reference_random`` with
-    random ones; ``generated_coarse`` and ``generated_fine`` the same for coarse levels made from the video."""
+    """By what was heard, the names of ``_ROWS``."""
     gain: dict[str, tuple[float, float]]
-    """How much the made fine levels take off the distance, record by record: for the ``reference`` coarse levels and
-    for the ``generated`` ones. Above 0 is better."""
+    """How much the fine levels take off the distance of the coarse ones alone, record by record; above 0 is better."""
     nearer: dict[str, float]
-    """Share of the records that the made fine levels bring nearer, likewise."""
+    """Share of the records that the fine levels bring nearer."""
 
 
 _ROWS = {
     "reference_coarse": "the reference's {coarse} coarse levels alone",
     "reference_next": "the reference's first {next} levels",
     "reference_fine": "the reference's coarse levels, fine ones made",
+    "reference_likeliest": "the reference's coarse levels, the likeliest fine ones",
+    "reference_drawn": "the reference's coarse levels, fine ones drawn",
     "reference_random": "the reference's coarse levels, fine ones random",
     "generated_coarse": "generated coarse levels alone",
     "generated_fine": "generated coarse levels, fine ones made",
 }
+_WITH_FINE = ("reference_fine", "reference_likeliest", "reference_drawn", "reference_random", "generated_fine")
+_DRAWN = Sampler(decode_steps=1, temperature=1.0, top_k=None, choice_temperature=0.0, guidance_scale=1.0)
+_LIKELIEST = replace(_DRAWN, temperature=0.0)
 
 
 def two_stage(
@@ -90,15 +93,15 @@ def two_stage(
         for name, codes in _versions(generator, batch, seed).items():
             apart[name].append(_distances(generator.codec, codes, batch))
     distance = {name: torch.cat(parts) for name, parts in apart.items()}
-    gain = {kind: distance[f"{kind}_coarse"] - distance[f"{kind}_fine"] for kind in ("reference", "generated")}
+    gain = {name: distance[name.split("_")[0] + "_coarse"] - distance[name] for name in _WITH_FINE}
     result = TwoStageScore(
         records=count,
         codec=f"{generator.codec.name} {generator.codec.weight_hash[:12]}",
         coarse_levels=generator.task.spec.num_codebooks,
         levels=generator.levels,
         distance={name: _mean_and_error(values) for name, values in distance.items()},
-        gain={kind: _mean_and_error(values) for kind, values in gain.items()},
-        nearer={kind: float((values > 0).double().mean()) for kind, values in gain.items()},
+        gain={name: _mean_and_error(values) for name, values in gain.items()},
+        nearer={name: float((values > 0).double().mean()) for name, values in gain.items()},
     )
     place = find_checkpoint(fine)
     write_atomically(place.parent / "two_stage.json", (json.dumps(asdict(result), indent=2) + "\n").encode())
@@ -115,11 +118,11 @@ def _versions(generator: Generator, batch: Batch, seed: int) -> dict[str, Tensor
     steps, frames = batch.lengths
     keys = record_keys(seed, batch.index)
 
-    def finished(codes: Tensor) -> Tensor:
-        """(B, first, T) coarse levels -> (B, K, T) with the fine ones made for them."""
+    def finished(codes: Tensor, sampler: Sampler | None = None) -> Tensor:
+        """(B, first, T) coarse levels -> (B, K, T) with fine ones made for them."""
         hidden = codes.new_zeros(len(codes), levels - first, codes.shape[2])
         given = torch.cat([codes, hidden], dim=1)
-        return fine.generate(batch.features, fold_in(keys, _FINE), codes=given, steps=steps, frames=frames)
+        return fine.generate(batch.features, fold_in(keys, _FINE), sampler, codes=given, steps=steps, frames=frames)
 
     reference = batch.codes[:, :first]
     made = task.generate(batch.features, keys, steps=steps, frames=frames)
@@ -129,6 +132,8 @@ def _versions(generator: Generator, batch: Batch, seed: int) -> dict[str, Tensor
         "reference_coarse": reference,
         "reference_next": batch.codes[:, : first + 1],
         "reference_fine": finished(reference),
+        "reference_likeliest": finished(reference, _LIKELIEST),
+        "reference_drawn": finished(reference, _DRAWN),
         "reference_random": torch.cat([reference, random], dim=1),
         "generated_coarse": made,
         "generated_fine": finished(made),
@@ -151,22 +156,18 @@ def _mean_and_error(values: Tensor) -> tuple[float, float]:
 
 def _print(result: TwoStageScore, checkpoint: Path) -> None:
     table = Table(title=f"{checkpoint}", title_justify="left")
-    table.add_column("heard")
-    table.add_column("log-mel distance", justify="right")
+    for column in ("heard", "log-mel distance", "taken off that of coarse alone", "records nearer"):
+        table.add_column(column, justify="left" if column == "heard" else "right")
     words = {"coarse": result.coarse_levels, "next": result.coarse_levels + 1}
     for name, row in _ROWS.items():
-        table.add_row(row.format(**words), _pair(result.distance[name]))
-    console = Console(width=None if Console().is_terminal else 110)
+        gain = (_pair(result.gain[name]), f"{100 * result.nearer[name]:.0f} %") if name in result.gain else ("", "")
+        table.add_row(row.format(**words), _pair(result.distance[name]), *gain)
+    console = Console(width=None if Console().is_terminal else 130)
     console.print(table)
-    for kind, (mean, error) in result.gain.items():
-        console.print(
-            f"fine levels made for {kind} coarse ones take {mean:.4f} +- {error:.4f} off the distance, and bring "
-            f"{100 * result.nearer[kind]:.0f} % of the records nearer",
-            highlight=False,
-        )
     console.print(
         f"to the round trip with all {result.levels} levels of codec {result.codec}; natural-log units, mean and "
-        f"standard error over {result.records} records",
+        f"standard error over {result.records} records; made: by the fine checkpoint's sampler; likeliest, drawn: all "
+        f"in one pass",
         style="dim",
         highlight=False,
     )

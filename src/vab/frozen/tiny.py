@@ -483,9 +483,9 @@ class TinyCodec8(TinyCodec):
     """`TinyCodec` with four more levels of 256, which refine what its own four leave: 3.2 kbit/s.
 
     Network and first four levels are tiny's, bit for bit: its codes are tiny's with four more rows, and decoded from
-    its first four rows they sound the same. The finer levels are the clusters of what the first four leave; the decoder
-    has never met them in training, but it reads nothing of a step except the sum over levels. They are for models in
-    two stages, a coarse one on the first levels and a fine one on the rest.
+    its first four rows they sound the same. The decoder has never met the finer levels in training, but it reads
+    nothing of a step except the sum over levels. They are for models in two stages, a coarse one on the first levels
+    and a fine one on the rest, and correct what a fine model can know of: see `vab.demo.codec_maker`.
 
     Args:
         weights: A codec's file made by `vab.demo.weights`; the shipped one if None.

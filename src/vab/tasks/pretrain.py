@@ -16,7 +16,8 @@ from vab.losses import mask_ratio_bucket, masked_code_loss, masked_code_sums
 from vab.metrics.codes import BUCKETS, GuessingQuality, guessing_table
 from vab.spec import Batch, UserError
 from vab.tasks.base import BaseTask
-from vab.tokens.decoding import Sampler, decode
+from vab.tokens.decoding import Sampler, decode, guided_logits
+from vab.tokens.expectation import expected_codes
 from vab.tokens.masking import Masking
 from vab.tokens.noise import Stream, fold_in, record_keys, uniform
 
@@ -227,7 +228,13 @@ class PretrainTask(BaseTask):
                 frames=None if frames is None else frames.repeat(times),
             )
 
-        return decode(codes_to_logits, codes, mask, sampler, keys, steps)
+        if not sampler.expected:
+            return decode(codes_to_logits, codes, mask, sampler, keys, steps)
+        if steps is not None:
+            mask = mask & (torch.arange(self.spec.num_steps, device=mask.device) < steps[:, None])[:, None]
+        scale, levels = sampler.guidance_scale, slice(None)
+        logits = guided_logits(codes_to_logits, codes, mask, sampler.passes, scale, levels)
+        return expected_codes(logits.softmax(-1), self.backbone.codebooks, codes, mask)
 
 
 def _made(kind: type[Any], value: Any) -> Any:

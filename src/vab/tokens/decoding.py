@@ -24,6 +24,7 @@ __all__ = [
     "Sampler",
     "decode",
     "draw",
+    "guided_logits",
     "least_confident",
     "num_hidden_after",
     "sampler_from",
@@ -80,7 +81,7 @@ def decode(
         for step in range(stage.steps):
             step_keys = fold_in(keys, number)
             scale = sampler.guidance_at(number, step, stage.steps)
-            logits = _guided_logits(codes_to_logits, codes, mask, sampler.passes, scale, levels)  # (B, k, T, S)
+            logits = guided_logits(codes_to_logits, codes, mask, sampler.passes, scale, levels)  # (B, k, T, S)
             numbers = uniform(step_keys, Stream.TOKEN, hidden.shape[1:])
             drawn = draw(logits, numbers, sampler.temperature, sampler.top_k, sampler.top_p)
             confidence = _confidence(sampler, logits, drawn, step_keys, ranks, step, stage.steps)
@@ -249,10 +250,22 @@ def _confidence(
     return confidence
 
 
-def _guided_logits(
+def guided_logits(
     codes_to_logits: CodesToLogits, codes: Tensor, mask: Tensor, passes: int, scale: float, levels: slice
 ) -> Tensor:
-    """The network's logits for some levels, (B, k, T, S) float32, pushed away from what it says without the video."""
+    """The network's logits, pushed away from what it says without the video: both as one batch.
+
+    Args:
+        codes_to_logits: The network.
+        codes: (B, K, T) int64.
+        mask: (B, K, T) bool.
+        passes: 2 with guidance, 1 without.
+        scale: w in u + w (c - u).
+        levels: The k levels wanted.
+
+    Returns:
+        (B, k, T, S) float32.
+    """
     drop_features = torch.zeros(codes.shape[0], dtype=torch.bool, device=codes.device)
     if passes == 1:
         return codes_to_logits(codes, mask, drop_features)[:, levels].float()

@@ -73,6 +73,10 @@ class Sampler:
     filled."""
     remask_strength: float = 0.05
     """The share that ``remask`` speaks of."""
+    expected: bool = False
+    """Draw nothing: in a single pass, take the codes whose sum is nearest to what the network expects. For fine stages,
+    whose levels correct what is there already; of the other settings only the guidance scale counts. See
+    ``vab.tokens.expectation``."""
 
     def __post_init__(self) -> None:
         """Refuse settings that make no sense."""
@@ -104,6 +108,8 @@ class Sampler:
     @property
     def total_steps(self) -> int:
         """Passes of the network in all."""
+        if self.expected:
+            return 1
         return sum(self.decode_steps) if isinstance(self.decode_steps, list) else self.decode_steps
 
     def stages(self, num_codebooks: int) -> list[Stage]:
@@ -208,6 +214,8 @@ def _checked(name: str, value: Any, where: str) -> Any:
         wanted, fits = "a whole number or null", is_whole or value is None
     elif name in ("order", "guidance", "remask"):
         wanted, fits = "a word", isinstance(value, str)
+    elif name == "expected":
+        wanted, fits = "true or false", isinstance(value, bool)
     else:
         wanted, fits = "a number", is_whole or isinstance(value, float)
     if not fits:
