@@ -35,9 +35,9 @@ def picture_hash(path):
     return digest.hexdigest()
 
 
-def save_model(path, spec, codebooks, **options):
+def save_model(path, spec, codebooks, seed=0, **options):
     """An untrained model's checkpoint."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     backbone = Backbone(spec, dim=32, num_heads=2, num_modality_layers=1, num_joint_layers=1)
     backbone.set_codebooks(codebooks)
     task = PretrainTask(backbone, sampler=Sampler(decode_steps=2, guidance_scale=2.0), **options)

@@ -250,6 +250,7 @@ def test_one_bad_file_of_many_is_named_and_the_rest_is_made(checkpoint, tmp_path
         ),
         (["--out=x.wav", "--num_variations=0"], "--num_variations must be at least 1, got 0"),
         (["--out=x.wav", "--batch_size=0"], "--batch_size must be 1 or more, got 0"),
+        (["--out=x.wav", "--overwrite=true"], "--overwrite is for a folder or CSV"),
         (["--out=x.wav", "--devices=2"], "--devices and --num_nodes are for many videos, but --video clip.mp4 is one"),
         (["--out=x.wav", "--overlap_seconds=1"], "--overlap_seconds must be at least 0 and below a segment's 0.64 s"),
         (["--out=x.wav", "--device=abacus"], "device must be auto, cpu, cuda or cuda:N, got 'abacus'"),

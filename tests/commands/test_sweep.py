@@ -6,11 +6,10 @@ import json
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
 
 import tone_shards
+from small_media import save_model
 from tone_shards import short_spec, write_shards
-from vab.backbone import Backbone
 from vab.cli import main
 from vab.commands import Generator, sweep
 from vab.commands.grids import Setting
@@ -22,22 +21,10 @@ from vab.frozen.judges import load_judge
 from vab.metrics.divergence import paired_kl
 from vab.metrics.frechet import frechet_distance, moments
 from vab.spec import UserError
-from vab.tasks import PretrainTask
 from vab.tokens.noise import record_keys
 from vab.tokens.sampler import Sampler, sampler_from
 
 GRID = "decode_steps: [1, 2]\norder: [confidence, halton]\n"
-
-
-def save(path, spec, codebooks, seed=0, **options):
-    torch.manual_seed(seed)
-    backbone = Backbone(spec, dim=16, num_heads=1, num_modality_layers=1, num_joint_layers=1)
-    backbone.set_codebooks(codebooks)
-    task = PretrainTask(backbone, sampler=Sampler(decode_steps=2, guidance_scale=2.0), **options)
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.strategy.connect(task)
-    trainer.save_checkpoint(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +34,11 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tone_shards, "LABELS", load_judge("tiny").classes[3:5])
         dataset = ShardDataset(write_shards(folder / "val", short_spec(), 13))
-    save(folder / "last.ckpt", dataset.spec, dataset.codebooks)
-    save(folder / "other.ckpt", dataset.spec, dataset.codebooks, seed=1)
+    save_model(folder / "last.ckpt", dataset.spec, dataset.codebooks)
+    save_model(folder / "other.ckpt", dataset.spec, dataset.codebooks, seed=1)
     coarse = ShardDataset(folder / "val", levels=2)
-    save(folder / "coarse.ckpt", coarse.spec, coarse.codebooks)
-    save(folder / "fine.ckpt", dataset.spec, dataset.codebooks, conditioning_levels=2)
+    save_model(folder / "coarse.ckpt", coarse.spec, coarse.codebooks)
+    save_model(folder / "fine.ckpt", dataset.spec, dataset.codebooks, conditioning_levels=2)
     (folder / "grid.yaml").write_text(GRID)
     return folder
 

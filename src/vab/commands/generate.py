@@ -122,6 +122,8 @@ def generate(
         return
     if devices * num_nodes != 1:
         raise UserError(f"--devices and --num_nodes are for many videos, but --video {video} is one: leave them out")
+    if overwrite:
+        raise UserError("--overwrite is for a folder or CSV; the sound of one video is always replaced: leave it out")
     if batch_size < 1:
         raise UserError(f"--batch_size must be 1 or more, got {batch_size}")
     generator = load(device)

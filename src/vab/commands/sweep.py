@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from vab import __version__
 from vab.commands.generation import Generator
 from vab.commands.grids import Setting, read_grid
 from vab.commands.measuring import Subset, spread_evenly
@@ -239,6 +240,7 @@ def _identity(
     identity: dict[str, Any] = {f"{name}_sha256": _hash(path) for name, path in files.items()}
     paths = {name: str(path) for name, path in files.items()} | {"data": str(dataset.folder)}
     return identity | {
+        "vab": __version__,
         "data_manifest": dataset.manifest_hash,
         "judge": f"{judge.name} {judge.weight_hash[:12]}",
         "device": generator.task.device.type,  # the seconds are of this device and batch size

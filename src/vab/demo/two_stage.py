@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from vab.audio import log_mel_distance
 from vab.commands import Generator
+from vab.commands.measuring import mean_and_error
 from vab.data.format import write_atomically
 from vab.data.records import ShardDataset
 from vab.frozen.codec import Codec
@@ -99,8 +99,8 @@ def two_stage(
         codec=f"{generator.codec.name} {generator.codec.weight_hash[:12]}",
         coarse_levels=generator.task.spec.num_codebooks,
         levels=generator.levels,
-        distance={name: _mean_and_error(values) for name, values in distance.items()},
-        gain={name: _mean_and_error(values) for name, values in gain.items()},
+        distance={name: mean_and_error(values) for name, values in distance.items()},
+        gain={name: mean_and_error(values) for name, values in gain.items()},
         nearer={name: float((values > 0).double().mean()) for name, values in gain.items()},
     )
     place = find_checkpoint(fine)
@@ -148,10 +148,6 @@ def _distances(codec: Codec, codes: Tensor, batch: Batch) -> Tensor:
         heard, whole = (codec.decode(one[None, :, :steps]) for one in (row, reference))  # (1, 1, N)
         rows.append(log_mel_distance(heard, whole, codec.sample_rate)[0, 0])
     return torch.stack(rows).cpu().double()
-
-
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
 def _print(result: TwoStageScore, checkpoint: Path) -> None:
