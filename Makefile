@@ -11,6 +11,7 @@ comma := ,
 EXTRAS ?=
 WORLD ?= $(or $(VAB_DATA),data)/demo
 RUN ?= demo_pretrain
+BENCH ?= generate
 
 .PHONY: help setup pretrain demo-data two-stage test test-slow lint format bench weights tensorboard clean
 
@@ -69,9 +70,9 @@ format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench:  ## how fast sound is made, beside an autoregressive decoder; ARGS="--help" lists what can be set
+bench:  ## how fast sound is made; BENCH=evaluate: how fast it is judged; ARGS="--help" lists what can be set
 	@$(MAKE) --no-print-directory setup EXTRAS=$(EXTRAS),bench
-	$(BIN)/python -m bench.generate $(ARGS)
+	$(BIN)/python -m bench.$(BENCH) $(ARGS)
 
 weights: setup  ## train the tiny frozen networks anew (about an hour on two cores)
 	$(BIN)/python -m vab.demo.weights --part all --out src/vab/frozen/weights $(ARGS)

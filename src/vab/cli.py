@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import json
 import logging
 import os
 import re
 import sys
 import typing
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -35,6 +37,10 @@ COMMANDS: dict[str, tuple[str, Any]] = {
     ),
     "generate": ("sound for a silent video or a still picture", "vab.commands:generate"),
     "sweep": ("try sampler settings on validation records; the best as a file", "vab.commands:sweep"),
+    "evaluate": ("any system's sounds against real ones: FAD, KAD, KLD, IS, synchrony", "vab.commands:evaluate"),
+    "compare": ("reports of evaluate side by side; unlike ones are refused", "vab.commands:compare"),
+    "recall": ("retrieval metrics of any system's paired embeddings", "vab.commands:recall"),
+    "listen": ("a page for a listening test, and the score of its answers", "vab.commands:listen"),
     "demo": (
         "the synthetic world: world, score, two-stage",
         {
@@ -125,7 +131,7 @@ def run_command(name: str, arguments: list[str]) -> None:
 
     jsonargparse.auto_cli(
         component,
-        args=_files_as_keys(component, arguments),
+        args=_lists_as_items(component, _files_as_keys(component, arguments), name == "compare"),
         as_positional=name == "shards",  # vab shards verify DIR
         fail_untyped=True,
         parser_class=Parser,
@@ -142,6 +148,31 @@ def _files_as_keys(component: Any, arguments: list[str]) -> list[str]:
         if {str, dict} <= {typing.get_origin(kind) or kind for kind in typing.get_args(hint)}:
             arguments = [re.sub(rf"^--{name}(?==|$)", f"--{name}.file", argument) for argument in arguments]
     return arguments
+
+
+def _lists_as_items(component: Any, arguments: list[str], bare: bool) -> list[str]:
+    """``--judges a b`` as ``--judges=["a", "b"]``, for parameters that take a list.
+
+    With ``bare`` the values before any flag are the first parameter's: ``vab compare A.json B.json``.
+    """
+    hints = typing.get_type_hints(component)
+    alternatives = {name: (hint, *typing.get_args(hint)) for name, hint in hints.items()}
+    lists = [name for name, kinds in alternatives.items() if any(typing.get_origin(kind) is list for kind in kinds)]
+    if bare and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{lists[0]}", *arguments]
+    changed: list[str] = []
+    rest = deque(arguments)
+    while rest:
+        argument = rest.popleft()
+        changed.append(argument)
+        values = []
+        while argument.removeprefix("--") in lists and rest and not rest[0].startswith("-"):
+            values.append(rest.popleft())
+        if len(values) == 1 and values[0].startswith("["):
+            changed.append(values[0])
+        elif values:
+            changed[-1] += f"={json.dumps(values)}"
+    return changed
 
 
 _UNKNOWN_NAME = re.compile(
@@ -219,7 +250,7 @@ def train(arguments: list[str]) -> None:
     from lightning.pytorch.plugins.io import CheckpointIO
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from vab.callbacks import AtomicCheckpoints, CodesWriter, Meters, StepProgress
+    from vab.callbacks import AtomicCheckpoints, CodesWriter, Dashboard, Meters, StepProgress
     from vab.data.datamodule import ShardDataModule
     from vab.spec import UserError
     from vab.tasks import BaseTask
@@ -252,7 +283,7 @@ def train(arguments: list[str]) -> None:
             has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
             if settings.get("enable_progress_bar") is not False and not has_bar:
                 callbacks.append(StepProgress())
-            callbacks += [Meters(), CodesWriter()]  # a run cannot do without its meters
+            callbacks += [Meters(), Dashboard(), CodesWriter()]  # a run cannot do without its meters
             try:
                 return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
             except ValueError as error:  # Lightning's word for a value that no trainer takes

@@ -13,9 +13,10 @@ from tone_shards import short_spec, write_shards
 from vab.cli import main
 from vab.commands import Generator, sweep
 from vab.commands.grids import Setting
-from vab.commands.measuring import Subset, mean_and_error, spread_evenly
+from vab.commands.measuring import Subset, mean_and_error
 from vab.commands.samplers import read_sampler
 from vab.commands.sweep import Row, ranked
+from vab.data.order import spread_evenly
 from vab.data.records import ShardDataset
 from vab.frozen.judges import load_judge
 from vab.metrics.divergence import paired_kl
@@ -86,13 +87,13 @@ def test_figures_are_those_of_the_records_taken_one_by_one(place, tmp_path):
         made = generator.task.generate(batch.features, record_keys(0, batch.index), row.setting.sampler)
         for name, codes in (("real", batch.codes), ("made", made)):
             heard[name].append(judge(generator.codec.decode(codes), 16_000))
-        guess = heard["made"][-1].probabilities.argmax()
+        guess = heard["made"][-1].logits.argmax()
         right.append(float(guess == 3 + int(batch.labels.argmax())))
-    real, made = (torch.cat([output.probabilities for output in heard[name]]) for name in ("real", "made"))
+    real, made = (torch.cat([output.logits for output in heard[name]]) for name in ("real", "made"))
     expected, error = mean_and_error(paired_kl(real, made))
     assert row.figures["kld_tiny"] == pytest.approx(expected, rel=1e-4)
     assert row.figures["kld_tiny_error"] == pytest.approx(error, rel=1e-4)
-    sides = [moments(torch.cat([output.embedding for output in heard[name]])) for name in ("real", "made")]
+    sides = [moments(torch.cat([output.embedding[:, 0] for output in heard[name]])) for name in ("real", "made")]
     assert row.figures["fad_tiny"] == pytest.approx(float(frechet_distance(*sides[0], *sides[1])), rel=1e-4)
     assert row.figures["agreement"] == pytest.approx(sum(right) / 6)
     assert 0 <= row.figures["warnings"] <= 1

@@ -31,9 +31,9 @@ def test_it_names_itself(judge):
 
 def test_output_is_an_embedding_and_probabilities(judge, unseen):
     out = judge(unseen[0][:3])
-    assert out.embedding.shape == (3, judge.embedding_dim)
+    assert out.embedding.shape == (3, 1, judge.embedding_dim)
     assert out.probabilities.shape == (3, len(CLASSES))
-    torch.testing.assert_close(out.probabilities.sum(dim=1), torch.ones(3))
+    torch.testing.assert_close(out.probabilities, out.logits.softmax(dim=1))
 
 
 def test_a_segment_is_judged_alike_in_any_batch(judge, unseen):

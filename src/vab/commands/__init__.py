@@ -1,8 +1,12 @@
 """The commands as functions: what ``vab generate`` and its kin do, from Python or from the command line."""
 
+from vab.commands.compare import compare
+from vab.commands.evaluate import evaluate
 from vab.commands.generate import generate
 from vab.commands.generation import Generator, Sound
+from vab.commands.listen import listen
 from vab.commands.preparing import Prepared, Request, window_starts
+from vab.commands.recall import recall
 from vab.commands.shards import index_shards, show_shards, verify_shards
 from vab.commands.sweep import sweep
 from vab.data.extract import extract
@@ -12,9 +16,13 @@ __all__ = [
     "Prepared",
     "Request",
     "Sound",
+    "compare",
+    "evaluate",
     "extract",
     "generate",
     "index_shards",
+    "listen",
+    "recall",
     "show_shards",
     "sweep",
     "verify_shards",

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vab.commands.generation import Generator
 from vab.data.records import ShardDataset
-from vab.frozen.judges import Judge, JudgeOutput
-from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
+from vab.frozen.judges import Judge
+from vab.frozen.listening import Impressions, class_columns, listen, sounds_of, true_classes
 from vab.metrics.agreement import class_agreement
 from vab.metrics.divergence import paired_kl
 from vab.metrics.frechet import frechet_distance, moments
@@ -34,18 +34,11 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
-def spread_evenly(count: int, total: int) -> list[int]:
-    """``count`` of the numbers below ``total``, evenly spaced; all of them if there are no more."""
-    count = min(count, total)
-    return [number * total // count for number in range(count)]
-
-
 @dataclass(frozen=True)
 class Heard:
     """What a judge heard in some records, and what they are like."""
 
-    judged: JudgeOutput
-    """(M, E) embeddings, (M, L) probabilities."""
+    judged: Impressions
     health: list[Health]
     """M of them."""
 
@@ -99,7 +92,7 @@ class Subset:
             known = self.truth.any(1)
             agreement = class_agreement(made.judged.probabilities[known], self.truth[known])
             figures["agreement"], figures["agreement_error"] = mean_and_error(agreement)
-        divergence = paired_kl(self.real.judged.probabilities, made.judged.probabilities)
+        divergence = paired_kl(self.real.judged.logits, made.judged.logits)
         figures[f"kld_{name}"], figures[f"kld_{name}_error"] = mean_and_error(divergence)
         own, real = moments(made.judged.embedding), moments(self.real.judged.embedding)
         figures[f"fad_{name}"] = float(frechet_distance(*real, *own))
@@ -136,7 +129,7 @@ class Subset:
             judged.append(listen(self.judge, sounds, rate))
             for sound, record, steps in zip(sounds, part, batch.steps.tolist(), strict=True):
                 found.append(health(sound, record[:, :steps], rate, spec.code_rate))
-        return Heard(JudgeOutput(*map(torch.cat, zip(*judged, strict=True))), found)
+        return Heard(Impressions(*map(torch.cat, zip(*judged, strict=True))), found)
 
     def _truth(self, dataset: ShardDataset) -> Tensor | None:
         try:

@@ -109,3 +109,9 @@ def evaluation_batches(num_records: int, batch_size: int, world_size: int, rank:
         index = np.arange(first, first + places, dtype=np.int64)
         valid = np.arange(places) < share + (rank < longer)
         yield Share(np.where(valid, index, num_records - 1), valid)
+
+
+def spread_evenly(count: int, total: int) -> list[int]:
+    """``count`` of the numbers below ``total``, evenly spaced; all of them if there are no more."""
+    count = min(count, total)
+    return [number * total // count for number in range(count)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vab.frozen import Frozen, full_precision
@@ -17,33 +19,65 @@ class JudgeOutput(NamedTuple):
     """What a judge heard."""
 
     embedding: Tensor
-    """(B, embedding_dim) float32."""
-    probabilities: Tensor
-    """(B, L) float32 over `Judge.classes`; each row sums to 1."""
+    """(B, F, E) float32: F windows of each sound, one where the judge pools the whole."""
+    logits: Tensor
+    """(B, L) float32, scores of `Judge.classes` before softmax or sigmoid; (B, 0) where there are no classes."""
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(B, L) float32: softmax of the logits."""
+        return self.logits.softmax(dim=-1)
 
 
 class Judge(Frozen, ABC):
-    """Listens to whole waveforms of any length it can use."""
+    """Listens to whole waveforms of any length, by the convention of its field for short and long ones."""
 
     sample_rate: int
     """Of the waveforms it takes, Hz."""
     classes: tuple[str, ...]
-    """Names of the L classes, in the order of the probabilities."""
+    """Names of the L classes, in the order of the logits; none for a judge that only embeds."""
     embedding_dim: int
-    """Width of an embedding."""
+    """E, the width of an embedding."""
     min_samples: int
-    """Shortest waveform it can judge."""
+    """Shortest waveform that `forward` takes; `prepare` pads to it."""
+    conventions: dict[str, str | int | float | bool]
+    """The choices that numbers depend on, for metric cards: windows, padding, layer of the embedding, class link."""
 
     @abstractmethod
     def _listen(self, waveform: Tensor) -> JudgeOutput:
         """Judge (B, 1, N) float32."""
+
+    def _fit(self, waveform: Tensor) -> Tensor:
+        """(N,) of at least `min_samples` -> (N',): windows, cuts; as it is, unless a judge says otherwise."""
+        return waveform
+
+    def prepare(self, waveform: Tensor) -> Tensor:
+        """Bring a sound of any length to one that `forward` takes, by the judge's own convention.
+
+        Args:
+            waveform: (N,) float32 in [-1, 1] at the judge's own rate, N >= 1.
+
+        Returns:
+            (N',) float32: short sounds followed by zeros, long ones cut as `conventions` says.
+
+        Raises:
+            UserError: If there are no samples, or some that are not finite.
+            ValueError: If the shape is not (N,).
+        """
+        if waveform.ndim != 1:
+            raise ValueError(f"judge {self.name} prepares one waveform (N,), got {tuple(waveform.shape)}")
+        if not len(waveform):
+            raise UserError(f"judge {self.name} was given a sound without samples: leave it out")
+        if not bool(torch.isfinite(waveform).all()):
+            raise UserError(f"judge {self.name} was given a sound with samples that are not finite: leave it out")
+        return self._fit(F.pad(waveform.float(), (0, max(0, self.min_samples - len(waveform)))))
 
     @torch.no_grad()
     def forward(self, waveform: Tensor, sample_rate: int | None = None) -> JudgeOutput:
         """Judge each waveform of a batch, free of any effect of the others.
 
         Args:
-            waveform: (B, 1, N) float32 in [-1, 1] at the judge's own rate, N >= `min_samples`.
+            waveform: (B, 1, N) float32 in [-1, 1] at the judge's own rate, of a length that `prepare` gives.
             sample_rate: The waveform's rate, Hz, where the caller knows it: another than the judge's is refused.
 
         Raises:
@@ -60,31 +94,86 @@ class Judge(Frozen, ABC):
         if waveform.shape[2] < self.min_samples:
             raise UserError(
                 f"judge {self.name} needs at least {self.min_samples / self.sample_rate:g} s of sound, "
-                f"got {waveform.shape[2] / self.sample_rate:g} s"
+                f"got {waveform.shape[2] / self.sample_rate:g} s: Judge.prepare pads"
             )
         with full_precision(waveform.device):
             return self._listen(waveform.float())
 
 
-def _tiny() -> Judge:
-    from vab.frozen.tiny import TinyJudge  # here, since tiny.py builds on the class above
+# Each import is here, since these files build on the class above, and some need packages that others can do without.
+def _tiny(weights: Path | None) -> Judge:
+    from vab.frozen.tiny import TinyJudge
 
-    return TinyJudge()
-
-
-_JUDGES: dict[str, Callable[[], Judge]] = {"tiny": _tiny}
+    return TinyJudge(weights)
 
 
-def load_judge(name: str, device: torch.device | str = "cpu") -> Judge:
-    """Get a judge by name.
+def _vggish(weights: Path | None) -> Judge:
+    from vab.frozen.vggish import VGGish
+
+    return VGGish(weights)
+
+
+def _vggish_relu(weights: Path | None) -> Judge:
+    from vab.frozen.vggish import VGGish
+
+    return VGGish(weights, final_relu=True)
+
+
+def _panns_16k(weights: Path | None) -> Judge:
+    from vab.frozen.panns import Panns
+
+    return Panns("panns_16k", weights)
+
+
+def _panns_32k(weights: Path | None) -> Judge:
+    from vab.frozen.panns import Panns
+
+    return Panns("panns_32k", weights)
+
+
+def _passt(weights: Path | None) -> Judge:
+    from vab.frozen.passt import Passt
+
+    return Passt(weights)
+
+
+def _clap(weights: Path | None) -> Judge:
+    from vab.frozen.clap import Clap
+
+    return Clap(weights)
+
+
+_LOADERS: dict[str, Callable[[Path | None], Judge]] = {
+    "tiny": _tiny,
+    "vggish": _vggish,
+    "vggish_relu": _vggish_relu,
+    "panns_16k": _panns_16k,
+    "panns_32k": _panns_32k,
+    "passt": _passt,
+    "clap": _clap,
+}
+
+JUDGES: tuple[str, ...] = tuple(_LOADERS)
+"""Names that `load_judge` knows."""
+
+
+def load_judge(name: str, device: torch.device | str = "cpu", weights: str | Path | None = None) -> Judge:
+    """Get a judge by name, after it has shown that it hears what it should (`vab.frozen.golden.check`).
 
     Args:
-        name: "tiny" ships with the package, needs no network and knows the demo world's classes.
+        name: "tiny" ships with the package, needs no network and knows the demo world's classes; "vggish" ends before
+            the last layer's ReLU, "vggish_relu" after it; "panns_16k" and "panns_32k" are CNN14.
         device: Where it shall run.
+        weights: The published file of its weights (clap: a folder). If None, it is looked for in the folder
+            $VAB_WEIGHTS, then where torch.hub keeps its checkpoints.
 
     Raises:
-        UserError: If the name is unknown.
+        UserError: If the name is unknown, a package or the weights are absent, or the judge fails its check.
     """
-    if name not in _JUDGES:
-        raise UserError(f"unknown judge {name!r}: there is {', '.join(sorted(_JUDGES))}")
-    return _JUDGES[name]().freeze().to(device)
+    from vab.frozen.golden import check
+
+    if name not in _LOADERS:
+        raise UserError(f"unknown judge {name!r}: there is {', '.join(JUDGES)}")
+    judge = _LOADERS[name](None if weights is None else Path(weights).expanduser()).freeze().to(device)
+    check(judge)
+    return judge

@@ -1,15 +1,19 @@
-"""Listening to codes: what they sound like, and what a judge hears in them, record by record."""
+"""Listening: what codes sound like, and what a judge hears in sounds, one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vab.frozen.codec import Codec
-from vab.frozen.judges import Judge, JudgeOutput
+from vab.frozen.judges import Judge
 from vab.spec import UserError
+
+USUAL_SECONDS = 10.0
+"""Length of a sound that batch sizes are meant for."""
 
 
 def sounds_of(codec: Codec, codes: Tensor, steps: Tensor) -> list[Tensor]:
@@ -29,24 +33,51 @@ def sounds_of(codec: Codec, codes: Tensor, steps: Tensor) -> list[Tensor]:
     return [waveform[0, :length] for waveform, length in zip(waveforms, lengths, strict=True)]
 
 
-def listen(judge: Judge, sounds: Sequence[Tensor], sample_rate: int) -> JudgeOutput:
-    """Have a judge listen to sounds of any lengths, to equal ones at once.
+class Impressions(NamedTuple):
+    """What a judge heard in B sounds, on the CPU; those of several batches are joined field by field."""
+
+    embedding: Tensor
+    """(M, E) float32: the windows of all sounds in order."""
+    rows: Tensor
+    """(B,) int64: how many of these are of each sound."""
+    logits: Tensor
+    """(B, L) float32."""
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(B, L) float32: softmax of the logits."""
+        return self.logits.softmax(dim=-1)
+
+
+def listen(judge: Judge, sounds: Sequence[Tensor], sample_rate: int, batch_size: int = 16) -> Impressions:
+    """Have a judge listen to sounds of any lengths, to those of one prepared length in batches.
+
+    No sound is padded because of a neighbour, so a judgement is the same in any company.
 
     Args:
         judge: Listens where it is.
-        sounds: At least one waveform (N,) float32.
+        sounds: At least one waveform (N,) float32, N >= 1.
         sample_rate: Hz.
-
-    Returns:
-        Embeddings (B, E) and probabilities (B, L) on the CPU.
+        batch_size: Sounds at once; fewer where they are longer than `USUAL_SECONDS`, so that memory stays the same.
 
     Raises:
-        UserError: If the rate is not the judge's, or a sound is too short to judge.
+        UserError: If the rate is not the judge's, or a sound has no samples, or some that are not finite.
     """
     device = next(judge.parameters()).device
-    groups = [list(sounds)] if len({len(sound) for sound in sounds}) == 1 else [[sound] for sound in sounds]
-    heard = [judge(torch.stack(group)[:, None].to(device), sample_rate) for group in groups]
-    return JudgeOutput(*(torch.cat(parts).cpu() for parts in zip(*heard, strict=True)))
+    by_length: dict[int, list[int]] = {}
+    prepared = [judge.prepare(sound) for sound in sounds]
+    for number, waveform in enumerate(prepared):
+        by_length.setdefault(len(waveform), []).append(number)
+    heard: dict[int, tuple[Tensor, Tensor]] = {}
+    for length, numbers in by_length.items():
+        at_once = max(1, min(batch_size, int(batch_size * USUAL_SECONDS * sample_rate / length)))
+        for start in range(0, len(numbers), at_once):
+            chosen = numbers[start : start + at_once]
+            output = judge(torch.stack([prepared[number] for number in chosen])[:, None].to(device), sample_rate)
+            heard.update(zip(chosen, zip(output.embedding.cpu(), output.logits.cpu(), strict=True), strict=True))
+    embeddings, logits = zip(*(heard[number] for number in range(len(prepared))), strict=True)
+    rows = torch.tensor([len(embedding) for embedding in embeddings])
+    return Impressions(torch.cat(embeddings), rows, torch.stack(logits))
 
 
 def class_columns(judge: Judge, labels: Sequence[str]) -> list[int]:

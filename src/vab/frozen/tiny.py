@@ -552,10 +552,16 @@ class TinyJudge(Judge):
         self.classes = config.classes
         self.embedding_dim = config.embedding_dim
         self.min_samples = config.min_samples
+        self.conventions = {
+            "length": "whole sound",
+            "short_sounds": f"zero-padded to {config.min_samples / config.sample_rate:g} s",
+            "embedding": "last layer before the classes, pooled over time",
+            "class_link": "softmax",
+        }
         self.network = JudgeNetwork(config)
         _fill(self.network, tensors)
         self.freeze()
 
     def _listen(self, waveform: Tensor) -> JudgeOutput:
         embedding, scores = self.network(waveform[:, 0])
-        return JudgeOutput(embedding, scores.softmax(dim=-1))
+        return JudgeOutput(embedding.unsqueeze(1), scores)

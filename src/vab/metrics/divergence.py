@@ -1,41 +1,126 @@
-"""How differently a judge hears a generated sound and the real one of the same video."""
+"""How differently a judge hears a generated sound and the real one of the same video.
+
+The field's tools share the name KLD and not the number, so each of their definitions has a name here. All take logits.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics import Metric
 
-SMALLEST = 1e-6
-"""Probabilities below this read as this, so that no logarithm is infinite. A pair is at most 13.8 nats apart."""
+from vab.metrics import streamed
+
+EPSILON = 1e-6
+"""What the variant "softmax_epsilon" adds to the generated side's probabilities."""
 
 
-def paired_kl(real_probabilities: Tensor, generated_probabilities: Tensor) -> Tensor:
+def _softmax(real: Tensor, generated: Tensor) -> Tensor:
+    real, generated = real.log_softmax(1), generated.log_softmax(1)
+    return (real.exp() * (real - generated)).sum(1).clamp(min=0)  # below 0 is rounding
+
+
+def _softmax_epsilon(real: Tensor, generated: Tensor) -> Tensor:
+    real = real.log_softmax(1)
+    return (real.exp() * (real - (generated.softmax(1) + EPSILON).log())).sum(1)
+
+
+def _sigmoid(real: Tensor, generated: Tensor) -> Tensor:
+    heard = real.sigmoid() * (F.logsigmoid(real) - F.logsigmoid(generated))
+    unheard = (-real).sigmoid() * (F.logsigmoid(-real) - F.logsigmoid(-generated))
+    return (heard + unheard).sum(1).clamp(min=0)
+
+
+_FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "softmax": _softmax,
+    "softmax_epsilon": _softmax_epsilon,
+    "sigmoid": _sigmoid,
+}
+VARIANTS = tuple(_FORMULAS)
+"""Names of the definitions."""
+
+
+def paired_kl(real_logits: Tensor, generated_logits: Tensor, variant: str = "softmax") -> Tensor:
     """KL(real || generated) of each pair.
 
-    Both sides are raised to `SMALLEST` and divided by their sum, so the result is a divergence proper: 0 for equal
-    rows, never below. The change from the exact value is of the order of L * `SMALLEST` where nothing is near 0.
-
     Args:
-        real_probabilities: (B, L) float. What the judge hears in the real sounds: softmax outputs, rows summing to 1.
-        generated_probabilities: (B, L) float. The same for the generated sounds, row by row.
+        real_logits: (B, L) float, finite. What the judge hears in the real sounds, before softmax or sigmoid.
+        generated_logits: (B, L) float. The same for the generated sounds, row by row.
+        variant: "softmax": of the softmax distributions, exact, by log-softmax (av-benchmark). 0 for equal rows, never
+            below.
+            "softmax_epsilon": the same with 1e-6 added to the generated probabilities before the logarithm
+            (SpecVQGAN, audioldm_eval, audiocraft). No divergence proper: a pair is at most about 13.8 nats apart, and
+            equal rows are at about -L * 1e-6.
+            "sigmoid": each class heard or not by itself; the sum over classes of the divergences of two-valued
+            distributions, exact. (The "KL sigmoid" of audioldm_eval leaves out the half of what is not heard.)
 
     Returns:
         (B,) float64, nats; lower is better. The mean over pairs is the KLD of the field.
 
     Raises:
-        ValueError: If the shapes differ, or a row is no distribution.
+        ValueError: If the shapes differ, there are no classes, a number is not finite, or the variant is unknown.
     """
-    if real_probabilities.ndim != 2 or real_probabilities.shape != generated_probabilities.shape:
-        shapes = f"{tuple(real_probabilities.shape)} and {tuple(generated_probabilities.shape)}"
-        raise ValueError(f"paired_kl compares probabilities (B, L) row by row, got {shapes}")
-    real, generated = (_distribution(side) for side in (real_probabilities, generated_probabilities))
-    return (real * (real.log() - generated.log())).sum(1).clamp(min=0)  # below 0 is rounding
+    if variant not in _FORMULAS:
+        raise ValueError(f"unknown variant of KLD {variant!r}: there is {', '.join(VARIANTS)}")
+    if real_logits.ndim != 2 or real_logits.shape != generated_logits.shape or not real_logits.shape[1]:
+        shapes = f"{tuple(real_logits.shape)} and {tuple(generated_logits.shape)}"
+        raise ValueError(f"paired_kl compares logits (B, L) row by row over L classes, got {shapes}")
+    for side, logits in (("real", real_logits), ("generated", generated_logits)):
+        if not bool(torch.isfinite(logits).all()):
+            raise ValueError(f"paired_kl: the {side} logits have numbers that are not finite")
+    return _FORMULAS[variant](real_logits.double(), generated_logits.double())
 
 
-def _distribution(probabilities: Tensor) -> Tensor:
-    """Rows in float64, above 0 everywhere and summing to 1."""
-    rows = probabilities.double()
-    # Logits or sigmoid outputs would give a number, too, but not this one.
-    if not bool(((rows >= 0).all(1) & ((rows.sum(1) - 1).abs() < 1e-3)).all()):
-        raise ValueError("paired_kl takes class probabilities: 0 or above, each row summing to 1")
-    rows = rows.clamp(min=SMALLEST)
-    return rows / rows.sum(1, keepdim=True)
+class PairedDivergence(Metric):
+    """Mean of ``paired_kl`` over a whole data set, with its standard error: streamed in float64, equal on any split.
+
+    A record that a rank repeats as padding must not be given twice.
+
+    Args:
+        variant: As in ``paired_kl``.
+    """
+
+    higher_is_better = False
+    is_differentiable = False
+    full_state_update = False
+    values: Tensor
+
+    def __init__(self, variant: str = "softmax") -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise ValueError(f"unknown variant of KLD {variant!r}: there is {', '.join(VARIANTS)}")
+        self.variant = variant
+        self.add_state("values", streamed.no_rows(1), dist_reduce_fx=streamed.merge)
+
+    def update(self, real_logits: Tensor, generated_logits: Tensor) -> None:
+        """Add a batch of pairs, (B, L) logits each, B >= 0; errors as in ``paired_kl``."""
+        found = paired_kl(real_logits, generated_logits, self.variant)
+        streamed.add(self.values, found[:, None])
+
+    def compute(self) -> Tensor:
+        """The mean, scalar float64, nats.
+
+        Raises:
+            ValueError: If there is no pair.
+        """
+        if not self.count():
+            raise ValueError("no pair was compared: there is no divergence to report")
+        return self.values[0, 1].clone()
+
+    def error(self) -> Tensor:
+        """Standard error of the mean over all ranks, scalar float64, nats; every rank must ask.
+
+        Raises:
+            ValueError: If there are fewer than two pairs.
+        """
+        state = streamed.over_ranks(self, "values")
+        if (count := streamed.count_of(state)) < 2:
+            raise ValueError(f"a standard error needs at least 2 pairs, got {count}")
+        return (streamed.mean_and_covariance(state)[1][0, 0] / count).sqrt()
+
+    def count(self) -> int:
+        """Pairs over all ranks; every rank must ask."""
+        return streamed.count_of(streamed.over_ranks(self, "values"))

@@ -1,13 +1,32 @@
 """Frechet distance between two sets of embeddings: how far apart they lie as a whole, each seen as a Gaussian.
 
-All of it in float64 and by symmetric eigenvalues. A general matrix square root, the usual way, returns imaginary parts,
-negative distances, or other numbers with another version of its library.
+All of it in float64, by symmetric eigenvalues and singular values. A general matrix square root, the usual way, returns
+imaginary parts, negative distances, or other numbers with another version of its library.
+
+Beside the distance: its standard error, its extrapolation to infinitely many sounds, the score of each file, and a
+metric that is fed in batches.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+
+from vab.metrics import streamed
+
+
+class FrechetInfinity(NamedTuple):
+    """Frechet distance as it would be with infinitely many generated embeddings."""
+
+    score: float
+    """The distance at 1/n = 0, by the fitted line. It is an extrapolation, and may lie below 0."""
+    slope: float
+    """How much the distance grows with 1/n."""
+    r2: float
+    """Share of the distances' variance that the line explains, 1 at most. Far below 1: do not believe the score."""
 
 
 def moments(embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,11 +42,9 @@ def moments(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If there are fewer than two embeddings, or a number is not finite.
     """
-    if embeddings.ndim != 2 or embeddings.shape[1] == 0:
-        raise ValueError(f"embeddings are (N, E), got {tuple(embeddings.shape)}")
+    embeddings = _embeddings(embeddings)
     if len(embeddings) < 2:
         raise ValueError(f"a covariance needs at least 2 embeddings, got {len(embeddings)}")
-    embeddings = _finite(embeddings, "embeddings")
     mean = embeddings.mean(0)
     centred = embeddings - mean
     return mean, centred.T @ centred / (len(embeddings) - 1)
@@ -36,8 +53,8 @@ def moments(embeddings: Tensor) -> tuple[Tensor, Tensor]:
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> Tensor:
     """Squared Frechet distance of two Gaussians.
 
-    |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2, the last trace being the sum of the roots of the
-    eigenvalues.
+    |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2. The last trace is the sum of the singular values of
+    R1^T R2, where R R^T = C: roots of eigenvalues that are 0 but for rounding (1e-16, whose root is 1e-8) never enter.
 
     Args:
         mean1: (E,) float.
@@ -53,19 +70,231 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
     Source: Dowson and Landau 1982; for audio (FAD) Kilgour et al. 2019.
     """
-    width = mean1.shape[0] if mean1.ndim == 1 else 0
-    shapes = [tuple(tensor.shape) for tensor in (mean1, cov1, mean2, cov2)]
-    if not width or shapes != [(width,), (width, width)] * 2:
-        raise ValueError(f"moments are (E,) and (E, E) of one E, got {', '.join(map(str, shapes))}")
-    mean1, mean2 = _finite(mean1, "first mean"), _finite(mean2, "second mean")
-    cov1, cov2 = _finite(cov1, "first covariance"), _finite(cov2, "second covariance")
-    values, vectors = torch.linalg.eigh(cov1)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # C1^1/2; what is below 0 is rounding
-    # The product is symmetric but for rounding, and eigvalsh reads one triangle of it only.
-    product = root @ cov2 @ root
-    shared = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    mean1, cov1 = _gaussian(mean1, cov1, "first")
+    mean2, cov2 = _gaussian(mean2, cov2, "second")
+    if mean1.shape != mean2.shape:
+        raise ValueError(f"moments are (E,) and (E, E) of one E, got {mean1.shape[0]} and {mean2.shape[0]}")
+    shared = torch.linalg.svdvals(_root(cov1).T @ _root(cov2)).sum()
     distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * shared
     return distance.clamp(min=0)  # for equal Gaussians rounding may step below
+
+
+def frechet_error(mean1: Tensor, cov1: Tensor, embeddings: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Standard error of the distance of generated embeddings to a reference: how far other sounds would move it.
+
+    By the delta method: the distance moves by the mean of the embeddings' influences,
+    2 (m2 - m1)^T c + c^T (I - T) c - tr (I - T) C2 for c = x - m2, where T is the optimal transport map from the
+    generated Gaussian to the reference (on the span of C2, where all c lie).
+
+    The reference counts as given. The bias by few embeddings is not in it (``frechet_infinity`` estimates that), and it
+    is of first order: too small where the distance is no larger than its bias, as between equal sets.
+
+    Args:
+        mean1: (E,) float. The reference's moments.
+        cov1: (E, E) float.
+        embeddings: (M, E) float, the generated sounds'.
+        groups: (M,) int64. The file that each embedding is from: windows of one sound are alike, and count together.
+            None: each embedding is a sound of its own.
+
+    Returns:
+        Scalar float64, in the unit of the distance.
+
+    Raises:
+        ValueError: If the shapes do not fit, a number is not finite, or there are fewer than two groups.
+
+    Source: derivative of the distance in its second covariance, I - T: Takatsu 2011; clustered as in Liang and Zeger
+    1986.
+    """
+    mean1, cov1 = _gaussian(mean1, cov1, "reference's")
+    embeddings = _embeddings(embeddings, mean1)
+    groups = torch.arange(len(embeddings), device=embeddings.device) if groups is None else groups
+    if groups.shape != embeddings.shape[:1]:
+        raise ValueError(f"groups are (M,), one for each of {len(embeddings)} embeddings, got {tuple(groups.shape)}")
+    number = groups.unique(return_inverse=True)[1]
+    count = int(number.max()) + 1 if len(number) else 0
+    if count < 2:
+        raise ValueError(f"a standard error needs embeddings of at least 2 files, got {count}")
+    mean2, cov2 = moments(embeddings)
+    centred = embeddings - mean2
+    root2 = _root(cov2)  # (E, r), columns at right angles
+    _, shared, turn = torch.linalg.svd(_root(cov1).T @ root2, full_matrices=False)
+    # With c = R2 z, c^T T c = z^T (R2^T T R2) z, and R2^T T R2 = V S V^T: no inverse of a small number but in z.
+    whitened = centred @ root2 / root2.square().sum(0)  # (M, r)
+    transported = (whitened @ turn.T).square() @ shared
+    influence = 2 * centred @ (mean2 - mean1) + centred.square().sum(1) - transported - cov2.trace() + shared.sum()
+    sums = torch.zeros(count, dtype=torch.float64, device=influence.device).index_add_(0, number, influence)
+    return (sums.var() * count).sqrt() / len(embeddings)
+
+
+def frechet_infinity(
+    mean1: Tensor, cov1: Tensor, embeddings: Tensor, *, seed: int = 0, steps: int = 25, min_n: int = 500
+) -> FrechetInfinity:
+    """What the distance would be with infinitely many generated embeddings.
+
+    The distance of few embeddings is too high, by an amount that goes as 1/n. So: for ``steps`` values of n from
+    ``min_n`` to N, evenly spaced, the distance of n embeddings drawn with replacement; then a straight line by least
+    squares over 1/n, and its value at 0. Draws are from a seed; the tool that this follows draws from the global state.
+
+    Args:
+        mean1: (E,) float. The reference's moments.
+        cov1: (E, E) float.
+        embeddings: (N, E) float, the generated sounds', N > ``min_n``. Their order matters to the draws.
+        seed: Of the draws.
+        steps: Values of n, at least 3.
+        min_n: Smallest n, at least 2. Better above E: below, covariances lack rank, and 1/n is no longer the law.
+
+    Raises:
+        ValueError: If there are ``min_n`` embeddings or fewer, the shapes do not fit, or a number is not finite.
+
+    Source: fadtk (MIT), ``score_inf``; Gui et al. 2023; for images Chong and Forsyth 2020.
+    """
+    mean1, cov1 = _gaussian(mean1, cov1, "reference's")
+    embeddings = _embeddings(embeddings, mean1)
+    if steps < 3 or min_n < 2:
+        raise ValueError(f"FAD-infinity takes at least 3 steps and min_n of 2 or more, got {steps} and {min_n}")
+    if len(embeddings) <= min_n:
+        raise ValueError(
+            f"FAD-infinity fits distances of {min_n} up to all embeddings, and there are {len(embeddings)}: "
+            f"give more sounds, or a smaller min_n (better above the embedding's width, {len(mean1)})"
+        )
+    random = torch.Generator().manual_seed(seed)
+    sizes = torch.linspace(min_n, len(embeddings), steps, dtype=torch.float64).long()
+    root1, distances = _root(cov1), []
+    for size in sizes.tolist():
+        drawn = torch.randint(len(embeddings), (size,), generator=random)
+        times = drawn.bincount(minlength=len(embeddings)).to(embeddings)  # how often each was drawn
+        distances.append(_distance_of(embeddings[times > 0], times[times > 0], mean1, cov1, root1))
+    found, inverse = torch.stack(distances).cpu(), sizes.double().reciprocal()
+    apart, spread = inverse - inverse.mean(), found - found.mean()
+    slope = (apart * spread).sum() / apart.square().sum()
+    left, total = (spread - slope * apart).square().sum(), spread.square().sum()
+    r2 = 1 - left / total if total > 0 else torch.ones(())  # equal distances lie on a line
+    return FrechetInfinity(float(found.mean() - slope * inverse.mean()), float(slope), float(r2))
+
+
+def frechet_per_file(mean1: Tensor, cov1: Tensor, embeddings: Tensor, rows: Tensor) -> Tensor:
+    """The distance of each file to a reference, by the file's own mean and covariance.
+
+    It ranks files, to find those that stand out; with few windows the covariance has little rank, so its size says
+    nothing beside a whole set's. Of a file with one window the covariance is 0.
+
+    Args:
+        mean1: (E,) float. The reference's moments.
+        cov1: (E, E) float.
+        embeddings: (M, E) float, of all files one after the other.
+        rows: (B,) int64, 1 or more: how many of the M are each file's.
+
+    Returns:
+        (B,) float64.
+
+    Raises:
+        ValueError: If the shapes do not fit, a file has no embedding, or a number is not finite.
+
+    Source: fadtk (MIT), ``score_individual``; Gui et al. 2023. There one window gives no number.
+    """
+    mean1, cov1 = _gaussian(mean1, cov1, "reference's")
+    embeddings = _embeddings(embeddings, mean1)
+    counts = rows.tolist()
+    if rows.ndim != 1 or min(counts, default=1) < 1 or sum(counts) != len(embeddings):
+        raise ValueError(
+            f"rows are (B,), 1 or more, and sum to the {len(embeddings)} embeddings, got a sum of {rows.sum()}"
+        )
+    root1 = _root(cov1)
+    ones = torch.ones(max(counts, default=0)).to(embeddings)
+    parts = [_distance_of(part, ones[: len(part)], mean1, cov1, root1) for part in embeddings.split(counts)]
+    return torch.stack(parts) if counts else embeddings.new_zeros(0)
+
+
+class FrechetDistance(Metric):
+    """``frechet_distance`` over whole data sets: streamed in float64, equal on any split over batches and ranks.
+
+    Nothing is dropped or told apart by number: a record that a rank repeats as padding must not be given twice.
+
+    Args:
+        embedding_dim: E, the width of an embedding.
+    """
+
+    higher_is_better = False
+    is_differentiable = False
+    full_state_update = False
+    real: Tensor
+    generated: Tensor
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        for name in ("real", "generated"):
+            self.add_state(name, streamed.no_rows(embedding_dim), dist_reduce_fx=streamed.merge)
+
+    def update(self, embeddings: Tensor, real: bool) -> None:
+        """Add a batch of (M, E) float embeddings, M >= 0, to the real side or the generated one.
+
+        Raises:
+            ValueError: If the shape is another, or a number is not finite.
+        """
+        embeddings = _embeddings(embeddings, self.real[0, 1:])
+        streamed.add(self.real if real else self.generated, embeddings)
+
+    def compute(self) -> Tensor:
+        """The distance, scalar float64.
+
+        Raises:
+            ValueError: If a side has fewer than two embeddings.
+        """
+        return frechet_distance(*self.moments(real=True), *self.moments(real=False))
+
+    def moments(self, real: bool) -> tuple[Tensor, Tensor]:
+        """Mean (E,) and covariance (E, E) of a side over all ranks, float64; every rank must ask.
+
+        Raises:
+            ValueError: If the side has fewer than two embeddings.
+        """
+        state = self._side(real)
+        if (count := streamed.count_of(state)) < 2:
+            raise ValueError(
+                f"Frechet distance: {'real' if real else 'generated'} embeddings: {count}, but 2 are needed"
+            )
+        return streamed.mean_and_covariance(state)
+
+    def count(self, real: bool) -> int:
+        """Embeddings of a side over all ranks; every rank must ask. With E or fewer the distance depends on N."""
+        return streamed.count_of(self._side(real))
+
+    def _side(self, real: bool) -> Tensor:
+        return streamed.over_ranks(self, "real" if real else "generated")
+
+
+def _distance_of(rows: Tensor, times: Tensor, mean1: Tensor, cov1: Tensor, root1: Tensor) -> Tensor:
+    """Distance to a reference of (N, E) rows that count (N,) times each; one row alone has no covariance."""
+    total = times.sum()
+    mean2 = (times @ rows) / total
+    rows = (rows - mean2) * (times / (total - 1).clamp(min=1)).sqrt()[:, None]  # rows.T @ rows is the covariance
+    shared = torch.linalg.svdvals(rows @ root1).sum()
+    return ((mean1 - mean2).square().sum() + cov1.trace() + rows.square().sum() - 2 * shared).clamp(min=0)
+
+
+def _root(cov: Tensor) -> Tensor:
+    """(E, r) with R R^T = C, r its rank: eigenvectors times roots of eigenvalues, those that are rounding left out."""
+    values, vectors = torch.linalg.eigh(cov)
+    kept = values > max(32, len(values)) * torch.finfo(torch.float64).eps * values.abs().max()
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def _gaussian(mean: Tensor, cov: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Moments in float64, of shapes that fit."""
+    width = mean.shape[0] if mean.ndim == 1 else 0
+    if not width or tuple(cov.shape) != (width, width):
+        raise ValueError(f"moments are (E,) and (E, E) of one E, got {tuple(mean.shape)} and {tuple(cov.shape)}")
+    return _finite(mean, f"{name} mean"), _finite(cov, f"{name} covariance")
+
+
+def _embeddings(embeddings: Tensor, beside: Tensor | None = None) -> Tensor:
+    """(N, E) in float64; of the width of ``beside`` (E,), if given."""
+    if embeddings.ndim != 2 or not embeddings.shape[1]:
+        raise ValueError(f"embeddings are (N, E), got {tuple(embeddings.shape)}")
+    if beside is not None and embeddings.shape[1] != len(beside):
+        raise ValueError(f"embeddings are {embeddings.shape[1]} wide, but the reference or metric {len(beside)}")
+    return _finite(embeddings, "embeddings")
 
 
 def _finite(tensor: Tensor, name: str) -> Tensor:

@@ -1,0 +1,191 @@
+"""What the model sounds like so far: a few segments to hear and see, and the health of some more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from vab.callbacks.pictures import spectrograms_figure
+from vab.data.datamodule import ShardDataModule
+from vab.data.media import MediaError, read_audio, read_frames
+from vab.data.order import spread_evenly
+from vab.frozen.codec import Codec, load_codec
+from vab.frozen.listening import sounds_of
+from vab.metrics.health import Health, audio_statistics, health, warnings_for
+from vab.spec import Batch, UserError
+from vab.tasks import PretrainTask
+
+_MEASURED = 64
+"""Training records whose sound is measured at the start of a run: seconds on a GPU, and means to a few per cent."""
+_DECODED_AT_ONCE = 8
+_FRAMES_SHOWN = 8
+
+
+class MediaLog(Callback):
+    """At each validation the same few segments in TensorBoard, as sound and as pictures, and their health.
+
+    A group of its own for each: the reference, where its file is at hand, and the codec's round trip, the best that the
+    model could do, both once; then what the model makes of the video; and one picture with some frames and the
+    spectrograms of all three. Of some more segments the health is measured: means are curves, what seems wrong is said
+    in words.
+
+    At the start of a run it measures what the training audio is like and leaves that with the task, which keeps it in
+    its checkpoints: generated sound is held against it, here and wherever the checkpoint is used.
+    """
+
+    def __init__(
+        self, num_records: int = 4, media: str | None = None, device: str = "auto", num_checked: int = 16
+    ) -> None:
+        """Configure the log.
+
+        Args:
+            num_records: How many records of the validation set, the first ones, are shown.
+            media: Folder that the records' files are in, as it was extracted; no reference is shown without.
+            device: Where the codec runs; auto is where the model is.
+            num_checked: How many records of the validation set, the first ones, are generated for their health.
+        """
+        if num_records < 0 or num_checked < 0:
+            raise UserError(f"MediaLog: num_records and num_checked are 0 or more, got {num_records}, {num_checked}")
+        self.num_records = num_records
+        self.media = media
+        self.device = device
+        self.num_checked = num_checked
+        self._codec: Codec | None = None
+        self._shown: list[_Shown] = []
+
+    @rank_zero_only  # the rank that writes the checkpoints, and the one that generates
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the training audio as the codec gives it back, unless a checkpoint has brought its figures."""
+        data = getattr(trainer, "datamodule", None)
+        if not (isinstance(pl_module, PretrainTask) and isinstance(data, ShardDataModule)):
+            return
+        if pl_module.audio_statistics is None:
+            dataset = data.train_dataset
+            batch = dataset.read(spread_evenly(_MEASURED, len(dataset)))
+            sounds = self._decoded(batch.codes, batch, pl_module)
+            pl_module.audio_statistics = audio_statistics(_health_of(batch.codes, batch, sounds, pl_module))
+
+    @rank_zero_only
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Generate while the averaged weights are in place, which is until the end of validation's epoch."""
+        logger = trainer.logger
+        data = getattr(trainer, "datamodule", None)
+        if batch_idx > 0 or trainer.sanity_checking or not isinstance(logger, TensorBoardLogger):
+            return
+        if not (isinstance(pl_module, PretrainTask) and isinstance(data, ShardDataModule)):
+            return
+        dataset, step, rate = data.val_dataset, trainer.global_step, pl_module.spec.sample_rate
+        count = min(max(self.num_records, self.num_checked), len(dataset))
+        if not count:
+            return
+        few = dataset.read(range(count))
+        groups = [dataset.read(part) for part in _parts(count, data.val_batch_size)]
+        made = torch.cat([pl_module.predict_step(part.to(pl_module.device), 0)["codes"].cpu() for part in groups])
+        sounds = self._decoded(made, few, pl_module)
+        if not self._shown:
+            self._shown = self._references(data, few, pl_module)
+            for number, shown in enumerate(self._shown):
+                for name, audio in shown.sounds:
+                    _add_sound(logger, f"record_{number}/{name}", audio, step, rate)
+        for number, (shown, audio) in enumerate(zip(self._shown, sounds, strict=False)):
+            _add_sound(logger, f"record_{number}/3_generated", audio, step, rate)
+            rows = [(name[2:].replace("_", " "), sound) for name, sound in (*shown.sounds, ("3_generated", audio))]
+            picture = spectrograms_figure(rows, rate, f"{shown.title}, step {step}", shown.frames)
+            logger.experiment.add_image(f"record_{number}/spectrograms", picture, step, dataformats="HWC")
+        checked = _health_of(made, few, sounds, pl_module)[: self.num_checked]
+        if checked:
+            _show_health(logger, step, checked, pl_module.audio_statistics)
+
+    def _decoded(self, codes: Tensor, batch: Batch, task: PretrainTask) -> list[Tensor]:
+        """A few records at a time: a codec's decoder takes far more memory than its codes."""
+        if self._codec is None:
+            self._codec = load_codec(task.spec.codec, task.device if self.device == "auto" else self.device)
+        parts = [slice(part.start, part.stop) for part in _parts(len(batch), _DECODED_AT_ONCE)]
+        return [sound for part in parts for sound in sounds_of(self._codec, codes[part], batch.steps[part])]
+
+    def _references(self, data: ShardDataModule, few: Batch, task: PretrainTask) -> list[_Shown]:
+        """What the first records are like, whatever the model makes of them."""
+        count, spec = min(self.num_records, len(few)), data.spec
+        shown = []
+        for number, round_trip in zip(range(count), self._decoded(few.codes, few, task), strict=False):
+            record = data.val_dataset.record(int(few.index[number]))
+            sounds, frames = [("2_codec_round_trip", round_trip)], None
+            file = Path(self.media or "", str(record["source"]).rsplit("@", 1)[0])
+            if self.media is not None and file.is_file():
+                span = read_audio(file, spec.sample_rate, record["start_seconds"], spec.segment_seconds)
+                sounds.insert(0, ("1_reference", torch.from_numpy(span.waveform[: span.valid_samples])))
+                seconds = len(round_trip) / spec.sample_rate
+                frames = _frames(file, record["start_seconds"], seconds)
+            title = f"{record['id']}: {', '.join(data.val_dataset.label_names(int(few.index[number]))) or 'no label'}"
+            shown.append(_Shown(title, sounds, frames))
+        return shown
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What of a record stays the same."""
+
+    title: str
+    sounds: list[tuple[str, Tensor]]
+    """Names that sort in the order of the sounds, and waveforms (N,) float32."""
+    frames: np.ndarray | None
+    """(V, H, W, 3) uint8, evenly spaced over the segment."""
+
+
+def _frames(file: Path, start: float, seconds: float) -> np.ndarray | None:
+    """A few frames; None where the file is one of sound alone."""
+    try:
+        return read_frames(file, _FRAMES_SHOWN / seconds, start, _FRAMES_SHOWN).frames
+    except MediaError as error:
+        if error.reason != "no_video":
+            raise
+        return None
+
+
+def _add_sound(logger: TensorBoardLogger, tag: str, audio: Tensor, step: int, rate: int) -> None:
+    """TensorBoard clips what leaves [-1, 1]; scaling keeps a loud mistake audible as one."""
+    logger.experiment.add_audio(tag, audio / audio.abs().max().clamp(min=1), step, rate)
+
+
+def _parts(count: int, size: int) -> list[range]:
+    """The numbers below ``count`` in runs of ``size``."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _health_of(codes: Tensor, batch: Batch, sounds: list[Tensor], task: PretrainTask) -> list[Health]:
+    """Of each record, without its padding."""
+    rates = task.spec.sample_rate, task.spec.code_rate
+    triples = zip(codes, batch.steps.tolist(), sounds, strict=True)
+    return [health(sound, record[:, :steps], *rates) for record, steps, sound in triples]
+
+
+def _show_health(
+    logger: TensorBoardLogger, step: int, sounds: list[Health], reference: dict[str, float] | None
+) -> None:
+    """Means as scalars, and what seems wrong as text, a line for each finding."""
+    for name in ("peak", "rms_db", "silence", "longest_repeat_seconds"):
+        mean = sum(getattr(sound, name) for sound in sounds) / len(sounds)
+        logger.experiment.add_scalar(f"health/{name}", mean, step)
+    for level, values in enumerate(zip(*(sound.entropy for sound in sounds), strict=True)):
+        logger.experiment.add_scalar(f"health/entropy_level_{level}", sum(values) / len(values), step)
+    warnings = [warnings_for(sound, reference) for sound in sounds]
+    logger.experiment.add_scalar("health/share_with_warnings", sum(map(bool, warnings)) / len(sounds), step)
+    lines = [f"- record {number}: {words}" for number, found in enumerate(warnings) for words in found]
+    text = "\n".join(lines) or f"nothing seems wrong with the {len(sounds)} sounds"
+    logger.experiment.add_text("health/warnings", text, step)

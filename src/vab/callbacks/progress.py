@@ -1,0 +1,82 @@
+"""The progress line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class StepProgress(ProgressBar):
+    """One line for the whole run: steps, rate, time left, the losses. Off a terminal, a line per validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._enabled = True
+        self._console = Console(stderr=True)
+
+    def disable(self) -> None:
+        """Lightning's switch, used on all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Lightning's switch."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the line."""
+        if not (self._enabled and self._console.is_terminal):
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=self._console,
+            redirect_stdout=False,
+        )
+        total = int(trainer.estimated_stepping_batches)
+        self._task = self._bar.add_task("train", total=total, completed=trainer.global_step, rate="", metrics="")
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the line."""
+        if self._bar is not None:
+            speed = self._bar.tasks[0].speed
+            rate = f"{speed:.2f} step/s" if speed else ""
+            self._bar.update(self._task, completed=trainer.global_step, rate=rate, metrics=self._words(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Off a terminal: say how it stands."""
+        if self._enabled and self._bar is None and trainer.state.fn == TrainerFn.FITTING:
+            print(f"step {trainer.global_step}: {self._words(trainer)}", file=sys.stderr, flush=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the line as it is."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    @staticmethod
+    def _words(trainer: Trainer) -> str:
+        shown = trainer.progress_bar_metrics
+        return " ".join(f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, float))

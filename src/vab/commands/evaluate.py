@@ -1,0 +1,216 @@
+"""How good the sounds of any system are, beside real ones: every figure with a card that says what it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vab.commands.evaluation import folders, references, reports
+from vab.commands.evaluation.figures import METRICS, Comparison, Measured, check_metrics
+from vab.commands.evaluation.plots import draw
+from vab.commands.evaluation.sides import OnError, Side, hear
+from vab.data.sounds import Listening, Short
+from vab.frozen import device_named
+from vab.frozen.judges import load_judge
+from vab.spec import UserError
+
+_FILES_PER_WORKER = 100
+"""A worker process takes seconds to start: worth it from this many files."""
+
+
+def evaluate(
+    real: str,
+    generated: str,
+    out: str,
+    judges: str | list[str] = "tiny",
+    metrics: str | list[str] = "all",
+    pair: folders.Pair = "auto",
+    seconds: float | None = 10.0,
+    short: Short = "keep",
+    remove_mean: bool = False,
+    inception_splits: int = 1,
+    labels: str | None = None,
+    csv: str | None = None,
+    plots: str | None = None,
+    save_reference: str | None = None,
+    on_error: OnError = "stop",
+    num_workers: int | None = None,
+    batch_size: int = 16,
+    device: str = "auto",
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Measured:
+    """Compare two folders of sound, of any system: a table here, and report.json with a metric card beside each number.
+
+    Files are wav, flac, ogg, mp3, mp4 or anything else that FFmpeg decodes; subfolders count, hidden files do not.
+    Sounds pair by their path in the folder without the suffix. vab compare puts reports side by side.
+
+    Args:
+        real: Folder of the real sounds, or a .npz that --save_reference wrote: same numbers, no audio needed.
+        generated: Folder of the generated sounds.
+        out: The .json file to write.
+        judges: Networks that listen: one, several with commas between, or a list.
+        metrics: all, or some of fad, fad_infinity, kad, kld, kld_epsilon, kld_sigmoid, inception_score (of every judge;
+            of one as fad_vggish) and synchrony.
+        pair: name: by name, a name without counterpart is refused; none: the sets as wholes; auto: by name if any name
+            is on both sides.
+        seconds: How much of each sound is heard; null for all.
+        short: What becomes of shorter sounds. keep: they stay short, and each judge does what its field does; pad:
+            silence follows; refuse.
+        remove_mean: Take the mean over time off each waveform, as av-benchmark does.
+        inception_splits: Parts of which the inception score is the mean.
+        labels: A CSV with the columns file and labels (joined by ;), for fad and kld by class in the report.
+        csv: A .csv file for the figures of each sound.
+        plots: Folder for pictures: distributions, and spectrograms of the best, middle and worst pairs.
+        save_reference: A .npz file for all that was heard on the real side.
+        on_error: stop at a file that cannot be used; or skip it, and names without counterpart, and count them.
+        num_workers: Processes that decode; as many as there are cores and work for them if not given, 0 for none.
+        batch_size: Sounds that a judge hears at once.
+        device: Where the judges run: auto, cpu, cuda, ...
+        seed: Of what is drawn: the parts of the inception score and the sizes of fad_infinity.
+        overwrite: Replace files that are there.
+
+    Raises:
+        UserError: If an input cannot be used, an output is in the way, or a number is out of range.
+    """
+    names, chosen = _listed(judges), list(METRICS) if metrics == "all" else _listed(metrics)
+    _check_numbers(seconds, inception_splits, num_workers, batch_size)
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"--judges are one or more different names, got {judges}")
+    check_metrics(chosen, names)
+    pictures = None if plots is None else Path(plots)
+    outputs = {"out": (out, ".json"), "csv": (csv, ".csv"), "save_reference": (save_reference, ".npz")}
+    _check_outputs(outputs, [real, generated], pictures, overwrite)
+    class_labels = None if labels is None else folders.read_labels(labels)
+    made_folder = folders.find_folder(generated)
+    reference = Path(real) if Path(real).suffix == ".npz" else None
+    real_folder = folders.find_folder(real) if reference is None else None
+    where = device_named(device)
+    listeners = [load_judge(name, where) for name in names]
+    listening = Listening(tuple(dict.fromkeys(j.sample_rate for j in listeners)), seconds, short, remove_mean)
+
+    # What can be refused is, before anything is heard; names once more afterwards, when files may have dropped out.
+    known = None if reference is None else references.load_reference(reference, listeners, listening)
+    real_keys = real_folder.keys if real_folder is not None else known.keys if known is not None else ()
+    skip = on_error == "skip"
+    paired = folders.is_paired(pair, real_keys, made_folder.keys, skip)
+
+    def side(folder: folders.Folder, title: str) -> Side:
+        workers = _workers(num_workers, len(folder.files))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads - workers))  # more would wait for the decoders, and they for these
+        try:
+            return hear(
+                folder,
+                listeners,
+                listening,
+                num_workers=workers,
+                batch_size=batch_size,
+                on_error=on_error,
+                title=title,
+            )
+        finally:
+            torch.set_num_threads(threads)
+
+    heard = side(real_folder, "real") if real_folder is not None else known
+    assert heard is not None
+    if save_reference is not None:
+        references.save_reference(Path(save_reference), heard, listeners, listening)
+    made = side(made_folder, "generated")
+    counts = (len(heard), len(made))
+    if paired:
+        common = set(heard.keys) & set(made.keys)
+        heard, made = (one.take([key for key in heard.keys if key in common]) for one in (heard, made))
+    if min(len(heard), len(made)) < 2:
+        raise UserError(
+            f"{len(heard)} real and {len(made)} generated sounds{' that pair' if paired else ''} are left: at least 2 "
+            f"of each are needed"
+        )
+    comparison = Comparison(heard, made, paired, listening, seed, inception_splits)
+    measured = comparison.measure(listeners, chosen)
+    sides = {
+        "paired": paired,
+        "real": reports.describe(heard, str(real), counts[0] - len(heard)),
+        "generated": reports.describe(made, str(generated), counts[1] - len(made)),
+    }
+    more = {} if class_labels is None else {"by_class": reports.by_class(comparison, listeners, class_labels)}
+    if csv is not None:
+        reports.write_per_file(Path(csv), comparison, listeners)
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        real_files = {} if real_folder is None else dict(zip(real_folder.keys, real_folder.files, strict=True))
+        made_files = dict(zip(made_folder.keys, made_folder.files, strict=True))
+        draw(pictures, comparison, listeners, real_files, made_files)
+    reports.write_report(Path(out), measured, sides, more)
+    reports.print_table(measured, f"{generated} beside {real}", _notes(comparison, counts))
+    for words in measured.warnings:
+        print(f"warning: {words}", file=sys.stderr)
+    return measured
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+
+
+def _workers(num_workers: int | None, files: int) -> int:
+    if num_workers is not None:
+        return num_workers
+    workers = min(len(os.sched_getaffinity(0)), files // _FILES_PER_WORKER)
+    return workers if workers > 1 else 0
+
+
+def _notes(comparison: Comparison, counts: tuple[int, int]) -> list[str]:
+    """What a reader must know of the two sides."""
+    notes = [
+        f"{'paired by name' if comparison.paired else 'not paired'}; heard: {comparison.listening.length}; "
+        f"mono: {comparison.listening.mono}; resampled with soxr HQ; +- is the standard error over generated sounds"
+    ]
+    sides = (("real", comparison.real, counts[0]), ("generated", comparison.generated, counts[1]))
+    for name, side, count in sides:
+        lacks = {
+            "left out as unusable": len(side.lost),
+            "without counterpart": count - len(side),
+            "silent": int((side.level_db == float("-inf")).sum()),
+            "other files ignored": len(side.ignored),
+        }
+        if words := ", ".join(f"{number} {what}" for what, number in lacks.items() if number):
+            first = next(iter(side.lost), None)
+            notes.append(
+                f"{name}: {len(side)} sounds used; {words}" + (f" (the first unusable: {first})" if first else "")
+            )
+    return notes
+
+
+def _check_numbers(seconds: float | None, inception_splits: int, num_workers: int | None, batch_size: int) -> None:
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise UserError(f"--seconds must be above 0, or null for whole sounds, got {seconds}")
+    least = {
+        "inception_splits": (inception_splits, 1),
+        "num_workers": (num_workers or 0, 0),
+        "batch_size": (batch_size, 1),
+    }
+    for name, (value, smallest) in least.items():
+        if value < smallest:
+            raise UserError(f"--{name} must be {smallest} or more, got {value}")
+
+
+def _check_outputs(
+    outputs: dict[str, tuple[str | None, str]], inputs: Sequence[str], pictures: Path | None, overwrite: bool
+) -> None:
+    """Refuse outputs that cannot be written, before an hour of listening."""
+    given = {name: (Path(path), suffix) for name, (path, suffix) in outputs.items() if path is not None}
+    for name, (path, suffix) in given.items():
+        if path.suffix != suffix:
+            raise UserError(f"--{name} must end in {suffix}, got {path}")
+        if path.resolve() in {Path(other).resolve() for other in inputs}:
+            raise UserError(f"--{name} {path} is one of the inputs, which would be lost: give another name")
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise UserError(f"--{name} {path} is there already: give another name, or --overwrite true")
+        if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+            raise UserError(f"--{name} {path} cannot be written: {path.absolute().parent} is not a folder to write in")
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise UserError(f"--plots {pictures} is a file: give a folder")

@@ -1,0 +1,1 @@
+"""Parts of ``vab evaluate``: folders to sounds, sounds to what judges hear, that to figures, figures to reports."""

@@ -1,0 +1,98 @@
+"""Pictures of an evaluation: how its per-file figures spread, and what good and bad pairs look like."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vab.audio import log_mel
+from vab.commands.evaluation.figures import Comparison
+from vab.data.format import write_atomically
+from vab.data.sounds import Decoded, Listening, decode
+from vab.frozen.judges import Judge
+
+_RATE = 16000
+_EACH = 3
+"""Pairs shown of the best, the middle and the worst."""
+
+
+def draw(
+    folder: Path, comparison: Comparison, judges: Sequence[Judge], real: Mapping[str, Path], made: Mapping[str, Path]
+) -> list[Path]:
+    """Write PNGs into a folder.
+
+    Args:
+        folder: Is there.
+        comparison: Measured.
+        judges: Whose figures are drawn.
+        real: Files by key; none where the real side is a saved reference.
+        made: The generated files by key.
+
+    Returns:
+        What was written: ``distributions_<judge>.png``, and ``pairs_<judge>.png`` where sounds are paired.
+
+    Raises:
+        UserError: If the disk is full.
+    """
+    written = []
+    for judge in judges:
+        spreads = {f"fad_{judge.name} of each file": comparison.distances(judge.name).numpy()}
+        if comparison.paired and judge.classes:
+            spreads[f"kld_{judge.name} of each pair, nats"] = comparison.divergences(judge.name).numpy()
+        written.append(_save(folder / f"distributions_{judge.name}.png", _distributions(spreads)))
+        if len(spreads) > 1:
+            figure = _pairs(comparison, list(spreads.values())[1], f"kld_{judge.name}", real, made)
+            written.append(_save(folder / f"pairs_{judge.name}.png", figure))
+    return written
+
+
+def _distributions(spreads: Mapping[str, np.ndarray]) -> Figure:
+    figure = Figure(figsize=(5 * len(spreads), 3.5), layout="constrained")
+    for number, (name, values) in enumerate(spreads.items(), start=1):
+        axes = figure.add_subplot(1, len(spreads), number)
+        axes.hist(values, bins=min(40, max(5, len(values) // 5)), color="0.4")
+        axes.axvline(float(np.median(values)), color="C3", label=f"median {np.median(values):.3g}")
+        axes.set_xlabel(name)
+        axes.set_ylabel("sounds")
+        axes.legend()
+    return figure
+
+
+def _pairs(
+    comparison: Comparison, values: np.ndarray, name: str, real: Mapping[str, Path], made: Mapping[str, Path]
+) -> Figure:
+    """Spectrograms of the best, middle and worst pairs: real above generated."""
+    order, count = np.argsort(values, kind="stable"), len(values)
+    middle = max(0, count // 2 - _EACH // 2)
+    chosen = dict.fromkeys([*order[:_EACH], *order[middle : middle + _EACH], *order[-_EACH:]])
+    listening = Listening((_RATE,), comparison.listening.seconds, "keep", False)
+    figure = Figure(figsize=(2.6 * len(chosen), 5), layout="constrained")
+    for column, number in enumerate(chosen):
+        key = comparison.generated.keys[number]
+        for row, (side, files) in enumerate((("real", real), ("generated", made))):
+            axes = figure.add_subplot(2, len(chosen), row * len(chosen) + column + 1)
+            axes.set_title(f"{side} {key[-24:]}" + (f"\n{name} {values[number]:.3g}" if row == 0 else ""), fontsize=8)
+            sound = decode(files[key], listening) if key in files else None
+            if isinstance(sound, Decoded):
+                levels = log_mel(torch.from_numpy(sound.waveforms[_RATE]), _RATE)
+                axes.imshow(
+                    levels, aspect="auto", origin="lower", extent=(0, sound.seconds, 0, len(levels)), vmin=-11.5, vmax=0
+                )
+                axes.set_xlabel("s", fontsize=8)
+            else:
+                axes.text(0.5, 0.5, "no audio here", ha="center", va="center")
+            axes.set_yticks([])
+    return figure
+
+
+def _save(path: Path, figure: Figure) -> Path:
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream)
+    write_atomically(path, stream.getbuffer())
+    return path

@@ -1,0 +1,108 @@
+"""The real side of an evaluation as one file, which later evaluations take in place of its audio."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vab.commands.evaluation.sides import ONSET_RATE, Side
+from vab.data.format import write_atomically
+from vab.data.sounds import Listening
+from vab.frozen.judges import Judge
+from vab.frozen.listening import Impressions
+from vab.spec import UserError
+
+FORMAT = 1
+"""Version of the file's layout."""
+
+
+def facts_of(judge: Judge) -> dict[str, Any]:
+    """What a judge's numbers depend on."""
+    return {
+        "weight_hash": judge.weight_hash,
+        "sample_rate": judge.sample_rate,
+        "conventions": judge.conventions,
+        "classes": list(judge.classes),
+    }
+
+
+def _facts(judges: Sequence[Judge], listening: Listening) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "length": listening.length,
+        "mono": listening.mono,
+        "onset_rate": ONSET_RATE,
+        "judges": {judge.name: facts_of(judge) for judge in judges},
+    }
+
+
+def save_reference(path: Path, side: Side, judges: Sequence[Judge], listening: Listening) -> None:
+    """Write a side: plain arrays and one line of JSON, nothing that could run code; whole or not at all.
+
+    Raises:
+        UserError: If the disk is full.
+    """
+    facts = _facts(judges, listening) | {"lost": side.lost, "ignored": list(side.ignored)}
+    arrays: dict[str, Any] = {
+        "facts": np.array(json.dumps(facts, allow_nan=False)),
+        "keys": np.array(side.keys),
+        "hashes": np.array(side.hashes),
+        "seconds": side.seconds.numpy(),
+        "level_db": side.level_db.numpy(),
+        "onsets": torch.cat(side.onsets).numpy(),
+        "onset_counts": np.array([len(onsets) for onsets in side.onsets]),
+    }
+    for name, heard in side.heard.items():
+        arrays |= {f"{name}.{part}": tensor.numpy() for part, tensor in heard._asdict().items()}
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays)
+    write_atomically(path, stream.getbuffer())
+
+
+def load_reference(path: Path, judges: Sequence[Judge], listening: Listening) -> Side:
+    """Read what ``save_reference`` wrote, for judges that all are in it.
+
+    Raises:
+        UserError: If it is not such a file, or was made with other settings; both values are named.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        theirs = json.loads(str(arrays["facts"]))
+        _require_same(path, theirs, _facts(judges, listening))
+        counts = arrays["onset_counts"].tolist()
+        return Side(
+            tuple(arrays["keys"].tolist()),
+            tuple(arrays["hashes"].tolist()),
+            torch.from_numpy(arrays["seconds"]),
+            torch.from_numpy(arrays["level_db"]),
+            torch.from_numpy(arrays["onsets"]).split(counts),
+            {judge.name: _heard(arrays, judge.name) for judge in judges},
+            theirs["lost"],
+            tuple(theirs["ignored"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a reference that --save_reference wrote, or it is damaged: {error}") from error
+
+
+def _heard(arrays: dict[str, np.ndarray], judge: str) -> Impressions:
+    return Impressions(*(torch.from_numpy(arrays[f"{judge}.{part}"]) for part in Impressions._fields))
+
+
+def _require_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    if absent := [name for name in ours["judges"] if name not in theirs["judges"]]:
+        raise UserError(
+            f"{path} holds what {', '.join(theirs['judges'])} heard, not {', '.join(absent)}: make it anew with them"
+        )
+    pairs = [(name, theirs[name], ours[name]) for name in ("format", "length", "mono", "onset_rate")]
+    for judge, facts in ours["judges"].items():
+        pairs += [(f"{judge} {name}", theirs["judges"][judge][name], value) for name, value in facts.items()]
+    if unlike := [f"{name}: {their} there, {our} here" for name, their, our in pairs if their != our]:
+        raise UserError(f"{path} was made with other settings ({'; '.join(unlike)}): make it again, or set these alike")

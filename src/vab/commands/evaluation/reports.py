@@ -1,0 +1,188 @@
+"""Figures as people and programs read them: a table, ``report.json``, a CSV with a line for each sound."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from vab import __version__
+from vab.commands.evaluation.figures import Comparison, Figure, Measured
+from vab.commands.evaluation.sides import Side
+from vab.data.format import write_atomically
+from vab.frozen.judges import Judge
+from vab.metrics.by_class import ByClass, frechet_by_class, kld_by_class
+from vab.metrics.card import MetricCard
+from vab.spec import UserError
+
+FORMAT = 1
+"""Version of ``report.json``."""
+
+
+def by_class(comparison: Comparison, judges: Sequence[Judge], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Frechet distance and divergence of each class, by judge, and what has no number and why.
+
+    Raises:
+        UserError: If no sound has a label.
+    """
+    names = sorted({label for key in comparison.generated.keys for label in labels.get(key, ())})
+    if not names:
+        key = comparison.generated.keys[0]
+        raise UserError(f"--labels has no class for any of these sounds: it must list them as {key!r}, or {key}.wav")
+    real, made = (_truth(side, labels, names) for side in (comparison.real, comparison.generated))
+    found: dict[str, Any] = {"classes": names, "sounds_without_label": int((~made.any(1)).sum())}
+    for judge in judges:
+        heard = [side.heard[judge.name] for side in (comparison.real, comparison.generated)]
+        classes = [truth.repeat_interleave(one.rows, 0) for truth, one in zip((real, made), heard, strict=True)]
+        distances = frechet_by_class(heard[0].embedding, heard[1].embedding, classes[0], classes[1], names)
+        found[f"fad_{judge.name}"] = _as_values(distances)
+        if comparison.paired and judge.classes:
+            found[f"kld_{judge.name}"] = _as_values(kld_by_class(heard[0].logits, heard[1].logits, made, names))
+    return found
+
+
+def _truth(side: Side, labels: Mapping[str, Sequence[str]], names: Sequence[str]) -> Tensor:
+    """(B, L) bool."""
+    return torch.tensor([[name in labels.get(key, ()) for name in names] for key in side.keys])
+
+
+def _as_values(found: ByClass) -> dict[str, Any]:
+    return {"figures": found.figures, "left_out": found.left_out}
+
+
+def describe(side: Side, place: str, unpaired: int) -> dict[str, Any]:
+    """What a side of the report says."""
+    seconds = side.seconds
+    return {
+        "path": place,
+        "files": len(side),
+        "embeddings": {name: len(heard.embedding) for name, heard in side.heard.items()},
+        "seconds": {
+            "shortest": float(seconds.min()),
+            "mean": float(seconds.mean()),
+            "longest": float(seconds.max()),
+        },
+        "silent": int((side.level_db == -math.inf).sum()),
+        "set": side.set_hash,
+        "left_out": side.lost,
+        "without_counterpart": unpaired,
+        "ignored_files": len(side.ignored),
+        "ignored": list(side.ignored[:10]),
+    }
+
+
+def write_report(path: Path, measured: Measured, sides: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+    """Write ``report.json``, whole or not at all.
+
+    Raises:
+        UserError: If the disk is full.
+    """
+    values = {
+        "format": FORMAT,
+        "vab": __version__,
+        **sides,
+        "figures": {name: asdict(figure) for name, figure in measured.figures.items()},
+        "left_out": measured.left_out,
+        "warnings": measured.warnings,
+        **more,
+    }
+    write_atomically(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_figures(path: Path) -> dict[str, Figure]:
+    """The figures of a ``report.json``.
+
+    Raises:
+        UserError: If it cannot be read, or is no report.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise UserError(f"{path} is a report of format {values['format']}, this version of vab reads {FORMAT}")
+        return {
+            name: Figure(
+                float(entry["value"]),
+                None if entry["error"] is None else float(entry["error"]),
+                MetricCard.from_dict(entry["card"]),
+                dict(entry["details"]),
+            )
+            for name, entry in values["figures"].items()
+        }
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a report of vab evaluate, or it is damaged: {error}") from error
+
+
+def number(value: float) -> str:
+    """As tables show it."""
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
+
+
+def print_table(measured: Measured, title: str, notes: Sequence[str]) -> None:
+    """What was measured, on stdout."""
+    console = Console(width=None if Console().is_terminal else 130)
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("+-", justify="right")
+    table.add_column("better")
+    table.add_column("compares")
+    table.add_column("N real / generated", justify="right")
+    for name, figure in measured.figures.items():
+        card = figure.card
+        error = "" if figure.error is None else number(figure.error)
+        table.add_row(name, number(figure.value), error, card.better, card.direction, _counts(card))
+    console.print(table)
+    for note in notes:
+        console.print(note, style="dim", highlight=False)
+    for name, reason in measured.left_out.items():
+        console.print(f"no {name}: {reason}", style="dim", highlight=False)
+
+
+def _counts(card: MetricCard) -> str:
+    """``400 / 398``, or with the windows: ``400 (4000) / 398 (3980)``."""
+
+    def side(files: int | None, rows: int | None) -> str:
+        return "-" if files is None else f"{files}" if rows in (None, files) else f"{files} ({rows})"
+
+    return f"{side(card.num_real, card.num_real_rows)} / {side(card.num_generated, card.num_generated_rows)}"
+
+
+def write_per_file(path: Path, comparison: Comparison, judges: Sequence[Judge]) -> None:
+    """A CSV with a line for each generated sound, whole or not at all.
+
+    Raises:
+        UserError: If the disk is full.
+    """
+    real, made, paired = comparison.real, comparison.generated, comparison.paired
+    columns: dict[str, list[Any]] = {"file": list(made.keys)}
+    sides = [("generated", made), *([("real", real)] if paired else [])]
+    for judge in judges:
+        columns[f"fad_{judge.name}"] = comparison.distances(judge.name).tolist()
+        if not judge.classes:
+            continue
+        if paired:
+            columns[f"kld_{judge.name}"] = comparison.divergences(judge.name).tolist()
+        for name, side in sides:
+            top = side.heard[judge.name].logits.argmax(1).tolist()
+            columns[f"top_class_{name}_{judge.name}"] = [judge.classes[place] for place in top]
+    for name, side in sides:
+        columns[f"onsets_{name}"] = [len(onsets) for onsets in side.onsets]
+        columns[f"level_db_{name}"] = [level if math.isfinite(level) else "" for level in side.level_db.tolist()]
+        columns[f"seconds_{name}"] = side.seconds.tolist()
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    write_atomically(path, text.getvalue().encode())

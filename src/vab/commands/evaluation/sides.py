@@ -1,0 +1,171 @@
+"""One side of an evaluation: its files, and what the judges heard in them. No waveform outlives its batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from vab.commands.evaluation.folders import Folder
+from vab.data.sounds import Decoded, Listening, Unusable, decode_all
+from vab.frozen.judges import Judge
+from vab.frozen.listening import Impressions, listen
+from vab.metrics.synchrony import find_onsets
+from vab.spec import UserError
+
+OnError = Literal["stop", "skip"]
+
+ONSET_RATE = 16000
+"""Hz at which onsets are looked for; the judges' rates do not matter."""
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Side:
+    """B sounds in order, and what is known of them."""
+
+    keys: tuple[str, ...]
+    """B names."""
+    hashes: tuple[str, ...]
+    """SHA-256 of each file."""
+    seconds: Tensor
+    """(B,) float64, of sound heard, without padding."""
+    level_db: Tensor
+    """(B,) float64 dBFS; -inf for silence."""
+    onsets: tuple[Tensor, ...]
+    """Of each sound (n,) float64, s."""
+    heard: Mapping[str, Impressions]
+    """By judge."""
+    lost: dict[str, str] = field(default_factory=dict)
+    """Files that could not be used, and why."""
+    ignored: tuple[str, ...] = ()
+    """Files that are no media."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def set_hash(self) -> str:
+        """SHA-256 over names and contents, whatever folder they are in."""
+        lines = sorted(f"{key}\t{digest}\n" for key, digest in zip(self.keys, self.hashes, strict=True))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def take(self, keys: Sequence[str]) -> Side:
+        """The sounds of these names, in this order."""
+        if tuple(keys) == self.keys:
+            return self
+        place = {key: number for number, key in enumerate(self.keys)}
+        numbers = [place[key] for key in keys]
+        heard = {}
+        for name, all_of_it in self.heard.items():
+            parts = all_of_it.embedding.split(all_of_it.rows.tolist())
+            heard[name] = Impressions(
+                torch.cat([parts[n] for n in numbers]), all_of_it.rows[numbers], all_of_it.logits[numbers]
+            )
+        return Side(
+            tuple(keys),
+            tuple(self.hashes[n] for n in numbers),
+            self.seconds[numbers],
+            self.level_db[numbers],
+            tuple(self.onsets[n] for n in numbers),
+            heard,
+            self.lost,
+            self.ignored,
+        )
+
+
+def hear(
+    folder: Folder,
+    judges: Sequence[Judge],
+    listening: Listening,
+    *,
+    num_workers: int,
+    batch_size: int,
+    on_error: OnError,
+    title: str,
+) -> Side:
+    """Decode a folder's sounds and have the judges listen, a batch at a time.
+
+    Raises:
+        UserError: If a file cannot be used and ``on_error`` is ``stop``, or none can.
+    """
+    found: list[Decoded] = []
+    keys: list[str] = []
+    lost: dict[str, str] = {}
+    parts: dict[str, list[Impressions]] = {judge.name: [] for judge in judges}
+    waiting: list[Decoded] = []
+    onsets: list[Tensor] = []
+
+    def flush() -> None:
+        # In threads, so that this is done while a judge is busy on its device.
+        coming = [threads.submit(_onsets, decoded) for decoded in waiting]
+        for judge in judges:
+            sounds = [torch.from_numpy(decoded.waveforms[judge.sample_rate]) for decoded in waiting]
+            parts[judge.name].append(listen(judge, sounds, judge.sample_rate, batch_size))
+        onsets.extend(future.result() for future in coming)
+        for decoded in waiting:
+            decoded.waveforms.clear()
+        waiting.clear()
+
+    rates = tuple(dict.fromkeys([ONSET_RATE, *listening.rates]))
+    stream = decode_all(folder.files, replace(listening, rates=rates), num_workers, ahead=2 * batch_size)
+    with (
+        closing(stream),
+        ThreadPoolExecutor(_THREADS) as threads,
+        torch.inference_mode(),
+        _progress(title, len(folder.files)) as advance,
+    ):
+        for key, path, decoded in zip(folder.keys, folder.files, stream, strict=True):
+            if isinstance(decoded, Unusable):
+                if on_error == "stop":
+                    raise UserError(f"{path}: {decoded.reason} (--on_error skip leaves such files out and counts them)")
+                lost[path.relative_to(folder.path).as_posix()] = decoded.reason
+            else:
+                found.append(decoded)
+                keys.append(key)
+                waiting.append(decoded)
+                if len(waiting) == batch_size:
+                    flush()
+            advance()
+        if waiting:
+            flush()
+    if not found:
+        first, reason = next(iter(lost.items()))
+        raise UserError(f"not one of {len(lost)} files in {folder.path} can be used; the first, {first}: {reason}")
+    return Side(
+        tuple(keys),
+        tuple(decoded.sha256 for decoded in found),
+        torch.tensor([decoded.seconds for decoded in found], dtype=torch.float64),
+        torch.tensor([decoded.level_db for decoded in found], dtype=torch.float64),
+        tuple(onsets),
+        {name: Impressions(*map(torch.cat, zip(*heard, strict=True))) for name, heard in parts.items()},
+        lost,
+        folder.ignored,
+    )
+
+
+def _onsets(decoded: Decoded) -> Tensor:
+    """(n,) float64, of the sound without its padding."""
+    heard = decoded.waveforms[ONSET_RATE][: round(decoded.seconds * ONSET_RATE)]
+    return find_onsets(torch.from_numpy(heard), ONSET_RATE)
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar with count and time left, on stderr if that is a terminal; gives what to call after each file."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,309 @@
+"""Retrieval metrics of any system's paired embeddings, on a gallery that is written down."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from vab import __version__
+from vab.data.format import write_atomically
+from vab.metrics.recall import CUTS, match_ranks, retrieval_table
+from vab.spec import UserError
+
+TIES = "count against: rank is the number of other items at least as similar"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One side, as its file has it."""
+
+    path: str
+    rows: np.ndarray
+    """(N, E) float."""
+    keys: tuple[str, ...] | None
+    """N different names, or None where rows are paired by their order."""
+
+
+def recall(
+    audio: str,
+    video: str,
+    out: str | None = None,
+    keys: str | None = None,
+    key_column: str | None = None,
+    class_column: str | None = None,
+    per_class: int | None = None,
+    expected: int | None = None,
+    on_missing: Literal["stop", "skip"] = "stop",
+) -> dict[str, Any]:
+    """Recall at 1, 5 and 10, median rank and mean reciprocal rank of paired embeddings of any system, both ways.
+
+    A .npz file holds the array keys (N names) and one array (N, E) of embeddings: sides are paired by key, in any
+    order. A .npy file holds (N, E) alone: sides are paired row by row. Similarity is the cosine; ties count against.
+
+    Args:
+        audio: .npz or .npy with the audio embeddings.
+        video: The same with the video embeddings.
+        out: A .json file for the figures and what they are of; none is written without it.
+        keys: A list of the keys that make the gallery: text with one a line, .csv, or .json (a list, or {"data": list},
+            of keys or of tables). Keys of the files that it does not name are not used.
+        key_column: Where the keys are in a .csv (a name from its first line, or a number from 0 for one without such a
+            line) or in the tables of a .json. May be left out where there is one column, or one called video_id or key.
+        class_column: Where the classes are in the list.
+        per_class: How many keys of each class the list must have.
+        expected: How many keys the gallery must have.
+        on_missing: What to do with a key that one side lacks. stop: refuse; skip: leave it out and count it.
+    """
+    destination = _destination(out)
+    sides = {"audio": _read_embeddings(audio), "video": _read_embeddings(video)}
+    if sides["audio"].rows.shape[1] != sides["video"].rows.shape[1]:
+        widths = " and ".join(f"{side.path} has {side.rows.shape[1]}" for side in sides.values())
+        raise UserError(f"the two sides need embeddings of one width: {widths}")
+    if per_class is not None and class_column is None:
+        raise UserError("--per_class needs --class_column, which says where the list has its classes")
+    if keys is None and (key_column is not None or class_column is not None):
+        raise UserError("--key_column and --class_column are of the list of keys: give it as --keys FILE")
+    wanted = None if keys is None else _read_list(keys, key_column, class_column, per_class)
+    gallery, missing, rows = _pair(sides, wanted, on_missing)
+    count = len(rows["audio"])
+    if count < 2:
+        raise UserError(f"a gallery needs at least 2 items, got {count}")
+    if expected is not None and count != expected:
+        raise UserError(f"the gallery has {count} items, --expected {expected}: figures would not compare")
+    ranks_a2v, ranks_v2a = match_ranks(rows["audio"], rows["video"]), match_ranks(rows["video"], rows["audio"])
+    figures = {name: float(value) for name, value in retrieval_table(ranks_a2v, ranks_v2a).items()}
+    report = {
+        "figures": figures,
+        "N": count,
+        "gallery_sha256": None if gallery is None else _hash("\n".join(gallery).encode()),
+        "paired": "row by row" if gallery is None else "by key",
+        "similarity": "cosine",
+        "ties": TIES,
+        "missing": missing,
+        "on_missing": on_missing,
+        "list": None if keys is None else {"file": keys, "sha256": _hash(Path(keys).read_bytes())},
+        "per_class": per_class,
+        "embeddings": {
+            name: {"file": side.path, "sha256": _hash(Path(side.path).read_bytes()), "width": side.rows.shape[1]}
+            for name, side in sides.items()
+        },
+        "vab": __version__,
+    }
+    if destination is not None:
+        write_atomically(destination, (json.dumps(report, indent=2) + "\n").encode())
+    _print(report)
+    return report
+
+
+def _destination(out: str | None) -> Path | None:
+    """Where the figures go; refused before the work, not after."""
+    if out is None:
+        return None
+    path = Path(out)
+    if path.suffix != ".json" or path.is_dir():
+        raise UserError(f"--out {out} must be a .json file")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {path.parent}; type: mkdir -p {path.parent}")
+    return path
+
+
+def _read_embeddings(path: str) -> Embeddings:
+    """A .npz or .npy file, checked."""
+    keys: tuple[str, ...] | None = None
+    try:
+        content = np.load(path, allow_pickle=False)  # pickles can run code
+        if isinstance(content, np.ndarray):
+            rows = content
+        else:
+            with content:
+                others = [name for name in content.files if name != "keys"]
+                if "keys" not in content.files or len(others) != 1:
+                    held = ", ".join(content.files) or "nothing"
+                    raise UserError(f"{path} must hold the array keys and one array of embeddings, it holds {held}")
+                rows, keys = content[others[0]], _key_array(path, content["keys"])
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"{path}: there is no such file") from error
+        reason = (
+            "; arrays of objects are not read, save keys as np.array(keys, dtype=str)" if "pickle" in str(error) else ""
+        )
+        raise UserError(f"{path} cannot be read as .npz or .npy{reason}") from error
+    if rows.ndim != 2 or 0 in rows.shape or rows.dtype.kind not in "fiu":
+        raise UserError(f"{path}: embeddings are (N, E) numbers, got {rows.dtype} {rows.shape}")
+    if keys is not None and len(keys) != len(rows):
+        raise UserError(f"{path} has {len(keys)} keys and {len(rows)} embeddings")
+    return Embeddings(path, rows.astype(np.float64), keys)
+
+
+def _key_array(path: str, array: np.ndarray) -> tuple[str, ...]:
+    if array.ndim != 1 or array.dtype.kind not in "USiu":
+        raise UserError(f"{path}: keys are (N,) strings or whole numbers, got {array.dtype} {array.shape}")
+    try:
+        keys = tuple(key.decode() if isinstance(key, bytes) else str(key) for key in array.tolist())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: keys are not UTF-8") from error
+    _refuse_duplicates(path, keys)
+    return keys
+
+
+def _read_list(path: str, key_column: str | None, class_column: str | None, per_class: int | None) -> tuple[str, ...]:
+    """Keys of the gallery from a file that names them, in its order."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a list of keys: {error}") from error
+    suffix = Path(path).suffix.lower()
+    if suffix == ".json":
+        entries = _json_entries(path, text)
+    elif suffix == ".csv":
+        named = [name for name in (key_column, class_column) if name is not None]
+        entries = _csv_entries(text, header=not (named and all(name.isdecimal() for name in named)))
+    else:
+        if key_column is not None or class_column is not None:
+            raise UserError(f"{path} is read as one key a line and has no columns: name it .csv or .json if it has")
+        entries = [{"key": line.strip()} for line in text.splitlines() if line.strip()]
+    if not entries:
+        raise UserError(f"{path} names no key")
+    column = key_column if key_column is not None else _usual_column(path, entries[0])
+    keys = _column(path, entries, column)
+    _refuse_duplicates(path, keys)
+    if class_column is not None and per_class is not None:
+        counts = Counter(_column(path, entries, class_column))
+        odd = [f"{name}: {number}" for name, number in counts.items() if number != per_class]
+        if odd:
+            raise UserError(f"{path} must have {per_class} keys of each class; {len(odd)} differ ({_first(odd)})")
+    elif class_column is not None:
+        _column(path, entries, class_column)
+    return keys
+
+
+def _json_entries(path: str, text: str) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    entries = content.get("data") if isinstance(content, dict) else content
+    if isinstance(entries, list) and all(isinstance(entry, str) for entry in entries):
+        return [{"key": entry} for entry in entries]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path} must be a list of keys or of tables, or {{'data': such a list}}")
+    return entries
+
+
+def _csv_entries(text: str, header: bool) -> list[dict[str, Any]]:
+    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    if not rows:
+        return []
+    names = [name.strip() for name in rows[0]] if header else [str(number) for number in range(len(rows[0]))]
+    return [dict(zip(names, row, strict=False)) for row in (rows[1:] if header else rows)]
+
+
+def _usual_column(path: str, entry: dict[str, Any]) -> str:
+    if len(entry) == 1:
+        return next(iter(entry))
+    for name in ("key", "video_id"):
+        if name in entry:
+            return name
+    raise UserError(f"{path} has the columns {', '.join(entry)}: say which holds the keys with --key_column")
+
+
+def _column(path: str, entries: list[dict[str, Any]], name: str) -> tuple[str, ...]:
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry.get(name), str | int) or entry[name] == "":
+            held = ", ".join(entry)
+            raise UserError(f"{path}: entry {number} has no text in column {name!r}; its columns are {held}")
+    return tuple(str(entry[name]).strip() for entry in entries)
+
+
+def _refuse_duplicates(path: str, keys: Sequence[str]) -> None:
+    repeated = [key for key, number in Counter(keys).items() if number > 1]
+    if repeated:
+        raise UserError(f"{path}: {len(repeated)} keys are there more than once ({_first(repeated)})")
+
+
+def _pair(
+    sides: dict[str, Embeddings], wanted: tuple[str, ...] | None, on_missing: str
+) -> tuple[list[str] | None, int, dict[str, Tensor]]:
+    """The gallery's keys in order (None where there are none), how many are missing, and the rows of both sides."""
+    for side in sides.values():
+        if side.keys is None and wanted is not None:
+            raise UserError(f"{side.path} has no keys to find those of --keys by: save a .npz with an array keys")
+    if (sides["audio"].keys is None) != (sides["video"].keys is None):
+        bare = next(side.path for side in sides.values() if side.keys is None)
+        raise UserError(f"{bare} has no keys and the other side has: give both as .npz with keys, or both as .npy")
+    lengths = {side.path: len(side.rows) for side in sides.values()}
+    if sides["audio"].keys is None:
+        if len(set(lengths.values())) > 1:
+            counts = " and ".join(f"{path} has {number}" for path, number in lengths.items())
+            raise UserError(f"rows are paired in order and must be equally many: {counts}")
+        return None, 0, {name: _tensor(side, np.arange(len(side.rows))) for name, side in sides.items()}
+    places = {name: {key: row for row, key in enumerate(side.keys or ())} for name, side in sides.items()}
+    asked = sorted(wanted if wanted is not None else {key for side in places.values() for key in side})
+    found = [key for key in asked if all(key in side for side in places.values())]
+    if len(found) < len(asked) and on_missing == "stop":
+        lacking = [
+            f"{sides[name].path} lacks {len(lost)} ({_first(lost)})"
+            for name, side in places.items()
+            if (lost := [key for key in asked if key not in side])
+        ]
+        raise UserError(
+            f"of {len(asked)} keys {len(asked) - len(found)} are missing: {'; '.join(lacking)}; "
+            f"--on_missing skip leaves them out and counts them"
+        )
+    rows = {name: np.array([side[key] for key in found], dtype=np.int64) for name, side in places.items()}
+    return found, len(asked) - len(found), {name: _tensor(side, rows[name]) for name, side in sides.items()}
+
+
+def _tensor(side: Embeddings, rows: np.ndarray) -> Tensor:
+    """(N, E) float64: these rows, each with a direction."""
+    chosen = side.rows[rows]
+    for words, bad in (
+        ("numbers that are not finite", ~np.isfinite(chosen).all(1)),
+        ("zeros only, which have no direction", ~chosen.any(1)),
+    ):
+        if bad.any():
+            names = [side.keys[row] if side.keys else f"row {row}" for row in rows[bad]]
+            raise UserError(f"{side.path}: {len(names)} embeddings have {words} ({_first(names)})")
+    return torch.from_numpy(chosen)
+
+
+def _first(names: Sequence[str]) -> str:
+    """``a, b, c, ...``."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console(width=None if Console().is_terminal else 110)
+    table = Table(title=f"retrieval among {report['N']}", title_justify="left")
+    table.add_column("")
+    for heading in (*(f"R@{cut}" for cut in CUTS), "median rank", "MRR"):
+        table.add_column(heading, justify="right")
+    figures = report["figures"]
+    for way, words in (("a2v", "audio to video"), ("v2a", "video to audio")):
+        recalls = [f"{100 * figures[f'recall_at_{cut}_{way}']:.1f}" for cut in CUTS]
+        table.add_row(words, *recalls, f"{figures[f'median_rank_{way}']:g}", f"{figures[f'mrr_{way}']:.3f}")
+    console.print(table)
+    gallery = f"gallery {report['gallery_sha256'][:12]}" if report["gallery_sha256"] else "paired row by row"
+    missing = f"; {report['missing']} keys missing and left out" if report["missing"] else ""
+    console.print(
+        f"R@k in %; cosine; ties count against; {gallery}{missing}", style="dim", highlight=False, markup=False
+    )

@@ -1,0 +1,149 @@
+"""Whether a judge that was just loaded hears what it should, before its first number is believed.
+
+Three sounds that every machine makes alike are listened to. A network that hears them all alike has collapsed; one
+that hears a sound otherwise in company mixes its batch; and one whose numbers moved since they were first written down,
+with the same weights, was changed by a library. ``python -m vab.frozen.golden`` writes down those of the tiny judge.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import torch
+from torch import Tensor
+
+from vab.frozen.judges import Judge
+from vab.spec import UserError
+
+SOUNDS = ("tone", "noise", "clicks")
+SECONDS = 1.0
+COLLAPSED = 1e-3
+"""Embeddings nearer to each other than this share of their length are one and the same."""
+MOVED = 1e-3
+"""Largest change of a remembered number, as a share of the largest number: libraries and devices differ by a hundredth
+of it, another computation by more."""
+KEPT = 16
+"""Numbers remembered of each embedding: sums of it with fixed signs, so that each depends on all of it."""
+SHIPPED = Path(__file__).parent / "weights" / "golden"
+
+
+def golden_sounds(sample_rate: int) -> Tensor:
+    """(3, N) float32: a tone of 440 Hz, noise, and eight clicks, one second each."""
+    count = int(SECONDS * sample_rate)
+    time = torch.arange(count, dtype=torch.float64) / sample_rate
+    tone = 0.3 * torch.sin(2 * math.pi * 440 * time)
+    # Fractional parts of a chaotic sequence: the same on every machine and in every version of torch.
+    noise = 0.3 * (2 * (torch.sin(torch.arange(1, count + 1, dtype=torch.float64) * 12.9898) * 43758.5453 % 1) - 1)
+    clicks = torch.zeros(count, dtype=torch.float64)
+    clicks[torch.arange(8) * (count // 8)] = 0.9
+    return torch.stack([tone, noise, clicks]).float()
+
+
+def check(judge: Judge) -> None:
+    """Refuse a judge that collapsed, mixes its batch, or gives other numbers than those remembered.
+
+    Its numbers are compared with those that ship with the package, else with those in the user's cache; where there are
+    none yet, they are written into the cache.
+
+    Raises:
+        UserError: If it is refused, with what was heard and what to do.
+    """
+    embedding = _hear(judge)
+    numbers = _signature(embedding)
+    name = f"{judge.name}-{judge.weight_hash[:16]}.json"
+    for path in (SHIPPED / name, _cache() / name):
+        if path.is_file():
+            _compare(judge, numbers, path)
+            return
+    _write(judge, numbers, _cache() / name)
+
+
+def _hear(judge: Judge) -> Tensor:
+    """(3, E) float64 on the CPU: mean embedding of each sound."""
+    device = next(judge.parameters()).device
+    sounds = torch.stack([judge.prepare(sound) for sound in golden_sounds(judge.sample_rate)]).unsqueeze(1).to(device)
+    together, alone = judge(sounds), judge(sounds[1:2])
+    for part in (together.embedding, together.logits):
+        if not bool(torch.isfinite(part).all()):
+            raise _refused(judge, "gives numbers that are not finite")
+    embedding = together.embedding.double().mean(dim=1).cpu()
+    size = float(embedding.norm(dim=1).max())
+    apart = max(float((embedding[i] - embedding[j]).norm()) for i, j in ((0, 1), (0, 2), (1, 2)))
+    if not apart > COLLAPSED * size:
+        raise _refused(
+            judge, f"hears {', '.join(SOUNDS)} alike (embeddings differ by {apart / size if size else 0:.1e})"
+        )
+    moved = float((alone.embedding.double().mean(dim=1).cpu() - embedding[1:2]).norm())
+    if moved > MOVED * size:
+        raise _refused(judge, f"hears a sound otherwise in a batch than alone (by {moved / size:.1e})")
+    return embedding
+
+
+def _signature(embedding: Tensor) -> list[list[float]]:
+    """(3, KEPT) numbers that stand for (3, E)."""
+    steps = torch.arange(embedding.shape[1], dtype=torch.float64)
+    waves = torch.stack([torch.cos(steps * (0.1 + 0.7 * number)) for number in range(KEPT)])  # (KEPT, E)
+    rows: list[list[float]] = (embedding @ waves.T).tolist()
+    return rows
+
+
+def _compare(judge: Judge, numbers: list[list[float]], path: Path) -> None:
+    remembered = json.loads(path.read_text())
+    then, now = torch.tensor(remembered["numbers"]), torch.tensor(numbers)
+    moved = float((now - then).abs().max() / then.abs().max()) if then.shape == now.shape else math.inf
+    if not moved <= MOVED:
+        had, have = (", ".join(f"{k} {v}" for k, v in side.items()) for side in (remembered["versions"], _versions()))
+        raise _refused(
+            judge, f"hears otherwise than remembered in {path} (by {moved:.1e}): then with {had}, now with {have}",
+            "; delete that file if the present numbers are right",
+        )  # fmt: skip
+
+
+def _refused(judge: Judge, what: str, remedy: str = "") -> UserError:
+    return UserError(
+        f"judge {judge.name} (weights {judge.weight_hash[:12]}) {what}: its scores would mean nothing{remedy}"
+    )
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vab" / "judges"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("vab", "torch", "torchlibrosa", "transformers", "hear21passt"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write(judge: Judge, numbers: list[list[float]], path: Path) -> None:
+    contents = {"judge": judge.name, "weight_hash": judge.weight_hash, "numbers": numbers, "versions": _versions()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(json.dumps(contents, indent=1) + "\n")
+        Path(file.name).chmod(0o644)  # others may share the cache
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise UserError(f"cannot remember what judge {judge.name} hears ({error}): set XDG_CACHE_HOME") from error
+
+
+def main() -> None:
+    """Write down what the tiny judge hears, into the package."""
+    from vab.frozen.tiny import TinyJudge
+
+    judge = TinyJudge()
+    _write(judge, _signature(_hear(judge)), SHIPPED / f"{judge.name}-{judge.weight_hash[:16]}.json")
+
+
+if __name__ == "__main__":
+    main()

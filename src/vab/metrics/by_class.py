@@ -1,0 +1,117 @@
+"""Which classes of sounds are made well: Frechet distance and divergence of each class by itself.
+
+A record of several classes counts for each of them. A class with too few is left out and named, not given a number that
+says nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vab.metrics.divergence import paired_kl
+from vab.metrics.frechet import frechet_distance, moments
+
+
+@dataclass(frozen=True)
+class ByClass:
+    """Figures of each class, in the order of the classes."""
+
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By class: the figures and the counts they rest on."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """By class without figures: why."""
+
+
+def frechet_by_class(
+    real: Tensor,
+    generated: Tensor,
+    real_classes: Tensor,
+    generated_classes: Tensor,
+    names: Sequence[str],
+    min_count: int = 32,
+) -> ByClass:
+    """Frechet distance of each class: its generated embeddings to its real ones.
+
+    Classes have few embeddings, and few embeddings raise the distance: compare a class between systems of equal counts,
+    not class with class.
+
+    Args:
+        real: (N, E) float embeddings.
+        generated: (M, E) float.
+        real_classes: (N, L) bool. Classes of each embedding's record: those of a sound's windows are the sound's, so
+            ``truth.repeat_interleave(rows, 0)``.
+        generated_classes: (M, L) bool.
+        names: L different names.
+        min_count: Embeddings that each side of a class needs, 2 or more.
+
+    Returns:
+        Figures ``frechet``, ``real`` and ``generated`` (counts of embeddings).
+
+    Raises:
+        ValueError: If the shapes do not fit, ``min_count`` is below 2, or a number is not finite.
+    """
+    _check(names, min_count, (real, real_classes), (generated, generated_classes))
+    found = ByClass()
+    for column, name in enumerate(names):
+        sides = (real[real_classes[:, column]], generated[generated_classes[:, column]])
+        counts = (len(sides[0]), len(sides[1]))
+        if min(counts) < min_count:
+            found.left_out[name] = f"{counts[0]} real and {counts[1]} generated embeddings, fewer than {min_count}"
+            continue
+        distance = frechet_distance(*moments(sides[0]), *moments(sides[1]))
+        found.figures[name] = {"frechet": float(distance), "real": counts[0], "generated": counts[1]}
+    return found
+
+
+def kld_by_class(
+    real_logits: Tensor,
+    generated_logits: Tensor,
+    classes: Tensor,
+    names: Sequence[str],
+    variant: str = "softmax",
+    min_count: int = 2,
+) -> ByClass:
+    """Mean of ``paired_kl`` over the pairs of each class, with its standard error.
+
+    Args:
+        real_logits: (B, J) float over the judge's J classes.
+        generated_logits: (B, J) float, row by row.
+        classes: (B, L) bool. Classes of each pair, which need not be the judge's.
+        names: L different names.
+        variant: As in ``paired_kl``.
+        min_count: Pairs that a class needs, 2 or more.
+
+    Returns:
+        Figures ``kld`` and ``kld_error`` in nats, and ``pairs`` (their count).
+
+    Raises:
+        ValueError: If the shapes do not fit, ``min_count`` is below 2, a number is not finite, or the variant is
+            unknown.
+    """
+    _check(names, min_count, (real_logits, classes))
+    divergence = paired_kl(real_logits, generated_logits, variant)
+    found = ByClass()
+    for column, name in enumerate(names):
+        own = divergence[classes[:, column]]
+        if len(own) < min_count:
+            found.left_out[name] = f"{len(own)} pairs, fewer than {min_count}"
+            continue
+        error = float(own.std()) / math.sqrt(len(own))
+        found.figures[name] = {"kld": float(own.mean()), "kld_error": error, "pairs": len(own)}
+    return found
+
+
+def _check(names: Sequence[str], min_count: int, *sides: tuple[Tensor, Tensor]) -> None:
+    if len(set(names)) != len(names):
+        raise ValueError("by class: two classes have one name")
+    if min_count < 2:
+        raise ValueError(f"by class: min_count must be 2 or more, got {min_count}")
+    for rows, classes in sides:
+        if classes.dtype != torch.bool or tuple(classes.shape) != (len(rows), len(names)):
+            got = f"{tuple(classes.shape)} {classes.dtype}"
+            raise ValueError(f"by class: classes are ({len(rows)}, {len(names)}) bool, got {got}")

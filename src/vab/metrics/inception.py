@@ -1,0 +1,109 @@
+"""Inception score: whether a judge is sure of each sound, and hears many different ones. No reference is needed.
+
+It does not say whether the sounds are right, and it compares only for one judge and one number of sounds.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+def inception_score(logits: Tensor, splits: int = 1, seed: int = 2020) -> tuple[Tensor, Tensor]:
+    """How sure and how varied: exp of the mean KL(p(y|x) || p(y)), where p(y) is the mean over the sounds.
+
+    Args:
+        logits: (B, L) float, finite. What the judge hears, before softmax.
+        splits: The score is taken of each of so many parts, after a shuffle; few sounds in a part lower it. The field's
+            tools use 10.
+        seed: Of the shuffle. It is NumPy's older generator, so that the parts are those of av-benchmark (seed 2020).
+
+    Returns:
+        Mean over the parts, 1 to L, higher is better; and their standard deviation (of the parts themselves, divided by
+        their number; 0 for one part). Scalars, float64.
+
+    Raises:
+        ValueError: If the shape is not (B, L), there are fewer sounds than parts, or a number is not finite.
+
+    Source: Salimans et al. 2016; parts and shuffle as in torch-fidelity (Apache-2.0) and av-benchmark.
+    """
+    _check(logits)
+    if not 1 <= splits <= len(logits):
+        raise ValueError(f"inception score: {splits} parts of {len(logits)} sounds: every part needs one")
+    order = np.random.RandomState(seed).permutation(len(logits))  # the order that others have
+    shuffled = logits.double()[torch.from_numpy(order).to(logits.device)]
+    bounds = [part * len(logits) // splits for part in range(splits + 1)]
+    parts = [_score(*_sums(shuffled[start:end])) for start, end in itertools.pairwise(bounds)]
+    scores = torch.stack(parts)
+    return scores.mean(), scores.std(correction=0)
+
+
+class InceptionScore(Metric):
+    """``inception_score`` of a whole data set as one part: streamed in float64 sums, equal on any split.
+
+    A record that a rank repeats as padding must not be given twice.
+
+    Args:
+        num_classes: L.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+    probabilities: Tensor
+    sureness: Tensor
+    count: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_state("probabilities", torch.zeros(num_classes, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sureness", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor) -> None:
+        """Add a batch of (B, L) float logits, B >= 0.
+
+        Raises:
+            ValueError: If the shape is another, or a number is not finite.
+        """
+        _check(logits)
+        if logits.shape[1] != self.num_classes:
+            raise ValueError(f"inception score: logits of {self.num_classes} classes expected, got {logits.shape[1]}")
+        probabilities, sureness, count = _sums(logits.double())
+        self.probabilities += probabilities
+        self.sureness += sureness
+        self.count += count
+
+    def compute(self) -> Tensor:
+        """The score, scalar float64.
+
+        Raises:
+            ValueError: If there is no sound.
+        """
+        if not self.count > 0:
+            raise ValueError("no sound was heard: there is no inception score")
+        return _score(self.probabilities, self.sureness, self.count)
+
+
+def _sums(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of (B, L) float64: sums of p (L,) and of p log p (), and the count ()."""
+    logs = logits.log_softmax(1)
+    return logs.exp().sum(0), (logs.exp() * logs).sum(), torch.tensor(float(len(logits))).to(logits)
+
+
+def _score(probabilities: Tensor, sureness: Tensor, count: Tensor) -> Tensor:
+    """The mean of KL(p || q) is the mean of sum p log p, less sum q log q, where q is the mean of p."""
+    mean = probabilities / count
+    return (sureness / count - torch.xlogy(mean, mean).sum()).clamp(min=0).exp()  # below 0 is rounding
+
+
+def _check(logits: Tensor) -> None:
+    if logits.ndim != 2 or not logits.shape[1]:
+        raise ValueError(f"inception score: logits are (B, L) over L classes, got {tuple(logits.shape)}")
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError("inception score: the logits have numbers that are not finite")

@@ -1,0 +1,87 @@
+"""Files of weights: where they are looked for, what is read from them, what is refused."""
+
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from vab.frozen.judges import JUDGES, load_judge
+from vab.frozen.published import AUDIOSET_FILE, Published, audioset_classes, read_checkpoint, sha256_of
+from vab.spec import UserError
+
+WANTED = Published("some", ("some=1.pth", "some%3D1.pth"), "a place")
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAB_WEIGHTS", str(tmp_path / "own"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    for folder in ("own", "hub/checkpoints"):
+        (tmp_path / folder).mkdir(parents=True)
+    return tmp_path
+
+
+def test_places_are_searched_in_order(places):
+    with pytest.raises(UserError, match=r"judge some needs some=1\.pth, published in a place.*own or .*checkpoints"):
+        WANTED.find(None)
+    expected = [places / "hub" / "some%3D1.pth", places / "hub/checkpoints" / "some%3D1.pth", places / "own/some=1.pth"]
+    for path in expected:  # from the last place to the first
+        path.write_bytes(b"")
+        assert WANTED.find(None) == path
+    assert WANTED.find(expected[0]) == expected[0]
+    with pytest.raises(UserError, match=r"there is no .*absent"):
+        WANTED.find(places / "absent")
+
+
+@pytest.mark.parametrize("name", [name for name in JUDGES if name != "tiny"])
+def test_absent_weights_are_one_line(name):
+    with pytest.raises(UserError, match=rf"judge {name.removesuffix('_relu')} needs .*VAB_WEIGHTS") as caught:
+        load_judge(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_arrays_beside_the_weights_are_read(tmp_path):
+    path = tmp_path / "a.pth"
+    contents = {"model": {"w": torch.ones(2)}, "sampler": [np.arange(3), np.float64(2.0), np.zeros(2, np.float32)]}
+    torch.save(contents, path)
+    got = read_checkpoint(path)
+    assert torch.equal(got["model"]["w"], torch.ones(2))
+    np.testing.assert_array_equal(got["sampler"][0], np.arange(3))
+
+
+class Harm:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_what_could_run_code_is_refused(tmp_path, capsys):
+    path = tmp_path / "a.pth"
+    torch.save({"model": Harm()}, path)
+    with pytest.raises(UserError, match=r"a\.pth cannot be read as a file of weights"):
+        read_checkpoint(path)
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", pickle.dumps(3)])
+def test_other_files_are_refused(tmp_path, content):
+    path = tmp_path / "a.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="fetch it anew"):
+        read_checkpoint(path)
+
+
+def test_hash_is_that_of_the_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc" * 1000)
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc" * 1000).hexdigest()
+
+
+def test_class_names_come_from_the_file_beside(tmp_path):
+    assert audioset_classes(tmp_path / "w.pth")[526] == "audioset_526"
+    rows = [f'{number},/m/{number},"Name, {number}"' for number in range(527)]
+    (tmp_path / AUDIOSET_FILE).write_text("\n".join(["index,mid,display_name", *rows]) + "\n")
+    assert audioset_classes(tmp_path / "w.pth")[5] == "Name, 5"
+    (tmp_path / AUDIOSET_FILE).write_text("\n".join(["index,mid,display_name", *rows[1:]]) + "\n")
+    with pytest.raises(UserError, match="does not list AudioSet's 527 classes"):
+        audioset_classes(tmp_path / "w.pth")

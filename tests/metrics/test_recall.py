@@ -1,0 +1,207 @@
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torchmetrics.retrieval import RetrievalRecall
+
+from vab.metrics.recall import Retrieval, match_ranks, retrieval_table
+
+
+def naive(queries, gallery):
+    """The full matrix, item by item."""
+    ranks = []
+    for i, query in enumerate(queries.double()):
+        scores = [float(torch.cosine_similarity(query, item, dim=0)) for item in gallery.double()]
+        ranks.append(sum(score >= scores[i] for j, score in enumerate(scores) if j != i))
+    return ranks
+
+
+def pairs(count=40, width=6, noise=0.7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    audio = torch.randn(count, width, generator=generator)
+    return audio, audio + noise * torch.randn(count, width, generator=generator)
+
+
+def test_equal_sides_are_all_first():
+    audio, _ = pairs()
+    assert match_ranks(audio, audio).tolist() == [0] * 40
+
+
+def test_opposite_sides_are_all_last():
+    audio, _ = pairs()
+    assert match_ranks(audio, -audio).tolist() == [39] * 40
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ranks_are_those_of_the_full_matrix_on_any_chunk(seed):
+    audio, video = pairs(seed=seed)
+    expected = naive(audio, video)
+    assert expected != [0] * 40
+    for chunk in (1, 7, 40, 1024):
+        assert match_ranks(audio, video, chunk).tolist() == expected
+
+
+def test_length_does_not_matter():
+    audio, video = pairs()
+    scale = torch.logspace(-30, 30, 40)[:, None].double()
+    assert match_ranks(audio * scale, video / scale).tolist() == match_ranks(audio, video).tolist()
+
+
+@pytest.mark.parametrize("width", [1, 3, 64, 513])
+def test_a_collapsed_network_finds_nothing(width):
+    same = torch.randn(width).expand(50, width)
+    assert match_ranks(same, same, chunk=7).tolist() == [49] * 50
+    table = retrieval_table(match_ranks(same, same), match_ranks(same, same))
+    assert float(table["recall_at_10_a2v"]) == 0
+
+
+def test_one_tie_costs_one_rank():
+    gallery = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert match_ranks(gallery, gallery).tolist() == [1, 1, 0]
+
+
+def test_negative_cosines_are_right_where_torchmetrics_is_not():
+    # Query 0 is most like item 0, though all cosines are below 0.
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    gallery = torch.tensor([[-0.1, -1.0], [-1.0, -0.1]])
+    assert match_ranks(queries, gallery).tolist() == [0, 0]
+    scores = torch.nn.functional.normalize(queries) @ torch.nn.functional.normalize(gallery).T
+    theirs = RetrievalRecall(top_k=1)(scores.flatten(), torch.eye(2).bool().flatten(), torch.tensor([0, 0, 1, 1]))
+    assert float(theirs) == 0
+
+
+@pytest.mark.parametrize(
+    ("audio", "video", "words"),
+    [
+        (torch.tensor([[float("nan")]]), torch.ones(1, 1), "not finite"),
+        (torch.ones(1, 1), torch.tensor([[float("inf")]]), "not finite"),
+        (torch.zeros(1, 2), torch.ones(1, 2), "no direction"),
+        (torch.ones(2, 2), torch.ones(3, 2), "one shape"),
+        (torch.ones(0, 2), torch.ones(0, 2), "one shape"),
+    ],
+)
+def test_what_has_no_rank_is_refused(audio, video, words):
+    with pytest.raises(ValueError, match=words):
+        match_ranks(audio, video)
+
+
+def test_the_table_by_hand():
+    table = retrieval_table(torch.tensor([0, 1, 4, 9]), torch.tensor([0, 0, 20]))
+    assert {name: float(value) for name, value in table.items()} == pytest.approx(
+        {
+            "recall_at_1_a2v": 0.25,
+            "recall_at_5_a2v": 0.75,
+            "recall_at_10_a2v": 1.0,
+            "median_rank_a2v": 3.5,
+            "mrr_a2v": (1 + 1 / 2 + 1 / 5 + 1 / 10) / 4,
+            "recall_at_1_v2a": 2 / 3,
+            "recall_at_5_v2a": 2 / 3,
+            "recall_at_10_v2a": 2 / 3,
+            "median_rank_v2a": 1.0,
+            "mrr_v2a": (1 + 1 + 1 / 21) / 3,
+        },
+        abs=1e-15,
+    )
+    with pytest.raises(ValueError, match="at least one query"):
+        retrieval_table(torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+
+
+def test_audio_asks_for_video():
+    # Both sounds are like video 0, so sound 1 is second; each video is most like its own sound.
+    audio = torch.tensor([[1.0, 0.0], [0.9, 0.1]])
+    video = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    metric = Retrieval()
+    metric.update(audio, video, torch.arange(2))
+    table = metric.compute()
+    assert float(table["recall_at_1_a2v"]) == 0.5
+    assert float(table["recall_at_1_v2a"]) == 1.0
+
+
+def test_batches_order_and_repetition_do_not_matter():
+    audio, video = pairs()
+    whole, parts = Retrieval(), Retrieval()
+    whole.update(audio, video, torch.arange(40))
+    order = torch.randperm(40)
+    for rows in (*order.split(7), order[:5]):
+        parts.update(audio[rows], video[rows], rows)
+    assert whole.compute() == parts.compute()
+    assert whole.compute() == retrieval_table(match_ranks(audio, video), match_ranks(video, audio))
+
+
+def test_nothing_is_an_error():
+    metric = Retrieval()
+    with pytest.raises(ValueError, match="nothing to retrieve"), pytest.warns(UserWarning, match="before"):
+        metric.compute()
+    metric.update(torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="nothing to retrieve"):
+        metric.compute()
+
+
+PROGRAM = textwrap.dedent(
+    """
+    import json, sys, torch
+    import torch.distributed as dist
+    from vab.metrics.classification import Classification
+    from vab.metrics.recall import Retrieval
+    from vab.metrics.synchrony import Synchrony
+
+    torch.set_num_threads(1)
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    data = torch.load(f"{folder}/data.pt", weights_only=True)
+    retrieval, classification, synchrony = Retrieval(), Classification(3), Synchrony()
+    for rows in data["shares"][rank]:
+        retrieval.update(data["audio"][rows], data["video"][rows], rows)
+        classification.update(data["scores"][rows], data["labels"][rows], rows)
+        synchrony.update([(data["true"][row], data["generated"][row]) for row in dict.fromkeys(rows.tolist())
+                          if rank == 0 or row != data["repeated"]])
+    tables = [metric.compute() for metric in (retrieval, classification, synchrony)]
+    with open(f"{folder}/rank{rank}.json", "w") as file:
+        json.dump([{name: value.tolist() for name, value in table.items()} for table in tables], file)
+    """
+)
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.timeout(120)
+def test_two_ranks_are_one(tmp_path):
+    from vab.metrics.classification import Classification
+    from vab.metrics.synchrony import Synchrony
+
+    audio, video = pairs(21)
+    labels = torch.arange(21) % 3
+    data = {
+        "audio": audio,
+        "video": video,
+        "scores": torch.randn(21, 3),
+        "labels": labels,
+        "true": torch.rand(21, 4),
+        "generated": torch.rand(21, 3),
+        "repeated": 20,
+        # Rank 1 has the last record of rank 0 once more, and a batch of nothing.
+        "shares": [[torch.arange(0, 8), torch.tensor([20, 8])], [torch.arange(9, 21), torch.arange(0)]],
+    }
+    torch.save(data, tmp_path / "data.pt")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen([sys.executable, tmp_path / "program.py", str(rank), tmp_path], env=environment)
+        for rank in range(2)
+    ]
+    assert [process.wait(100) for process in ranks] == [0, 0]
+    two = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    retrieval, classification, synchrony = Retrieval(), Classification(3), Synchrony()
+    retrieval.update(audio, video, torch.arange(21))
+    classification.update(data["scores"], labels, torch.arange(21))
+    synchrony.update(list(zip(data["true"], data["generated"], strict=True)))
+    for metric, *found in zip((retrieval, classification, synchrony), *two, strict=True):
+        one = {name: value.tolist() for name, value in metric.compute().items()}
+        assert found[0] == found[1]
+        assert found[0].keys() == one.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(torch.tensor(found[0][name]), torch.tensor(value), rtol=1e-12, atol=1e-12)
