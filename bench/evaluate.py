@@ -74,16 +74,27 @@ def run(options: argparse.Namespace) -> None:
 
 
 def measure_vab(folder: Path, device: str) -> dict[str, Any]:
-    """Files to distance, as `vab evaluate` goes."""
+    """Files to distance, as `vab evaluate` goes; it also finds the sounds' onsets and the files' hashes."""
+    from vab.commands.evaluation.folders import find_folder
+    from vab.commands.evaluation.sides import hear
+    from vab.data.sounds import Listening
     from vab.frozen.judges import load_judge
     from vab.metrics.frechet import frechet_distance, moments
 
     judge = load_judge("panns_16k", device, folder / WEIGHTS)
+    listening = Listening((RATE,), None, "keep", False)
 
     def embed(part: str) -> torch.Tensor:
-        from vab.commands.evaluate import embed_folder
-
-        return embed_folder(folder / part, judge)
+        side = hear(
+            find_folder(str(folder / part)),
+            [judge],
+            listening,
+            num_workers=0,
+            batch_size=16,
+            on_error="stop",
+            title=part,
+        )
+        return side.heard[judge.name].embedding
 
     def distance(real: torch.Tensor, made: torch.Tensor) -> float:
         return float(frechet_distance(*moments(real), *moments(made)))

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from vab.commands.evaluation import folders, references, reports
 from vab.commands.evaluation.figures import METRICS, Comparison, Measured, check_metrics
 from vab.commands.evaluation.plots import draw
@@ -68,7 +66,7 @@ def evaluate(
         plots: Folder for pictures: distributions, and spectrograms of the best, middle and worst pairs.
         save_reference: A .npz file for all that was heard on the real side.
         on_error: stop at a file that cannot be used; or skip it, and names without counterpart, and count them.
-        num_workers: Processes that decode; as many as there are cores and work for them if not given, 0 for none.
+        num_workers: Processes that decode; half as many as there are cores if not given, 0 for none.
         batch_size: Sounds that a judge hears at once.
         device: Where the judges run: auto, cpu, cuda, ...
         seed: Of what is drawn: the parts of the inception score and the sizes of fad_infinity.
@@ -101,20 +99,9 @@ def evaluate(
 
     def side(folder: folders.Folder, title: str) -> Side:
         workers = _workers(num_workers, len(folder.files))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, threads - workers))  # more would wait for the decoders, and they for these
-        try:
-            return hear(
-                folder,
-                listeners,
-                listening,
-                num_workers=workers,
-                batch_size=batch_size,
-                on_error=on_error,
-                title=title,
-            )
-        finally:
-            torch.set_num_threads(threads)
+        return hear(
+            folder, listeners, listening, num_workers=workers, batch_size=batch_size, on_error=on_error, title=title
+        )
 
     heard = side(real_folder, "real") if real_folder is not None else known
     assert heard is not None
@@ -159,7 +146,8 @@ def _listed(names: str | Sequence[str]) -> list[str]:
 def _workers(num_workers: int | None, files: int) -> int:
     if num_workers is not None:
         return num_workers
-    workers = min(len(os.sched_getaffinity(0)), files // _FILES_PER_WORKER)
+    # Half of the cores: the judges need theirs, and starting a process takes longer than decoding some hundred files.
+    workers = min(len(os.sched_getaffinity(0)) // 2, files // _FILES_PER_WORKER)
     return workers if workers > 1 else 0
 
 
