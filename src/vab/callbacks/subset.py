@@ -23,7 +23,6 @@ from vab.metrics.recall import CUTS
 from vab.metrics.synchrony import Synchrony, find_onsets
 from vab.spec import Batch, UserError
 from vab.tasks import PretrainTask
-from vab.tokens.noise import record_keys
 
 _SYNCHRONY = {
     "onset_recall": "onset_recall_to_codec",
@@ -110,7 +109,9 @@ class SharedSubset:
             precision: In which the network computes.
         """
         with precision:
-            codes = [self._generate(self.dataset.read(*share)).cpu() for share in self._shares]
+            codes = [
+                self._task.generate_for(self.dataset.read(*share), self.settings.seed).cpu() for share in self._shares
+            ]
         pairs = zip(codes, self._shares, strict=True)
         return [self.hear(made[torch.from_numpy(share.valid)], self._valid(share)) for made, share in pairs]
 
@@ -160,14 +161,6 @@ class SharedSubset:
         """B waveforms (N,) float32 on the CPU; a few at a time, for a decoder takes far more memory than its codes."""
         parts = [slice(start, start + _DECODED_AT_ONCE) for start in range(0, len(codes), _DECODED_AT_ONCE)]
         return [sound for part in parts for sound in sounds_of(self.codec, codes[part], batch.steps[part])]
-
-    def _generate(self, batch: Batch) -> Tensor:
-        """(B, K, T) codes; the randomness depends on seed and record alone."""
-        here = batch.to(self._task.device)
-        steps, frames = here.lengths
-        given = here.codes if self._task.conditioning_levels else None
-        keys = record_keys(self.settings.seed, here.index)
-        return self._task.generate(here.features, keys, codes=given, steps=steps, frames=frames)
 
     def _valid(self, share: Share) -> Batch:
         """The records of a share that count, which may be none."""

@@ -111,14 +111,13 @@ class Subset:
     def _generate(self, batch: Batch, sampler: Sampler) -> Tensor:
         """(B, K, T) codes on the CPU; a fine stage follows with its own settings."""
         task, fine = self.generator.task, self.generator.fine
-        here = batch.to(task.device)
-        steps, frames = here.lengths
-        keys = record_keys(self.seed, here.index)
-        given = here.codes[:, : task.spec.num_codebooks] if task.conditioning_levels else None
-        codes = task.generate(here.features, keys, sampler, codes=given, steps=steps, frames=frames)
+        codes = task.generate_for(batch, self.seed, sampler)
         if fine is not None:
+            here = batch.to(task.device)
+            steps, frames = here.lengths
+            keys = fold_in(record_keys(self.seed, here.index), 1)
             codes = F.pad(codes, (0, 0, 0, fine.made_levels))
-            codes = fine.generate(here.features, fold_in(keys, 1), codes=codes, steps=steps, frames=frames)
+            codes = fine.generate(here.features, keys, codes=codes, steps=steps, frames=frames)
         return codes.cpu()
 
     def _hear(self, codes: Sequence[Tensor]) -> Heard:

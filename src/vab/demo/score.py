@@ -23,7 +23,6 @@ from vab.metrics.agreement import class_agreement
 from vab.metrics.codes import GuessingQuality
 from vab.spec import Batch, UserError
 from vab.tasks.base import find_checkpoint
-from vab.tokens.noise import record_keys
 
 CONDITIONS = ("true", "shuffled", "none")
 """The video that the model is given: the record's own, another record's, or none at all."""
@@ -98,7 +97,7 @@ def score(
         for video in CONDITIONS:
             given = _with_video(dataset, batch, rows, video)
             begun = time.perf_counter()
-            codes = _generate(generator, given, video == "none", seed)
+            codes = generator.task.generate_for(given, seed, drop_features=video == "none")
             seconds += (time.perf_counter() - begun) if video == "true" else 0.0
             heard[video].append(_agreement(generator, judge, codes, batch.steps, truth))
     agreement = {name: mean_and_error(torch.cat(values)) for name, values in heard.items()}
@@ -140,15 +139,6 @@ def _loss(generator: Generator, dataset: ShardDataset, video: str, batch_size: i
         dropped = torch.full((len(batch),), video == "none", device=task.device)
         quality.update(*task.guessing_sums(task.logits(batch, mask, dropped), batch, mask))
     return float(quality.compute()["loss"])
-
-
-def _generate(generator: Generator, batch: Batch, drop_features: bool, seed: int) -> Tensor:
-    """(B, K, T) codes; the randomness depends on seed and record."""
-    task, here = generator.task, batch.to(generator.task.device)
-    steps, frames = here.lengths
-    given = here.codes if task.conditioning_levels else None
-    keys = record_keys(seed, here.index)
-    return task.generate(here.features, keys, codes=given, drop_features=drop_features, steps=steps, frames=frames)
 
 
 @torch.inference_mode()

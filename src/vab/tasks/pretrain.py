@@ -159,10 +159,7 @@ class PretrainTask(BaseTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Codes made from the video, for a fine stage from the coarse levels too; ``index`` and ``valid`` say whose."""
-        steps, frames = batch.lengths
-        keys = record_keys(self.seed, batch.index)
-        codes = batch.codes if self.conditioning_levels else None
-        codes = self.generate(batch.features, keys, codes=codes, steps=steps, frames=frames)
+        codes = self.generate_for(batch, self.seed)
         return {"codes": codes, "index": batch.index, "valid": batch.valid}
 
     def guessing_sums(self, logits: Tensor, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,6 +171,20 @@ class PretrainTask(BaseTask):
     def evaluation_mask(self, batch: Batch) -> Tensor:
         """(B, K, T) bool: the mask under which a record is scored, the same in every epoch and on any rank."""
         return self.mask_for(record_keys(self.seed, batch.index), batch.steps)
+
+    def generate_for(
+        self, batch: Batch, seed: int, sampler: Sampler | None = None, *, drop_features: bool = False
+    ) -> Tensor:
+        """`generate` for records of a data set, a fine stage from their coarse levels: (B, K, T) int64 codes.
+
+        A record's result depends on the seed and its number alone, not on its batch.
+        """
+        batch = batch.to(self.device)
+        steps, frames = batch.lengths
+        codes = batch.codes[:, : self.spec.num_codebooks] if self.conditioning_levels else None
+        keys = record_keys(seed, batch.index)
+        lengths = {"steps": steps, "frames": frames}
+        return self.generate(batch.features, keys, sampler, codes=codes, drop_features=drop_features, **lengths)
 
     @torch.no_grad()
     def generate(
