@@ -438,3 +438,23 @@ def test_a_protocol_by_the_command_line(real, made, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", *arguments])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("words", [["kld,fad"], ["kld", "fad"], ["[kld, fad]"]])
+def test_lists_on_the_command_line(real, made, tmp_path, words):
+    report = tmp_path / "report.json"
+    options = ["--seconds", "4", "--num_workers", "0", "--metrics", *words, "--out", str(report)]
+    main(["evaluate", "--real", str(real), "--generated", str(made), *options])
+    assert set(json.loads(report.read_text())["figures"]) == {"fad_tiny", "kld_tiny"}
+
+
+def test_names_are_not_taken_for_markup(real, tmp_path, capsys):
+    folder = write_folder(tmp_path / "gen[v2]" / "[" / "b]")
+    measure(real, folder, tmp_path / "report.json", metrics="fad")
+    assert "gen[v2]" in capsys.readouterr().out
+
+
+def test_an_empty_reference_is_refused(made, tmp_path):
+    (tmp_path / "empty.npz").touch()
+    with pytest.raises(UserError, match=r"empty\.npz is not a reference"):
+        measure(tmp_path / "empty.npz", made, tmp_path / "report.json")

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vab.commands.evaluation.figures import Figure
 from vab.commands.evaluation.reports import number, read_figures
 from vab.metrics.card import differences, remarks
 from vab.spec import UserError
+
+SURE = 1.96
+"""Standard errors that equal systems are apart in 5 of 100 cases only."""
 
 
 def compare(reports: list[str], only: list[str] | None = None) -> dict[str, list[Figure | None]]:
@@ -67,18 +71,18 @@ def _print(rows: dict[str, list[Figure | None]], reports: Sequence[str]) -> None
     table.add_column("metric")
     table.add_column("better")
     for path in _short(reports):
-        table.add_column(path, justify="right")
+        table.add_column(escape(path), justify="right")
     two = len(reports) == 2
     if two:
         table.add_column("difference", justify="right")
-        table.add_column("beyond its error")
+        table.add_column("beyond 95 %")
     for name, row in rows.items():
         first = next(figure for figure in row if figure is not None)
         cells = ["" if figure is None else _with_error(figure.value, figure.error) for figure in row]
         table.add_row(name, first.card.better, *cells, *(_difference(row) if two else ()))
     console.print(table)
     for words in dict.fromkeys(words for row in rows.values() for words in _remarks(row)):
-        console.print(f"note: {words}", style="dim", highlight=False)
+        console.print(f"note: {words}", style="dim", highlight=False, markup=False)
 
 
 def _with_error(value: float, error: float | None) -> str:
@@ -94,7 +98,7 @@ def _difference(row: Sequence[Figure | None]) -> tuple[str, str]:
     if first.error is None or second.error is None:
         return f"{apart:+.4g}", ""
     error = math.hypot(first.error, second.error)
-    return f"{apart:+.4g} +- {number(error)}", "yes" if abs(apart) > error else "no"
+    return f"{apart:+.4g} +- {number(error)}", "yes" if abs(apart) > SURE * error else "no"
 
 
 def _remarks(row: Sequence[Figure | None]) -> list[str]:

@@ -75,16 +75,26 @@ def evaluate(
     Raises:
         UserError: If an input cannot be used, an output is in the way, or a number is out of range.
     """
-    names, chosen = _listed(judges), list(METRICS) if metrics == "all" else _listed(metrics)
-    _check_numbers(seconds, inception_splits, num_workers, batch_size)
+    names, chosen = _listed(judges), _listed(metrics)
+    chosen = list(METRICS) if chosen == ["all"] else chosen
+    _check_numbers(seconds, inception_splits, num_workers, batch_size, seed)
     if not names or len(set(names)) < len(names):
         raise UserError(f"--judges are one or more different names, got {judges}")
     check_metrics(chosen, names)
     pictures = None if plots is None else Path(plots)
     outputs = {"out": (out, ".json"), "csv": (csv, ".csv"), "save_reference": (save_reference, ".npz")}
     _check_outputs(outputs, [real, generated], pictures, overwrite)
+    if pictures is not None:
+        try:
+            pictures.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--plots {plots}: no such folder can be made ({error.strerror})") from error
     class_labels = None if labels is None else folders.read_labels(labels)
     made_folder = folders.find_folder(generated)
+    if inception_splits > len(made_folder.files):
+        raise UserError(
+            f"--inception_splits {inception_splits}: each part needs a sound, {generated} has {len(made_folder.files)}"
+        )
     reference = Path(real) if Path(real).suffix == ".npz" else None
     real_folder = folders.find_folder(real) if reference is None else None
     where = device_named(device)
@@ -125,14 +135,13 @@ def evaluate(
         "generated": reports.describe(made, str(generated), counts[1] - len(made)),
     }
     more = {} if class_labels is None else {"by_class": reports.by_class(comparison, listeners, class_labels)}
+    reports.write_report(Path(out), measured, sides, more)
     if csv is not None:
         reports.write_per_file(Path(csv), comparison, listeners)
     if pictures is not None:
-        pictures.mkdir(parents=True, exist_ok=True)
         real_files = {} if real_folder is None else dict(zip(real_folder.keys, real_folder.files, strict=True))
         made_files = dict(zip(made_folder.keys, made_folder.files, strict=True))
         draw(pictures, comparison, listeners, real_files, made_files)
-    reports.write_report(Path(out), measured, sides, more)
     reports.print_table(measured, f"{generated} beside {real}", _notes(comparison, counts))
     for words in measured.warnings:
         print(f"warning: {words}", file=sys.stderr)
@@ -140,7 +149,8 @@ def evaluate(
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
-    return [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    items = [names] if isinstance(names, str) else names
+    return [name.strip() for item in items for name in item.split(",")]
 
 
 def _workers(num_workers: int | None, files: int) -> int:
@@ -173,7 +183,11 @@ def _notes(comparison: Comparison, counts: tuple[int, int]) -> list[str]:
     return notes
 
 
-def _check_numbers(seconds: float | None, inception_splits: int, num_workers: int | None, batch_size: int) -> None:
+def _check_numbers(
+    seconds: float | None, inception_splits: int, num_workers: int | None, batch_size: int, seed: int
+) -> None:
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed must be 0 or more and below 2**32, got {seed}")
     if seconds is not None and not 0 < seconds < float("inf"):
         raise UserError(f"--seconds must be above 0, or null for whole sounds, got {seconds}")
     least = {

@@ -62,7 +62,7 @@ def save_reference(path: Path, side: Side, judges: Sequence[Judge], listening: L
     for name, heard in side.heard.items():
         arrays |= {f"{name}.{part}": tensor.numpy() for part, tensor in heard._asdict().items()}
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **arrays)
+    np.savez(stream, **arrays)
     write_atomically(path, stream.getbuffer())
 
 
@@ -88,7 +88,18 @@ def load_reference(path: Path, judges: Sequence[Judge], listening: Listening) ->
             theirs["lost"],
             tuple(theirs["ignored"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        zipfile.BadZipFile,
+    ) as error:
         raise UserError(f"{path} is not a reference that --save_reference wrote, or it is damaged: {error}") from error
 
 

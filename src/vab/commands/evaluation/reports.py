@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -120,19 +121,22 @@ def read_figures(path: Path) -> dict[str, Figure]:
         }
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a report of vab evaluate, or it is damaged: {error}") from error
 
 
 def number(value: float) -> str:
-    """As tables show it."""
+    """As tables show it; what is left of 0 after rounding as 0."""
+    value = 0.0 if abs(value) < 1e-12 else value
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
 
 
 def print_table(measured: Measured, title: str, notes: Sequence[str]) -> None:
     """What was measured, on stdout."""
     console = Console(width=None if Console().is_terminal else 130)
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("+-", justify="right")
@@ -145,9 +149,9 @@ def print_table(measured: Measured, title: str, notes: Sequence[str]) -> None:
         table.add_row(name, number(figure.value), error, card.better, card.direction, _counts(card))
     console.print(table)
     for note in notes:
-        console.print(note, style="dim", highlight=False)
+        console.print(note, style="dim", highlight=False, markup=False)
     for name, reason in measured.left_out.items():
-        console.print(f"no {name}: {reason}", style="dim", highlight=False)
+        console.print(f"no {name}: {reason}", style="dim", highlight=False, markup=False)
 
 
 def _counts(card: MetricCard) -> str:
