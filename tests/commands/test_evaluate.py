@@ -194,6 +194,8 @@ def test_pairing():
     assert not is_paired("none", ["a"], ["a"], skip=False)
     with pytest.raises(UserError, match="not one name"):
         is_paired("name", ["a"], ["b"], skip=True)
+    with pytest.raises(UserError, match="upper and lower case only"):
+        is_paired("auto", ["Clip"], ["clip"], skip=False)
 
 
 def test_subfolders_pair_and_suffixes_do_not_matter(tmp_path):
@@ -256,6 +258,8 @@ def test_plots(real, made, tmp_path):
     written = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert written == ["distributions_tiny.png", "pairs_tiny.png"]
     assert all((tmp_path / "plots" / name).read_bytes()[:4] == b"\x89PNG" for name in written)
+    with pytest.raises(UserError, match=r"distributions_tiny\.png is there already"):
+        measure(real, made, tmp_path / "other.json", plots=str(tmp_path / "plots"))
 
 
 @pytest.mark.parametrize(
@@ -458,3 +462,20 @@ def test_an_empty_reference_is_refused(made, tmp_path):
     (tmp_path / "empty.npz").touch()
     with pytest.raises(UserError, match=r"empty\.npz is not a reference"):
         measure(tmp_path / "empty.npz", made, tmp_path / "report.json")
+
+
+def test_a_sound_that_no_judge_can_hear_is_named(real, tmp_path):
+    folder = write_folder(tmp_path / "made")
+    soundfile.write(folder / "s02.wav", np.full(64000, 1e30, np.float32), 16000, "FLOAT")
+    with pytest.raises(UserError, match=r"s02\.wav: makes judge tiny give numbers that are not finite"):
+        measure(real, folder, tmp_path / "report.json")
+    measured = measure(real, folder, tmp_path / "report.json", on_error="skip")
+    whole = [path for path in sorted(folder.iterdir()) if path.stem != "s02"]
+    assert measured.figures["fad_tiny"].card.num_generated == len(whole)
+    assert measured.figures["fad_tiny"].value == pytest.approx(0, abs=1e-9)
+
+
+def test_labels_of_other_sounds_are_refused_before_the_work(real, tmp_path):
+    (tmp_path / "labels.csv").write_text("file,labels\nother.wav,bell\n")
+    with pytest.raises(UserError, match="must list them as 's00'"):
+        measure(real, real, tmp_path / "report.json", labels=str(tmp_path / "labels.csv"))

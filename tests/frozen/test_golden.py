@@ -74,7 +74,15 @@ def test_useless_judges_are_refused(cache, spoil, reason):
 def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"cannot remember what judge ear hears .* set XDG_CACHE_HOME"):
+    with pytest.warns(UserWarning, match=r"cannot remember what judge ear hears .* set XDG_CACHE_HOME"):
+        check(Ear())
+
+
+def test_a_damaged_memory_is_named(cache):
+    check(Ear())
+    (path,) = cache.iterdir()
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(UserError, match=r"judge ear heard before, cannot be read: delete it"):
         check(Ear())
 
 

@@ -30,13 +30,7 @@ CARD = MetricCard(
 
 
 def test_json_both_ways():
-    assert MetricCard.from_json(CARD.to_json()) == CARD
-    assert json.loads(CARD.to_json()) == CARD.to_dict()
-
-
-def test_nan_is_no_json():
-    with pytest.raises(ValueError, match="JSON compliant"):
-        replace(CARD, conventions={"window_seconds": float("nan")}).to_json()
+    assert MetricCard.from_dict(json.loads(json.dumps(CARD.to_dict()))) == CARD
 
 
 @pytest.mark.parametrize("values", [{"metric": "fad"}, {**CARD.to_dict(), "more": 1}, [1]])

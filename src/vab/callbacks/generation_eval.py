@@ -134,7 +134,7 @@ class GenerationEval(Callback):
             return
         with isolate_rng():
             made = together(trainer, lambda: subset.make(trainer.precision_plugin.val_step_context()))
-            figures, rows = subset.compute(made)
+            figures, rows = subset.compute(together(trainer, lambda: subset.add(made)))
             self.figures, self._fresh = {f"val/{name}": value for name, value in figures.items()}, True
             if rows is not None:
                 together(trainer, lambda: draw(trainer, subset, made, rows))

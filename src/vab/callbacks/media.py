@@ -25,7 +25,6 @@ from vab.tasks import PretrainTask
 
 _MEASURED = 64
 """Training records whose sound is measured at the start of a run: seconds on a GPU, and means to a few per cent."""
-_DECODED_AT_ONCE = 8
 _FRAMES_SHOWN = 8
 
 
@@ -95,7 +94,8 @@ class MediaLog(Callback):
         if not count:
             return
         few = dataset.read(range(count))
-        groups = [dataset.read(part) for part in _parts(count, data.val_batch_size)]
+        size = data.val_batch_size
+        groups = [dataset.read(range(start, min(start + size, count))) for start in range(0, count, size)]
         made = torch.cat([pl_module.predict_step(part.to(pl_module.device), 0)["codes"].cpu() for part in groups])
         sounds = self._decoded(made, few, pl_module)
         if not self._shown:
@@ -113,11 +113,9 @@ class MediaLog(Callback):
             _show_health(logger, step, checked, pl_module.audio_statistics)
 
     def _decoded(self, codes: Tensor, batch: Batch, task: PretrainTask) -> list[Tensor]:
-        """A few records at a time: a codec's decoder takes far more memory than its codes."""
         if self._codec is None:
             self._codec = load_codec(task.spec.codec, task.device if self.device == "auto" else self.device)
-        parts = [slice(part.start, part.stop) for part in _parts(len(batch), _DECODED_AT_ONCE)]
-        return [sound for part in parts for sound in sounds_of(self._codec, codes[part], batch.steps[part])]
+        return sounds_of(self._codec, codes, batch.steps)
 
     def _references(self, data: ShardDataModule, few: Batch, task: PretrainTask) -> list[_Shown]:
         """What the first records are like, whatever the model makes of them."""
@@ -161,11 +159,6 @@ def _frames(file: Path, start: float, seconds: float) -> np.ndarray | None:
 def _add_sound(logger: TensorBoardLogger, tag: str, audio: Tensor, step: int, rate: int) -> None:
     """TensorBoard clips what leaves [-1, 1]; scaling keeps a loud mistake audible as one."""
     logger.experiment.add_audio(tag, audio / audio.abs().max().clamp(min=1), step, rate)
-
-
-def _parts(count: int, size: int) -> list[range]:
-    """The numbers below ``count`` in runs of ``size``."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _health_of(codes: Tensor, batch: Batch, sounds: list[Tensor], task: PretrainTask) -> list[Health]:

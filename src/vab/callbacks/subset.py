@@ -29,7 +29,6 @@ _SYNCHRONY = {
     "onset_precision": "onset_precision_to_codec",
     "offset_seconds": "onset_offset_to_codec",
 }
-_DECODED_AT_ONCE = 8
 KEPT = 3
 """Of each batch the first so many sounds are kept, for pictures; of the others only what was heard."""
 
@@ -115,12 +114,8 @@ class SharedSubset:
         pairs = zip(codes, self._shares, strict=True)
         return [self.hear(made[torch.from_numpy(share.valid)], self._valid(share)) for made, share in pairs]
 
-    def compute(self, made: list[Sounds]) -> tuple[dict[str, float], Rows | None]:
-        """Figures over all ranks, which must ask together.
-
-        Returns:
-            Figures by name, those without a value left out; and what the leading judge heard.
-        """
+    def add(self, made: list[Sounds]) -> Synchrony:
+        """Hold this rank's part against the round trips; the judges' part stays in ``ears``. No rank waits here."""
         synchrony = Synchrony(self.settings.tolerance_seconds).to(self._task.device)
         for ear in self.ears:
             ear.reset()
@@ -129,6 +124,14 @@ class SharedSubset:
             batch = self._valid(share)
             for ear, theirs, ours in zip(self.ears, real.impressions, sounds.impressions, strict=True):
                 ear.update(theirs, ours, batch.index, batch.labels)
+        return synchrony
+
+    def compute(self, synchrony: Synchrony) -> tuple[dict[str, float], Rows | None]:
+        """Figures over all ranks, which must ask together after they have added.
+
+        Returns:
+            Figures by name, those without a value left out; and what the leading judge heard.
+        """
         figures: dict[str, float] = {}
         lead = None
         for ear in self.ears:
@@ -158,9 +161,8 @@ class SharedSubset:
         return Sounds(batch.index, [find_onsets(sound, rate) for sound in sounds], impressions, sounds[:KEPT])
 
     def decode(self, codes: Tensor, batch: Batch) -> list[Tensor]:
-        """B waveforms (N,) float32 on the CPU; a few at a time, for a decoder takes far more memory than its codes."""
-        parts = [slice(start, start + _DECODED_AT_ONCE) for start in range(0, len(codes), _DECODED_AT_ONCE)]
-        return [sound for part in parts for sound in sounds_of(self.codec, codes[part], batch.steps[part])]
+        """B waveforms (N,) float32 on the CPU."""
+        return sounds_of(self.codec, codes, batch.steps) if len(codes) else []
 
     def _valid(self, share: Share) -> Batch:
         """The records of a share that count, which may be none."""

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from vab.commands.evaluation import folders, references, reports
 from vab.commands.evaluation.figures import METRICS, Comparison, Measured, check_metrics
-from vab.commands.evaluation.plots import draw
+from vab.commands.evaluation.plots import draw, plots_of
 from vab.commands.evaluation.sides import OnError, Side, hear
+from vab.commands.files import check_files
 from vab.data.sounds import Listening, Short
 from vab.frozen import device_named
 from vab.frozen.judges import load_judge
@@ -83,8 +84,10 @@ def evaluate(
     check_metrics(chosen, names)
     pictures = None if plots is None else Path(plots)
     outputs = {"out": (out, ".json"), "csv": (csv, ".csv"), "save_reference": (save_reference, ".npz")}
-    _check_outputs(outputs, [real, generated], pictures, overwrite)
+    check_files(outputs, [real, generated], overwrite)
     if pictures is not None:
+        if not overwrite and (there := [path for name in names for path in plots_of(pictures, name) if path.exists()]):
+            raise UserError(f"--plots: {there[0]} is there already: give another folder, or --overwrite true")
         try:
             pictures.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -95,6 +98,9 @@ def evaluate(
         raise UserError(
             f"--inception_splits {inception_splits}: each part needs a sound, {generated} has {len(made_folder.files)}"
         )
+    if class_labels is not None and not any(class_labels.get(key) for key in made_folder.keys):
+        key = made_folder.keys[0]
+        raise UserError(f"--labels has no class for any of these sounds: it must list them as {key!r}, or {key}.wav")
     reference = Path(real) if Path(real).suffix == ".npz" else None
     real_folder = folders.find_folder(real) if reference is None else None
     where = device_named(device)
@@ -198,21 +204,3 @@ def _check_numbers(
     for name, (value, smallest) in least.items():
         if value < smallest:
             raise UserError(f"--{name} must be {smallest} or more, got {value}")
-
-
-def _check_outputs(
-    outputs: dict[str, tuple[str | None, str]], inputs: Sequence[str], pictures: Path | None, overwrite: bool
-) -> None:
-    """Refuse outputs that cannot be written, before an hour of listening."""
-    given = {name: (Path(path), suffix) for name, (path, suffix) in outputs.items() if path is not None}
-    for name, (path, suffix) in given.items():
-        if path.suffix != suffix:
-            raise UserError(f"--{name} must end in {suffix}, got {path}")
-        if path.resolve() in {Path(other).resolve() for other in inputs}:
-            raise UserError(f"--{name} {path} is one of the inputs, which would be lost: give another name")
-        if path.is_dir() or (path.exists() and not overwrite):
-            raise UserError(f"--{name} {path} is there already: give another name, or --overwrite true")
-        if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-            raise UserError(f"--{name} {path} cannot be written: {path.absolute().parent} is not a folder to write in")
-    if pictures is not None and pictures.exists() and not pictures.is_dir():
-        raise UserError(f"--plots {pictures} is a file: give a folder")

@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vab import __version__
+from vab.commands.files import check_files
 from vab.data.format import write_atomically
 from vab.metrics.recall import CUTS, match_ranks, retrieval_table
 from vab.spec import UserError
@@ -48,6 +49,7 @@ def recall(
     per_class: int | None = None,
     expected: int | None = None,
     on_missing: Literal["stop", "skip"] = "stop",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Recall at 1, 5 and 10, median rank and mean reciprocal rank of paired embeddings of any system, both ways.
 
@@ -66,8 +68,9 @@ def recall(
         per_class: How many keys of each class the list must have.
         expected: How many keys the gallery must have.
         on_missing: What to do with a key that one side lacks. stop: refuse; skip: leave it out and count it.
+        overwrite: Replace the file that is there.
     """
-    destination = _destination(out)
+    check_files({"out": (out, ".json")}, [path for path in (audio, video, keys) if path is not None], overwrite)
     sides = {"audio": _read_embeddings(audio), "video": _read_embeddings(video)}
     if sides["audio"].rows.shape[1] != sides["video"].rows.shape[1]:
         widths = " and ".join(f"{side.path} has {side.rows.shape[1]}" for side in sides.values())
@@ -84,7 +87,9 @@ def recall(
     if expected is not None and count != expected:
         raise UserError(f"the gallery has {count} items, --expected {expected}: figures would not compare")
     ranks_a2v, ranks_v2a = match_ranks(rows["audio"], rows["video"]), match_ranks(rows["video"], rows["audio"])
-    figures = {name: float(value) for name, value in retrieval_table(ranks_a2v, ranks_v2a).items()}
+    sure = {f"recall_at_{cut}_{way}" for cut in CUTS if cut >= count for way in ("a2v", "v2a")}  # 1, whatever is ranked
+    table = retrieval_table(ranks_a2v, ranks_v2a)
+    figures = {name: float(value) for name, value in table.items() if name not in sure}
     report = {
         "figures": figures,
         "N": count,
@@ -102,22 +107,10 @@ def recall(
         },
         "vab": __version__,
     }
-    if destination is not None:
-        write_atomically(destination, (json.dumps(report, indent=2) + "\n").encode())
+    if out is not None:
+        write_atomically(Path(out), (json.dumps(report, indent=2) + "\n").encode())
     _print(report)
     return report
-
-
-def _destination(out: str | None) -> Path | None:
-    """Where the figures go; refused before the work, not after."""
-    if out is None:
-        return None
-    path = Path(out)
-    if path.suffix != ".json" or path.is_dir():
-        raise UserError(f"--out {out} must be a .json file")
-    if not path.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {path.parent}; type: mkdir -p {path.parent}")
-    return path
 
 
 def _read_embeddings(path: str) -> Embeddings:
@@ -295,11 +288,12 @@ def _print(report: dict[str, Any]) -> None:
     console = Console(width=None if Console().is_terminal else 110)
     table = Table(title=f"retrieval among {report['N']}", title_justify="left")
     table.add_column("")
-    for heading in (*(f"R@{cut}" for cut in CUTS), "median rank", "MRR"):
+    cuts = [cut for cut in CUTS if cut < report["N"]]
+    for heading in (*(f"R@{cut}" for cut in cuts), "median rank", "MRR"):
         table.add_column(heading, justify="right")
     figures = report["figures"]
     for way, words in (("a2v", "audio to video"), ("v2a", "video to audio")):
-        recalls = [f"{100 * figures[f'recall_at_{cut}_{way}']:.1f}" for cut in CUTS]
+        recalls = [f"{100 * figures[f'recall_at_{cut}_{way}']:.1f}" for cut in cuts]
         table.add_row(words, *recalls, f"{figures[f'median_rank_{way}']:g}", f"{figures[f'mrr_{way}']:.3f}")
     console.print(table)
     gallery = f"gallery {report['gallery_sha256'][:12]}" if report["gallery_sha256"] else "paired row by row"

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -94,11 +95,15 @@ def _signature(embedding: Tensor) -> list[list[float]]:
 
 
 def _compare(judge: Judge, numbers: list[list[float]], path: Path) -> None:
-    remembered = json.loads(path.read_text())
-    then, now = torch.tensor(remembered["numbers"]), torch.tensor(numbers)
+    try:
+        remembered = json.loads(path.read_text())
+        then, now = torch.tensor(remembered["numbers"]), torch.tensor(numbers)
+        versions = dict(remembered["versions"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}, what judge {judge.name} heard before, cannot be read: delete it") from error
     moved = float((now - then).abs().max() / then.abs().max()) if then.shape == now.shape else math.inf
     if not moved <= MOVED:
-        had, have = (", ".join(f"{k} {v}" for k, v in side.items()) for side in (remembered["versions"], _versions()))
+        had, have = (", ".join(f"{k} {v}" for k, v in side.items()) for side in (versions, _versions()))
         raise _refused(
             judge, f"hears otherwise than remembered in {path} (by {moved:.1e}): then with {had}, now with {have}",
             "; delete that file if the present numbers are right",
@@ -134,7 +139,8 @@ def _write(judge: Judge, numbers: list[list[float]], path: Path) -> None:
         Path(file.name).chmod(0o644)  # others may share the cache
         Path(file.name).replace(path)
     except OSError as error:
-        raise UserError(f"cannot remember what judge {judge.name} hears ({error}): set XDG_CACHE_HOME") from error
+        # The judge passed: a folder that cannot be written to is no reason to do without its numbers.
+        warnings.warn(f"cannot remember what judge {judge.name} hears ({error}): set XDG_CACHE_HOME", stacklevel=2)
 
 
 def main() -> None:

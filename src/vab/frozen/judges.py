@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -100,60 +100,18 @@ class Judge(Frozen, ABC):
             return self._listen(waveform.float())
 
 
-# Each import is here, since these files build on the class above, and some need packages that others can do without.
-def _tiny(weights: Path | None) -> Judge:
-    from vab.frozen.tiny import TinyJudge
-
-    return TinyJudge(weights)
-
-
-def _vggish(weights: Path | None) -> Judge:
-    from vab.frozen.vggish import VGGish
-
-    return VGGish(weights)
-
-
-def _vggish_relu(weights: Path | None) -> Judge:
-    from vab.frozen.vggish import VGGish
-
-    return VGGish(weights, final_relu=True)
-
-
-def _panns_16k(weights: Path | None) -> Judge:
-    from vab.frozen.panns import Panns
-
-    return Panns("panns_16k", weights)
-
-
-def _panns_32k(weights: Path | None) -> Judge:
-    from vab.frozen.panns import Panns
-
-    return Panns("panns_32k", weights)
-
-
-def _passt(weights: Path | None) -> Judge:
-    from vab.frozen.passt import Passt
-
-    return Passt(weights)
-
-
-def _clap(weights: Path | None) -> Judge:
-    from vab.frozen.clap import Clap
-
-    return Clap(weights)
-
-
-_LOADERS: dict[str, Callable[[Path | None], Judge]] = {
-    "tiny": _tiny,
-    "vggish": _vggish,
-    "vggish_relu": _vggish_relu,
-    "panns_16k": _panns_16k,
-    "panns_32k": _panns_32k,
-    "passt": _passt,
-    "clap": _clap,
+# By name, as these files build on the class above, and some need packages that others can do without.
+_CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": ("vab.frozen.tiny.TinyJudge", {}),
+    "vggish": ("vab.frozen.vggish.VGGish", {}),
+    "vggish_relu": ("vab.frozen.vggish.VGGish", {"final_relu": True}),
+    "panns_16k": ("vab.frozen.panns.Panns", {"name": "panns_16k"}),
+    "panns_32k": ("vab.frozen.panns.Panns", {"name": "panns_32k"}),
+    "passt": ("vab.frozen.passt.Passt", {}),
+    "clap": ("vab.frozen.clap.Clap", {}),
 }
 
-JUDGES: tuple[str, ...] = tuple(_LOADERS)
+JUDGES: tuple[str, ...] = tuple(_CLASSES)
 """Names that `load_judge` knows."""
 
 
@@ -172,8 +130,11 @@ def load_judge(name: str, device: torch.device | str = "cpu", weights: str | Pat
     """
     from vab.frozen.golden import check
 
-    if name not in _LOADERS:
+    if name not in JUDGES:
         raise UserError(f"unknown judge {name!r}: there is {', '.join(JUDGES)}")
-    judge = _LOADERS[name](None if weights is None else Path(weights).expanduser()).freeze().to(device)
+    path, arguments = _CLASSES[name]
+    module, _, kind = path.rpartition(".")
+    own = None if weights is None else Path(weights).expanduser()
+    judge: Judge = getattr(importlib.import_module(module), kind)(weights=own, **arguments).freeze().to(device)
     check(judge)
     return judge

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from vab.frozen.codec import Codec
 from vab.frozen.judges import Judge
 from vab.spec import UserError
 
+DECODED_AT_ONCE = 8
+"""Records: a codec's decoder takes far more memory than its codes."""
 USUAL_SECONDS = 10.0
 """Length of a sound that batch sizes are meant for."""
 
@@ -28,9 +31,10 @@ def sounds_of(codec: Codec, codes: Tensor, steps: Tensor) -> list[Tensor]:
         B waveforms (N,) float32 on the CPU, each as long as its steps.
     """
     device = next(codec.parameters()).device
-    waveforms = codec.decode(codes.to(device)).cpu()  # (B, 1, N)
+    waveforms = [codec.decode(few.to(device)).cpu() for few in codes.split(DECODED_AT_ONCE)]  # (8, 1, N) each
     lengths = (steps / codec.code_rate * codec.sample_rate).long().tolist()
-    return [waveform[0, :length] for waveform, length in zip(waveforms, lengths, strict=True)]
+    rows = itertools.chain.from_iterable(waveforms)
+    return [waveform[0, :length] for waveform, length in zip(rows, lengths, strict=True)]
 
 
 class Impressions(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
@@ -77,19 +76,6 @@ class MetricCard:
             odd = ", ".join(sorted(names ^ set(values)))
             raise ValueError(f"a metric card has the entries {', '.join(sorted(names))}; missing or unknown: {odd}")
         return cls(**values)
-
-    def to_json(self) -> str:
-        """One line of JSON without NaN."""
-        return json.dumps(self.to_dict(), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The card of ``to_json``.
-
-        Raises:
-            ValueError: If it is not JSON, or no card.
-        """
-        return cls.from_dict(json.loads(text))
 
 
 def differences(a: MetricCard, b: MetricCard) -> list[str]:

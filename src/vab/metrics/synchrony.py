@@ -59,14 +59,14 @@ def find_onsets(waveform: Tensor, sample_rate: int) -> Tensor:
     below it 70 %, as precisely in time.
 
     Args:
-        waveform: (N,) float, at least 0.04 s. Its level does not matter.
+        waveform: (N,) float. Its level does not matter.
         sample_rate: Hz, 2000 or more.
 
     Returns:
-        (n,) float64, seconds from the first sample, ascending, on the CPU; empty in silence.
+        (n,) float64, seconds from the first sample, ascending, on the CPU; empty in silence, and in less than 0.04 s.
 
     Raises:
-        ValueError: If the shape is not (N,), the sound is too short, the rate too low, or a sample is not finite.
+        ValueError: If the shape is not (N,), the rate too low, or a sample is not finite.
 
     Source: spectral flux with a maximum filter as SuperFlux, Boeck and Widmer 2013; own threshold and timing.
     """
@@ -75,11 +75,8 @@ def find_onsets(waveform: Tensor, sample_rate: int) -> Tensor:
     if not bool(torch.isfinite(waveform).all()):
         raise ValueError("find_onsets: the sound has samples that are not finite")
     hop, window = round(HOP_SECONDS * sample_rate), round(WINDOW_SECONDS * sample_rate)
-    if len(waveform) < window:
-        raise ValueError(f"find_onsets needs {window} samples, {WINDOW_SECONDS} s, or more, got {len(waveform)}")
     waveform = waveform.detach().cpu().float()
-    peak = waveform.abs().max()
-    if peak == 0:
+    if len(waveform) < window or (peak := waveform.abs().max()) == 0:
         return torch.zeros(0, dtype=torch.float64)
     rise = _flux(waveform / peak, sample_rate, hop, window)
     frames = _peaks(rise, sample_rate / hop)

@@ -73,7 +73,7 @@ class Comparison:
             for metric in METRICS[:-1]:
                 if wanted(metric, judge.name, metrics):
                     self._one(measured, metric, judge)
-            if wanted("fad", judge.name, metrics):
+            if f"fad_{judge.name}" in measured.figures:
                 measured.warnings.extend(self._few(judge))
         if "synchrony" in metrics:
             self._synchrony(measured)

@@ -68,7 +68,14 @@ def is_paired(pair: Pair, real: Sequence[str], generated: Sequence[str], skip: b
         UserError: If names have no counterpart and ``skip`` is not set, or no name is on both sides.
     """
     common = set(real) & set(generated)
-    if pair == "none" or (pair == "auto" and not common):
+    if pair == "none":
+        return False
+    if pair == "auto" and not common:
+        if {key.casefold() for key in real} & {key.casefold() for key in generated}:
+            raise UserError(
+                f"names of the two sides differ in upper and lower case only ({real[0]!r}, {generated[0]!r}): rename "
+                f"them to pair, or give --pair none"
+            )
         return False
     if not common:
         raise UserError(

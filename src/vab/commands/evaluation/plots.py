@@ -45,11 +45,17 @@ def draw(
         spreads = {f"fad_{judge.name} of each file": comparison.distances(judge.name).numpy()}
         if comparison.paired and judge.classes:
             spreads[f"kld_{judge.name} of each pair, nats"] = comparison.divergences(judge.name).numpy()
-        written.append(_save(folder / f"distributions_{judge.name}.png", _distributions(spreads)))
+        spread, pairs = plots_of(folder, judge.name)
+        written.append(_save(spread, _distributions(spreads)))
         if len(spreads) > 1:
             figure = _pairs(comparison, list(spreads.values())[1], f"kld_{judge.name}", real, made)
-            written.append(_save(folder / f"pairs_{judge.name}.png", figure))
+            written.append(_save(pairs, figure))
     return written
+
+
+def plots_of(folder: Path, judge: str) -> tuple[Path, Path]:
+    """Where a judge's pictures go: distributions, and pairs."""
+    return folder / f"distributions_{judge}.png", folder / f"pairs_{judge}.png"
 
 
 def _distributions(spreads: Mapping[str, np.ndarray]) -> Figure:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -64,12 +65,7 @@ class Side:
             return self
         place = {key: number for number, key in enumerate(self.keys)}
         numbers = [place[key] for key in keys]
-        heard = {}
-        for name, all_of_it in self.heard.items():
-            parts = all_of_it.embedding.split(all_of_it.rows.tolist())
-            heard[name] = Impressions(
-                torch.cat([parts[n] for n in numbers]), all_of_it.rows[numbers], all_of_it.logits[numbers]
-            )
+        heard = {name: _chosen(all_of_it, numbers) for name, all_of_it in self.heard.items()}
         return Side(
             tuple(keys),
             tuple(self.hashes[n] for n in numbers),
@@ -101,18 +97,33 @@ def hear(
     keys: list[str] = []
     lost: dict[str, str] = {}
     parts: dict[str, list[Impressions]] = {judge.name: [] for judge in judges}
-    waiting: list[Decoded] = []
+    waiting: list[tuple[str, Path, Decoded]] = []
     onsets: list[Tensor] = []
+
+    def lose(path: Path, reason: str) -> None:
+        if on_error == "stop":
+            raise UserError(f"{path}: {reason} (--on_error skip leaves such files out and counts them)")
+        lost[path.relative_to(folder.path).as_posix()] = reason
 
     def flush() -> None:
         # In threads, so that this is done while a judge is busy on its device.
-        coming = [threads.submit(_onsets, decoded) for decoded in waiting]
+        coming = [threads.submit(_onsets, decoded) for _, _, decoded in waiting]
+        heard = {}
         for judge in judges:
-            sounds = [torch.from_numpy(decoded.waveforms[judge.sample_rate]) for decoded in waiting]
-            parts[judge.name].append(listen(judge, sounds, judge.sample_rate, batch_size))
-        onsets.extend(future.result() for future in coming)
-        for decoded in waiting:
+            sounds = [torch.from_numpy(decoded.waveforms[judge.sample_rate]) for _, _, decoded in waiting]
+            heard[judge.name] = listen(judge, sounds, judge.sample_rate, batch_size)
+        sane = torch.stack([_finite(impressions) for impressions in heard.values()])  # (judges, sounds)
+        for number, (key, path, decoded) in enumerate(waiting):
+            if bool(sane[:, number].all()):
+                keys.append(key)
+                found.append(decoded)
+                onsets.append(coming[number].result())
+            else:
+                deaf = judges[int(sane[:, number].int().argmin())]
+                lose(path, f"makes judge {deaf.name} give numbers that are not finite: is its level sane?")
             decoded.waveforms.clear()
+        for name, impressions in heard.items():
+            parts[name].append(_chosen(impressions, sane.all(0).nonzero()[:, 0].tolist()))
         waiting.clear()
 
     rates = tuple(dict.fromkeys([ONSET_RATE, *listening.rates]))
@@ -125,13 +136,9 @@ def hear(
     ):
         for key, path, decoded in zip(folder.keys, folder.files, stream, strict=True):
             if isinstance(decoded, Unusable):
-                if on_error == "stop":
-                    raise UserError(f"{path}: {decoded.reason} (--on_error skip leaves such files out and counts them)")
-                lost[path.relative_to(folder.path).as_posix()] = decoded.reason
+                lose(path, decoded.reason)
             else:
-                found.append(decoded)
-                keys.append(key)
-                waiting.append(decoded)
+                waiting.append((key, path, decoded))
                 if len(waiting) == batch_size:
                     flush()
             advance()
@@ -150,6 +157,19 @@ def hear(
         lost,
         folder.ignored,
     )
+
+
+def _finite(heard: Impressions) -> Tensor:
+    """(B,) bool: whether all that was heard in a sound is finite."""
+    parts = heard.embedding.isfinite().all(1).split(heard.rows.tolist())
+    return torch.stack([part.all() for part in parts]) & heard.logits.isfinite().all(1)
+
+
+def _chosen(heard: Impressions, numbers: Sequence[int]) -> Impressions:
+    """Of these sounds, in this order."""
+    parts = heard.embedding.split(heard.rows.tolist())
+    empty = heard.embedding[:0]
+    return Impressions(torch.cat([empty, *(parts[n] for n in numbers)]), heard.rows[numbers], heard.logits[numbers])
 
 
 def _onsets(decoded: Decoded) -> Tensor:
