@@ -12,6 +12,8 @@ EXTRAS ?=
 WORLD ?= $(or $(VAB_DATA),data)/demo
 RUN ?= demo_pretrain
 BENCH ?= generate
+# Tests in two processes: most wait for others that they started. SPREAD= for one, as a debugger needs.
+SPREAD ?= --numprocesses 2 --dist worksteal
 
 .PHONY: help setup pretrain demo-data two-stage test test-slow lint format bench weights tensorboard clean
 
@@ -54,10 +56,10 @@ two-stage: setup  ## a coarse and a fine model of the synthetic world, and what 
 	$(BIN)/vab demo two-stage --coarse runs/demo_coarse --fine runs/demo_fine --data $(WORLD)8/shards/val
 
 test: setup  ## the tests: minutes, no network
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 test-slow: setup  ## the slow tests too
-	$(BIN)/python -m pytest -m "slow and not needs_cuda" $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) -m "slow and not needs_cuda" $(ARGS)
 
 lint: setup  ## ruff, mypy, the layers, spelling
 	$(BIN)/ruff check .
