@@ -65,16 +65,19 @@ class Ranks:
                 raise error
             return
         words = [text for text in self.gather(None if error is None else str(error)) if text is not None]
-        if words and self.rank == 0:
+        if not words:
+            return
+        self._part()
+        if self.rank == 0:
             raise error if error is not None else UserError(words[0])
-        if words:
-            raise SystemExit(0)
+        raise SystemExit(0)
 
     @contextmanager
     def ending_together(self) -> Iterator[None]:
         """Let no rank outlive the first one, and say no word twice."""
         try:
             yield
+            self._part()
         except BaseException as error:
             if self.fabric is not None and self.rank == 0:
                 for process in getattr(self.fabric.strategy.launcher, "procs", ()):
@@ -84,6 +87,17 @@ class Ranks:
                 # The process that started this one speaks for both; Fabric would kill it if this one failed first.
                 raise SystemExit(0) from None
             raise
+
+    def _part(self) -> None:
+        """End the threads that talk to the other ranks, once nothing is left to say.
+
+        Left to the end of the interpreter, one of them may still be at work there, and aborts the process. While
+        something is being said this would wait for the others, so it is not for a rank that stops early.
+        """
+        import torch.distributed
+
+        if self.fabric is not None and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def start_ranks(device: str, devices: int, num_nodes: int) -> Ranks:
