@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import logging
+import multiprocessing
 import os
 import re
 import sys
@@ -86,13 +87,26 @@ def main(argv: list[str] | None = None) -> None:
         )
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        leave(130)
 
 
 def fail(message: str) -> NoReturn:
     """One line, or a few, on stderr; exit status 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process where it stands, for one that was stopped in the middle of its work.
+
+    What was to be closed has been, on the way here. Threads may still be at work inside a library, and one that is
+    there while the interpreter takes itself apart can crash it.
+    """
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def overview() -> str:
