@@ -9,7 +9,10 @@ from omegaconf import OmegaConf
 from vab.cli import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name in ("configs", "demo", "dac")]
+RECIPES = [
+    path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name in ("configs", "demo", "dac", "classify")
+]
+STAGES = [path for path in sorted((CONFIGS / "trainer").glob("*.yaml")) if path.stem.endswith(("_coarse", "_fine"))]
 FOLDERS = ["trainer", "data", "task", "backbone"]
 
 
@@ -31,14 +34,17 @@ def test_a_recipe_holds_paths_only(path):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_all_parts_of_a_folder_set_the_same_keys(folder):
-    files = sorted((CONFIGS / folder).glob("*.yaml"))
-    found = {path.name: keys(yaml.safe_load(path.read_text())) for path in files}
-    assert len(files) > 1
-    assert all(names == found[files[0].name] for names in found.values()), found
+def test_all_parts_of_a_folder_and_class_set_the_same_keys(folder):
+    found = {}
+    for path in sorted((CONFIGS / folder).glob("*.yaml")):
+        part = yaml.safe_load(path.read_text())
+        found.setdefault(part.get("class_path"), {})[path.name] = keys(part)
+    assert sum(map(len, found.values())) > 1
+    for files in found.values():
+        assert len(set(map(frozenset, files.values()))) == 1, files
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "trainer").glob("*_*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
 def test_a_trainer_of_a_stage_differs_in_the_name_of_its_runs_alone(path):
     base, _, stage = path.stem.rpartition("_")
     ours = yaml.safe_load(path.read_text())

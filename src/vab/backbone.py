@@ -219,6 +219,11 @@ class Backbone(nn.Module):
         self.codebooks.copy_(codebooks)
         self.has_codebooks = True
 
+    def drop_joint_part(self) -> None:
+        """Leave out what only `forward` needs, for tasks that end with the modality blocks: they have less to carry."""
+        for name in ("joint_blocks", "joint_norm", "heads", "mask_code"):
+            setattr(self, name, None)
+
     def forward(
         self,
         codes: Tensor,
@@ -238,7 +243,7 @@ class Backbone(nn.Module):
             drop_features: (B,) bool. Records whose video is withheld; None for none.
             steps: (B,) int64 in [1, T]. Steps from there on are padding; None if no record is shorter than the
                 segment, which is faster.
-            frames: (B,) int64 in [1, V], as ``steps``.
+            frames: (B,) int64 in [0, V], as ``steps``; 0 for a record that has no video.
 
         Returns:
             (B, K, T, S) float logits, also at visible codes and at padding, where they mean nothing.
@@ -274,17 +279,28 @@ class Backbone(nn.Module):
         Returns:
             Visual (B, V, D) and audio (B, T, D), each None where its input was None. Padding holds anything.
         """
-        if codes is None and features is None:
+        visual = None if features is None else self.embed_features(features)
+        audio = None if codes is None else self.embed_codes(codes)
+        return self.encode_inputs(visual, audio, steps=steps, frames=frames)
+
+    def encode_inputs(
+        self,
+        visual: Tensor | None,
+        audio: Tensor | None,
+        *,
+        steps: Tensor | None = None,
+        frames: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """`encode` from the inputs of the first block: visual (B, V, D) and audio (B, T, D), either of them or both."""
+        given = [x for x in (visual, audio) if x is not None]
+        if not given:
             raise ValueError("encode needs codes, features or both")
-        inputs, start, end = [], self.spec.num_frames, self.spec.num_frames
-        if features is not None:
-            inputs, start = [self.embed_features(features)], 0
-        if codes is not None:
-            inputs, end = [*inputs, self.embed_codes(codes)], self.spec.num_frames + self.spec.num_steps
+        num_visual = 0 if visual is None else self.spec.num_frames
+        start = self.spec.num_frames - num_visual
+        end = self.spec.num_frames + (0 if audio is None else self.spec.num_steps)
         turn, attention_mask = self._positions(slice(start, end), frames, steps)
-        num_visual = self.spec.num_frames - start
-        x = self._modality_stack(torch.cat(inputs, dim=1), num_visual, turn, attention_mask)
-        return None if features is None else x[:, :num_visual], None if codes is None else x[:, num_visual:]
+        x = self._modality_stack(torch.cat(given, dim=1), num_visual, turn, attention_mask)
+        return None if visual is None else x[:, :num_visual], None if audio is None else x[:, num_visual:]
 
     def embed_features(self, features: Tensor, drop_features: Tensor | None = None) -> Tensor:
         """(B, V, C) float to (B, V, D): the visual inputs of the first block. See `forward`."""
@@ -301,15 +317,17 @@ class Backbone(nn.Module):
         if not self.has_codebooks:
             raise RuntimeError("the backbone has no codebooks: call set_codebooks or load a checkpoint first")
         num_codebooks, codebook_size, code_dim = self.codebooks.shape
-        hidden = torch.zeros_like(codes, dtype=torch.bool) if mask is None else mask
-        hidden = hidden.transpose(1, 2).to(self.codebooks.dtype)  # (B, T, K) of 0 and 1
-        visible = (1 - hidden).flatten(0, 1)
+        visible = hidden = None
+        if mask is not None:
+            hidden = mask.transpose(1, 2).to(self.codebooks.dtype)  # (B, T, K) of 0 and 1
+            visible = (1 - hidden).flatten(0, 1)
         level = torch.arange(num_codebooks, device=codes.device)
         codes = codes if mask is None else codes.masked_fill(mask, 0)  # whatever stands there must not be read
         rows = (codes.transpose(1, 2) + level * codebook_size).reshape(-1, num_codebooks)  # (B * T, K) of K * S
         x = F.embedding_bag(rows, self.codebooks.flatten(0, 1), mode="sum", per_sample_weights=visible)
         x = x.view(codes.shape[0], codes.shape[2], code_dim)  # (B, T, code_dim): visible codes, summed over levels
-        x = self.audio_input(x + hidden @ self.mask_code) + self.modality[1]  # and a learned row per hidden level
+        x = x if hidden is None else x + hidden @ self.mask_code  # and a learned row per hidden level
+        x = self.audio_input(x) + self.modality[1]
         return x if self.positions == "rotary" else x + self.sinusoid[self.spec.num_frames :]
 
     def _modality_stack(self, x: Tensor, num_visual: int, turn: Tensor | None, attention_mask: Tensor | None) -> Tensor:

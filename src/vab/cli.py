@@ -23,7 +23,7 @@ TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
     "validate": "score a checkpoint on the validation set",
     "test": "score a checkpoint on the test set",
-    "predict": "make codes for every record of a data set, into codes_rank_0.npz",
+    "predict": "codes, embeddings or probabilities for every record of a data set",
 }
 # Command -> (its one line, where its function is); a dict is a group of commands.
 COMMANDS: dict[str, tuple[str, Any]] = {
@@ -264,7 +264,7 @@ def train(arguments: list[str]) -> None:
     from lightning.pytorch.plugins.io import CheckpointIO
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from vab.callbacks import AtomicCheckpoints, CodesWriter, Dashboard, Meters, StepProgress
+    from vab.callbacks import AtomicCheckpoints, Dashboard, Meters, PredictionWriter, StepProgress
     from vab.data.datamodule import ShardDataModule
     from vab.spec import UserError
     from vab.tasks import BaseTask
@@ -285,6 +285,7 @@ def train(arguments: list[str]) -> None:
                 compute_fn=lambda spec: spec.to_dict(),
                 apply_on="instantiate",
             )
+            parser.link_arguments("data.labels", "model.init_args.labels", compute_fn=list, apply_on="instantiate")
 
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
             settings = self._get(self.config_init, "trainer")
@@ -297,7 +298,7 @@ def train(arguments: list[str]) -> None:
             has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
             if settings.get("enable_progress_bar") is not False and not has_bar:
                 callbacks.append(StepProgress())
-            callbacks += [Meters(), Dashboard(), CodesWriter()]  # a run cannot do without its meters
+            callbacks += [Meters(), Dashboard(), PredictionWriter()]  # a run cannot do without its meters
             try:
                 return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
             except ValueError as error:  # Lightning's word for a value that no trainer takes

@@ -109,6 +109,43 @@ def mask_ratio_bucket(mask: Tensor, steps: Tensor | None = None, num_buckets: in
     return (mask.flatten(1).sum(1) * num_buckets // num_codes).clamp(max=num_buckets - 1)
 
 
+def info_nce(
+    audio: Tensor,
+    video: Tensor,
+    scale: Tensor,
+    gallery: tuple[Tensor, Tensor] | None = None,
+    first: int = 0,
+    same_source: Tensor | None = None,
+) -> Tensor:
+    """How badly each sound tells its own video from the others, and each video its own sound.
+
+    Args:
+        audio: (B, E) float, of unit length.
+        video: (B, E) float, of unit length; row i belongs with sound i.
+        scale: Scalar: what cosines are multiplied by, the inverse of the temperature.
+        gallery: Audio and video (M, E) each to choose among, which holds these rows, as all ranks' together do; the
+            rows themselves if None.
+        first: Row of the gallery at which these rows begin.
+        same_source: (B, M) bool: True where two rows come from one recording. Such a row is no wrong answer, and is
+            left out of the choice; a row's own place may be True or not.
+
+    Returns:
+        Scalar float32, nats: the mean over rows and over both ways. log(M) is the score of guessing evenly.
+
+    Source: van den Oord et al. 2018; both ways, as CLIP, Radford et al. 2021. VAB prints only the name.
+    """
+    all_audio, all_video = (audio, video) if gallery is None else gallery
+    own = torch.arange(first, first + len(audio), device=audio.device)  # (B,)
+    barred = None if same_source is None else same_source.scatter(1, own[:, None], False)
+    losses = []
+    for queries, choices in ((audio, all_video), (video, all_audio)):
+        scores = scale * (queries.float() @ choices.float().T)  # (B, M)
+        if barred is not None:
+            scores = scores.masked_fill(barred, -torch.inf)
+        losses.append(F.cross_entropy(scores, own))
+    return (losses[0] + losses[1]) / 2
+
+
 def _by_step(logits: Tensor) -> Tensor:
     """(B, K, T, S) to (B * T * K, S) float32. The heads lay logits out step by step, so nothing is copied."""
     return logits.transpose(1, 2).flatten(0, 2).float()  # bf16 has 8 bits: too few for a sum over a codebook

@@ -122,13 +122,15 @@ class Batch:
     steps: Tensor
     """(B,) int64: codec steps that are sound, 1..T."""
     frames: Tensor
-    """(B,) int64: frames that are picture, 1..V."""
+    """(B,) int64: frames that are picture, 1..V; 0 for a record of sound alone, whose features are zeros."""
     labels: Tensor
     """(B, L) float32 of 0 and 1; L = 0 where the data set has no labels."""
     index: Tensor
     """(B,) int64: the record's number in its data set."""
     valid: Tensor
     """(B,) bool: False for a record that only fills a rank's last evaluation batch; it must not be scored."""
+    source: Tensor
+    """(B,) int64: the same number for records that are cut from one recording."""
     ragged: bool
     """True if a record of the batch has fewer than T steps or V frames."""
 

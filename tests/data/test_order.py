@@ -9,6 +9,7 @@ from vab.data.order import (
     permutation,
     steps_per_epoch,
     train_batches,
+    weighted_draws,
 )
 
 counts = st.integers(1, 200)
@@ -41,7 +42,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 def test_ranks_share_each_step_and_miss_only_what_makes_no_step(num_records, batch_size, world_size, epoch):
     steps = steps_per_epoch(num_records, batch_size, world_size)
     shares = [
-        [share.numbers for share in train_batches(3, epoch, num_records, batch_size, world_size, rank)]
+        [share.numbers for share in train_batches(permutation(3, epoch, num_records), batch_size, world_size, rank)]
         for rank in range(world_size)
     ]
     assert {len(share) for share in shares} == {steps}
@@ -57,7 +58,7 @@ def test_going_on_with_other_ranks_neither_loses_nor_repeats(num_records, batch,
     done = data.draw(st.integers(0, steps_per_epoch(num_records, batch, world)))
     consumed = done * batch * world
     rest = [
-        [share.numbers for share in train_batches(0, 1, num_records, new_batch, new_world, rank, consumed)]
+        [share.numbers for share in train_batches(permutation(0, 1, num_records), new_batch, new_world, rank, consumed)]
         for rank in range(new_world)
     ]
     got = [number for step in zip(*rest, strict=True) for numbers in step for number in numbers]
@@ -84,3 +85,22 @@ def test_evaluation_has_every_record_once_and_ranks_in_step(num_records, batch_s
 @pytest.mark.parametrize(("consumed", "left"), [(0, 5), (4, 4), (19, 0), (20, 0), (22, 0), (3, 4)])
 def test_steps_left_in_an_epoch(consumed, left):
     assert steps_per_epoch(22, 2, 2, consumed) == left
+
+
+def test_weighted_draws_are_the_same_again_and_bring_classes_up_equally_often():
+    classes = np.repeat([0, 1, 2], [900, 90, 10])
+    weights = 1.0 / np.bincount(classes)[classes]
+    draws = weighted_draws(5, 2, weights)
+    assert (draws == weighted_draws(5, 2, weights)).all()
+    assert (draws != weighted_draws(5, 3, weights)).any()
+    assert draws.shape == (1000,)
+    counts = np.bincount(classes[np.concatenate([weighted_draws(5, epoch, weights) for epoch in range(20)])])
+    # Chi-squared with 2 degrees of freedom: beyond 18.4 once in 10,000 seeds.
+    assert ((counts - 20_000 / 3) ** 2 / (20_000 / 3)).sum() < 18.4
+
+
+def test_a_record_without_weight_is_never_drawn():
+    weights = np.array([0.0, 1.0, 0.0, 3.0, 0.0])
+    draws = np.concatenate([weighted_draws(0, epoch, weights) for epoch in range(2000)])
+    assert set(draws) == {1, 3}
+    assert abs((draws == 3).mean() - 0.75) < 0.02

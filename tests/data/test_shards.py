@@ -189,7 +189,7 @@ def test_what_is_left_out_is_in_the_manifest(tmp_path, small_spec, codebooks, ma
         ({"key": ""}, "key '' must be"),
         ({"key": "x" * 88}, "must be 1 to 87"),
         ({"meta": {"steps": 26}}, r"steps must be in 1\.\.25, got 26"),
-        ({"meta": {"frames": 0}}, r"frames must be in 1\.\.4, got 0"),
+        ({"meta": {"frames": -1}}, r"frames must be in 0\.\.4, got -1"),
         ({"meta": {"labels": ["cat"]}}, r"\['cat'\] are not in the data set's vocabulary"),
     ],
 )

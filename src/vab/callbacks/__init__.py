@@ -2,23 +2,25 @@
 
 from vab.callbacks.averaging import EMA
 from vab.callbacks.checkpoints import AtomicCheckpoints, Checkpoints
-from vab.callbacks.codes_writer import CodesWriter
+from vab.callbacks.class_table import ClassTable
 from vab.callbacks.dashboard import Dashboard
 from vab.callbacks.generation_eval import GenerationEval
 from vab.callbacks.media import MediaLog
 from vab.callbacks.meters import Meters
 from vab.callbacks.pictures import spectrogram_picture
+from vab.callbacks.predictions import PredictionWriter
 from vab.callbacks.progress import StepProgress
 
 __all__ = [
     "EMA",
     "AtomicCheckpoints",
     "Checkpoints",
-    "CodesWriter",
+    "ClassTable",
     "Dashboard",
     "GenerationEval",
     "MediaLog",
     "Meters",
+    "PredictionWriter",
     "StepProgress",
     "spectrogram_picture",
 ]

@@ -13,7 +13,8 @@ from vab.callbacks.averaging import EMA
 from vab.callbacks.generation_eval import GenerationEval
 from vab.callbacks.media import MediaLog
 from vab.data.datamodule import ShardDataModule
-from vab.tasks import BaseTask, PretrainTask
+from vab.metrics.recall import CUTS
+from vab.tasks import AlignTask, BaseTask, ClassifyTask, PretrainTask
 
 Layout = dict[str, dict[str, list[str]]]
 """Category -> chart -> patterns of the tags that it draws."""
@@ -25,6 +26,18 @@ _GUESSES: dict[str, list[str]] = {
     "training loss by share of hidden codes (%)": [r"train/codes/loss_hidden_\d+_\d+$"],
     "validation accuracy by level": [r"val/codes/accuracy_level_\d+$"],
     "validation accuracy by share of hidden codes (%)": [r"val/codes/accuracy_hidden_\d+_\d+$"],
+}
+_RETRIEVAL: dict[str, list[str]] = {
+    "recall, video for a sound": [r"val/recall_at_\d+_a2v$"],
+    "recall, sound for a video": [r"val/recall_at_\d+_v2a$"],
+    "median rank": [r"val/median_rank_\w+$"],
+    "temperature": [r"train/temperature$"],
+}
+_CLASSES: dict[str, list[str]] = {
+    "accuracy (records of one class)": [r"val/top_\d+$", r"val/top_1_macro$"],
+    "mean average precision": [r"val/map$"],
+    "area under the ROC curve": [r"val/roc_auc$"],
+    "separation, d-prime": [r"val/d_prime$"],
 }
 _QUALITY: dict[str, list[str]] = {
     "Frechet distance of generated sound to codec round trips, by judge": [r"val/fad_\w+_to_codec$"],
@@ -104,6 +117,10 @@ def layout(trainer: Trainer, task: BaseTask) -> Layout:
     evaluations = [callback for callback in callbacks if isinstance(callback, GenerationEval)]
     guesses = _GUESSES if isinstance(task, PretrainTask) else {}
     pages: Layout = {"Losses": {"loss": ["train/loss$", "val/loss$"], **guesses}}
+    if isinstance(task, AlignTask):
+        pages["Retrieval"] = _RETRIEVAL
+    if isinstance(task, ClassifyTask):
+        pages["Classification"] = _CLASSES
     if any(evaluation.settings.judges for evaluation in evaluations):
         pages["Quality of generated sound"] = _QUALITY
     if evaluations:
@@ -117,7 +134,14 @@ def main_figures(trainer: Trainer) -> list[str]:
     """Tags of the figures by which runs are compared."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     generated = [name for callback in callbacks if isinstance(callback, GenerationEval) for name in callback.names]
-    return ["val/loss", "val/accuracy", *dict.fromkeys(generated), "meters/positions_per_second"]
+    task = trainer.lightning_module
+    if isinstance(task, AlignTask):
+        own = [f"val/recall_at_{cut}_{way}" for way in ("a2v", "v2a") for cut in CUTS]
+    elif isinstance(task, ClassifyTask):
+        own = ["val/map"] if task.multi_label else ["val/top_1", "val/map"]
+    else:
+        own = ["val/accuracy"]
+    return ["val/loss", *own, *dict.fromkeys(generated), "meters/positions_per_second"]
 
 
 def hyper_parameters(trainer: Trainer, task: BaseTask) -> dict[str, bool | int | float | str]:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import zipfile
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +18,7 @@ from torch import Tensor
 from vab import __version__
 from vab.commands.files import check_files
 from vab.data.format import write_atomically
+from vab.data.labels import first_of, read_keys, refuse_duplicates
 from vab.metrics.recall import CUTS, match_ranks, retrieval_table
 from vab.spec import UserError
 
@@ -79,7 +76,7 @@ def recall(
         raise UserError("--per_class needs --class_column, which says where the list has its classes")
     if keys is None and (key_column is not None or class_column is not None):
         raise UserError("--key_column and --class_column are of the list of keys: give it as --keys FILE")
-    wanted = None if keys is None else _read_list(keys, key_column, class_column, per_class)
+    wanted = None if keys is None else read_keys(keys, key_column, class_column, per_class)
     gallery, missing, rows = _pair(sides, wanted, on_missing)
     count = len(rows["audio"])
     if count < 2:
@@ -150,83 +147,8 @@ def _key_array(path: str, array: np.ndarray) -> tuple[str, ...]:
         keys = tuple(key.decode() if isinstance(key, bytes) else str(key) for key in array.tolist())
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: keys are not UTF-8") from error
-    _refuse_duplicates(path, keys)
+    refuse_duplicates(path, keys)
     return keys
-
-
-def _read_list(path: str, key_column: str | None, class_column: str | None, per_class: int | None) -> tuple[str, ...]:
-    """Keys of the gallery from a file that names them, in its order."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a list of keys: {error}") from error
-    suffix = Path(path).suffix.lower()
-    if suffix == ".json":
-        entries = _json_entries(path, text)
-    elif suffix == ".csv":
-        named = [name for name in (key_column, class_column) if name is not None]
-        entries = _csv_entries(text, header=not (named and all(name.isdecimal() for name in named)))
-    else:
-        if key_column is not None or class_column is not None:
-            raise UserError(f"{path} is read as one key a line and has no columns: name it .csv or .json if it has")
-        entries = [{"key": line.strip()} for line in text.splitlines() if line.strip()]
-    if not entries:
-        raise UserError(f"{path} names no key")
-    column = key_column if key_column is not None else _usual_column(path, entries[0])
-    keys = _column(path, entries, column)
-    _refuse_duplicates(path, keys)
-    if class_column is not None and per_class is not None:
-        counts = Counter(_column(path, entries, class_column))
-        odd = [f"{name}: {number}" for name, number in counts.items() if number != per_class]
-        if odd:
-            raise UserError(f"{path} must have {per_class} keys of each class; {len(odd)} differ ({_first(odd)})")
-    elif class_column is not None:
-        _column(path, entries, class_column)
-    return keys
-
-
-def _json_entries(path: str, text: str) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    entries = content.get("data") if isinstance(content, dict) else content
-    if isinstance(entries, list) and all(isinstance(entry, str) for entry in entries):
-        return [{"key": entry} for entry in entries]
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"{path} must be a list of keys or of tables, or {{'data': such a list}}")
-    return entries
-
-
-def _csv_entries(text: str, header: bool) -> list[dict[str, Any]]:
-    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    if not rows:
-        return []
-    names = [name.strip() for name in rows[0]] if header else [str(number) for number in range(len(rows[0]))]
-    return [dict(zip(names, row, strict=False)) for row in (rows[1:] if header else rows)]
-
-
-def _usual_column(path: str, entry: dict[str, Any]) -> str:
-    if len(entry) == 1:
-        return next(iter(entry))
-    for name in ("key", "video_id"):
-        if name in entry:
-            return name
-    raise UserError(f"{path} has the columns {', '.join(entry)}: say which holds the keys with --key_column")
-
-
-def _column(path: str, entries: list[dict[str, Any]], name: str) -> tuple[str, ...]:
-    for number, entry in enumerate(entries, start=1):
-        if not isinstance(entry.get(name), str | int) or entry[name] == "":
-            held = ", ".join(entry)
-            raise UserError(f"{path}: entry {number} has no text in column {name!r}; its columns are {held}")
-    return tuple(str(entry[name]).strip() for entry in entries)
-
-
-def _refuse_duplicates(path: str, keys: Sequence[str]) -> None:
-    repeated = [key for key, number in Counter(keys).items() if number > 1]
-    if repeated:
-        raise UserError(f"{path}: {len(repeated)} keys are there more than once ({_first(repeated)})")
 
 
 def _pair(
@@ -250,7 +172,7 @@ def _pair(
     found = [key for key in asked if all(key in side for side in places.values())]
     if len(found) < len(asked) and on_missing == "stop":
         lacking = [
-            f"{sides[name].path} lacks {len(lost)} ({_first(lost)})"
+            f"{sides[name].path} lacks {len(lost)} ({first_of(lost)})"
             for name, side in places.items()
             if (lost := [key for key in asked if key not in side])
         ]
@@ -271,13 +193,8 @@ def _tensor(side: Embeddings, rows: np.ndarray) -> Tensor:
     ):
         if bad.any():
             names = [side.keys[row] if side.keys else f"row {row}" for row in rows[bad]]
-            raise UserError(f"{side.path}: {len(names)} embeddings have {words} ({_first(names)})")
+            raise UserError(f"{side.path}: {len(names)} embeddings have {words} ({first_of(names)})")
     return torch.from_numpy(chosen)
-
-
-def _first(names: Sequence[str]) -> str:
-    """``a, b, c, ...``."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _hash(content: bytes) -> str:

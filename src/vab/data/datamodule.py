@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -14,7 +16,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from vab.data.order import Share, evaluation_batches, evaluation_steps, steps_per_epoch, train_batches
+from vab.data.labels import read_vocabulary
+from vab.data.order import (
+    Share,
+    evaluation_batches,
+    evaluation_steps,
+    permutation,
+    steps_per_epoch,
+    train_batches,
+    weighted_draws,
+)
 from vab.data.records import ShardDataset
 from vab.spec import Batch, UserError
 
@@ -128,10 +139,9 @@ class _TrainLoader(_Loader):
 
     def shares(self) -> Iterator[Share]:
         data, position = self._data, self._data.position
+        epoch = 0 if self._trainer.overfit_batches else position.epoch  # type: ignore[attr-defined]
         rest = train_batches(
-            data.seed,
-            0 if self._trainer.overfit_batches else position.epoch,  # type: ignore[attr-defined]
-            len(self.dataset),
+            data.epoch_order(epoch),
             data.batch_size,
             self._trainer.world_size,
             self._trainer.global_rank,
@@ -247,10 +257,18 @@ class ShardDataModule(LightningDataModule):
         data_resume: What to do when a checkpoint was made with another training data set or seed. "error" refuses;
             "restart" begins a new epoch on the new data.
         levels: Read only the first so many codebooks of each record: a coarse model's; all where not given.
+        order: "shuffled": each record once an epoch; "class_balanced": an epoch is as many draws with replacement, a
+            record's chance the sum of 1 / (records of the label) over its labels (AST's and CAV-MAE's rule).
+        vocabulary: File with the names of the classes in their order, such as AudioSet's or VGGSound's
+            class_labels_indices.csv; by default the labels that the shards have.
+        fold: For cross-validation on one data set, given as ``train`` and as ``val``: validate on this fold, train on
+            the others.
+        fold_pattern: Regular expression whose group is the fold's number, searched in a record's id; ESC-50's by
+            default, whose names begin with it.
 
     Raises:
-        UserError: If a folder holds no data set, the data sets differ in a number or in their labels, or their records
-            have fewer than ``levels`` codebooks.
+        UserError: If a folder holds no data set, the data sets differ in a number or in their labels, their records
+            have fewer than ``levels`` codebooks, a label is not in the vocabulary, or a fold is empty.
     """
 
     def __init__(
@@ -266,6 +284,10 @@ class ShardDataModule(LightningDataModule):
         check_crc: bool = False,
         data_resume: Literal["error", "restart"] = "error",
         levels: int | None = None,
+        order: Literal["shuffled", "class_balanced"] = "shuffled",
+        vocabulary: str | None = None,
+        fold: int | None = None,
+        fold_pattern: str = r"(?:^|/)(\d+)-[^/]*$",
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -288,6 +310,16 @@ class ShardDataModule(LightningDataModule):
         self.train_dataset = ShardDataset(train, check_crc, levels)
         self.val_dataset = ShardDataset(val, check_crc, levels)
         self.test_dataset = None if test is None else ShardDataset(test, check_crc, levels)
+        if vocabulary is not None:
+            names = read_vocabulary(vocabulary)
+            for dataset in filter(None, (self.train_dataset, self.val_dataset, self.test_dataset)):
+                dataset.use_vocabulary(names)
+        if fold is not None:
+            _divide(self.train_dataset, self.val_dataset, fold, fold_pattern)
+        if order not in ("shuffled", "class_balanced"):
+            raise UserError(f'data.order must be "shuffled" or "class_balanced", got {order!r}')
+        self.order = order
+        self._weights = self.train_dataset.class_weights() if order == "class_balanced" else None
         self.spec = self.train_dataset.spec
         """The numbers of all the data sets."""
         self.labels = self.train_dataset.labels
@@ -307,6 +339,12 @@ class ShardDataModule(LightningDataModule):
     def global_batch_size(self) -> int:
         """Records per training step on all ranks together."""
         return self.batch_size * self._trainer().world_size
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """(records,) int64: what an epoch of training reads, one record after the other."""
+        if self._weights is not None:
+            return weighted_draws(self.seed, epoch, self._weights)
+        return permutation(self.seed, epoch, len(self.train_dataset))
 
     def steps_left(self, consumed: int) -> int:
         """Training steps left in an epoch, a whole one being cut by the trainer's ``limit_train_batches``.
@@ -331,6 +369,7 @@ class ShardDataModule(LightningDataModule):
             self.val_dataset.manifest_hash,
             None if self.test_dataset is None else self.test_dataset.manifest_hash,
             *(self.batch_size, self.val_batch_size, self.seed, self.num_val_records, self.spec.num_codebooks),
+            *(self.order, self.labels),
         )
         if trainer.world_size > 1 and torch.distributed.is_initialized():
             everyone: list[Any] = [None] * trainer.world_size
@@ -338,7 +377,7 @@ class ShardDataModule(LightningDataModule):
             if differing := [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]:
                 raise UserError(
                     f"ranks {differing} see other data than rank 0 (manifest hashes of train, val, test; batch sizes;"
-                    f" seed; val_records; levels): {everyone[differing[0]]} != {everyone[0]};"
+                    f" seed; val_records; levels; order; labels): {everyone[differing[0]]} != {everyone[0]};"
                     " give each node the same folders"
                 )
         if stage == "fit":
@@ -401,11 +440,10 @@ class ShardDataModule(LightningDataModule):
             done = min(done, _processed_steps(self._trainer()) - position.processed)
         consumed = position.start + done * self.global_batch_size
         return {
-            "seed": self.seed,
+            **self._identity,
             "epoch": position.epoch,
             "records_consumed": consumed,
             "steps_left": self.steps_left(consumed),
-            "manifest_hash": self.train_dataset.manifest_hash,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -418,9 +456,9 @@ class ShardDataModule(LightningDataModule):
             return
         if self.starts_anew(state_dict):
             differences = "; ".join(
-                f"{name}: {state_dict[name]} != {mine}"
-                for name, mine in (("manifest_hash", self.train_dataset.manifest_hash), ("seed", self.seed))
-                if state_dict[name] != mine
+                f"{name}: {state_dict.get(name, 'shuffled')} != {mine}"
+                for name, mine in self._identity.items()
+                if state_dict.get(name, "shuffled") != mine
             )
             if self.data_resume == "error":
                 raise UserError(
@@ -437,7 +475,12 @@ class ShardDataModule(LightningDataModule):
 
     def starts_anew(self, state: dict[str, Any]) -> bool:
         """Whether a checkpoint's place means nothing here, because the data or the seed are others."""
-        return (state["manifest_hash"], state["seed"]) != (self.train_dataset.manifest_hash, self.seed)
+        return any(state.get(name, "shuffled") != mine for name, mine in self._identity.items())
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What a place in the order means nothing without."""
+        return {"manifest_hash": self.train_dataset.manifest_hash, "seed": self.seed, "order": self.order}
 
     def _evaluation_loader(self, dataset: ShardDataset, num_records: int) -> _EvaluationLoader:
         trainer = self._trainer()
@@ -475,5 +518,36 @@ def _require_alike(train: ShardDataset, other: ShardDataset) -> None:
     if differences:
         raise UserError(
             f"{train.folder} and {other.folder} do not go together ({'; '.join(differences)}):"
-            " extract both with the same settings"
+            " extract both with the same settings, or, if it is the labels, give the list of all of them with"
+            " --data.vocabulary FILE"
         )
+
+
+def _divide(train: ShardDataset, val: ShardDataset, fold: int, pattern: str) -> None:
+    """Leave a fold to validation and the others to training.
+
+    Raises:
+        UserError: If the pattern is none or finds no fold in a record's id, or a side is left with nothing.
+    """
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise UserError(f"data.fold_pattern {pattern!r} is not a regular expression: {error}") from error
+    for dataset, of_fold in ((train, False), (val, True)):
+        folds = []
+        for number in range(len(dataset)):
+            record_id = dataset.record(number)["id"]
+            found = search(record_id)
+            if not found or not found.groups() or not found.group(1).isdecimal():
+                raise UserError(
+                    f"{dataset.folder}: data.fold_pattern {pattern!r} finds no fold in the id {record_id!r}: its first "
+                    "group must be the fold's number"
+                )
+            folds.append(int(found.group(1)))
+        numbers = [number for number, its in enumerate(folds) if (its == fold) == of_fold]
+        if not numbers:
+            raise UserError(
+                f"{dataset.folder} has the folds {sorted(set(folds))}: with data.fold {fold} there is nothing to "
+                + ("validate on" if of_fold else "train on")
+            )
+        dataset.choose(numbers)

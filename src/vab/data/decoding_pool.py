@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vab.audio import rms_db
-from vab.data.media import MediaError, read_segment, stream_ends
+from vab.data.media import MediaError, read_audio, read_segment, stream_ends
 from vab.spec import UserError
 
 
@@ -48,6 +48,8 @@ class Cutting:
     """``keep``, or ``leave_out``: segments whose frames are all the same picture."""
     preprocess: Callable[[np.ndarray], Tensor]
     """Frames (V, H, W, 3) uint8 to what the vision encoder reads, (V, 3, h, w) float32."""
+    without_video: str = "leave_out"
+    """``keep``, or ``leave_out``: files that have sound alone."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ class Segment:
     valid_samples: int
     """Samples that are sound."""
     pixels: np.ndarray
-    """(V, 3, h, w) float32, as the vision encoder reads them."""
+    """(V, 3, h, w) float32, as the vision encoder reads them; empty where there is no video."""
     valid_frames: int
-    """Frames that are picture."""
+    """Frames that are picture; 0 where there is no video."""
     loudness_db: float
     """Of the valid sound, dBFS."""
 
@@ -104,11 +106,11 @@ def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segmen
     """
     try:
         video_end, audio_end = stream_ends(path)
-        if video_end is None or audio_end is None:
+        if audio_end is None or (video_end is None and cutting.without_video != "keep"):
             kind = "no_video" if video_end is None else "no_audio"
             yield LeftOut(None, kind, "has no video track" if video_end is None else "has no sound track")
             return
-        end = min(video_end, audio_end)
+        end = audio_end if video_end is None else min(video_end, audio_end)
         starts = _starts(end, cutting) if start is None else iter([start])
         if start is None and end < cutting.min_seconds - _GRACE:
             yield LeftOut(
@@ -120,7 +122,7 @@ def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segmen
         return
     for number, begin in enumerate(starts):
         try:
-            yield _segment(path, begin, cutting)
+            yield _segment(path, begin, cutting) if video_end is not None else _sound(path, begin, cutting)
         except MediaError as error:
             if error.reason == "too_short" and number > 0:
                 return  # the packets promised more than there is: what follows is not a part of the file
@@ -151,13 +153,33 @@ def _segment(path: Path, start: float, cutting: Cutting) -> Segment | LeftOut:
         return LeftOut(
             start, "too_short", f"has {heard:.2f} s of sound, {got.valid_frames} frames; {needed:g} s needed"
         )
-    loudness = float(rms_db(torch.from_numpy(got.waveform[: got.valid_samples])))
+    loudness = _loudness(got.waveform, got.valid_samples)
     if loudness < cutting.silence_db:
-        return LeftOut(start, "silent", f"its sound has {loudness:.1f} dBFS, below {cutting.silence_db:g}")
+        return _silent(start, loudness, cutting)
     if cutting.still_pictures == "leave_out" and _is_still(got.frames):
         return LeftOut(start, "still", "its picture does not change")
     pixels = cutting.preprocess(got.frames).numpy()
     return Segment(start, got.waveform, got.valid_samples, pixels, got.valid_frames, loudness)
+
+
+def _sound(path: Path, start: float, cutting: Cutting) -> Segment | LeftOut:
+    """A segment of a file that has no video."""
+    got = read_audio(path, cutting.sample_rate, start, cutting.segment_seconds)
+    needed, heard = min(cutting.min_seconds, cutting.segment_seconds), got.valid_samples / cutting.sample_rate
+    if heard < needed - _GRACE:
+        return LeftOut(start, "too_short", f"has {heard:.2f} s of sound; {needed:g} s needed")
+    loudness = _loudness(got.waveform, got.valid_samples)
+    if loudness < cutting.silence_db:
+        return _silent(start, loudness, cutting)
+    return Segment(start, got.waveform, got.valid_samples, np.zeros((0, 3, 0, 0), np.float32), 0, loudness)
+
+
+def _loudness(waveform: np.ndarray, valid_samples: int) -> float:
+    return float(rms_db(torch.from_numpy(waveform[:valid_samples])))
+
+
+def _silent(start: float, loudness: float, cutting: Cutting) -> LeftOut:
+    return LeftOut(start, "silent", f"its sound has {loudness:.1f} dBFS, below {cutting.silence_db:g}")
 
 
 def _is_still(frames: np.ndarray) -> bool:

@@ -29,6 +29,7 @@ from rich.text import Text
 
 from vab.data.decoding_pool import Cutting, DecodingPool, LeftOut, Segment
 from vab.data.format import explain_full_disk, is_complete, make_key, read_manifest, write_atomically
+from vab.data.labels import read_vocabulary
 from vab.data.shards import ShardWriter
 from vab.data.sources import Source, find_sources
 from vab.frozen import device_named
@@ -88,7 +89,10 @@ def extract(
     min_seconds: float = 1.0,
     silence_db: float = -60.0,
     still_pictures: Literal["keep", "leave_out"] = "keep",
+    without_video: Literal["keep", "leave_out"] = "leave_out",
     labels_from: Literal["auto", "csv", "folder", "none"] = "auto",
+    vocabulary: str | None = None,
+    media_root: str | None = None,
     num_workers: int | None = None,
     batch_size: int = 16,
     records_per_shard: int = 4096,
@@ -101,7 +105,7 @@ def extract(
 
     Args:
         media: Folder of media files, or a CSV with a column file (relative to the CSV) and, if wanted, labels (joined
-            by ;), start (s) and id.
+            by ;), start (s) and id; or a list as VGGSound has them, without a first line of names: file and one label.
         out: Folder to write; made if absent.
         codec: Name of the codec.
         vision: Name of the vision encoder.
@@ -115,7 +119,11 @@ def extract(
             recorded.
         silence_db: Segments less loud than this are left out as silent, dBFS.
         still_pictures: leave_out drops segments whose picture does not change.
+        without_video: keep takes files of sound alone, too: their records have no frame, and features of zeros.
         labels_from: csv; folder: the name of the folder a file is in; none; auto: csv if it has such a column.
+        vocabulary: File with the names of all classes in their order, such as AudioSet's or VGGSound's
+            class_labels_indices.csv; by default the labels that occur, sorted. Labels may be given by name or by id.
+        media_root: Folder that the files of a CSV are in, if it is not the CSV's own.
         num_workers: Processes that decode; one per core if not given, 0 to decode in the main process.
         batch_size: Segments that the codec encodes at once; has no effect on the result.
         records_per_shard: Records per tar.
@@ -128,7 +136,13 @@ def extract(
     """
     where = device_named(device)
     workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
-    sources = find_sources(media, labels_from)
+    sources = find_sources(media, labels_from, root=media_root)
+    names = None if vocabulary is None else read_vocabulary(vocabulary)
+    if names is not None:
+        sources = [
+            replace(source, labels=tuple(names.names[names.number(label)] for label in source.labels))
+            for source in sources
+        ]
     encoders = Encoders(load_codec(codec, where), load_vision(vision, where), where)
     cutting = Cutting(
         segment_seconds=segment_seconds,
@@ -139,6 +153,7 @@ def extract(
         min_seconds=min_seconds,
         silence_db=silence_db,
         still_pictures=still_pictures,
+        without_video=without_video,
         preprocess=encoders.vision.preprocessor(),
     )
     _check_numbers(cutting, workers, batch_size, file_timeout)
@@ -147,7 +162,15 @@ def extract(
     torch.set_num_threads(max(1, threads - workers))
     try:
         report = extract_sources(
-            sources, Path(out), encoders, cutting, workers, batch_size, records_per_shard, file_timeout
+            sources,
+            Path(out),
+            encoders,
+            cutting,
+            workers,
+            batch_size,
+            records_per_shard,
+            file_timeout,
+            None if names is None else names.names,
         )
     finally:
         torch.set_num_threads(threads)
@@ -186,8 +209,10 @@ class Encoders:
         )
 
     @torch.inference_mode()
-    def encode(self, segments: Sequence[Segment]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def encode(self, segments: Sequence[Segment], num_frames: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Codes (K, T) uint16 and features (V, C) float16 of each segment; all waveforms have one length.
+
+        A segment without video has features of zeros, ``num_frames`` of them.
 
         Frames go segment by segment and a codec's codes do not depend on the batch, so which segments come together,
         which differs after a resume, leaves no trace.
@@ -196,6 +221,8 @@ class Encoders:
         codes = self.codec.encode(waveform.to(self.device), self.codec.sample_rate).cpu().numpy().astype(np.uint16)
         features = [
             self.vision.encode(torch.from_numpy(segment.pixels).to(self.device)).cpu().numpy().astype(np.float16)
+            if segment.valid_frames
+            else np.zeros((num_frames, self.vision.feature_dim), np.float16)
             for segment in segments
         ]
         return list(zip(codes, features, strict=True))
@@ -210,6 +237,7 @@ def extract_sources(
     batch_size: int,
     records_per_shard: int,
     file_timeout: float,
+    labels: Sequence[str] | None = None,
 ) -> ExtractionReport:
     """What ``extract`` does once everything is loaded.
 
@@ -222,11 +250,12 @@ def extract_sources(
         batch_size: As in ``extract``.
         records_per_shard: As in ``extract``.
         file_timeout: As in ``extract``.
+        labels: The vocabulary, if it is not the labels that occur.
 
     Raises:
         UserError: As ``extract``.
     """
-    head = _head(sources, encoders, cutting)
+    head = _head(sources, encoders, cutting, labels)
     if is_complete(out):
         return _finished_before(out, sources, head)
     spec = SegmentSpec.from_dict(head["spec"])
@@ -364,7 +393,7 @@ class _Run:
         ]
         if not waiting:
             return
-        encoded = self.encoders.encode([segment for _, _, segment in waiting])
+        encoded = self.encoders.encode([segment for _, _, segment in waiting], self.writer.spec.num_frames)
         for (work, number, segment), (codes, features) in zip(waiting, encoded, strict=True):
             meta = {
                 "id": work.source.id,
@@ -492,11 +521,13 @@ def _unpack(entry: bytes) -> tuple[str, _Result]:
         return text["source"], _Result([_Record(*part) for part in parts], text["left_out"])
 
 
-def _head(sources: Sequence[Source], encoders: Encoders, cutting: Cutting) -> dict[str, Any]:
+def _head(
+    sources: Sequence[Source], encoders: Encoders, cutting: Cutting, labels: Sequence[str] | None
+) -> dict[str, Any]:
     """What must be the same for a run to go on: spec, label vocabulary and the rules that go to the manifest."""
     return {
         "spec": encoders.spec(cutting.segment_seconds, cutting.video_fps).to_dict(),
-        "labels": sorted({label for source in sources for label in source.labels}),
+        "labels": list(labels or sorted({label for source in sources for label in source.labels})),
         "extraction": {
             "segments": cutting.segments,
             "hop_seconds": cutting.hop_seconds,
@@ -507,6 +538,8 @@ def _head(sources: Sequence[Source], encoders: Encoders, cutting: Cutting) -> di
             "channels": "mean of all",
             "resampler": "soxr HQ",
             "encoder_precision": "float32",
+            # Not where it is as it always was: data sets from before the choice are what they were.
+            **({"without_video": "keep"} if cutting.without_video == "keep" else {}),
         },
     }
 

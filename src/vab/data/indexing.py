@@ -367,9 +367,9 @@ def _read_meta(
         raise UserError(f"{label}: must be an object, its labels a list of names")
     meta.setdefault("labels", [])
     lengths = {"steps": meta.get("steps", spec.num_steps), "frames": meta.get("frames", spec.num_frames)}
-    for name, limit in (("steps", spec.num_steps), ("frames", spec.num_frames)):
-        if not isinstance(lengths[name], int) or not 1 <= lengths[name] <= limit:
-            raise UserError(f"{label}: {name} must be in 1..{limit}, got {lengths[name]}")
+    for name, least, limit in (("steps", 1, spec.num_steps), ("frames", 0, spec.num_frames)):
+        if not isinstance(lengths[name], int) or not least <= lengths[name] <= limit:
+            raise UserError(f"{label}: {name} must be in {least}..{limit}, got {lengths[name]}")
     if labels is not None and (unknown := [name for name in meta["labels"] if name not in labels]):
         raise UserError(f"{label}: labels {unknown} are not in the data set's vocabulary")
     return meta, lengths

@@ -4,6 +4,8 @@ Training: one permutation of all records per epoch; global batch t is the slice 
 on, and rank r takes the r-th ``batch_size`` of the slice. Any start in the epoch is a slice, too, so going on after an
 interruption needs no re-reading, and the number of ranks may change in between.
 
+Class-balanced training: the same, but the epoch's order is as many draws with replacement, by weight.
+
 Evaluation: each record once, in the data set's order, the same number of steps on every rank.
 """
 
@@ -42,6 +44,25 @@ def permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
     return np.argsort(generator.random_raw(num_records), kind="stable")
 
 
+def weighted_draws(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
+    """As many records as there are, drawn with replacement by weight: one epoch of a class-balanced order.
+
+    The same on every machine: raw generator output, and one comparison of sums for each draw.
+
+    Args:
+        seed: Of the run, 0 or more.
+        epoch: From 0.
+        weights: (num_records,) float64, 0 or more, not all 0. A record's chance is its share of the sum.
+
+    Returns:
+        (num_records,) int64.
+    """
+    generator = np.random.Philox(np.random.SeedSequence([seed, epoch, 1]))
+    share = (generator.random_raw(len(weights)) >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1)
+    ends = np.cumsum(weights)
+    return np.searchsorted(ends, share * ends[-1], side="right").clip(max=len(weights) - 1).astype(np.int64)
+
+
 def steps_per_epoch(num_records: int, batch_size: int, world_size: int, consumed: int = 0) -> int:
     """Steps that are left in an epoch of which ``consumed`` records are done.
 
@@ -57,15 +78,11 @@ def steps_per_epoch(num_records: int, batch_size: int, world_size: int, consumed
     return max(0, num_records - consumed) // (batch_size * world_size)
 
 
-def train_batches(
-    seed: int, epoch: int, num_records: int, batch_size: int, world_size: int, rank: int, consumed: int = 0
-) -> Iterator[Share]:
+def train_batches(order: np.ndarray, batch_size: int, world_size: int, rank: int, consumed: int = 0) -> Iterator[Share]:
     """One rank's batches for the rest of an epoch.
 
     Args:
-        seed: Of the run.
-        epoch: From 0.
-        num_records: In the data set.
+        order: (num_records,) int64 from ``permutation`` or ``weighted_draws``.
         batch_size: Records per rank and step.
         world_size: Ranks.
         rank: 0 to ``world_size - 1``.
@@ -74,9 +91,8 @@ def train_batches(
     Yields:
         ``steps_per_epoch`` shares of ``batch_size``, all valid.
     """
-    order = permutation(seed, epoch, num_records)
     valid = np.ones(batch_size, dtype=bool)
-    for step in range(steps_per_epoch(num_records, batch_size, world_size, consumed)):
+    for step in range(steps_per_epoch(len(order), batch_size, world_size, consumed)):
         start = consumed + (step * world_size + rank) * batch_size
         yield Share(order[start : start + batch_size], valid)
 

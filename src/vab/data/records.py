@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,12 @@ from vab.data.format import (
     check_codebooks,
     read_manifest,
 )
+from vab.data.labels import Vocabulary
 from vab.spec import Batch, SegmentSpec, UserError
+
+_ROWS = 16384
+_START = re.compile(rb"_[0-9]{8}")
+"""What ``make_key`` puts behind a recording's name: where the record starts in it."""
 
 
 class ShardDataset(Dataset[Batch]):
@@ -45,7 +52,7 @@ class ShardDataset(Dataset[Batch]):
         spec: The numbers of every record as it is read: ``num_codebooks`` is ``levels``.
         labels: Vocabulary; empty where the data set has no labels.
         manifest: The whole of ``manifest.json``.
-        manifest_hash: SHA-256 of that file: the data set's name in checkpoints.
+        manifest_hash: SHA-256 of that file, and of which records are used: the data set's name in checkpoints.
 
     Raises:
         UserError: If the folder is no finished data set, of another format version, files are missing or cut, or the
@@ -68,12 +75,42 @@ class ShardDataset(Dataset[Batch]):
             "codes": (np.dtype(types["codes"]), (stored.num_codebooks, stored.num_steps)),
             "features": (np.dtype(types["features"]), (stored.num_frames, stored.feature_dim)),
         }
+        self._chosen: np.ndarray | None = None  # (records,) int64, rows of the index; None for all of them
+        self._renamed: np.ndarray | None = None  # (labels stored,) int64, their numbers in ``labels``
         self._check_files()
         self._open()
         self._check_index()
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._index) if self._chosen is None else len(self._chosen)
+
+    def choose(self, numbers: Sequence[int] | np.ndarray) -> None:
+        """Use these records alone, in this order: from now on they are records 0, 1, ...
+
+        Args:
+            numbers: Record numbers, as they are until now.
+
+        Raises:
+            UserError: If there is none.
+        """
+        if not len(numbers):
+            raise UserError(f"no record of {self.folder} was chosen")
+        chosen = self._rows(numbers)
+        self._chosen = chosen
+        text = self.manifest_hash.encode() + chosen.astype("<i8").tobytes()
+        self.manifest_hash = hashlib.sha256(text).hexdigest()
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Number the labels as a vocabulary does, which has them all and may have more.
+
+        Raises:
+            UserError: If a label of the data set is not in it.
+        """
+        try:
+            numbers = [vocabulary.number(label) for label in self.manifest["labels"]]
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from error
+        self.labels, self._renamed = vocabulary.names, np.array(numbers, dtype=np.int64)
 
     def __getitem__(self, number: int) -> Batch:
         """Record ``number`` as a batch of one."""
@@ -95,28 +132,27 @@ class ShardDataset(Dataset[Batch]):
             UserError: If ``check_crc`` finds an array that is not what was written.
         """
         index = np.asarray(numbers, dtype=np.int64)
-        if not len(index) or index.min() < 0 or index.max() >= len(self):
-            raise IndexError(f"record numbers must be in 0..{len(self) - 1}, got {list(numbers)[:8]}")
-        rows = self._index[index]
+        rows = self._index[self._rows(index)]
         steps, frames = rows["steps"].astype(np.int64), rows["frames"].astype(np.int64)
         return Batch(
             codes=self._gather(rows, "codes", self.spec.num_codebooks).to(torch.int64),
             features=self._gather(rows, "features", self.spec.num_frames).to(torch.float32),
             steps=torch.from_numpy(steps),
             frames=torch.from_numpy(frames),
-            labels=self._label_table(index),
+            labels=torch.from_numpy(self._label_table(index)),
             index=torch.from_numpy(index.copy()),
             valid=torch.ones(len(index), dtype=torch.bool) if valid is None else torch.from_numpy(valid.copy()),
+            source=torch.tensor([_source(key) for key in rows["key"].tolist()], dtype=torch.int64),
             ragged=bool((steps < self.spec.num_steps).any() or (frames < self.spec.num_frames).any()),
         )
 
     def key(self, number: int) -> str:
         """The key of record ``number``."""
-        return bytes(self._index["key"][number]).decode()
+        return bytes(self._index["key"][self._row(number)]).decode()
 
     def record(self, number: int) -> dict[str, Any]:
         """What is known of record ``number``: id, source, start second, labels, valid lengths."""
-        row = self._index[number]
+        row = self._index[self._row(number)]
         start = int(row["json_offset"])
         text = self._tar(int(row["shard"]))[start : start + int(row["json_size"])].tobytes()
         if zlib.crc32(text) != row["json_crc"]:
@@ -126,12 +162,42 @@ class ShardDataset(Dataset[Batch]):
 
     def label_names(self, number: int) -> list[str]:
         """The labels of record ``number``."""
-        ids = self._label_ids[self._label_starts[number] : self._label_starts[number + 1]]
-        return [self.labels[label] for label in ids.tolist()]
+        row = self._row(number)
+        ids = self._label_ids[self._label_starts[row] : self._label_starts[row + 1]]
+        return [self.labels[label] for label in self._named(ids).tolist()]
+
+    def label_counts(self) -> np.ndarray:
+        """(L,) int64: how many records have each label."""
+        return sum(
+            (self._label_table(numbers).sum(0, dtype=np.int64) for numbers in self._in_parts()),
+            np.zeros(len(self.labels), dtype=np.int64),
+        )
+
+    def labels_per_record(self) -> np.ndarray:
+        """(records,) int64: how many labels each record has."""
+        return np.diff(self._label_starts)[self._rows(np.arange(len(self)))]
+
+    def class_weights(self) -> np.ndarray:
+        """(records,) float64: the sum over a record's labels of 1 / how many records have the label.
+
+        Drawn by these weights, each class comes up equally often, if records have one label. AST's and CAV-MAE's rule.
+
+        Raises:
+            UserError: If no record has a label.
+        """
+        share = 1.0 / np.maximum(self.label_counts(), 1)
+        weights = np.concatenate([self._label_table(numbers) @ share for numbers in self._in_parts()])
+        if not weights.any():
+            raise UserError(f"no record of {self.folder} has a label: there are no classes to balance")
+        return weights
+
+    def without_video(self) -> int:
+        """How many records are of sound alone."""
+        return int((self._index["frames"][self._rows(np.arange(len(self)))] == 0).sum())
 
     def index_row(self, number: int) -> dict[str, Any]:
         """Where record ``number`` lies: the columns of ``index_dtype``."""
-        row = self._index[number]
+        row = self._index[self._row(number)]
         return {name: row[name].item() for name in INDEX_COLUMNS} | {"key": self.key(number)}
 
     @property
@@ -231,16 +297,36 @@ class ShardDataset(Dataset[Batch]):
                     raise self._damaged(row, name)
         return torch.from_numpy(gathered.view(dtype).reshape(len(rows), count, length))
 
-    def _label_table(self, index: np.ndarray) -> Tensor:
+    def _label_table(self, index: np.ndarray) -> np.ndarray:
         """(B, L) float32 of 0 and 1."""
         table = np.zeros((len(index), len(self.labels)), dtype=np.float32)
         if self.labels:
-            starts = self._label_starts[index]
-            counts = self._label_starts[index + 1] - starts
+            rows = self._rows(index)
+            starts = self._label_starts[rows]
+            counts = self._label_starts[rows + 1] - starts
             # All label positions of the batch in one array: a run of counts[i] numbers from starts[i] for each record.
             places = np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
-            table[np.repeat(np.arange(len(index)), counts), self._label_ids[places]] = 1
-        return torch.from_numpy(table)
+            table[np.repeat(np.arange(len(index)), counts), self._named(self._label_ids[places])] = 1
+        return table
+
+    def _named(self, stored: np.ndarray) -> np.ndarray:
+        """Label numbers as stored, as numbers of ``labels``."""
+        return stored if self._renamed is None else self._renamed[stored]
+
+    def _rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows of the index at which these records are."""
+        index = np.asarray(numbers, dtype=np.int64)
+        if not len(index) or index.min() < 0 or index.max() >= len(self):
+            raise IndexError(f"record numbers must be in 0..{len(self) - 1}, got {list(numbers)[:8]}")
+        return index if self._chosen is None else self._chosen[index]
+
+    def _row(self, number: int) -> int:
+        return int(self._rows([number])[0])
+
+    def _in_parts(self) -> Iterator[np.ndarray]:
+        """All record numbers, as many at a time as a table of labels may have rows."""
+        for start in range(0, len(self), _ROWS):
+            yield np.arange(start, min(start + _ROWS, len(self)))
 
     def _damaged(self, row: np.void, name: str) -> UserError:
         tar = self.folder / self.manifest["shards"][int(row["shard"])]["name"]
@@ -248,3 +334,9 @@ class ShardDataset(Dataset[Batch]):
             f"{tar}: {name} of record {bytes(row['key']).decode()} is not what was written:"
             f" for all that is wrong, type: vab shards verify {self.folder}"
         )
+
+
+def _source(key: bytes) -> int:
+    """A number for the recording that a key's record is cut from: 64 bits of a hash of its name."""
+    name = key[:-9] if _START.fullmatch(key[-9:]) else key
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)

@@ -207,7 +207,7 @@ class ShardWriter:
             codes: (K, T) of any integer type, in [0, S), stored as uint16. Steps from ``meta["steps"]`` on are padding.
             features: (V, C) float, finite as float16. Frames from ``meta["frames"]`` on are padding.
             meta: JSON values, stored with the record. Needed: ``id`` (str), ``source`` (str), ``start_seconds`` (s),
-                ``steps`` (1..T), ``frames`` (1..V), ``labels`` (names of the vocabulary).
+                ``steps`` (1..T), ``frames`` (1..V, or 0 without video), ``labels`` (names of the vocabulary).
 
         Raises:
             UserError: If a value contradicts the spec or the vocabulary, or the key is bad or taken.
@@ -372,9 +372,9 @@ class ShardWriter:
         if codes.min() < 0 or codes.max() >= spec.codebook_size:
             got = f"{codes.min()}..{codes.max()}"
             raise UserError(f"{where}: codes must be in 0..{spec.codebook_size - 1}, got {got}")
-        for name, limit in (("steps", spec.num_steps), ("frames", spec.num_frames)):
-            if not 1 <= meta[name] <= limit:
-                raise UserError(f"{where}: {name} must be in 1..{limit}, got {meta[name]}")
+        for name, least, limit in (("steps", 1, spec.num_steps), ("frames", 0, spec.num_frames)):
+            if not least <= meta[name] <= limit:
+                raise UserError(f"{where}: {name} must be in {least}..{limit}, got {meta[name]}")
         if unknown := [name for name in meta["labels"] if name not in self._label_numbers]:
             raise UserError(f"{where}: labels {unknown} are not in the data set's vocabulary")
         numbers = sorted({self._label_numbers[name] for name in meta["labels"]})

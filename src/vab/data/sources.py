@@ -46,7 +46,7 @@ _SOUND_SUFFIXES = (
     ".wma",
 )
 MEDIA_SUFFIXES = frozenset(_VIDEO_SUFFIXES + _SOUND_SUFFIXES)
-"""Files of a folder that are taken for media. Those with sound alone are: they are reported as having no video."""
+"""Files of a folder that are taken for media. Those with sound alone are, too: they are kept or reported, as asked."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,22 @@ VIDEO_SUFFIXES = frozenset(_VIDEO_SUFFIXES)
 
 
 def find_sources(
-    media: str | Path, labels_from: str = "auto", suffixes: frozenset[str] = MEDIA_SUFFIXES
+    media: str | Path,
+    labels_from: str = "auto",
+    suffixes: frozenset[str] = MEDIA_SUFFIXES,
+    root: str | Path | None = None,
 ) -> list[Source]:
     """List the inputs of an extraction in a fixed order.
 
     Args:
         media: A folder, searched with its subfolders (hidden ones left out) and sorted by path; or a CSV with a column
             ``file`` (relative to the CSV) and, if wanted, ``labels`` (joined by ``;``), ``start`` (s) and ``id``,
-            taken in its own order. Other columns are not read.
+            taken in its own order. Other columns are not read. Or a list as VGGSound's are, which begins at once:
+            the file, and one label, in which a ";" is a character like any other.
         labels_from: ``csv``; ``folder``: the name of the folder a file is in; ``none``; or ``auto``: ``csv`` if there
             is such a column, else none.
         suffixes: Files of a folder that count; a CSV may list any.
+        root: Folder that the files of a CSV are in; the CSV's own if None.
 
     Raises:
         UserError: If there is nothing, or the CSV cannot be understood; it says which line.
@@ -88,12 +93,16 @@ def find_sources(
     media = Path(media)
     if labels_from not in ("auto", "csv", "folder", "none"):
         raise UserError(f"labels_from must be auto, csv, folder or none, got {labels_from!r}")
+    if root is not None and not Path(root).is_dir():
+        raise UserError(f"media_root {root}: there is no such folder")
     if media.is_dir():
+        if root is not None:
+            raise UserError(f"media_root is for a CSV; {media} is a folder")
         if labels_from == "csv":
             raise UserError(f"labels_from is csv, but {media} is a folder: give a CSV, or labels_from folder or none")
         sources = _from_folder(media, labels_from == "folder", suffixes)
     elif media.suffix.lower() == ".csv" and media.is_file():
-        sources = _from_csv(media, labels_from)
+        sources = _from_csv(media, labels_from, media.parent if root is None else Path(root))
     elif media.exists():
         raise UserError(f"{media} is neither a folder of media files nor a .csv that lists them")
     else:
@@ -134,10 +143,12 @@ def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
                     yield Path(parent, name)
 
 
-def _from_csv(path: Path, labels_from: str) -> list[Source]:
+def _from_csv(path: Path, labels_from: str, root: Path) -> list[Source]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            plain = _begins_at_once(file.readline())
+            file.seek(0)
+            reader = csv.DictReader(file, fieldnames=["file", "labels"] if plain else None)
             columns = list(reader.fieldnames or ())
             rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -153,16 +164,24 @@ def _from_csv(path: Path, labels_from: str) -> list[Source]:
     for line, row in rows:
         name = (row["file"] or "").strip()
         if not name or None in row:
-            raise UserError(f"{path}, line {line}: {'no file given' if not name else 'more values than columns'}")
-        labels = [label.strip() for label in (row.get("labels") or "").split(";")] if read_labels else []
+            wrong = "more values than columns: a label with a comma in it must stand in double quotes"
+            raise UserError(f"{path}, line {line}: {wrong if name else 'no file given'}")
+        text = (row.get("labels") or "") if read_labels else ""
+        labels = [label.strip() for label in ([text] if plain else text.split(";"))]
         if labels_from == "folder":
             labels = [Path(name).parent.name]
         start = _start(row.get("start"), f"{path}, line {line}")
         record_id = (row.get("id") or "").strip() or Path(name).with_suffix("").as_posix()
         full_name = name if start is None else f"{name}@{start:g}"
         unique_labels = tuple(dict.fromkeys(label for label in labels if label))
-        sources.append(Source(full_name, path.parent / name, record_id, start, unique_labels))
+        sources.append(Source(full_name, root / name, record_id, start, unique_labels))
     return sources
+
+
+def _begins_at_once(first_line: str) -> bool:
+    """Whether a CSV's first line is a file and its label, and not the names of columns."""
+    cells = next(csv.reader([first_line]), [])
+    return len(cells) == 2 and Path(cells[0]).suffix.lower() in MEDIA_SUFFIXES
 
 
 def _start(text: str | None, where: str) -> float | None:

@@ -264,7 +264,7 @@ class Classification(Metric):
         """Figures of the whole, and of each class.
 
         Returns:
-            Scalars ``map``, ``roc_auc``, ``d_prime`` (see ``ClassTable.macro``), ``classes_counted``; vectors (L,)
+            Scalars ``map``, ``roc_auc``, ``d_prime`` (see ``ClassTable.macro``), ``classes_counted``, ``records``; vectors (L,)
             ``average_precision_per_class``, ``roc_auc_per_class``, ``d_prime_per_class`` (NaN where not counted) and
             ``records_per_class``. Where every record has one class also ``top_1``, ``top_5`` (of records),
             ``top_1_macro`` (mean over the classes that have records), ``top_1_per_class`` (L,) (NaN for those that have
@@ -282,6 +282,7 @@ class Classification(Metric):
         table = class_table(scores, targets, self.classes)
         figures = table.macro() | {
             "classes_counted": (~table.roc_auc.isnan()).sum(),
+            "records": torch.tensor(len(scores)),
             "average_precision_per_class": table.average_precision,
             "roc_auc_per_class": table.roc_auc,
             "d_prime_per_class": table.d_prime,

@@ -94,6 +94,27 @@ def retrieval_table(ranks_a2v: Tensor, ranks_v2a: Tensor) -> dict[str, Tensor]:
     return table
 
 
+def matching_loss(audio: Tensor, video: Tensor, scale: float, chunk: int = 1024) -> Tensor:
+    """InfoNCE with a whole data set as the choice, both ways: what a contrastive model is trained for, at full size.
+
+    Args:
+        audio: (N, E) float.
+        video: (N, E) float. Row i belongs with sound i.
+        scale: What cosines are multiplied by, the inverse of the temperature.
+        chunk: Queries at once, 1 or more.
+
+    Returns:
+        Scalar float64, nats: the mean over records and both ways. log(N) is the score of guessing evenly.
+    """
+    sides = (_directions(audio, "sounds"), _directions(video, "videos"))
+    total = torch.zeros((), dtype=torch.float64, device=audio.device)
+    for queries, choices in (sides, sides[::-1]):
+        for start in range(0, len(queries), chunk):
+            scores = scale * (queries[start : start + chunk] @ choices.T)  # (chunk, N)
+            total += (scores.logsumexp(1) - scores.diagonal(start)[: len(scores)]).sum()
+    return total / (2 * len(audio))
+
+
 class Retrieval(Metric):
     """``retrieval_table`` over a whole data set, every record against every other, on any number of ranks.
 
@@ -109,6 +130,8 @@ class Retrieval(Metric):
 
     def __init__(self) -> None:
         super().__init__()
+        self.scale: float | None = None
+        """What cosines are multiplied by for a loss."""
         for name in ("audio", "video", "index"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -132,7 +155,7 @@ class Retrieval(Metric):
         self.index.append(index)
 
     def compute(self) -> dict[str, Tensor]:
-        """The table.
+        """The table, and ``loss`` (see ``matching_loss``) where ``scale`` was set.
 
         Raises:
             ValueError: If there is no record, or an embedding is not finite or 0.
@@ -141,4 +164,5 @@ class Retrieval(Metric):
         if not len(index):
             raise ValueError("no record was embedded: there is nothing to retrieve")
         audio, video = each_once(index, audio, video)
-        return retrieval_table(match_ranks(audio, video), match_ranks(video, audio))
+        table = retrieval_table(match_ranks(audio, video), match_ranks(video, audio))
+        return table if self.scale is None else table | {"loss": matching_loss(audio, video, self.scale)}

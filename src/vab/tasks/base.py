@@ -7,6 +7,7 @@ import inspect
 import json
 import pickle
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,16 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vab.backbone import Backbone
 from vab.spec import Batch, SegmentSpec, UserError
 
+_LENGTHS = ("segment_seconds", "num_steps", "video_fps", "num_frames")
+"""What may differ between a run and the one that it begins with: positions are computed, not learned."""
 Built = dict[str, Any]
 """An object as plain JSON: ``{"class_path": ..., "init_args": {...}}``, the form that configs have."""
 
@@ -40,6 +44,7 @@ class BaseTask(LightningModule):
         schedule_steps: int | None = 300_000,
         final_lr_ratio: float = 0.0,
         seed: int = 0,
+        init_from: str | None = None,
     ) -> None:
         """Configure the optimisation.
 
@@ -51,6 +56,7 @@ class BaseTask(LightningModule):
             schedule_steps: Step at which the linear fall ends; none means the trainer's ``max_steps`` (VATT's value).
             final_lr_ratio: Learning rate at the end of the fall, as a share of the top one.
             seed: Of the task's own randomness (masks, feature dropout, dropout), apart from the order's.
+            init_from: Checkpoint, or a run's folder, with whose weights a run begins; of whatever task.
         """
         super().__init__()
         self.backbone = backbone if isinstance(backbone, nn.Module) else build(backbone)
@@ -60,6 +66,7 @@ class BaseTask(LightningModule):
         self.schedule_steps = schedule_steps
         self.final_lr_ratio = final_lr_ratio
         self.seed = seed
+        self.init_from = init_from
 
     @property
     def logs_this_step(self) -> bool:
@@ -92,6 +99,62 @@ class BaseTask(LightningModule):
         self.spec.require(data.spec, "model", "shards")
         if not self.backbone.has_codebooks:
             self.backbone.set_codebooks(data.codebooks)
+        # A resumed run has its own weights, and the file that it began with may be gone.
+        if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
+            rank_zero_info(self.begin_with(self.init_from))
+
+    def lr_factor(self, name: str) -> float:
+        """What the learning rate of a parameter is multiplied by."""
+        return 1.0
+
+    def require_video(self, doing: str) -> None:
+        """Refuse data of which some records are sound alone.
+
+        Raises:
+            UserError: If there are any.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        for dataset in () if data is None else (data.train_dataset, data.val_dataset):
+            if count := dataset.without_video():
+                raise UserError(
+                    f"{count} of {len(dataset)} records of {dataset.folder} have no video, and there is nothing to "
+                    f"{doing}: extract with --without_video leave_out"
+                )
+
+    def begin_with(self, checkpoint: str | Path) -> str:
+        """Take the weights that a trained task and this one have in common; averaged ones, where it has them.
+
+        Segments may be of another length or frame rate; codec, vision encoder and the backbone's sizes must be equal.
+
+        Returns:
+            What was taken, what is new, and what of the other was left, in words.
+
+        Raises:
+            UserError: If there is no checkpoint, or it does not fit.
+        """
+        other = load_task(checkpoint)
+        lengths = {name: getattr(self.spec, name) for name in _LENGTHS}
+        replace(other.spec, **lengths).require(self.spec, "init_from", "shards")
+        sizes = [
+            f"{name}: {other.backbone.init_args[name]} != {mine}"
+            for name, mine in self.backbone.init_args.items()
+            if name not in ("spec", "dropout", "num_joint_layers") and other.backbone.init_args[name] != mine
+        ]
+        if sizes:
+            raise UserError(
+                f"init_from {checkpoint} has another backbone (its value != this one's: {'; '.join(sizes)}): give the"
+                f" same --model.backbone"
+            )
+        mine, theirs = self.state_dict(), other.state_dict()
+        taken = {name: value for name, value in theirs.items() if name in mine and mine[name].shape == value.shape}
+        self.load_state_dict(taken, strict=False)
+        self.backbone.has_codebooks = True
+        told = f"began with {find_checkpoint(checkpoint)} ({type(other).__name__}): took {_parts(taken)}"
+        if new := mine.keys() - taken.keys():
+            told += f"; new: {_parts(new)}"
+        if left := theirs.keys() - taken.keys():
+            told += f"; not taken: {_parts(left)}"
+        return told
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was trained on other segments, codecs or features than the data at hand.
@@ -112,8 +175,10 @@ class BaseTask(LightningModule):
         torch.manual_seed(fold(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def configure_optimizers(self) -> Any:
-        """Two groups, with and without weight decay, and a linear rise and fall of the learning rate."""
-        optimizer = self.make_optimizer(decay_groups(self))
+        """Groups with and without weight decay, and a linear rise and fall of the learning rate."""
+        optimizer = self.make_optimizer(decay_groups(self, self.lr_factor))
+        for group in optimizer.param_groups:
+            group["lr"] *= group["lr_factor"]
         end = self.schedule_steps if self.schedule_steps is not None else int(self.trainer.estimated_stepping_batches)
         if self.warmup_steps >= end:
             raise UserError(
@@ -122,6 +187,12 @@ class BaseTask(LightningModule):
             )
         schedule = LambdaLR(optimizer, linear_warmup_decay(self.warmup_steps, end, self.final_lr_ratio))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _parts(names: Iterable[str]) -> str:
+    """Names of weights as a short list of the modules that they belong to."""
+    modules = (name.removeprefix("backbone.").partition(".")[0] for name in names)
+    return ", ".join(dict.fromkeys(sorted(modules)))
 
 
 def linear_warmup_decay(warmup: int, end: int, final: float) -> Callable[[int], float]:
@@ -147,14 +218,38 @@ def linear_warmup_decay(warmup: int, end: int, final: float) -> Callable[[int], 
     return factor
 
 
-def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups: matrices decay; norms, biases and learned vectors (stacked ones too) do not."""
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+def decay_groups(module: nn.Module, lr_factor: Callable[[str], float] = lambda name: 1.0) -> list[dict[str, Any]]:
+    """Parameter groups: matrices decay; norms, biases and learned vectors (stacked ones too) do not.
+
+    Args:
+        module: Whose parameters; frozen ones are left out.
+        lr_factor: Name of a parameter to what its learning rate is multiplied by, ``lr_factor`` of its group.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             is_vector = parameter.ndim < 2 or name.rpartition(".")[2] in ("modality", "mask_code")
-            groups[is_vector].append(parameter)
-    return [{"params": groups[False]}, {"params": groups[True], "weight_decay": 0.0}]
+            groups.setdefault((lr_factor(name), is_vector), []).append(parameter)
+    return [
+        {"params": parameters, "lr_factor": factor} | ({"weight_decay": 0.0} if is_vector else {})
+        for (factor, is_vector), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def sum_over(positions: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The sum over each record's positions that are there, and how many those are.
+
+    Args:
+        positions: (B, P, D) float. Padding holds anything.
+        lengths: (B,) int64, 0 or more: the first so many count; None if all do.
+
+    Returns:
+        (B, D) and (B, 1), to be divided for a mean.
+    """
+    if lengths is None:
+        return positions.sum(1), positions.new_full((len(positions), 1), positions.shape[1])
+    counted = torch.arange(positions.shape[1], device=lengths.device) < lengths[:, None]  # (B, P)
+    return positions.masked_fill(~counted[..., None], 0.0).sum(1), lengths[:, None].to(positions.dtype)
 
 
 def fold(*values: int) -> int:

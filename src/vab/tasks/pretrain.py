@@ -41,6 +41,7 @@ class PretrainTask(BaseTask):
         label_smoothing: float = 0.1,
         sampler: Sampler | None = None,
         conditioning_levels: int = 0,
+        init_from: str | None = None,
     ) -> None:
         """Configure the stage.
 
@@ -57,8 +58,9 @@ class PretrainTask(BaseTask):
             sampler: How ``predict`` and the media callback decode.
             conditioning_levels: The first levels, never hidden and never guessed: the model fills the finer ones for
                 them, as the second stage of VAB-DAC does. 0 for a model that makes all of its levels.
+            init_from: Checkpoint, or a run's folder, with whose weights the run begins.
         """
-        super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed)
+        super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from)
         if not 0 <= conditioning_levels < self.spec.num_codebooks:
             raise UserError(
                 f"conditioning_levels must be at least 0 and leave a level to make of the shards' "
@@ -86,6 +88,7 @@ class PretrainTask(BaseTask):
             label_smoothing=label_smoothing,
             sampler=asdict(self.sampler),
             conditioning_levels=conditioning_levels,
+            init_from=init_from,
         )
 
     @property

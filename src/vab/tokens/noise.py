@@ -46,6 +46,10 @@ class Stream(IntEnum):
     """Which drawn codes decoding keeps."""
     REMASK = 5
     """Which filled codes decoding hides again."""
+    MIX = 6
+    """Whether training mixes a record with another."""
+    MIX_SHARE = 7
+    """How much of each."""
 
 
 def record_keys(seed: int, index: Tensor) -> Tensor:

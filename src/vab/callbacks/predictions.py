@@ -14,8 +14,12 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from vab.data.format import write_atomically
 
 
-class CodesWriter(BasePredictionWriter):
-    """``vab predict`` leaves the codes of each rank in ``codes_rank_R.npz``: ``index`` (n,) and ``codes`` (n, K, T)."""
+class PredictionWriter(BasePredictionWriter):
+    """``vab predict`` leaves what each rank made in ``codes_rank_R.npz``, for other tasks ``predictions_rank_R.npz``.
+
+    ``index`` (n,) has the records' numbers; beside it ``codes`` (n, K, T) of a pretraining, ``audio`` and ``video``
+    (n, E) embeddings of an alignment, ``probabilities`` (n, L) of a classification.
+    """
 
     def __init__(self) -> None:
         super().__init__("epoch")
@@ -25,11 +29,18 @@ class CodesWriter(BasePredictionWriter):
     ) -> None:
         """Write the records that count, each once over all ranks."""
         valid = torch.cat([batch["valid"] for batch in predictions]).cpu()
-        arrays = {name: torch.cat([batch[name] for batch in predictions]).cpu()[valid] for name in ("index", "codes")}
+        arrays = {
+            name: torch.cat([batch[name] for batch in predictions]).cpu()[valid].numpy()
+            for name in predictions[0]
+            if name != "valid"
+        }
+        if "codes" in arrays:
+            arrays["codes"] = arrays["codes"].astype(np.uint16)
+        kind = "codes" if "codes" in arrays else "predictions"
         content = io.BytesIO()
-        np.savez(content, index=arrays["index"].numpy(), codes=arrays["codes"].numpy().astype(np.uint16))
+        np.savez(content, **arrays)
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"codes_rank_{trainer.global_rank}.npz"
+        path = folder / f"{kind}_rank_{trainer.global_rank}.npz"
         write_atomically(path, content.getbuffer())
-        print(f"{path}: codes of {int(valid.sum())} records")
+        print(f"{path}: {kind} of {int(valid.sum())} records")

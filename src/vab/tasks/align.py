@@ -1,0 +1,193 @@
+"""Stage two: sound and video of one moment near each other, from each alone. The result retrieves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from vab.backbone import Backbone
+from vab.losses import info_nce
+from vab.metrics.recall import Retrieval
+from vab.spec import Batch, UserError
+from vab.tasks.base import BaseTask, sum_over
+
+_LARGEST_SCALE = 100.0
+"""CLIP's bound: a temperature of 0.01. Beyond it training becomes unstable."""
+
+
+class AlignTask(BaseTask):
+    """Contrastive alignment of the two modalities, each alone through the backbone's modality blocks.
+
+    Source: VAB, Su et al. 2024, the contrastive stage: the first N1 layers, unmasked tokens, mean over positions; the
+    width of the projection is the follow-up's (VATT). Temperature and learning rate are not printed.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(params, lr=1e-4, weight_decay=1e-6),
+        warmup_steps: int = 2_000,
+        schedule_steps: int | None = None,
+        final_lr_ratio: float = 0.0,
+        seed: int = 0,
+        init_from: str | None = None,
+        embedding_dim: int = 768,
+        temperature: float = 0.05,
+        learn_temperature: bool = True,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        """Configure the stage.
+
+        Args:
+            backbone: The network; its joint blocks and heads are left out.
+            optimizer: Takes parameter groups (our values: none are printed).
+            warmup_steps: Steps over which the learning rate rises linearly from 0.
+            schedule_steps: Step at which the linear fall ends; none means the trainer's ``max_steps``.
+            final_lr_ratio: Learning rate at the end of the fall, as a share of the top one.
+            seed: Of dropout.
+            init_from: Checkpoint, or a run's folder, whose weights the run begins with.
+            embedding_dim: E (VATT's value).
+            temperature: What cosines are divided by, at first (CAV-MAE's value).
+            learn_temperature: Whether it is trained, too, down to 0.01 (CLIP's bound).
+            micro_batch_size: Records that go through the network at once. Their activations are made again for the
+                gradient, which stays that of the whole batch (as GradCache's, Gao et al. 2021): memory for this many
+                records, about a third more time. None: all at once.
+
+        Raises:
+            UserError: If a number is out of range.
+        """
+        super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from)
+        if embedding_dim < 1 or temperature <= 0 or (micro_batch_size is not None and micro_batch_size < 1):
+            raise UserError(
+                "embedding_dim and micro_batch_size must be 1 or more and temperature above 0, got "
+                f"{embedding_dim}, {micro_batch_size} and {temperature}"
+            )
+        self.backbone.drop_joint_part()
+        self.audio_projection = nn.Linear(self.backbone.dim, embedding_dim)
+        self.video_projection = nn.Linear(self.backbone.dim, embedding_dim)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+        self.micro_batch_size = micro_batch_size
+        self.retrieval = Retrieval()
+        self.remember(
+            backbone=backbone,
+            optimizer=optimizer,
+            warmup_steps=warmup_steps,
+            schedule_steps=schedule_steps,
+            final_lr_ratio=final_lr_ratio,
+            seed=seed,
+            init_from=init_from,
+            embedding_dim=embedding_dim,
+            temperature=temperature,
+            learn_temperature=learn_temperature,
+            micro_batch_size=micro_batch_size,
+        )
+
+    def setup(self, stage: str) -> None:
+        """As every task; and refuse records that have no video to align."""
+        super().setup(stage)
+        self.require_video("align")
+
+    @property
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by: the inverse of the temperature, scalar."""
+        return self.log_scale.exp()
+
+    def embed_audio(self, codes: Tensor, steps: Tensor | None = None) -> Tensor:
+        """(B, K, T) int64 codes, (B,) valid steps or None, to (B, E) float32 of unit length; no video is looked at."""
+        positions = self.backbone.encode(codes=codes, steps=steps)[1]
+        assert positions is not None
+        total, count = sum_over(positions, steps)
+        return F.normalize(self.audio_projection(total / count).float(), dim=1)
+
+    def embed_video(self, features: Tensor, frames: Tensor | None = None) -> Tensor:
+        """(B, V, C) float features, (B,) valid frames or None, to (B, E) float32 of unit length; nothing is heard."""
+        positions = self.backbone.encode(features=features, frames=frames)[0]
+        assert positions is not None
+        total, count = sum_over(positions, frames)
+        return F.normalize(self.video_projection(total / count).float(), dim=1)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Audio and video embeddings, (B, E) float32 each, of unit length."""
+        steps, frames = batch.lengths
+        return self.embed_audio(batch.codes, steps), self.embed_video(batch.features, frames)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Embed, and score against the records of all ranks."""
+        audio, video = self._embed_in_parts(batch)
+        # With gradients: what a record is to the queries of other ranks teaches it, too.
+        gallery = (self._of_all_ranks(audio), self._of_all_ranks(video))
+        same_source = batch.source[:, None] == self._of_all_ranks(batch.source)
+        loss = info_nce(audio, video, self.scale, gallery, self.global_rank * len(batch), same_source)
+        self.log("train/loss", loss, prog_bar=True)
+        if self.logs_this_step:
+            self.log("train/temperature", 1 / self.scale)
+        return loss
+
+    def on_train_batch_end(self, *unused: Any) -> None:
+        """Keep the temperature from falling below CLIP's bound."""
+        with torch.no_grad():
+            self.log_scale.clamp_(max=math.log(_LARGEST_SCALE))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Embed; the whole data set is one gallery."""
+        audio, video = self(batch)
+        self.retrieval.update(audio[batch.valid], video[batch.valid], batch.index[batch.valid])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log recall both ways over the whole data set, each record once."""
+        self._log_retrieval("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log recall both ways over the whole data set."""
+        self._log_retrieval("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Embeddings; ``index`` and ``valid`` say whose."""
+        audio, video = self(batch)
+        return {"audio": audio, "video": video, "index": batch.index, "valid": batch.valid}
+
+    def _log_retrieval(self, stage: str) -> None:
+        self.retrieval.scale = float(self.scale)
+        figures = self.retrieval.compute()
+        self.retrieval.reset()
+        self.log(f"{stage}/loss", figures.pop("loss").float(), prog_bar=True)
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in figures.items()})
+
+    def _of_all_ranks(self, rows: Tensor) -> Tensor:
+        """(B, ...) of each rank to (ranks * B, ...), rank by rank, with gradients."""
+        if self.trainer.world_size == 1:
+            return rows
+        gathered = self.all_gather(rows, sync_grads=rows.is_floating_point())
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten(0, 1)
+
+    def _embed_in_parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        size = self.micro_batch_size
+        if size is None or size >= len(batch):
+            embedded: tuple[Tensor, Tensor] = self(batch)
+            return embedded
+        steps, frames = batch.lengths
+        rows = [slice(start, start + size) for start in range(0, len(batch), size)]
+        # Recomputed part by part in the backward pass, dropout as it was: one step's gradient, one part's memory.
+        audio = [
+            checkpoint(self.embed_audio, batch.codes[part], None if steps is None else steps[part], use_reentrant=False)
+            for part in rows
+        ]
+        video = [
+            checkpoint(
+                self.embed_video, batch.features[part], None if frames is None else frames[part], use_reentrant=False
+            )
+            for part in rows
+        ]
+        return torch.cat(audio), torch.cat(video)

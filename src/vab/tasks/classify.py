@@ -1,0 +1,333 @@
+"""Stage three: which classes a segment is of, from sound, video or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torchmetrics import MeanMetric
+
+from vab.backbone import Backbone
+from vab.metrics.classification import Classification
+from vab.spec import Batch, UserError
+from vab.tasks.base import BaseTask, sum_over
+from vab.tokens.noise import Stream, fold_in, record_keys, uniform
+
+Inputs = Literal["audio_video", "audio", "video"]
+_LISTED = 5
+
+
+class ClassifyTask(BaseTask):
+    """Classification with the backbone's modality blocks and one linear layer.
+
+    Source: VAB, Su et al. 2024, the classification stage: mean over the output positions of whatever is given, then
+    a linear layer, trained end to end from the contrastive model. Learning rates, mixup, smoothing and balancing are
+    not printed; their form is CAV-MAE's (Gong et al. 2023).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        labels: Sequence[str],
+        optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(params, lr=1e-4, weight_decay=5e-7),
+        warmup_steps: int = 1_000,
+        schedule_steps: int | None = None,
+        final_lr_ratio: float = 0.0,
+        seed: int = 0,
+        init_from: str | None = None,
+        inputs: Inputs = "audio_video",
+        multi_label: bool = False,
+        label_smoothing: float = 0.1,
+        mixup: float = 0.5,
+        mixup_order: int = 10,
+        head_lr_factor: float = 10.0,
+        layer_lr_decay: float = 1.0,
+        freeze_backbone: bool = False,
+        head_dropout: float = 0.0,
+    ) -> None:
+        """Configure the stage.
+
+        Args:
+            backbone: The network; its joint blocks and heads are left out.
+            labels: Names of the L classes; the command line takes them from the data.
+            optimizer: Takes parameter groups (CAV-MAE's learning rate and decay for VGGSound).
+            warmup_steps: Steps over which the learning rate rises linearly from 0.
+            schedule_steps: Step at which the linear fall ends; none means the trainer's ``max_steps``.
+            final_lr_ratio: Learning rate at the end of the fall, as a share of the top one.
+            seed: Of mixup and dropout.
+            init_from: Checkpoint, or a run's folder, whose weights the run begins with: an alignment's, a
+                pretraining's, or another classification's, whose last layer is taken if it is of the same size.
+            inputs: What is looked at, in training and afterwards.
+            multi_label: Several classes may hold at once: a sigmoid and a binary cross-entropy for each, instead of a
+                softmax.
+            label_smoothing: Share of the target spread over the classes; for a softmax alone.
+            mixup: Share of records that training mixes with their neighbour in the batch, sound, video and target
+                alike, where they enter the first block.
+            mixup_order: The share of each is Beta(order, order) distributed; a whole number (CAV-MAE's: 10).
+            head_lr_factor: Learning rate of the linear layer as a multiple (CAV-MAE's: 10 to 100).
+            layer_lr_decay: Learning rate of each block as a share of that of the block above it; 1 for all alike.
+            freeze_backbone: Train the linear layer alone, on features that stay as they are: a linear probe.
+            head_dropout: Share of the mean's channels that training drops before the linear layer.
+
+        Raises:
+            UserError: If a number is out of range, there are fewer than two labels, or one is there twice.
+        """
+        super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from)
+        if inputs not in get_args(Inputs):
+            raise UserError(f"inputs must be one of {', '.join(get_args(Inputs))}, got {inputs!r}")
+        if len(labels) < 2 or len(set(labels)) < len(labels):
+            raise UserError(
+                f"classification needs two different labels or more, got {list(labels)[:_LISTED]}: extract with labels "
+                "(a CSV with a column labels, or --labels_from folder), or give --data.vocabulary FILE"
+            )
+        shares = {"label_smoothing": label_smoothing, "mixup": mixup, "head_dropout": head_dropout}
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise UserError(f"{name} must be in 0..1, got {share}")
+        if mixup_order < 1 or head_lr_factor <= 0 or not 0 < layer_lr_decay <= 1:
+            raise UserError(
+                "mixup_order must be 1 or more, head_lr_factor above 0 and layer_lr_decay in (0, 1], got "
+                f"{mixup_order}, {head_lr_factor} and {layer_lr_decay}"
+            )
+        self.backbone.drop_joint_part()
+        self.labels = tuple(labels)
+        self.inputs = inputs
+        self.multi_label = multi_label
+        self.label_smoothing = label_smoothing
+        self.mixup, self.mixup_order = mixup, mixup_order
+        self.head_lr_factor, self.layer_lr_decay = head_lr_factor, layer_lr_decay
+        self.freeze_backbone = freeze_backbone
+        self.dropout = nn.Dropout(head_dropout)
+        self.classifier = nn.Linear(self.backbone.dim, len(self.labels))
+        nn.init.normal_(self.classifier.weight, std=0.02)
+        nn.init.zeros_(self.classifier.bias)
+        if freeze_backbone:
+            self.backbone.requires_grad_(False)
+        self.classification = Classification(self.labels)
+        self.mean_loss = MeanMetric().set_dtype(torch.float64)
+        self.figures: dict[str, Tensor] = {}
+        """What the last evaluation found, of each class too: see ``vab.metrics.classification.Classification``."""
+        self.remember(
+            backbone=backbone,
+            labels=list(labels),
+            optimizer=optimizer,
+            warmup_steps=warmup_steps,
+            schedule_steps=schedule_steps,
+            final_lr_ratio=final_lr_ratio,
+            seed=seed,
+            init_from=init_from,
+            inputs=inputs,
+            multi_label=multi_label,
+            label_smoothing=label_smoothing,
+            mixup=mixup,
+            mixup_order=mixup_order,
+            head_lr_factor=head_lr_factor,
+            layer_lr_decay=layer_lr_decay,
+            freeze_backbone=freeze_backbone,
+            head_dropout=head_dropout,
+        )
+
+    def setup(self, stage: str) -> None:
+        """As every task; and refuse data whose records do not have what is to be learned."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return
+        if self.inputs == "video":
+            self.require_video("see")
+        datasets = [data.train_dataset, data.val_dataset] if stage == "fit" else []
+        for dataset in datasets:
+            counts = dataset.labels_per_record()
+            if not self.multi_label and (counts != 1).any():
+                number = int((counts != 1).argmax())
+                raise UserError(
+                    f"{dataset.folder}: record {dataset.key(number)} has {counts[number]} labels, a softmax needs one: "
+                    "give --model.multi_label true, or extract with one label a record"
+                )
+            if not counts.any():
+                raise UserError(f"{dataset.folder}: no record has a label: extract with labels")
+        if stage == "fit":
+            rare = [name for name, count in zip(self.labels, datasets[0].label_counts(), strict=True) if not count]
+            if rare:
+                named = ", ".join(map(repr, rare[:_LISTED])) + (", ..." if len(rare) > _LISTED else "")
+                rank_zero_info(f"{len(rare)} of {len(self.labels)} classes have no training record: {named}")
+
+    def train(self, mode: bool = True) -> ClassifyTask:
+        """Switch to training; a frozen backbone stays as it is when it is used."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    def lr_factor(self, name: str) -> float:
+        """Of the linear layer, of the blocks from the last to the first, and of what comes before them."""
+        if name.startswith("classifier."):
+            return self.head_lr_factor
+        number = len(self.backbone.modality_blocks)
+        if name.startswith("backbone.modality_blocks."):
+            return self.layer_lr_decay ** (number - 1 - int(name.split(".")[2]))
+        return 1.0 if name.startswith("backbone.modality_norm.") else self.layer_lr_decay**number
+
+    def forward(
+        self,
+        codes: Tensor | None = None,
+        features: Tensor | None = None,
+        steps: Tensor | None = None,
+        frames: Tensor | None = None,
+        mix: Tensor | None = None,
+    ) -> Tensor:
+        """Score the classes.
+
+        Args:
+            codes: (B, K, T) int64; None where ``inputs`` is video.
+            features: (B, V, C) float; None where ``inputs`` is audio.
+            steps: (B,) int64, valid steps; None if all are.
+            frames: (B,) int64, valid frames; None if all are.
+            mix: (B,) float in [0, 1]. How much of each record stays; the rest is its neighbour's. None for no mixing.
+
+        Returns:
+            (B, L) float32 logits.
+        """
+        audio = None if codes is None else self.backbone.embed_codes(codes)
+        visual = None if features is None else self.backbone.embed_features(features)
+        if mix is not None:
+            audio, steps = (None, steps) if audio is None else _mixed(audio, steps, mix)
+            visual, frames = (None, frames) if visual is None else _mixed(visual, frames, mix)
+        ends = {"steps": steps if audio is not None else None, "frames": frames if visual is not None else None}
+        visual, audio = self.backbone.encode_inputs(visual, audio, **ends)
+        sides = [
+            sum_over(positions, lengths)
+            for positions, lengths in ((visual, frames), (audio, steps))
+            if positions is not None
+        ]
+        # Over all positions that are there, whosever: many more steps than frames, as the paper has it.
+        mean = sum(total for total, _ in sides) / sum(count for _, count in sides)
+        logits: Tensor = self.classifier(self.dropout(mean))
+        return logits.float()
+
+    @torch.no_grad()
+    def probabilities(
+        self,
+        codes: Tensor | None = None,
+        features: Tensor | None = None,
+        steps: Tensor | None = None,
+        frames: Tensor | None = None,
+    ) -> Tensor:
+        """(B, L) float32 in [0, 1]: of one record they add up to 1, unless classes are independent (multi_label)."""
+        logits = self(codes, features, steps, frames)
+        return logits.sigmoid() if self.multi_label else logits.softmax(1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Score the classes of records and of mixtures of them."""
+        mix = self.shares(batch) if self.mixup else None
+        logits = self._logits(batch, mix)
+        targets = self._targets(batch)
+        if mix is not None:
+            targets = _mixed_rows(targets, mix)
+        loss = self._losses(logits, targets, self.label_smoothing).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score the classes."""
+        logits, valid = self._logits(batch), batch.valid
+        self.mean_loss.update(self._losses(logits, self._targets(batch), 0.0)[valid].double())
+        self.classification.update(logits[valid], batch.labels[valid].bool(), batch.index[valid])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log figures of the whole data set, each record once."""
+        self._log_figures("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log figures of the whole data set."""
+        self._log_figures("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Probabilities; ``index`` and ``valid`` say whose."""
+        logits = self._logits(batch)
+        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
+        return {"probabilities": probabilities, "index": batch.index, "valid": batch.valid}
+
+    def shares(self, batch: Batch) -> Tensor:
+        """(B,) float32: how much of each record mixup leaves in this epoch; 1 for those that are not mixed.
+
+        A number of the record's own, whatever its batch; a share is the ratio of two sums of ``mixup_order``
+        exponential numbers, which is Beta distributed. The last of an odd batch has no neighbour.
+        """
+        keys = fold_in(record_keys(self.seed, batch.index), self.current_epoch)
+        waits = -uniform(keys, Stream.MIX_SHARE, (2, self.mixup_order)).log().sum(2)  # (B, 2)
+        share = waits[:, 0] / waits.sum(1)
+        alone = _neighbours(len(batch), keys.device) == torch.arange(len(batch), device=keys.device)
+        return share.masked_fill((uniform(keys, Stream.MIX) >= self.mixup) | alone, 1.0)
+
+    def _logits(self, batch: Batch, mix: Tensor | None = None) -> Tensor:
+        steps, frames = batch.lengths
+        codes = None if self.inputs == "video" else batch.codes
+        features = None if self.inputs == "audio" else batch.features
+        logits: Tensor = self(codes, features, steps, frames, mix)
+        return logits
+
+    def _targets(self, batch: Batch) -> Tensor:
+        if batch.labels.shape[1] != len(self.labels):
+            raise UserError(
+                f"the data have {batch.labels.shape[1]} classes, this model knows {len(self.labels)} "
+                f"({', '.join(self.labels[:_LISTED])}, ...): give --data.vocabulary, the list that it was trained on"
+            )
+        return batch.labels
+
+    def _losses(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        """(B,) float32, nats: cross-entropy of each record; for several labels the mean over classes."""
+        if self.multi_label:
+            return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+
+    def _log_figures(self, stage: str) -> None:
+        self.figures = self.classification.compute()
+        self.classification.reset()
+        self.log(f"{stage}/loss", self.mean_loss.compute().float(), prog_bar=True)
+        self.mean_loss.reset()
+        scalars = {name: value for name, value in self.figures.items() if value.ndim == 0}
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in scalars.items()})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every task; and refuse a checkpoint of other classes, whose last layer may fit all the same."""
+        theirs = tuple(checkpoint["hyper_parameters"].get("labels", self.labels))
+        if theirs != self.labels:
+            at = next((i for i, pair in enumerate(zip(theirs, self.labels, strict=False)) if pair[0] != pair[1]), None)
+            first = "" if at is None else f"; class {at} is {theirs[at]!r} there and {self.labels[at]!r} here"
+            raise UserError(
+                f"the checkpoint knows {len(theirs)} classes and the data have {len(self.labels)}{first}: give "
+                "--data.vocabulary with the list that it was trained on"
+            )
+        super().on_load_checkpoint(checkpoint)
+
+
+def _neighbours(count: int, device: torch.device) -> Tensor:
+    """(B,) int64: 1 0 3 2 ...; the last of an odd number is its own. Pairs that no even share of a batch cuts."""
+    number = torch.arange(count, device=device)
+    other = number + 1 - 2 * (number % 2)
+    return torch.where(other < count, other, number)
+
+
+def _mixed(x: Tensor, lengths: Tensor | None, mix: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Inputs (B, P, D) mixed with the neighbour's, and their lengths: the longer one's."""
+    if lengths is None:
+        return _mixed_rows(x, mix), None
+    counted = torch.arange(x.shape[1], device=lengths.device) < lengths[:, None]
+    x = x.masked_fill(~counted[..., None], 0.0)  # padding holds anything
+    longer = torch.maximum(lengths, lengths[_neighbours(len(lengths), lengths.device)])
+    return _mixed_rows(x, mix), torch.where(mix < 1, longer, lengths)
+
+
+def _mixed_rows(x: Tensor, mix: Tensor) -> Tensor:
+    share = mix.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    return share * x + (1 - share) * x[_neighbours(len(x), x.device)]
