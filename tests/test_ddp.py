@@ -9,6 +9,8 @@ import textwrap
 import pytest
 import torch
 
+from tone_shards import short_spec, write_shards
+
 PROGRAM = textwrap.dedent(
     """
     import json, sys, torch
@@ -82,3 +84,79 @@ def test_two_processes_see_what_one_sees_and_score_the_same(shards, tmp_path):
         assert two[0]["metrics"][name] == pytest.approx(value, rel=1e-4), name
     for name, value in weights.items():
         torch.testing.assert_close(weights_of_two[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+STEP = textwrap.dedent(
+    """
+    import sys, torch
+    from lightning.pytorch import Callback, Trainer, seed_everything
+    from torch.optim import SGD
+    from vab.backbone import Backbone
+    from vab.data.datamodule import ShardDataModule
+    from vab.tasks import AlignTask, ClassifyTask, PretrainTask
+
+    shards, out, devices, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    CASES = {
+        "align": (AlignTask, "plain", {"embedding_dim": 16}, {}),
+        "align in parts": (AlignTask, "plain", {"embedding_dim": 16, "micro_batch_size": 3}, {}),
+        "align ragged": (AlignTask, "ragged", {"embedding_dim": 16}, {}),
+        "classify": (ClassifyTask, "ragged", {"mixup": 0.5}, {}),
+        "classify several": (ClassifyTask, "plain", {"multi_label": True}, {"order": "class_balanced"}),
+        "pretrain": (PretrainTask, "plain", {"masking": {"law": "fixed", "ratio": 1.0}}, {}),
+    }
+
+    class Losses(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            self.loss = trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")
+
+    results = {}
+    for name, (kind, folder, settings, reading) in CASES.items():
+        seed_everything(0)
+        place = f"{shards}/{folder}"
+        data = ShardDataModule(train=place, val=place, batch_size=batch_size, num_workers=0, **reading)
+        backbone = Backbone(data.spec, dim=32, num_heads=2, num_modality_layers=2, num_joint_layers=1, dropout=0.0)
+        if kind is ClassifyTask:
+            settings = settings | {"labels": data.labels}
+        # Plain descent by 1 times the gradient: the weights' change is the gradient.
+        task = kind(backbone, optimizer=lambda p: SGD(p, lr=1.0), warmup_steps=1, schedule_steps=100, **settings)
+        before = {name: value.clone() for name, value in task.state_dict().items()}
+        seen = Losses()
+        trainer = Trainer(
+            accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=1, logger=False,
+            callbacks=[seen], use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False,
+            enable_checkpointing=False, num_sanity_val_steps=0, limit_val_batches=0,
+        )
+        trainer.fit(task, data)
+        step = {key: before[key] - value for key, value in task.state_dict().items() if "codebooks" not in key}
+        results[name] = {"loss": seen.loss, **step}
+    if trainer.is_global_zero:
+        torch.save(results, f"{out}/results.pt")
+    """
+)
+
+
+@pytest.mark.ddp
+@pytest.mark.timeout(300)
+def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
+    write_shards(tmp_path / "plain", short_spec(), 24, per_source=3)
+    write_shards(tmp_path / "ragged", short_spec(), 24, ragged=True, per_source=3)
+    results = []
+    for devices in (1, 2):
+        folder = tmp_path / f"devices{devices}"
+        folder.mkdir()
+        (folder / "program.py").write_text(STEP)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+        command = [sys.executable, folder / "program.py", tmp_path, folder, devices, 12 // devices]
+        subprocess.run(list(map(str, command)), check=True, timeout=250, env=environment, cwd=folder)
+        results.append(torch.load(folder / "results.pt", weights_only=True))
+    one, two = results
+    assert len(one) == 6
+    for case, values in one.items():
+        largest = max(float(value.abs().max()) for name, value in values.items() if name != "loss")
+        assert largest > 0.1, case
+        for name, value in values.items():
+            scale = max(1.0, float(value) if name == "loss" else largest)
+            assert float((two[case][name] - value).abs().max()) < 1e-6 * scale, f"{case}: {name}"
+    for name, value in one["align"].items():
+        torch.testing.assert_close(one["align in parts"][name], value, rtol=1e-5, atol=1e-5)

@@ -33,7 +33,9 @@ def short_spec():
     )
 
 
-def write_shards(folder, spec, count, *, seed=0, ragged=False, codebooks=None, records_per_shard=16):
+def write_shards(
+    folder, spec, count, *, seed=0, ragged=False, codebooks=None, records_per_shard=16, per_source=1, sound_only=False
+):
     """A data set whose codes follow from its features: a record sounds high or low, and its features say which."""
     random = np.random.default_rng(seed)
     seconds = np.arange(round(spec.segment_seconds * spec.sample_rate)) / spec.sample_rate
@@ -46,16 +48,19 @@ def write_shards(folder, spec, count, *, seed=0, ragged=False, codebooks=None, r
         for number in range(count):
             features = 0.1 * random.standard_normal((spec.num_frames, spec.feature_dim))
             features[:, 0] = 1.0 if high[number] else -1.0
+            features = features * (not sound_only)
+            source, start = f"tone{number // per_source}", number % per_source * spec.segment_seconds
             short = ragged and number % 3 == 0
             meta = {
-                "id": f"tone{number}",
-                "source": f"tone{number}.mp4",
-                "start_seconds": 0.0,
+                "id": source,
+                "source": f"{source}.mp4",
+                "start_seconds": start,
                 "steps": spec.num_steps // 2 if short else spec.num_steps,
-                "frames": spec.num_frames // 2 if short else spec.num_frames,
+                "frames": 0 if sound_only else spec.num_frames // 2 if short else spec.num_frames,
                 "labels": [LABELS[0] if high[number] else LABELS[1]],
             }
-            writer.write(make_key(f"tone{number}", 0.0), codes[number] % spec.codebook_size, features, meta)
-            writer.finish_source(f"tone{number}.mp4")
+            writer.write(make_key(source, start), codes[number] % spec.codebook_size, features, meta)
+            if number % per_source == per_source - 1 or number == count - 1:
+                writer.finish_source(f"{source}.mp4")
         writer.finish(codec.codebooks() if codebooks is None else codebooks)
     return folder

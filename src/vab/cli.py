@@ -37,6 +37,8 @@ COMMANDS: dict[str, tuple[str, Any]] = {
         },
     ),
     "generate": ("sound for a silent video or a still picture", "vab.commands:generate"),
+    "retrieve": ("recall on shards; with --query, what is nearest to a sound or a video", "vab.commands:retrieve"),
+    "classify": ("the likeliest classes of media files", "vab.commands:classify"),
     "sweep": ("try sampler settings on validation records; the best as a file", "vab.commands:sweep"),
     "evaluate": ("any system's sounds against real ones: FAD, KAD, KLD, IS, synchrony", "vab.commands:evaluate"),
     "compare": ("reports of evaluate side by side; unlike ones are refused", "vab.commands:compare"),

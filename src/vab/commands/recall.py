@@ -68,15 +68,56 @@ def recall(
         overwrite: Replace the file that is there.
     """
     check_files({"out": (out, ".json")}, [path for path in (audio, video, keys) if path is not None], overwrite)
-    sides = {"audio": _read_embeddings(audio), "video": _read_embeddings(video)}
-    if sides["audio"].rows.shape[1] != sides["video"].rows.shape[1]:
-        widths = " and ".join(f"{side.path} has {side.rows.shape[1]}" for side in sides.values())
-        raise UserError(f"the two sides need embeddings of one width: {widths}")
+    check_list_flags(keys, key_column, class_column, per_class)
+    wanted = None if keys is None else read_keys(keys, key_column, class_column, per_class)
+    sides = {"audio": read_embeddings(audio, "audio"), "video": read_embeddings(video, "video")}
+    report = measure(sides, wanted, keys, per_class, expected, on_missing)
+    report["embeddings"] = {
+        name: {"file": side.path, "sha256": _hash(Path(side.path).read_bytes()), "width": side.rows.shape[1]}
+        for name, side in sides.items()
+    }
+    if out is not None:
+        write_atomically(Path(out), (json.dumps(report, indent=2) + "\n").encode())
+    show(report)
+    return report
+
+
+def check_list_flags(keys: str | None, key_column: str | None, class_column: str | None, per_class: int | None) -> None:
+    """Refuse flags about a list of keys that go without the one that they are about.
+
+    Raises:
+        UserError: Naming it.
+    """
     if per_class is not None and class_column is None:
         raise UserError("--per_class needs --class_column, which says where the list has its classes")
     if keys is None and (key_column is not None or class_column is not None):
         raise UserError("--key_column and --class_column are of the list of keys: give it as --keys FILE")
-    wanted = None if keys is None else read_keys(keys, key_column, class_column, per_class)
+
+
+def measure(
+    sides: dict[str, Embeddings],
+    wanted: tuple[str, ...] | None = None,
+    keys: str | None = None,
+    per_class: int | None = None,
+    expected: int | None = None,
+    on_missing: str = "stop",
+) -> dict[str, Any]:
+    """The figures of paired embeddings, and what they are of, in plain JSON.
+
+    Args:
+        sides: ``audio`` and ``video``.
+        wanted: Keys that make the gallery; all if None.
+        keys: File that named them.
+        per_class: How many of each class it was checked for.
+        expected: As in ``recall``.
+        on_missing: As in ``recall``.
+
+    Raises:
+        UserError: If the sides do not fit, keys are missing, or the gallery is not of the size expected.
+    """
+    if sides["audio"].rows.shape[1] != sides["video"].rows.shape[1]:
+        widths = " and ".join(f"{side.path} has {side.rows.shape[1]}" for side in sides.values())
+        raise UserError(f"the two sides need embeddings of one width: {widths}")
     gallery, missing, rows = _pair(sides, wanted, on_missing)
     count = len(rows["audio"])
     if count < 2:
@@ -87,7 +128,7 @@ def recall(
     sure = {f"recall_at_{cut}_{way}" for cut in CUTS if cut >= count for way in ("a2v", "v2a")}  # 1, whatever is ranked
     table = retrieval_table(ranks_a2v, ranks_v2a)
     figures = {name: float(value) for name, value in table.items() if name not in sure}
-    report = {
+    return {
         "figures": figures,
         "N": count,
         "gallery_sha256": None if gallery is None else _hash("\n".join(gallery).encode()),
@@ -98,20 +139,20 @@ def recall(
         "on_missing": on_missing,
         "list": None if keys is None else {"file": keys, "sha256": _hash(Path(keys).read_bytes())},
         "per_class": per_class,
-        "embeddings": {
-            name: {"file": side.path, "sha256": _hash(Path(side.path).read_bytes()), "width": side.rows.shape[1]}
-            for name, side in sides.items()
-        },
         "vab": __version__,
     }
-    if out is not None:
-        write_atomically(Path(out), (json.dumps(report, indent=2) + "\n").encode())
-    _print(report)
-    return report
 
 
-def _read_embeddings(path: str) -> Embeddings:
-    """A .npz or .npy file, checked."""
+def read_embeddings(path: str, side: str) -> Embeddings:
+    """One side's embeddings.
+
+    Args:
+        path: .npz with the array keys and one other (N, E), or one called ``side``; or .npy with (N, E).
+        side: ``audio`` or ``video``.
+
+    Raises:
+        UserError: If it is none of these, a key is there twice, or an embedding has no direction.
+    """
     keys: tuple[str, ...] | None = None
     try:
         content = np.load(path, allow_pickle=False)  # pickles can run code
@@ -119,7 +160,8 @@ def _read_embeddings(path: str) -> Embeddings:
             rows = content
         else:
             with content:
-                others = [name for name in content.files if name != "keys"]
+                others = [name for name in content.files if name not in ("keys", "about")]
+                others = [side] if side in others else others
                 if "keys" not in content.files or len(others) != 1:
                     held = ", ".join(content.files) or "nothing"
                     raise UserError(f"{path} must hold the array keys and one array of embeddings, it holds {held}")
@@ -201,7 +243,8 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _print(report: dict[str, Any]) -> None:
+def show(report: dict[str, Any]) -> None:
+    """Print the table of a report."""
     console = Console(width=None if Console().is_terminal else 110)
     table = Table(title=f"retrieval among {report['N']}", title_justify="left")
     table.add_column("")

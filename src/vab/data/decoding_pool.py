@@ -132,16 +132,27 @@ def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segmen
 
 
 def _starts(end: float, cutting: Cutting) -> Iterator[float]:
-    """Where segments start in a file of ``end`` seconds; the last may be shorter, and is the only one that is."""
     if cutting.segments == "centre":
         yield max(0.0, (end - cutting.segment_seconds) / 2)
         return
+    yield from segment_starts(end, cutting.segment_seconds, cutting.hop_seconds, cutting.min_seconds)
+
+
+def segment_starts(end: float, segment_seconds: float, hop_seconds: float, min_seconds: float) -> Iterator[float]:
+    """Where segments start in a file of ``end`` seconds; the last may be shorter, and is the only one that is.
+
+    Args:
+        end: Of the file, s.
+        segment_seconds: Length of a segment.
+        hop_seconds: From the start of one to that of the next.
+        min_seconds: What a last segment must have, unless it is the first.
+    """
     for number in itertools.count():
-        start = number * cutting.hop_seconds
-        if number > 0 and end - start < cutting.min_seconds:
+        start = number * hop_seconds
+        if number > 0 and end - start < min_seconds:
             return
         yield start
-        if start + cutting.segment_seconds >= end:
+        if start + segment_seconds >= end:
             return
 
 

@@ -191,9 +191,13 @@ class ShardDataset(Dataset[Batch]):
             raise UserError(f"no record of {self.folder} has a label: there are no classes to balance")
         return weights
 
+    def frames(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(B,) int64: how many frames of these records are picture; 0 for a record of sound alone."""
+        return self._index["frames"][self._rows(numbers)].astype(np.int64)
+
     def without_video(self) -> int:
         """How many records are of sound alone."""
-        return int((self._index["frames"][self._rows(np.arange(len(self)))] == 0).sum())
+        return int((self.frames(np.arange(len(self))) == 0).sum())
 
     def index_row(self, number: int) -> dict[str, Any]:
         """Where record ``number`` lies: the columns of ``index_dtype``."""

@@ -264,9 +264,9 @@ class Classification(Metric):
         """Figures of the whole, and of each class.
 
         Returns:
-            Scalars ``map``, ``roc_auc``, ``d_prime`` (see ``ClassTable.macro``), ``classes_counted``, ``records``; vectors (L,)
-            ``average_precision_per_class``, ``roc_auc_per_class``, ``d_prime_per_class`` (NaN where not counted) and
-            ``records_per_class``. Where every record has one class also ``top_1``, ``top_5`` (of records),
+            Scalars ``map``, ``roc_auc``, ``d_prime`` (see ``ClassTable.macro``), ``classes_counted``, ``records``;
+            vectors (L,) ``average_precision_per_class``, ``roc_auc_per_class``, ``d_prime_per_class`` (NaN where not
+            counted) and ``records_per_class``. Where every record has one class also ``top_1``, ``top_5`` (of records),
             ``top_1_macro`` (mean over the classes that have records), ``top_1_per_class`` (L,) (NaN for those that have
             none) and ``confusion_matrix`` (L, L), its predictions the highest score, of equal ones the lower class.
             A top k not below L is left out: it is 1 whatever the scores.

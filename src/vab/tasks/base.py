@@ -67,6 +67,7 @@ class BaseTask(LightningModule):
         self.final_lr_ratio = final_lr_ratio
         self.seed = seed
         self.init_from = init_from
+        self._beginning: str | UserError | None = None
 
     @property
     def logs_this_step(self) -> bool:
@@ -99,9 +100,20 @@ class BaseTask(LightningModule):
         self.spec.require(data.spec, "model", "shards")
         if not self.backbone.has_codebooks:
             self.backbone.set_codebooks(data.codebooks)
-        # A resumed run has its own weights, and the file that it began with may be gone.
-        if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
-            rank_zero_info(self.begin_with(self.init_from))
+        if stage == "fit" and self.init_from is not None:
+            # Here, before the strategy takes the weights over; only later is it known whether the run is a resumed one,
+            # which has its own weights, and for which the file may be gone.
+            try:
+                self._beginning = self.begin_with(self.init_from)
+            except UserError as error:
+                self._beginning = error
+
+    def on_fit_start(self) -> None:
+        """Say what a new run began with, or why it could not."""
+        if isinstance(self._beginning, UserError):
+            raise self._beginning
+        if self._beginning is not None:
+            rank_zero_info(self._beginning)
 
     def lr_factor(self, name: str) -> float:
         """What the learning rate of a parameter is multiplied by."""
@@ -161,6 +173,7 @@ class BaseTask(LightningModule):
 
         Weights do not show it: their shapes fit, and the codebooks of the checkpoint would take the data's place.
         """
+        self._beginning = None
         backbone = checkpoint["hyper_parameters"]["backbone"]["init_args"]
         SegmentSpec.from_dict(dict(backbone["spec"])).require(self.spec, "checkpoint", "shards")
         trainer = self._trainer

@@ -1,0 +1,192 @@
+"""From media files, or from shards, to what a trained task makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn import functional as F
+
+from vab.data.decoding_pool import segment_starts
+from vab.data.media import MediaError, read_audio, read_frames, read_segment, stream_ends
+from vab.data.records import ShardDataset
+from vab.frozen.codec import Codec, load_codec
+from vab.frozen.vision import VisionEncoder, load_vision
+from vab.spec import Batch, SegmentSpec, UserError
+from vab.tasks import AlignTask
+
+MIN_SECONDS = 1.0
+"""What a file's last segment must have, as in ``vab extract``; its first may be shorter."""
+_AT_ONCE = 32
+"""Segments that go through a network together."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A file cut into segments, encoded; what was not asked for is None."""
+
+    codes: Tensor | None
+    """(W, K, T) int64."""
+    features: Tensor | None
+    """(W, V, C) float32."""
+    steps: Tensor | None
+    """(W,) int64, valid ones."""
+    frames: Tensor | None
+    """(W,) int64, valid ones."""
+
+    def __len__(self) -> int:
+        given = self.codes if self.features is None else self.features
+        return 0 if given is None else len(given)
+
+    def parts(self, size: int = _AT_ONCE) -> Iterator[Segments]:
+        """A few at a time."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            fields = (self.codes, self.features, self.steps, self.frames)
+            yield Segments(*(None if field is None else field[part] for field in fields))
+
+
+@dataclass(frozen=True)
+class MediaEncoders:
+    """The frozen networks that a task's data were made with, for files that are in no shard."""
+
+    spec: SegmentSpec
+    """Of the task."""
+    codec: Codec | None
+    """None where sound is not looked at."""
+    vision: VisionEncoder | None
+    """None where pictures are not looked at."""
+    device: torch.device
+    """Where they are."""
+
+    @torch.inference_mode()
+    def encode(self, path: Path, *, audio: bool, video: bool) -> Segments:
+        """Cut a file into segments of the task's length and encode each, as ``vab extract`` does.
+
+        Raises:
+            MediaError: If it is unreadable, or lacks what is asked for.
+        """
+        spec = self.spec
+        video_end, audio_end = stream_ends(path)
+        for wanted, end, kind, words in (
+            (audio, audio_end, "no_audio", "has no sound track"),
+            (video, video_end, "no_video", "has no video track"),
+        ):
+            if wanted and end is None:
+                raise MediaError(kind, path, words)
+        ends = [end for wanted, end in ((audio, audio_end), (video, video_end)) if wanted and end is not None]
+        codes, features, steps, frames = [], [], [], []
+        for start in segment_starts(min(ends), spec.segment_seconds, spec.segment_seconds, MIN_SECONDS):
+            try:
+                heard, seen = _read(path, spec, start, audio, video)
+            except MediaError as error:
+                if error.reason == "too_short" and start > 0:
+                    break  # the packets promised more than there is
+                raise
+            if heard is not None:
+                assert self.codec is not None
+                waveform, valid = heard
+                codes.append(
+                    self.codec.encode(torch.from_numpy(waveform)[None, None].to(self.device), spec.sample_rate)
+                )
+                steps.append(min(self.codec.steps_for(valid), spec.num_steps))
+            if seen is not None:
+                assert self.vision is not None
+                pictures, count = seen
+                pixels = self.vision.preprocess(pictures).to(self.device)
+                features.append(self.vision.encode(pixels).half().float()[None])  # as shards keep them
+                frames.append(count)
+        return Segments(
+            torch.cat(codes).long() if audio else None,
+            torch.cat(features) if video else None,
+            torch.tensor(steps, device=self.device) if audio else None,
+            torch.tensor(frames, device=self.device) if video else None,
+        )
+
+
+def load_encoders(spec: SegmentSpec, device: torch.device, *, audio: bool, video: bool) -> MediaEncoders:
+    """The networks by the names that a checkpoint carries.
+
+    Raises:
+        UserError: If their weights are others than those that the checkpoint's data were made with.
+    """
+    codec = load_codec(spec.codec, device) if audio else None
+    vision = load_vision(spec.vision, device) if video else None
+    for kind, network, expected in (("codec", codec, spec.codec_hash), ("vision encoder", vision, spec.vision_hash)):
+        if network is not None and network.weight_hash != expected:
+            raise UserError(
+                f"the checkpoint was trained with {kind} {network.name} of weights {expected[:12]}, but "
+                f"{network.weight_hash[:12]} is installed: install the weights it was trained with"
+            )
+    return MediaEncoders(spec, codec, vision, device)
+
+
+@torch.inference_mode()
+def embed_file(task: AlignTask, encoders: MediaEncoders, path: Path, side: str) -> Tensor:
+    """(E,) float32 of unit length: the mean over a file's segments of their embeddings.
+
+    Raises:
+        MediaError: If it is unreadable, or lacks sound (``side`` audio) or picture (video).
+    """
+    segments = encoders.encode(path, audio=side == "audio", video=side == "video")
+    rows = []
+    for part in segments.parts():
+        if side == "audio":
+            assert part.codes is not None
+            rows.append(task.embed_audio(part.codes, part.steps))
+        else:
+            assert part.features is not None
+            rows.append(task.embed_video(part.features, part.frames))
+    return F.normalize(torch.cat(rows).mean(0), dim=0).cpu()
+
+
+@torch.inference_mode()
+def embed_records(
+    task: AlignTask, dataset: ShardDataset, numbers: Sequence[int], batch_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(N, E) float32 audio and video embeddings of records, on the CPU, in order; a bar on stderr if it is a terminal.
+
+    A record's embedding does not depend on ``batch_size``, but for the network's rounding.
+    """
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    with counting("embedding", len(numbers)) as advance:
+        for start in range(0, len(numbers), batch_size):
+            batch: Batch = dataset.read(numbers[start : start + batch_size]).to(device)
+            for side, rows in zip(sides, task(batch), strict=True):
+                side.append(rows.cpu())
+            advance(len(batch))
+    return torch.cat(sides[0]), torch.cat(sides[1])
+
+
+@contextmanager
+def counting(words: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, if that is a terminal; gives what to call with how many more are done."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda count: None
+        return
+    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(words, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _read(
+    path: Path, spec: SegmentSpec, start: float, audio: bool, video: bool
+) -> tuple[tuple[np.ndarray, int] | None, tuple[np.ndarray, int] | None]:
+    """Waveform with its valid samples, and frames with their valid count, of one segment."""
+    if audio and video:
+        both = read_segment(path, spec.sample_rate, spec.video_fps, start, spec.segment_seconds)
+        return (both.waveform, both.valid_samples), (both.frames, both.valid_frames)
+    if audio:
+        sound = read_audio(path, spec.sample_rate, start, spec.segment_seconds)
+        return (sound.waveform, sound.valid_samples), None
+    picture = read_frames(path, spec.video_fps, start, spec.num_frames)
+    return None, (picture.frames, picture.valid_frames)

@@ -1,0 +1,193 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from small_media import tone, video
+from tasks_help import saved
+from tone_shards import LABELS, short_spec
+from vab.backbone import Backbone
+from vab.commands import classify, extract, retrieve
+from vab.commands.embedding import embed_file, load_encoders
+from vab.data.media import write_wav
+from vab.data.records import ShardDataset
+from vab.frozen.codec import load_codec
+from vab.spec import UserError
+from vab.tasks import AlignTask, ClassifyTask, load_task
+
+SPEC = short_spec()
+
+
+def backbone():
+    torch.manual_seed(1)
+    made = Backbone(SPEC, dim=32, num_heads=2, num_modality_layers=1, num_joint_layers=1)
+    made.set_codebooks(load_codec("tiny").codebooks())
+    return made
+
+
+@pytest.fixture(scope="module")
+def align(tmp_path_factory):
+    return saved(AlignTask(backbone(), embedding_dim=8), tmp_path_factory.mktemp("align") / "a.ckpt")
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("media")
+    for number in range(4):
+        video(folder / f"{number}.mp4", SPEC.segment_seconds, seed=number)
+    write_wav(folder / "sound.wav", tone(SPEC.segment_seconds, 700.0), 16_000)
+    video(folder / "silent.mp4", SPEC.segment_seconds, sound=False, seed=9)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(media, tmp_path_factory):
+    out = tmp_path_factory.mktemp("shards") / "s"
+    extract(
+        str(media), str(out), segment_seconds=SPEC.segment_seconds, video_fps=SPEC.video_fps, min_seconds=0.1,
+        without_video="keep", num_workers=0, silence_db=-100.0,
+    )  # fmt: skip
+    return out
+
+
+def test_a_file_is_embedded_as_its_record_is(align, media, data):
+    task, dataset = load_task(align), ShardDataset(data)
+    encoders = load_encoders(task.spec, torch.device("cpu"), audio=True, video=True)
+    places = {dataset.record(number)["id"]: number for number in range(len(dataset))}
+    assert set(places) == {"0", "1", "2", "3", "sound"}
+    for name in ("0", "3"):
+        audio, seen = task(dataset.read([places[name]]))
+        torch.testing.assert_close(
+            embed_file(task, encoders, media / f"{name}.mp4", "audio"), audio[0], atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(
+            embed_file(task, encoders, media / f"{name}.mp4", "video"), seen[0], atol=1e-5, rtol=0
+        )
+    heard = task.embed_audio(dataset.read([places["sound"]]).codes)
+    torch.testing.assert_close(embed_file(task, encoders, media / "sound.wav", "audio"), heard[0], atol=1e-5, rtol=0)
+
+
+def test_figures_of_shards_and_of_saved_embeddings_agree(align, data, tmp_path, capsys):
+    kept, out = str(tmp_path / "e.npz"), str(tmp_path / "r.json")
+    report = retrieve(align, str(data), out=out, save_embeddings=kept, batch_size=3, device="cpu")
+    printed = capsys.readouterr().out
+    assert "retrieval among 4" in printed
+    assert "1 records without video are not in the gallery" in printed
+    assert report["N"] == 4
+    assert report["without_video"] == 1
+    assert json.loads(Path(out).read_text())["figures"] == report["figures"]
+    again = retrieve(embeddings=kept)
+    assert again["figures"] == report["figures"]
+    assert again["gallery_sha256"] == report["gallery_sha256"]
+    with np.load(kept) as content:
+        assert content["audio"].shape == content["video"].shape == (4, 8)
+        assert set(json.loads(str(content["about"]))) == {"vab", "checkpoint_sha256", "data_sha256"}
+
+
+def test_a_list_makes_the_gallery(align, data, tmp_path):
+    (tmp_path / "keys.txt").write_text("0\n2\n3\n")
+    assert retrieve(align, str(data), keys=str(tmp_path / "keys.txt"), expected=3)["N"] == 3
+    (tmp_path / "keys.txt").write_text("0\n2\nother\n")
+    with pytest.raises(UserError, match="of 3 keys 1 are missing"):
+        retrieve(align, str(data), keys=str(tmp_path / "keys.txt"))
+    assert retrieve(align, str(data), keys=str(tmp_path / "keys.txt"), on_missing="skip")["missing"] == 1
+    (tmp_path / "keys.txt").write_text("0\n0\n")
+    with pytest.raises(UserError, match="1 keys are there more than once"):
+        retrieve(align, str(data), keys=str(tmp_path / "keys.txt"))
+
+
+@pytest.mark.parametrize("place", ["data", "media"])
+def test_a_query_finds_itself_by_the_other_side(align, media, data, tmp_path, capsys, place):
+    where = {"data": str(data)} if place == "data" else {"media": str(media)}
+    page = tmp_path / "p.html"
+    hits = retrieve(align, query=str(media / "1.mp4"), top=3, page=str(page), device="cpu", **where)
+    printed = capsys.readouterr().out
+    assert "sounds nearest to the picture of 1.mp4" in " ".join(printed.split())
+    assert [hit.rank for hit in hits] == [1, 2, 3]
+    assert hits[0].cosine >= hits[1].cosine >= hits[2].cosine
+    by_sound = retrieve(align, query=str(media / "sound.wav"), top=9, **where)
+    assert len(by_sound) == (4 if place == "data" else 5)  # videos; the silent one is no record
+    text = page.read_text()
+    assert text.count("<li>") == 3
+    assert ("data:audio/wav;base64," in text) == (place == "data")
+
+
+def test_a_query_of_a_silent_video_and_one_by_the_sound_of_a_video(align, media, data):
+    assert len(retrieve(align, str(data), query=str(media / "silent.mp4"), top=2)) == 2
+    by_picture = retrieve(align, str(data), query=str(media / "0.mp4"), top=4)
+    by_sound = retrieve(align, str(data), query=str(media / "0.mp4"), query_by="audio", top=4)
+    assert [hit.cosine for hit in by_picture] != [hit.cosine for hit in by_sound]
+    with pytest.raises(UserError, match=r"silent\.mp4: has no sound to search by"):
+        retrieve(align, str(data), query=str(media / "silent.mp4"), query_by="audio")
+
+
+def test_what_cannot_be_retrieved_is_one_clear_line(align, checkpoint, media, data, tmp_path):
+    query = str(media / "0.mp4")
+    np.savez(tmp_path / "wide.npz", keys=np.array(["a"]), audio=np.ones((1, 5)), video=np.ones((1, 5)))
+    np.savez(tmp_path / "twice.npz", keys=np.array(["a", "a"]), audio=np.ones((2, 8)), video=np.ones((2, 8)))
+    (tmp_path / "empty").mkdir()
+    for arguments, words in (
+        ({"checkpoint": checkpoint, "data": str(data)}, "is a checkpoint of PretrainTask: retrieve needs an AlignTask"),
+        ({"checkpoint": align}, "give what is searched"),
+        ({"data": str(data)}, "give the model that embeds"),
+        ({"checkpoint": align, "media": str(media)}, "--media is searched with a --query"),
+        ({"checkpoint": align, "data": str(data), "query": query, "top": 0}, "--top and --batch_size must be 1"),
+        ({"checkpoint": align, "data": str(data), "query": "none.mp4"}, "there is no such file"),
+        ({"checkpoint": align, "media": str(tmp_path / "empty"), "query": query}, "no media file in"),
+        (
+            {"checkpoint": align, "embeddings": str(tmp_path / "wide.npz"), "query": query},
+            "have width 5, the checkpoin",
+        ),
+        ({"embeddings": str(tmp_path / "twice.npz")}, "1 keys are there more than once"),
+        ({"checkpoint": align, "data": str(data), "out": str(data / "manifest.json")}, "is there already"),
+    ):
+        with pytest.raises(UserError, match=words):
+            retrieve(**arguments)
+
+
+@pytest.mark.parametrize("inputs", ["audio_video", "audio", "video"])
+def test_classes_of_files(media, tmp_path, capsys, inputs):
+    path = saved(ClassifyTask(backbone(), [*LABELS, "third, odd"], inputs=inputs), tmp_path / "c.ckpt")
+    (guess,) = classify(path, str(media / "0.mp4"), top=5)
+    assert {name for name, _ in guess.classes} == {*LABELS, "third, odd"}
+    values = [value for _, value in guess.classes]
+    assert values == sorted(values, reverse=True)
+    assert sum(values) == pytest.approx(1.0, abs=1e-5)
+    capsys.readouterr()
+    lacking = {"audio_video": 2, "audio": 1, "video": 1}[inputs]
+    out = tmp_path / "c.csv"
+    with pytest.raises(UserError, match=f"{lacking} of 6 files gave no result"):
+        classify(path, str(media), top=1, out=str(out))
+    rows = out.read_text().splitlines()
+    assert rows[0] == "file,class_1,probability_1,error"
+    assert len(rows) == 7
+    assert sum(row.endswith("track") for row in rows) == lacking
+
+
+def test_a_long_file_is_the_mean_of_its_segments(tmp_path):
+    path = saved(ClassifyTask(backbone(), LABELS, inputs="audio"), tmp_path / "c.ckpt")
+    sound = np.concatenate([tone(SPEC.segment_seconds, 300.0), tone(SPEC.segment_seconds, 2000.0)])
+    half = len(sound) // 2
+    for name, part in (("whole", sound), ("first", sound[:half]), ("second", sound[half:])):
+        write_wav(tmp_path / f"{name}.wav", part, 16_000)
+    found = {n: dict(classify(path, str(tmp_path / f"{n}.wav"))[0].classes) for n in ("whole", "first", "second")}
+    # Its last segment is shorter than a second and still one: the file would be cut otherwise.
+    for name in LABELS:
+        assert min(found["first"][name], found["second"][name]) - 1e-6 <= found["whole"][name]
+        assert found["whole"][name] <= max(found["first"][name], found["second"][name]) + 1e-6
+
+
+def test_what_cannot_be_classified_is_one_clear_line(align, media, tmp_path):
+    path = saved(ClassifyTask(backbone(), LABELS), tmp_path / "c.ckpt")
+    (tmp_path / "x.txt").write_text("x")
+    for arguments, words in (
+        ((align, str(media)), "is a checkpoint of AlignTask: classify needs a ClassifyTask"),
+        ((path, "none.mp4"), "there is no such file or folder"),
+        ((path, str(tmp_path / "x.txt")), "is no media file"),
+        ((path, str(media), 0), "--top must be 1 or more"),
+        ((path, str(media / "silent.mp4")), "has no sound track"),
+    ):
+        with pytest.raises(UserError, match=words):
+            classify(*arguments)

@@ -1,0 +1,174 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tasks_help import quiet_trainer, saved, small_backbone
+from tone_shards import LABELS, short_spec, write_shards
+from vab.data.datamodule import ShardDataModule
+from vab.data.format import make_key
+from vab.data.records import ShardDataset
+from vab.data.shards import ShardWriter
+from vab.spec import UserError
+from vab.tasks import ClassifyTask, load_task
+from vab.tasks.base import decay_groups
+
+
+def classifying(dataset=None, **settings):
+    positions = settings.pop("positions", "rotary")
+    task = ClassifyTask(small_backbone(positions=positions), LABELS, **settings).eval()
+    if dataset is not None:
+        task.backbone.set_codebooks(dataset.codebooks)
+    with torch.no_grad():
+        task.classifier.weight.normal_(std=0.1)
+    return task
+
+
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory):
+    return ShardDataset(write_shards(tmp_path_factory.mktemp("ragged") / "r", short_spec(), 9, ragged=True))
+
+
+def given(task, batch):
+    steps, frames = batch.lengths
+    codes = None if task.inputs == "video" else batch.codes
+    return codes, None if task.inputs == "audio" else batch.features, steps, frames
+
+
+@pytest.mark.parametrize("inputs", ["audio_video", "audio", "video"])
+@pytest.mark.parametrize("positions", ["rotary", "alibi"])
+def test_probabilities_do_not_depend_on_the_batch_or_on_padding(ragged, inputs, positions):
+    task, batch = classifying(ragged, inputs=inputs, positions=positions), ragged.read(range(9))
+    whole = task.probabilities(*given(task, batch))
+    torch.testing.assert_close(whole.sum(1), torch.ones(9))
+    for number in range(9):
+        alone = task.probabilities(*given(task, ragged.read([number])))
+        torch.testing.assert_close(alone[0], whole[number], atol=1e-5, rtol=0)
+        batch.codes[number, :, batch.steps[number] :] = 7
+        batch.features[number, batch.frames[number] :] = 99.0
+    torch.testing.assert_close(task.probabilities(*given(task, batch)), whole, atol=1e-5, rtol=0)
+    assert float((whole[0] - whole[1]).abs().max()) > 1e-4
+
+
+def test_a_modality_that_is_not_looked_at_does_not_count(ragged):
+    batch = ragged.read([0, 1])
+    for inputs, other in (("audio", "features"), ("video", "codes")):
+        task = classifying(ragged, inputs=inputs)
+        before = task._logits(batch)
+        setattr(batch, other, torch.zeros_like(getattr(batch, other)))
+        assert torch.equal(task._logits(batch), before)
+
+
+def test_sound_alone_can_be_classified_with_a_model_of_both(tmp_path):
+    dataset = ShardDataset(write_shards(tmp_path / "s", short_spec(), 4, sound_only=True))
+    batch = dataset.read(range(4))
+    logits = classifying(dataset)._logits(batch)
+    assert torch.isfinite(logits).all()
+    data = ShardDataModule(str(tmp_path / "s"), str(tmp_path / "s"), batch_size=4, num_workers=0)
+    with pytest.raises(UserError, match=r"4 of 4 records of .* have no video"):
+        quiet_trainer(max_steps=1).fit(classifying(inputs="video", warmup_steps=1, schedule_steps=9), data)
+
+
+def test_losses_are_those_of_torch():
+    logits, targets = torch.randn(5, 2), F.one_hot(torch.tensor([0, 1, 1, 0, 1]), 2).float()
+    task = classifying()
+    expected = F.cross_entropy(logits, targets.argmax(1), label_smoothing=0.1, reduction="none")
+    torch.testing.assert_close(task._losses(logits, targets, 0.1), expected)
+    several = classifying(multi_label=True)
+    expected = F.binary_cross_entropy(logits.sigmoid(), targets, reduction="none").mean(1)
+    torch.testing.assert_close(several._losses(logits, targets, 0.1), expected)
+
+
+def test_mixing_is_the_records_own_affair(ragged):
+    task = classifying(ragged, mixup=0.5)
+    batch = ragged.read(range(8))
+    shares = task.shares(batch)
+    assert 0 < int((shares < 1).sum()) < 8
+    part = ragged.read(range(4, 8))
+    assert torch.equal(task.shares(part), shares[4:])  # the same in a smaller batch
+    nothing = torch.ones(8)
+    torch.testing.assert_close(task._logits(batch, nothing), task._logits(batch))
+    half = task._logits(batch, torch.full((8,), 0.5))
+    torch.testing.assert_close(half[0::2], half[1::2], atol=1e-5, rtol=0)  # both halves of a pair are the same mixture
+
+
+def test_shares_are_beta_distributed(ragged):
+    task, batch = classifying(ragged, mixup=1.0, mixup_order=10), ragged.read([0] * 4000)
+    batch.index = torch.arange(4000)
+    shares = task.shares(batch).double()
+    assert abs(float(shares.mean()) - 0.5) < 0.01
+    assert float(shares.var()) == pytest.approx(1 / (4 * 21), rel=0.1)  # Beta(10, 10)
+
+
+def test_learning_rates_by_layer():
+    task = classifying(head_lr_factor=7.0, layer_lr_decay=0.5)
+    groups = decay_groups(task, task.lr_factor)
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped)) == sum(1 for p in task.parameters() if p.requires_grad)
+    assert {group["lr_factor"] for group in groups} == {7.0, 1.0, 0.5, 0.25}
+    assert task.lr_factor("backbone.modality_blocks.1.x") == 1.0
+    assert task.lr_factor("backbone.modality_blocks.0.x") == 0.5
+    assert task.lr_factor("backbone.audio_input.weight") == 0.25
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_training_tells_the_classes_apart(shards, tmp_path, freeze):
+    data = ShardDataModule(str(shards / "train"), str(shards / "val"), batch_size=16, num_workers=0)
+    task = ClassifyTask(
+        small_backbone(dropout=0.1), data.labels, warmup_steps=1, schedule_steps=90, freeze_backbone=freeze
+    )
+    before = {name: value.clone() for name, value in task.backbone.state_dict().items() if "codebooks" not in name}
+    trainer = quiet_trainer(max_steps=60, val_check_interval=60, check_val_every_n_epoch=None, max_epochs=-1)
+    trainer.fit(task, data)
+    assert float(trainer.callback_metrics["val/top_1"]) > 0.8
+    assert float(trainer.callback_metrics["val/map"]) > 0.8
+    same = all(torch.equal(task.backbone.state_dict()[name], value) for name, value in before.items())
+    assert same == freeze
+    assert task.figures["confusion_matrix"].sum() == 20
+    again = load_task(saved(task, tmp_path / "c.ckpt"))
+    assert again.labels == LABELS
+    batch = data.val_dataset.read(range(4))
+    torch.testing.assert_close(
+        again.probabilities(*given(again, batch)), task.eval().probabilities(*given(task, batch))
+    )
+
+
+def test_labels_that_are_none_are_refused(shards, tmp_path):
+    with pytest.raises(UserError, match="two different labels"):
+        ClassifyTask(small_backbone(), [])
+    with pytest.raises(UserError, match="two different labels"):
+        ClassifyTask(small_backbone(), ["a", "a"])
+    path = saved(ClassifyTask(small_backbone(), LABELS), tmp_path / "c.ckpt")
+    data = ShardDataModule(str(shards / "train"), str(shards / "val"), batch_size=8, num_workers=0)
+    other = ClassifyTask(small_backbone(), ["high", "deep"])
+    with pytest.raises(UserError, match="class 1 is 'low' there and 'deep' here"):
+        quiet_trainer().validate(other, data, ckpt_path=path)
+
+
+def test_an_empty_class_is_named(shards, tmp_path, capsys):
+    (tmp_path / "names.csv").write_text('index,mid,display_name\n0,/m/1,low\n1,/m/2,"rare, odd"\n2,/m/3,high\n')
+    train, val = str(shards / "train"), str(shards / "val")
+    data = ShardDataModule(train, val, batch_size=8, num_workers=0, vocabulary=str(tmp_path / "names.csv"))
+    assert data.labels == ("low", "rare, odd", "high")
+    task = ClassifyTask(small_backbone(), data.labels, warmup_steps=1, schedule_steps=9)
+    trainer = quiet_trainer(max_steps=1, val_check_interval=1, check_val_every_n_epoch=None, max_epochs=-1)
+    trainer.fit(task, data)
+    assert float(trainer.callback_metrics["val/classes_counted"]) == 2
+    assert int(data.train_dataset.label_counts()[1]) == 0
+    assert data.train_dataset.label_names(0) == ["high"]
+    assert data.train_dataset.read([0]).labels.tolist() == [[0.0, 0.0, 1.0]]
+
+
+def test_several_labels_need_the_loss_for_several(tmp_path):
+    spec = short_spec()
+    with ShardWriter(tmp_path / "s", spec, LABELS) as writer:
+        meta = {"id": "x", "source": "x", "start_seconds": 0.0, "steps": spec.num_steps, "frames": spec.num_frames}
+        codes, features = (
+            torch.zeros(spec.num_codebooks, spec.num_steps).long(),
+            torch.zeros(spec.num_frames, spec.feature_dim),
+        )
+        writer.write(make_key("x", 0.0), codes.numpy(), features.numpy(), meta | {"labels": list(LABELS)})
+        writer.finish_source("x")
+        writer.finish(torch.ones(spec.num_codebooks, spec.codebook_size, spec.code_dim))
+    data = ShardDataModule(str(tmp_path / "s"), str(tmp_path / "s"), batch_size=1, num_workers=0)
+    with pytest.raises(UserError, match=r"has 2 labels, a softmax needs one: give --model\.multi_label true"):
+        quiet_trainer(max_steps=1).fit(ClassifyTask(small_backbone(), LABELS, warmup_steps=1, schedule_steps=9), data)
