@@ -15,7 +15,7 @@ BENCH ?= generate
 # Tests in two processes: most wait for others that they started. SPREAD= for one, as a debugger needs.
 SPREAD ?= --numprocesses 2 --dist worksteal
 
-.PHONY: help setup pretrain demo-data two-stage test test-slow lint format bench weights tensorboard clean
+.PHONY: help setup pretrain align classify demo-data two-stage test test-slow lint format bench weights tensorboard clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -38,6 +38,27 @@ ifeq ($(CONFIG),)
 	$(BIN)/vab fit --config configs/demo/pretrain.yaml --data.train $(WORLD)/shards/train --data.val $(WORLD)/shards/val \
 	  --trainer.logger.init_args.name $(RUN) $(ARGS)
 	$(BIN)/vab demo score --checkpoint runs/$(RUN) --data $(WORLD)/shards/val
+else
+	$(BIN)/vab fit --config $(CONFIG) $(ARGS)
+endif
+
+align: setup  ## align sound and video: the demo world, after make pretrain, or CONFIG=configs/align.yaml
+ifeq ($(CONFIG),)
+	@compgen -G "runs/$(RUN)/*/checkpoints/last*.ckpt" > /dev/null || $(MAKE) --no-print-directory pretrain ARGS=
+	$(BIN)/vab fit --config configs/demo/align.yaml --data.train $(WORLD)/shards/train --data.val $(WORLD)/shards/val \
+	  --model.init_from runs/$(RUN) $(ARGS)
+	$(BIN)/vab retrieve --checkpoint runs/demo_align --data $(WORLD)/shards/val
+else
+	$(BIN)/vab fit --config $(CONFIG) $(ARGS)
+endif
+
+classify: setup  ## classify: the demo world, after make align, or CONFIG=configs/classify/vggsound.yaml
+ifeq ($(CONFIG),)
+	@compgen -G "runs/demo_align/*/checkpoints/last*.ckpt" > /dev/null || $(MAKE) --no-print-directory align ARGS=
+	$(BIN)/vab fit --config configs/demo/classify.yaml --data.train $(WORLD)/shards/train --data.val $(WORLD)/shards/val \
+	  $(ARGS)
+	$(BIN)/vab validate --config configs/demo/classify.yaml --data.train $(WORLD)/shards/train \
+	  --data.val $(WORLD)/shards/val --trainer.logger false --trainer.callbacks null --ckpt_path runs/demo_classify
 else
 	$(BIN)/vab fit --config $(CONFIG) $(ARGS)
 endif

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import inspect
 import json
 import logging
 import multiprocessing
@@ -21,6 +22,7 @@ from vab import __version__
 
 TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
+    "folds": "cross-validation: fit for each of --folds 5, mean and deviation; flags as for fit",
     "validate": "score a checkpoint on the validation set",
     "test": "score a checkpoint on the test set",
     "predict": "codes, embeddings or probabilities for every record of a data set",
@@ -73,7 +75,9 @@ def main(argv: list[str] | None = None) -> None:
     from vab.spec import UserError  # torch comes with it, and help must not wait for that
 
     try:
-        if command in TRAINER_COMMANDS:
+        if command == "folds":
+            run_folds(arguments[1:])
+        elif command in TRAINER_COMMANDS:
             train(arguments)
         else:
             run_command(command, arguments[1:])
@@ -122,6 +126,29 @@ def nearest(word: str, known: list[str]) -> str:
     """``; did you mean ...?`` where something known is close to ``word``, else nothing."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def run_folds(arguments: list[str]) -> None:
+    """``vab folds``: what is not its own goes to ``vab fit``."""
+    import argparse
+
+    from vab.commands.folds import cross_validate
+    from vab.spec import UserError
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UserError(f"folds: {message}")
+
+    description = inspect.cleandoc(cross_validate.__doc__ or "").partition("\n\nArgs:")[0]
+    parser = Parser(
+        prog="vab folds", description=description, epilog="All other flags are vab fit's.", allow_abbrev=False
+    )
+    parser.add_argument("--folds", type=int, default=5, help="how many there are, numbered from 1 (default: 5)")
+    parser.add_argument("--overwrite", action="store_true", help="train again what was done before")
+    own, others = parser.parse_known_args(arguments)
+    if not others:
+        raise UserError("folds needs a recipe: vab folds --config configs/classify/esc50.yaml")
+    cross_validate(others, own.folds, own.overwrite)
 
 
 def run_command(name: str, arguments: list[str]) -> None:
@@ -239,8 +266,6 @@ def _sampler_settings() -> set[str]:
 
 def _argument_names() -> list[str]:
     """Names of what tasks and backbones take, for hints."""
-    import inspect
-
     from vab import tasks
     from vab.backbone import Backbone
     from vab.tokens.decoding import Sampler

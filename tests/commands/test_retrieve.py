@@ -138,7 +138,7 @@ def test_what_cannot_be_retrieved_is_one_clear_line(align, checkpoint, media, da
         ({"checkpoint": align, "media": str(tmp_path / "empty"), "query": query}, "no media file in"),
         (
             {"checkpoint": align, "embeddings": str(tmp_path / "wide.npz"), "query": query},
-            "have width 5, the checkpoin",
+            "have width 5, the ",
         ),
         ({"embeddings": str(tmp_path / "twice.npz")}, "1 keys are there more than once"),
         ({"checkpoint": align, "data": str(data), "out": str(data / "manifest.json")}, "is there already"),

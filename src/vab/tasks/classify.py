@@ -151,6 +151,13 @@ class ClassifyTask(BaseTask):
                 )
             if not counts.any():
                 raise UserError(f"{dataset.folder}: no record has a label: extract with labels")
+        for dataset in datasets[1:]:
+            counts = dataset.label_counts()
+            if not ((counts > 0) & (counts < len(dataset))).any():
+                raise UserError(
+                    f"{dataset.folder}: all {len(dataset)} records to validate on are of the same classes: there is "
+                    "nothing to tell apart"
+                )
         if stage == "fit":
             rare = [name for name, count in zip(self.labels, datasets[0].label_counts(), strict=True) if not count]
             if rare:
