@@ -69,7 +69,7 @@ def test_one_command_trains_all_folds_and_goes_on_where_it_stopped(data, tmp_pat
     recipe = {
         "seed_everything": 0,
         "trainer": {
-            "accelerator": "cpu", "max_steps": 3, "num_sanity_val_steps": 0, "enable_progress_bar": False,
+            "accelerator": "cpu", "max_steps": 4, "num_sanity_val_steps": 0, "enable_progress_bar": False,
             "logger": {
                 "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
                 "init_args": {"save_dir": str(tmp_path / "runs"), "name": "tones"},
@@ -101,7 +101,7 @@ def test_one_command_trains_all_folds_and_goes_on_where_it_stopped(data, tmp_pat
     assert first.returncode == 0, first.stderr
     report = json.loads((tmp_path / "runs" / "tones" / "folds.json").read_text())
     assert set(report["folds"]) == {"1", "2"}
-    assert all(fold["records"] == 2 and fold["step"] == 3 for fold in report["folds"].values())
+    assert all(fold["records"] == 2 and fold["step"] == 4 for fold in report["folds"].values())
     table = Path(tmp_path / "runs" / "tones" / "fold_1" / "classes.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in table] == [["class", "records"], ["high", "1"], ["low", "1"]]
     assert "fold 1 of 2" in first.stdout
