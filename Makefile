@@ -15,7 +15,7 @@ BENCH ?= generate
 # Tests in two processes: most wait for others that they started. SPREAD= for one, as a debugger needs.
 SPREAD ?= --numprocesses 2 --dist worksteal
 
-.PHONY: help setup pretrain align classify demo-data two-stage test test-slow lint format bench weights tensorboard clean
+.PHONY: help setup pretrain align classify demo demo-data two-stage test test-slow lint format bench weights tensorboard clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -62,6 +62,17 @@ ifeq ($(CONFIG),)
 else
 	$(BIN)/vab fit --config $(CONFIG) $(ARGS)
 endif
+
+demo: setup  ## the whole chain on the demo world, and a report with players: runs/demo_report.html
+	@compgen -G "runs/demo_classify/*/checkpoints/last*.ckpt" > /dev/null || $(MAKE) --no-print-directory classify ARGS=
+	for inputs in audio video; do compgen -G "runs/demo_classify_$$inputs/*/checkpoints/last*.ckpt" > /dev/null || \
+	  $(BIN)/vab fit --config configs/demo/classify.yaml --data.train $(WORLD)/shards/train --data.val $(WORLD)/shards/val \
+	  --model.inputs $$inputs --trainer.logger.init_args.name demo_classify_$$inputs $(ARGS) || exit; done
+	$(BIN)/vab demo world --seed 1 --out $(WORLD)/unseen --num_train 1 --num_val 500
+	$(BIN)/vab extract --config configs/extract/demo.yaml --media $(WORLD)/unseen/val.csv --out $(WORLD)/shards/unseen
+	$(BIN)/vab demo report --data $(WORLD)/shards/unseen --videos $(WORLD)/unseen --out runs/demo_report.html \
+	  --pretrain runs/$(RUN) --classify runs/demo_classify runs/demo_classify_audio runs/demo_classify_video \
+	  --overwrite true
 
 demo-data: setup  ## the synthetic world: videos, then shards
 	$(BIN)/vab demo world --out $(WORLD)/videos --num_train 1500 --num_val 200

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks_help import quiet_trainer, small_backbone
+from vab.callbacks import EMA, Checkpoints
+from vab.data.datamodule import ShardDataModule
+from vab.data.records import ShardDataset
+from vab.tasks import AlignTask, ClassifyTask
 from vab.tasks.base import find_checkpoint
 
 RECIPE = Path(__file__).parents[1] / "configs" / "demo" / "pretrain.yaml"
@@ -74,3 +79,32 @@ def test_killed_runs_end_like_one_that_was_left_alone(shards, tmp_path):
         assert 0 < stopped_at < STEPS
         process = start(shards, tmp_path, name, second, f"--ckpt_path={checkpoint}")
         assert_same_weights(whole, finish(process, tmp_path, name))
+
+
+@pytest.mark.parametrize("kind", ["align", "classify"])
+def test_later_stages_that_stop_and_go_on_end_alike(kind, shards, tmp_path):
+    """With averaged weights, dropout and mixup; a trainer of its own for each part, as separate commands have."""
+    labels = ShardDataset(shards / "train").labels
+    shared = {"warmup_steps": 2, "schedule_steps": 8}
+
+    def task():
+        backbone = small_backbone(ShardDataset(shards / "train").spec, dropout=0.1)
+        if kind == "align":
+            return AlignTask(backbone, micro_batch_size=3, embedding_dim=16, **shared)
+        return ClassifyTask(backbone, labels, mixup=0.5, multi_label=True, head_dropout=0.1, **shared)
+
+    def end(name, *parts):
+        checkpoint = None
+        for steps in parts:
+            data = ShardDataModule(str(shards / "train"), str(shards / "val"), batch_size=4, num_workers=0)
+            keep = Checkpoints(dirpath=str(tmp_path / name), every_n_train_steps=1, save_last=True)
+            settings = {"max_steps": steps, "max_epochs": -1, "limit_val_batches": 0, "enable_checkpointing": True}
+            trainer = quiet_trainer(callbacks=[EMA(0.9), keep], **settings)
+            trainer.fit(task(), data, ckpt_path=checkpoint, weights_only=True)
+            checkpoint = tmp_path / name / "last.ckpt"
+        return torch.load(checkpoint, weights_only=True)
+
+    whole, parts = end("whole", 8), end("parts", 3, 8)
+    for name in ("state_dict", "live_state_dict"):
+        assert all(torch.equal(whole[name][key], parts[name][key]) for key in whole[name]), name
+    assert parts["global_step"] == 8

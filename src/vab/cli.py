@@ -46,11 +46,20 @@ COMMANDS: dict[str, tuple[str, Any]] = {
     "compare": ("reports of evaluate side by side; unlike ones are refused", "vab.commands:compare"),
     "recall": ("retrieval metrics of any system's paired embeddings", "vab.commands:recall"),
     "listen": ("a page for a listening test, and the score of its answers", "vab.commands:listen"),
+    "lists": (
+        "what to extract of a published data set: speech_commands, audioset, vggsound",
+        {
+            "speech_commands": "vab.commands.lists:speech_commands",
+            "audioset": "vab.commands.lists:audioset",
+            "vggsound": "vab.commands.lists:vggsound",
+        },
+    ),
     "demo": (
-        "the synthetic world: world, score, two-stage",
+        "the synthetic world: world, score, report, two-stage",
         {
             "world": "vab.demo.world:write_world",
             "score": "vab.demo.score:score",
+            "report": "vab.demo.report:report",
             "two-stage": "vab.demo.two_stage:two_stage",
         },
     ),

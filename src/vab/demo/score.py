@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from vab.commands import Generator
 from vab.commands.measuring import mean_and_error
 from vab.data.format import write_atomically
 from vab.data.records import ShardDataset
-from vab.frozen.judges import Judge, load_judge
+from vab.frozen.judges import load_judge
 from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
 from vab.metrics.agreement import class_agreement
 from vab.metrics.codes import GuessingQuality
@@ -69,11 +70,36 @@ def score(
         seed: Of the decoding.
         device: auto, cpu, cuda, ...
     """
+    generator = Generator.load(checkpoint, device=device)
+    result = measure(generator, data, num_generated, batch_size, seed)
+    place = find_checkpoint(checkpoint)
+    write_atomically(place.parent / "score.json", (json.dumps(asdict(result), indent=2) + "\n").encode())
+    _print(result, place)
+    return result
+
+
+def measure(
+    generator: Generator,
+    data: str,
+    num_generated: int = 96,
+    batch_size: int = 32,
+    seed: int = 0,
+    keep: Callable[[str, list[int], list[Tensor]], None] | None = None,
+) -> Score:
+    """The figures alone.
+
+    Args:
+        generator: The model.
+        data: As in ``score``.
+        num_generated: As in ``score``.
+        batch_size: As in ``score``.
+        seed: As in ``score``.
+        keep: Called with what was heard (``round_trip`` or the video given), numbers of records, and their sounds (N,).
+    """
     if num_generated < 2 or batch_size < 1:
         raise UserError(
             f"need num_generated of 2 or more and batch_size of 1 or more, got {num_generated}, {batch_size}"
         )
-    generator = Generator.load(checkpoint, device=device)
     dataset = ShardDataset(data, levels=generator.task.spec.num_codebooks)
     if len(dataset) < 2:
         raise UserError(f"{data} has {len(dataset)} record: a video of another record cannot be given")
@@ -86,6 +112,13 @@ def score(
     heard: dict[str, list[Tensor]] = {name: [] for name in ("round_trip", *CONDITIONS)}
     seconds = 0.0
     chances = []
+
+    def agreement(name: str, rows: list[int], batch: Batch, codes: Tensor, truth: Tensor) -> Tensor:
+        sounds = sounds_of(generator.codec, codes, batch.steps)
+        if keep is not None:
+            keep(name, rows, sounds)
+        return class_agreement(listen(judge, sounds, generator.codec.sample_rate).probabilities, truth)
+
     console = Console(stderr=True)
     starts = range(0, count, batch_size)
     for start in track(starts, "generating", console=console, disable=not console.is_terminal):
@@ -93,31 +126,27 @@ def score(
         batch = dataset.__getitems__(rows)
         truth = true_classes(judge, columns, batch.labels)  # (B, L) in the judge's order
         chances += (truth.sum(1) / truth.shape[1]).tolist()
-        heard["round_trip"].append(_agreement(generator, judge, batch.codes, batch.steps, truth))
+        heard["round_trip"].append(agreement("round_trip", rows, batch, batch.codes, truth))
         for video in CONDITIONS:
             given = _with_video(dataset, batch, rows, video)
             begun = time.perf_counter()
             codes = generator.task.generate_for(given, seed, drop_features=video == "none")
             seconds += (time.perf_counter() - begun) if video == "true" else 0.0
-            heard[video].append(_agreement(generator, judge, codes, batch.steps, truth))
-    agreement = {name: mean_and_error(torch.cat(values)) for name, values in heard.items()}
-    if not agreement["round_trip"][0] > 0:
+            heard[video].append(agreement(video, rows, batch, codes, truth))
+    agreements = {name: mean_and_error(torch.cat(values)) for name, values in heard.items()}
+    if not agreements["round_trip"][0] > 0:
         raise UserError(
             f"judge {judge.name} hears none of the true classes in the codec's round trip: nothing to compare"
         )
-    result = Score(
+    return Score(
         records=len(dataset),
         generated=count,
         judge=f"{judge.name} {judge.weight_hash[:12]}",
         loss=losses,
-        agreement=agreement,
+        agreement=agreements,
         chance=sum(chances) / len(chances),
         seconds_per_segment=seconds / count,
     )
-    place = find_checkpoint(checkpoint)
-    write_atomically(place.parent / "score.json", (json.dumps(asdict(result), indent=2) + "\n").encode())
-    _print(result, place)
-    return result
 
 
 def _with_video(dataset: ShardDataset, batch: Batch, rows: list[int], video: str) -> Batch:
@@ -139,13 +168,6 @@ def _loss(generator: Generator, dataset: ShardDataset, video: str, batch_size: i
         dropped = torch.full((len(batch),), video == "none", device=task.device)
         quality.update(*task.guessing_sums(task.logits(batch, mask, dropped), batch, mask))
     return float(quality.compute()["loss"])
-
-
-@torch.inference_mode()
-def _agreement(generator: Generator, judge: Judge, codes: Tensor, steps: Tensor, truth: Tensor) -> Tensor:
-    """(B,) float: how far what is heard in the codes agrees with the true classes."""
-    sounds = sounds_of(generator.codec, codes, steps)
-    return class_agreement(listen(judge, sounds, generator.codec.sample_rate).probabilities, truth)
 
 
 def _print(result: Score, checkpoint: Path) -> None:
