@@ -12,6 +12,9 @@ EXTRAS ?=
 WORLD ?= $(or $(VAB_DATA),data)/demo
 RUN ?= demo_pretrain
 BENCH ?= generate
+# A demo run is there once it has ended: one that was stopped is done again by what builds on it.
+BEGUN = @rm -f runs/$(1)/.ended
+ENDED = @test ! -d runs/$(1) || touch runs/$(1)/.ended
 # Tests in two processes: most wait for others that they started. SPREAD= for one, as a debugger needs.
 SPREAD ?= --numprocesses 2 --dist worksteal
 
@@ -35,8 +38,10 @@ setup: $(READY)  ## the virtual environment with everything that the other targe
 pretrain: setup  ## pretrain: the demo world, or CONFIG=configs/pretrain.yaml ARGS="--trainer.devices 8"
 ifeq ($(CONFIG),)
 	@$(MAKE) --no-print-directory demo-data
+	$(call BEGUN,$(RUN))
 	$(BIN)/vab fit --config configs/demo/pretrain.yaml --data.train $(WORLD)/shards/train --data.val $(WORLD)/shards/val \
 	  --trainer.logger.init_args.name $(RUN) $(ARGS)
+	$(call ENDED,$(RUN))
 	$(BIN)/vab demo score --checkpoint runs/$(RUN) --data $(WORLD)/shards/val
 else
 	$(BIN)/vab fit --config $(CONFIG) $(ARGS)
@@ -44,9 +49,11 @@ endif
 
 align: setup  ## align sound and video: the demo world, after make pretrain, or CONFIG=configs/align.yaml
 ifeq ($(CONFIG),)
-	@compgen -G "runs/$(RUN)/*/checkpoints/last*.ckpt" > /dev/null || $(MAKE) --no-print-directory pretrain ARGS=
+	@test -e runs/$(RUN)/.ended || $(MAKE) --no-print-directory pretrain ARGS=
+	$(call BEGUN,demo_align)
 	$(BIN)/vab fit --config configs/demo/align.yaml --data.train $(WORLD)/shards/train --data.val $(WORLD)/shards/val \
 	  --model.init_from runs/$(RUN) $(ARGS)
+	$(call ENDED,demo_align)
 	$(BIN)/vab retrieve --checkpoint runs/demo_align --data $(WORLD)/shards/val
 else
 	$(BIN)/vab fit --config $(CONFIG) $(ARGS)
@@ -54,9 +61,11 @@ endif
 
 classify: setup  ## classify: the demo world, after make align, or CONFIG=configs/classify/vggsound.yaml
 ifeq ($(CONFIG),)
-	@compgen -G "runs/demo_align/*/checkpoints/last*.ckpt" > /dev/null || $(MAKE) --no-print-directory align ARGS=
+	@test -e runs/demo_align/.ended || $(MAKE) --no-print-directory align ARGS=
+	$(call BEGUN,demo_classify)
 	$(BIN)/vab fit --config configs/demo/classify.yaml --data.train $(WORLD)/shards/train --data.val $(WORLD)/shards/val \
 	  $(ARGS)
+	$(call ENDED,demo_classify)
 	$(BIN)/vab validate --config configs/demo/classify.yaml --data.train $(WORLD)/shards/train \
 	  --data.val $(WORLD)/shards/val --trainer.logger false --trainer.callbacks null --ckpt_path runs/demo_classify
 else
@@ -64,10 +73,11 @@ else
 endif
 
 demo: setup  ## the whole chain on the demo world, and a report with players: runs/demo_report.html
-	@compgen -G "runs/demo_classify/*/checkpoints/last*.ckpt" > /dev/null || $(MAKE) --no-print-directory classify ARGS=
-	for inputs in audio video; do compgen -G "runs/demo_classify_$$inputs/*/checkpoints/last*.ckpt" > /dev/null || \
-	  $(BIN)/vab fit --config configs/demo/classify.yaml --data.train $(WORLD)/shards/train --data.val $(WORLD)/shards/val \
-	  --model.inputs $$inputs --trainer.logger.init_args.name demo_classify_$$inputs $(ARGS) || exit; done
+	@test -e runs/demo_classify/.ended || $(MAKE) --no-print-directory classify ARGS=
+	for inputs in audio video; do test -e runs/demo_classify_$$inputs/.ended || { $(BIN)/vab fit \
+	  --config configs/demo/classify.yaml --data.train $(WORLD)/shards/train --data.val $(WORLD)/shards/val \
+	  --model.inputs $$inputs --trainer.logger.init_args.name demo_classify_$$inputs $(ARGS) && \
+	  touch runs/demo_classify_$$inputs/.ended; } || exit; done
 	$(BIN)/vab demo world --seed 1 --out $(WORLD)/unseen --num_train 1 --num_val 500
 	$(BIN)/vab extract --config configs/extract/demo.yaml --media $(WORLD)/unseen/val.csv --out $(WORLD)/shards/unseen
 	$(BIN)/vab demo report --data $(WORLD)/shards/unseen --videos $(WORLD)/unseen --out runs/demo_report.html \
