@@ -72,3 +72,12 @@ def test_the_retrieval_list_has_five_of_each_of_309_classes(shared_data):
     with pytest.raises(UserError, match="must have 4 keys of each class; 309 differ"):
         read_keys(path, "video_id", "labels", 4)
     assert Counter(len(key.rsplit("_", 1)[1]) for key in keys) == {6: 1545}  # YouTube id and start second
+
+
+def test_a_list_without_a_first_line_loses_no_key(tmp_path):
+    path = written(tmp_path / "keys.csv", "a1\nb2\nc3\n")
+    with pytest.raises(UserError, match="'a1', a name or a key"):
+        read_keys(path, None, None, None)
+    assert read_keys(path, "0", None, None) == ("a1", "b2", "c3")
+    assert read_keys(path, "a1", None, None) == ("b2", "c3")
+    assert read_keys(written(tmp_path / "named.csv", "id\nb2\n"), None, None, None) == ("b2",)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from vab.backbone import Backbone
+from vab.commands.embedding import embed_records
 from vab.data.datamodule import ShardDataModule
 from vab.data.extract import extract
 from vab.data.records import ShardDataset
@@ -19,7 +20,7 @@ from vab.demo.report.players import spread
 from vab.demo.world import CLASSES, write_world
 from vab.metrics.recall import match_ranks, retrieval_table
 from vab.spec import UserError
-from vab.tasks import AlignTask, ClassifyTask, PretrainTask
+from vab.tasks import AlignTask, ClassifyTask, PretrainTask, load_task
 from vab.tokens.decoding import Sampler
 
 SIZE = {"dim": 16, "num_heads": 1, "num_modality_layers": 1, "num_joint_layers": 1}
@@ -90,6 +91,23 @@ def test_one_page_with_figures_controls_and_players(runs, capsys):
     assert set(classified["inputs"]) == {"audio_video", "audio"}
     assert sum(classified["records_per_class"]) == 24 + found["retrieval"]["two_objects"]
     assert classified["single"] == 24 - found["retrieval"]["two_objects"]
+
+
+def test_ranks_in_the_page_begin_with_1_and_agree_with_what_is_shown(runs):
+    found = report(**asked(runs))
+    text = (runs / "page.html").read_text()
+    cards = re.findall(r"came at rank (\d+)</figcaption></figure>(.*?)</div></div>", text)
+    assert len(cards) == 4
+    for rank, hits in cards:
+        titles = re.findall(r'figcaption class="(right|wrong)">(\d)\.', hits)
+        assert [number for kind, number in titles if kind == "right"] == ([rank] if int(rank) <= 3 else [])
+    figures = found["retrieval"]["aligned"]
+    dataset = ShardDataset(runs / "val")
+    two = [len(dataset.label_names(number)) > 1 for number in range(len(dataset))]
+    audio, video = embed_records(load_task(runs / "align"), dataset, range(len(dataset)), 8, torch.device("cpu"))
+    order = (audio.double() @ video.double().T).argsort(1, descending=True)
+    within = [number in order[number, :10].tolist() for number in range(len(dataset)) if two[number]]
+    assert figures["recall_at_10_a2v_two_objects"] == pytest.approx(sum(within) / len(within))
 
 
 def test_chance_is_what_random_embeddings_come_to():

@@ -60,7 +60,8 @@ def recall(
         keys: A list of the keys that make the gallery: text with one a line, .csv, or .json (a list, or {"data": list},
             of keys or of tables). Keys of the files that it does not name are not used.
         key_column: Where the keys are in a .csv (a name from its first line, or a number from 0 for one without such a
-            line) or in the tables of a .json. May be left out where there is one column, or one called video_id or key.
+            line) or in the tables of a .json. May be left out where one is called key or video_id, or the only one id
+            or file.
         class_column: Where the classes are in the list.
         per_class: How many keys of each class the list must have.
         expected: How many keys the gallery must have.

@@ -15,6 +15,8 @@ from typing import Any
 from vab.spec import UserError
 
 _INDEX, _ID, _NAME = "index", "mid", "display_name"
+_USUAL = ("key", "video_id", "id", "file")
+"""What columns of keys are called."""
 """Columns of the class lists of AudioSet, and of VGGSound's and ESC-50's in its form."""
 
 
@@ -109,7 +111,7 @@ def read_keys(path: str, key_column: str | None, class_column: str | None, per_c
     Args:
         path: Text with one key a line, .csv, or .json (a list, or {"data": list}, of keys or of tables).
         key_column: Where the keys are in a .csv (a name from its first line, or a number from 0 for one without such a
-            line) or in the tables of a .json; None where there is one column, or one called video_id or key.
+            line) or in the tables of a .json; None where one is called key or video_id, or the only one id or file.
         class_column: Where the classes are.
         per_class: How many keys of each class there must be.
 
@@ -129,6 +131,15 @@ def read_keys(path: str, key_column: str | None, class_column: str | None, per_c
         entries = [{"key": line.strip()} for line in text.splitlines() if line.strip()]
     if not entries:
         raise UserError(f"{path} names no key")
+    if (
+        suffix == ".csv"
+        and key_column is None
+        and len(entries[0]) == 1
+        and (first := next(iter(entries[0]))) not in _USUAL
+    ):
+        raise UserError(
+            f"{path}: is its first line, {first!r}, a name or a key? Say --key_column {first!r} or --key_column 0"
+        )
     column = key_column if key_column is not None else _usual_column(path, entries[0])
     keys = _column(path, entries, column)
     refuse_duplicates(path, keys)
@@ -189,7 +200,7 @@ def _csv_entries(text: str, header: bool) -> list[dict[str, Any]]:
 def _usual_column(path: str, entry: dict[str, Any]) -> str:
     if len(entry) == 1:
         return next(iter(entry))
-    for name in ("key", "video_id"):
+    for name in _USUAL[:2]:
         if name in entry:
             return name
     raise UserError(f"{path} has the columns {', '.join(entry)}: say which holds the keys with --key_column")

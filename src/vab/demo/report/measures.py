@@ -110,7 +110,7 @@ def retrieval(task: AlignTask, dataset: ShardDataset, batch_size: int) -> tuple[
         if bool(two.any()):
             subset = {"a2v": a2v[two], "v2a": v2a[two]}
             rows[name] |= {
-                f"recall_at_10_{way}_two_objects": float((ranks <= 10).double().mean()) for way, ranks in subset.items()
+                f"recall_at_10_{way}_two_objects": float((ranks < 10).double().mean()) for way, ranks in subset.items()
             }
     return {"N": len(numbers), "two_objects": int(two.sum()), "chance": chance(len(numbers)), **rows}, audio, video
 

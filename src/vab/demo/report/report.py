@@ -108,7 +108,7 @@ def report(
         Found(
             _title(dataset, query),
             players.video_data(files[query]),
-            int(ranks[query]),
+            int(ranks[query]) + 1,
             [(_title(dataset, hit), players.video_data(files[hit]), hit == query) for hit in hits],
         )
         for query, hits in zip(queries, players.found_for(audio, video, queries), strict=True)
