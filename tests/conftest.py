@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -10,6 +11,8 @@ from tone_shards import short_spec, write_shards
 
 torch.set_num_threads(1)  # tests are small; more threads only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests run in the background: what they start must not ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
