@@ -11,7 +11,7 @@ from vab.frozen.judges import JUDGES, load_judge
 from vab.frozen.published import AUDIOSET_FILE, Published, audioset_classes, read_checkpoint, sha256_of
 from vab.spec import UserError
 
-WANTED = Published("some", ("some=1.pth", "some%3D1.pth"), "a place")
+WANTED = Published("judge some", ("some=1.pth", "some%3D1.pth"), "a place")
 
 
 @pytest.fixture(autouse=True)

@@ -106,6 +106,8 @@ def test_wrong_frames_and_pixels_are_refused(vision):
         vision.encode(torch.zeros(3, 64, 64))
 
 
-def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(UserError, match="unknown vision encoder 'eye': there is tiny"):
+def test_an_unknown_name_says_what_is_expected():
+    with pytest.raises(UserError, match=r"vision encoder 'eye': expected MODEL/TAG such as .*, or tiny"):
         load_vision("eye")
+    with pytest.raises(UserError, match="ships with its weights"):
+        load_vision("tiny", weights="some.bin")

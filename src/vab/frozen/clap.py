@@ -13,7 +13,7 @@ from vab.frozen.judges import Judge, JudgeOutput
 from vab.frozen.published import Published, sha256_of
 from vab.spec import UserError
 
-PUBLISHED = Published("clap", ("clap-htsat-unfused",), "a model hub as laion/clap-htsat-unfused (a folder)")
+PUBLISHED = Published("judge clap", ("clap-htsat-unfused",), "a model hub as laion/clap-htsat-unfused (a folder)")
 FILES = ("config.json", "model.safetensors")
 
 

@@ -6,14 +6,19 @@ and the codebooks.
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vab.frozen import Frozen, full_precision
 from vab.spec import UserError
+
+PIECE_SECONDS = 30
+"""s. Longer sounds go through a codec's convolutions piece by piece, which bounds the memory and changes nothing."""
 
 
 class Codec(Frozen, ABC):
@@ -110,31 +115,42 @@ class Codec(Frozen, ABC):
         return waveform[..., :samples]
 
 
-def _tiny() -> Codec:
-    from vab.frozen.tiny import TinyCodec  # here, since tiny.py builds on the class above
+# By name, as these files build on the class above, and some need packages that others can do without.
+_CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": ("vab.frozen.tiny.TinyCodec", {}),
+    "tiny8": ("vab.frozen.tiny.TinyCodec8", {}),
+    **{
+        name: ("vab.frozen.encodec.EnCodec", {"name": name})
+        for name in ("audiogen_16khz", *(f"encodec_24khz:{rate}" for rate in ("1.5", "3", "6", "12", "24")))
+    },
+    "dac_16khz": ("vab.frozen.dac.Dac", {"name": "dac_16khz"}),
+}
 
-    return TinyCodec()
+CODECS: tuple[str, ...] = tuple(_CLASSES)
+"""Names that `load_codec` knows."""
 
 
-def _tiny8() -> Codec:
-    from vab.frozen.tiny import TinyCodec8
-
-    return TinyCodec8()
-
-
-_CODECS: dict[str, Callable[[], Codec]] = {"tiny": _tiny, "tiny8": _tiny8}
-
-
-def load_codec(name: str, device: torch.device | str = "cpu") -> Codec:
+def load_codec(name: str, device: torch.device | str = "cpu", weights: str | Path | None = None) -> Codec:
     """Get a codec by name.
 
     Args:
         name: "tiny" ships with the package and needs no network; so does "tiny8", the same with four finer levels more.
+            "audiogen_16khz" is the paper's EnCodec, "encodec_24khz:6" the public one (after the colon its bandwidth,
+            kbit/s), "dac_16khz" the paper's DAC.
         device: Where it shall run.
+        weights: Its published file or folder. If None, it is looked for in the folder $VAB_WEIGHTS, then where
+            torch.hub and the model hub keep theirs; and fetched if it is nowhere, unless HF_HUB_OFFLINE is set.
 
     Raises:
-        UserError: If the name is unknown.
+        UserError: If the name is unknown, or a package or the weights are absent.
     """
-    if name not in _CODECS:
-        raise UserError(f"unknown codec {name!r}: there is {', '.join(sorted(_CODECS))}")
-    return _CODECS[name]().freeze().to(device)
+    if name not in CODECS:
+        raise UserError(f"unknown codec {name!r}: there is {', '.join(CODECS)}")
+    path, arguments = _CLASSES[name]
+    if weights is not None:
+        if name.startswith("tiny"):
+            raise UserError(f"codec {name} ships with its weights: leave out {weights}")
+        arguments = {**arguments, "weights": Path(weights).expanduser()}
+    module, _, kind = path.rpartition(".")
+    codec: Codec = getattr(importlib.import_module(module), kind)(**arguments)
+    return codec.freeze().to(device)

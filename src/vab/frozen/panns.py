@@ -17,8 +17,8 @@ from vab.spec import UserError
 
 _SOURCE = "Zenodo record 3987831 (Kong et al., PANNs)"
 PUBLISHED = {
-    "panns_16k": Published("panns_16k", ("Cnn14_16k_mAP=0.438.pth", "Cnn14_16k_mAP%3D0.438.pth"), _SOURCE),
-    "panns_32k": Published("panns_32k", ("Cnn14_mAP=0.431.pth", "Cnn14_mAP%3D0.431.pth"), _SOURCE),
+    "panns_16k": Published("judge panns_16k", ("Cnn14_16k_mAP=0.438.pth", "Cnn14_16k_mAP%3D0.438.pth"), _SOURCE),
+    "panns_32k": Published("judge panns_32k", ("Cnn14_mAP=0.431.pth", "Cnn14_mAP%3D0.431.pth"), _SOURCE),
 }
 
 EARLY_BLOCKS = 4

@@ -17,7 +17,7 @@ from vab.spec import UserError
 SAMPLE_RATE = 32000
 SECONDS = 10
 PUBLISHED = Published(
-    "passt", ("passt-s-f128-p16-s10-ap.476-swa.pt",), "release v0.0.1-audioset of kkoutini/PaSST"
+    "judge passt", ("passt-s-f128-p16-s10-ap.476-swa.pt",), "release v0.0.1-audioset of kkoutini/PaSST"
 )  # fmt: skip
 
 

@@ -6,6 +6,10 @@ import csv
 import hashlib
 import os
 import pickle
+import re
+import sys
+import urllib.error
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,32 +29,130 @@ AUDIOSET_FILE = "class_labels_indices.csv"
 class Published:
     """A file (or folder) of weights as its authors published it."""
 
-    judge: str
+    owner: str
+    """Whose it is, in words: "judge vggish"."""
     names: tuple[str, ...]
     """Under which it may lie on a disk, the authors' own first."""
     source: str
     """Who published it where, in words."""
+    licence: str = ""
+    """Its licence and what that asks for, in words; empty where its authors name none."""
+    repository: str = ""
+    """On the Hugging Face hub, ``owner/name``; empty if it is not there."""
+    files: tuple[str, ...] = ()
+    """What is needed of the repository: one file, or several that together are a folder."""
+    url: str = ""
+    """Where else it can be fetched, a single file whose name ends in the beginning of its SHA-256; empty if nowhere."""
 
     def find(self, weights: Path | None) -> Path:
-        """Where it is: at ``weights``, else in the folder $VAB_WEIGHTS, else in torch.hub's folders.
+        """Where it is: at ``weights``, else in `folders`, else in the hub's cache; else it is fetched, unless offline.
 
         Raises:
-            UserError: If it is in none of them.
+            UserError: If it is in none of these, and cannot be fetched.
         """
-        own = os.environ.get("VAB_WEIGHTS")
-        hub = Path(torch.hub.get_dir())
-        folders = [*([Path(own)] if own else []), hub / "checkpoints", hub]
-        places = [weights] if weights else [folder / name for folder in folders for name in self.names]
-        for place in places:
+        wanted = f"{self.owner} needs {self.names[0]}, published in {self.source}"
+        if weights:
+            if weights.exists():
+                return weights
+            if self.files and re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)):
+                return self._of_hub(str(weights), f"{wanted}: there is no folder {weights}", "give a folder")
+            raise UserError(f"{wanted}: there is no {weights}")
+        if place := self.local():
+            return place
+        absent = f"it is not in {' or '.join(map(str, folders()[:-1]))}"
+        advice = "put it there, or into a folder named by VAB_WEIGHTS"
+        if self.repository:
+            return self._of_hub(self.repository, f"{wanted}: {absent}", advice)
+        if self.url and not is_offline():
+            return self._download(f"{wanted}: {absent}", advice)
+        if self.url:
+            absent += ", and HF_HUB_OFFLINE forbids to fetch it"
+        raise UserError(f"{wanted}: {absent}; {advice}")
+
+    def local(self) -> Path | None:
+        """Where it is on this machine, or None; nothing is fetched."""
+        for place in (folder / name for folder in folders() for name in self.names):
             if place.exists():
                 return place
-        wanted = f"judge {self.judge} needs {self.names[0]}, published in {self.source}"
-        if weights:
-            raise UserError(f"{wanted}: there is no {weights}")
-        raise UserError(
-            f"{wanted}: it is not in {' or '.join(map(str, folders[:-1]))}; "
-            "put it there, or into a folder named by VAB_WEIGHTS"
-        )
+        return cached(self.repository, self.files) if self.repository else None
+
+    def _of_hub(self, repository: str, wanted: str, advice: str) -> Path:
+        if found := cached(repository, self.files):
+            return found
+        paths = [fetch(repository, name, f"{wanted}, nor in the hub's cache", advice) for name in self.files]
+        return paths[0] if len(paths) == 1 else paths[0].parent
+
+    def _download(self, wanted: str, advice: str) -> Path:
+        place = Path(torch.hub.get_dir()) / "checkpoints" / self.names[0]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        prefix = place.stem.rpartition("-")[2]
+        try:
+            torch.hub.download_url_to_file(self.url, str(place), hash_prefix=prefix, progress=sys.stderr.isatty())
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            raise UserError(f"{wanted}, and fetching it failed ({str(error)[:150]}); {advice}") from error
+        return place
+
+
+def folders() -> list[Path]:
+    """Where files of weights are looked for: the folder $VAB_WEIGHTS if it is set, then torch.hub's folders."""
+    own = os.environ.get("VAB_WEIGHTS")
+    hub = Path(torch.hub.get_dir())
+    return [*([Path(own).expanduser()] if own else []), hub / "checkpoints", hub]
+
+
+def is_offline() -> bool:
+    """Whether the user forbids all fetching: ``HF_HUB_OFFLINE=1``, which other libraries respect, too."""
+    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def cached(repository: str, files: Sequence[str]) -> Path | None:
+    """Files of a repository in the hub's cache: the file, or their folder if they are several; None if one is not."""
+    try:
+        from huggingface_hub import constants, try_to_load_from_cache
+    except ImportError:
+        return None
+    paths = [try_to_load_from_cache(repository, name, cache_dir=constants.HF_HUB_CACHE) for name in files]
+    if not paths or not all(isinstance(path, str) for path in paths):
+        return None
+    first = Path(str(paths[0]))
+    return first if len(paths) == 1 else first.parent
+
+
+def fetch(repository: str, name: str, wanted: str, advice: str) -> Path:
+    """A file of a repository on the hub, fetched into its cache.
+
+    Args:
+        repository: ``owner/name``.
+        name: Of the file.
+        wanted: What it is for and where it was not, for the complaint.
+        advice: What to do instead, likewise.
+
+    Raises:
+        UserError: If the user forbids it, or it does not succeed.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise UserError(f"{wanted}; {advice}, or pip install huggingface_hub to fetch it") from error
+    if is_offline():
+        raise UserError(f"{wanted}, and HF_HUB_OFFLINE forbids to fetch it from {repository}; {advice}")
+    try:
+        return Path(hf_hub_download(repository, name))
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+        raise UserError(f"{wanted}, and {repository} on the hub did not give it ({reason}); {advice}") from error
+
+
+_told: set[str] = set()
+
+
+def tell_licence(owner: str, licence: str) -> None:
+    """Say on stderr, once in a process and on rank 0 alone, under which licence weights are used."""
+    rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
+    if licence and owner not in _told and rank == "0":
+        _told.add(owner)
+        print(f"{owner}: weights under {licence}", file=sys.stderr)
 
 
 def sha256_of(path: Path) -> str:

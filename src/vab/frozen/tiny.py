@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vab.audio import log_mel
 from vab.frozen.codec import Codec
 from vab.frozen.judges import Judge, JudgeOutput
-from vab.frozen.vision import VisionEncoder
+from vab.frozen.vision import VisionEncoder, check_frames
 from vab.spec import UserError
 
 
@@ -358,8 +358,7 @@ def squash(frames: np.ndarray, size: int) -> Tensor:
     Raises:
         ValueError: If the shape or the dtype is another.
     """
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
-        raise ValueError(f"frames are (V, H, W, 3) uint8, got {frames.shape} {frames.dtype}")
+    check_frames(frames)
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # (V, 3, H, W)
     if pixels.shape[2:] != (size, size) and len(pixels):
         pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)

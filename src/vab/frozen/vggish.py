@@ -25,7 +25,7 @@ FRAMES = 96
 EXAMPLES_AT_ONCE = 64
 """Through the network together, so that a long sound takes no more memory than a batch of short ones."""
 
-PUBLISHED = Published("vggish", ("vggish-10086976.pth",), "release v0.1 of harritaylor/torchvggish")
+PUBLISHED = Published("judge vggish", ("vggish-10086976.pth",), "release v0.1 of harritaylor/torchvggish")
 
 
 def mel_matrix() -> Tensor:

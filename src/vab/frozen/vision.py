@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,25 +63,37 @@ class VisionEncoder(Frozen, ABC):
             return self._encode(pixels.float())
 
 
-def _tiny() -> VisionEncoder:
-    from vab.frozen.tiny import TinyVision  # here, since tiny.py builds on the class above
+def check_frames(frames: np.ndarray) -> None:
+    """Refuse what is not (V, H, W, 3) uint8.
 
-    return TinyVision()
+    Raises:
+        ValueError: If the shape or the dtype is another.
+    """
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"frames are (V, H, W, 3) uint8, got {frames.shape} {frames.dtype}")
 
 
-_ENCODERS: dict[str, Callable[[], VisionEncoder]] = {"tiny": _tiny}
-
-
-def load_vision(name: str, device: torch.device | str = "cpu") -> VisionEncoder:
+def load_vision(name: str, device: torch.device | str = "cpu", weights: str | Path | None = None) -> VisionEncoder:
     """Get a vision encoder by name.
 
     Args:
-        name: "tiny" ships with the package and needs no network.
+        name: "tiny" ships with the package and needs no network. Any model of open_clip: "EVA02-L-14-336/TAG",
+            "hf-hub:OWNER/NAME" or "local-dir:FOLDER", then, after commas, "pooled", "normalised", "bf16" or "fp16".
         device: Where it shall run.
+        weights: Its published file, or folder for hf-hub:. If None, looked for as `vab.frozen.clip.OpenClip` says.
 
     Raises:
-        UserError: If the name is unknown.
+        UserError: If the name is unknown, or the package or the weights are absent.
     """
-    if name not in _ENCODERS:
-        raise UserError(f"unknown vision encoder {name!r}: there is {', '.join(sorted(_ENCODERS))}")
-    return _ENCODERS[name]().freeze().to(device)
+    encoder: VisionEncoder
+    if name == "tiny":
+        from vab.frozen.tiny import TinyVision  # here, since these files build on the class above
+
+        if weights is not None:
+            raise UserError(f"vision encoder tiny ships with its weights: leave out {weights}")
+        encoder = TinyVision()
+    else:
+        from vab.frozen.clip import OpenClip
+
+        encoder = OpenClip(name, None if weights is None else Path(weights).expanduser())
+    return encoder.freeze().to(device)

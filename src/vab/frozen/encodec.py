@@ -1,0 +1,219 @@
+"""EnCodec: 24 kHz as the package encodec publishes it, and the 16 kHz of AudioGen, which is the paper's codec."""
+
+from __future__ import annotations
+
+import warnings
+from fractions import Fraction
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from vab.frozen.codec import PIECE_SECONDS, Codec
+from vab.frozen.convolutions import down_reach, fold_weight_norm, in_pieces, up_reach
+from vab.frozen.published import Published, read_checkpoint, sha256_of, tell_licence
+from vab.spec import UserError
+
+_NON_COMMERCIAL = "CC BY-NC 4.0: not for commercial use"
+PUBLISHED = {
+    "encodec_24khz": Published(
+        "codec encodec_24khz",
+        ("encodec_24khz-d7cc33bc.th",),
+        "the package encodec (Defossez et al.)",
+        licence=_NON_COMMERCIAL,
+        url="https://dl.fbaipublicfiles.com/encodec/v0/encodec_24khz-d7cc33bc.th",
+    ),
+    "audiogen_16khz": Published(
+        "codec audiogen_16khz",
+        ("audiogen_16khz/compression_state_dict.bin", "compression_state_dict.bin"),
+        "a model hub as facebook/audiogen-medium",
+        licence=_NON_COMMERCIAL,
+        repository="facebook/audiogen-medium",
+        files=("compression_state_dict.bin",),
+    ),
+}
+BANDWIDTHS = {"1.5": 2, "3": 4, "6": 8, "12": 16, "24": 32}
+"""Of encodec_24khz, kbit/s, and the levels that each has."""
+
+
+class EnCodec(Codec):
+    """A SEANet with a residual quantiser, out of the modules of the package encodec.
+
+    Each waveform is encoded by itself: in a batch the order of float additions is another, and some codes with it.
+    Long ones go through the convolutions in pieces; the recurrent layers, which remember without end, see the whole.
+
+    Args:
+        name: "encodec_24khz:6", the number being the bandwidth in kbit/s, or "audiogen_16khz".
+        weights: The published file; looked for as `Published.find` says if None.
+
+    Raises:
+        UserError: If the package or the file is absent, or the file holds something else.
+
+    Source: Defossez et al. 2022, "High fidelity neural audio compression"; Kreuk et al. 2023, "AudioGen".
+    """
+
+    def __init__(self, name: str, weights: Path | None = None) -> None:
+        super().__init__()
+        kind, _, bandwidth = name.partition(":")
+        published = PUBLISHED[kind]
+        path = published.find(weights)
+        if path.is_dir():
+            path /= Path(published.names[0]).name
+        contents = read_checkpoint(path)
+        if kind == "encodec_24khz":
+            numbers = Numbers(sample_rate=24000, num_codebooks=32, codebook_size=1024, seanet={"causal": True})
+            state = contents
+        else:
+            numbers, state = numbers_of(contents, path), contents["best_state"]
+        self.encoder, self.decoder, self.quantizer = networks(numbers)
+        _fill(
+            nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder, "quantizer": self.quantizer}), state, path
+        )
+        self.name, self.weight_hash = name, sha256_of(path)
+        self.sample_rate, self.codebook_size = numbers.sample_rate, numbers.codebook_size
+        self.num_codebooks = BANDWIDTHS[bandwidth] if bandwidth else numbers.num_codebooks
+        self.code_dim = int(self.encoder.dimension)
+        self.hop = prod(self.encoder.ratios)
+        self.code_rate = self.sample_rate / self.hop
+        tell_licence(published.owner, published.licence)
+
+    def steps_for(self, samples: int) -> int:
+        """A step for every `hop` samples, the last one begun included."""
+        return -(-samples // self.hop)
+
+    def codebooks(self) -> Tensor:
+        """(K, S, code_dim) float32."""
+        return torch.stack([layer.codebook for layer in self.quantizer.vq.layers[: self.num_codebooks]])
+
+    def _encode(self, waveform: Tensor) -> Tensor:
+        return torch.cat([self._codes(row[None]) for row in waveform])
+
+    def _codes(self, waveform: Tensor) -> Tensor:
+        """(1, 1, N) -> (1, K, T)."""
+        layers = self.encoder.model
+        recurrent = _recurrent(layers)
+        front, back = layers[:recurrent], layers[recurrent:]
+        size = PIECE_SECONDS * self.sample_rate // self.hop * self.hop
+        latent = back(in_pieces(front, waveform, Fraction(1, self.hop), size, down_reach(front)))
+        codes: Tensor = self.quantizer.vq.encode(latent, n_q=self.num_codebooks)  # (K, 1, T)
+        return codes.transpose(0, 1)
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        layers = self.decoder.model
+        recurrent = _recurrent(layers)
+        front, back = layers[: recurrent + 1], layers[recurrent + 1 :]
+        size = int(PIECE_SECONDS * self.code_rate)
+        return in_pieces(
+            back, front(self.quantizer.decode(codes.transpose(0, 1))), Fraction(self.hop), size, up_reach(back)
+        )
+
+
+class Numbers:
+    """What a SEANet and its quantiser are built from.
+
+    Args:
+        sample_rate: Hz.
+        num_codebooks: K.
+        codebook_size: S.
+        seanet: Arguments of both halves of the network, as the package encodec calls them.
+        decoder: Further arguments of the decoder.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        num_codebooks: int,
+        codebook_size: int,
+        seanet: dict[str, Any],
+        decoder: dict[str, Any] | None = None,
+    ) -> None:
+        self.sample_rate, self.num_codebooks, self.codebook_size = sample_rate, num_codebooks, codebook_size
+        self.seanet, self.decoder = seanet, decoder or {}
+
+
+def networks(numbers: Numbers) -> tuple[Any, Any, Any]:
+    """Encoder, decoder and quantiser with random weights, as the package encodec defines them.
+
+    Raises:
+        UserError: If the package is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch's older weight norm, which the package takes
+            from encodec.modules import SEANetDecoder, SEANetEncoder
+            from encodec.quantization import ResidualVectorQuantizer
+
+            encoder = SEANetEncoder(**numbers.seanet)
+            decoder = SEANetDecoder(**numbers.seanet, **numbers.decoder)
+    except ImportError as error:
+        raise UserError(f"EnCodec needs a package ({error}): pip install 'vab[encodec]'") from error
+    quantizer = ResidualVectorQuantizer(
+        dimension=encoder.dimension, n_q=numbers.num_codebooks, bins=numbers.codebook_size
+    )
+    return encoder, decoder, quantizer
+
+
+_AUDIOCRAFT = (
+    ("compression_model", "encodec"),
+    ("channels", 1),
+    ("encodec.autoencoder", "seanet"),
+    ("encodec.quantizer", "rvq"),
+    ("encodec.renormalize", False),
+    ("seanet.norm", "weight_norm"),
+    ("seanet.disable_norm_outer_blocks", 0),
+)
+"""What a configuration of audiocraft must say, where it says anything, for these modules to be its network."""
+
+
+def numbers_of(contents: dict[str, Any], path: Path) -> Numbers:
+    """The numbers that audiocraft's ``compression_state_dict.bin`` states of itself.
+
+    Args:
+        contents: Of the file: ``xp.cfg``, YAML, and ``best_state``.
+        path: Of the file, for complaints.
+
+    Raises:
+        UserError: If it is no such file, or of a network that these modules cannot make.
+    """
+    if not isinstance(contents.get("xp.cfg"), str) or "best_state" not in contents:
+        raise UserError(
+            f"{path} is not audiocraft's compression_state_dict.bin: expected xp.cfg and best_state, "
+            f"got {', '.join(map(str, list(contents)[:5]))}"
+        )
+    config = yaml.safe_load(contents["xp.cfg"])
+    for name, expected in _AUDIOCRAFT:
+        value: Any = config
+        for part in name.split("."):
+            value = value.get(part, expected) if isinstance(value, dict) else expected
+        if value != expected:
+            raise UserError(f"{path}: its {name} is {value!r}, only {expected!r} can be read")
+    seanet = dict(config["seanet"])
+    encoder, decoder = seanet.pop("encoder", None) or {}, seanet.pop("decoder", None) or {}
+    if encoder:
+        raise UserError(f"{path}: its encoder has settings of its own ({encoder}), which cannot be read")
+    seanet.pop("disable_norm_outer_blocks", None)
+    rvq = config["rvq"]
+    return Numbers(int(config["sample_rate"]), int(rvq["n_q"]), int(rvq["bins"]), seanet, decoder)
+
+
+def _recurrent(layers: nn.Sequential) -> int:
+    """Which of the layers is recurrent; one before the last two if none is."""
+    found = [number for number, layer in enumerate(layers) if hasattr(layer, "lstm")]
+    return found[0] if found else len(layers) - 2
+
+
+def _fill(network: nn.Module, state: Any, path: Path) -> None:
+    """Give the network all its weights, weight norm folded in."""
+    for layer in network.modules():
+        if hasattr(layer, "weight_g"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                nn.utils.remove_weight_norm(layer)
+    try:
+        network.load_state_dict(fold_weight_norm({name: value.float() for name, value in state.items()}))
+    except (RuntimeError, AttributeError, TypeError, KeyError) as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])[:300] or str(error)
+        raise UserError(f"{path} does not hold the weights of an EnCodec: {reason}") from error
