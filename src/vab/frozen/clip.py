@@ -229,10 +229,8 @@ def _place(wanted: Wanted, weights: Path | None, open_clip: Any) -> _Place:
         bool(open_clip.get_model_config(wanted.model).get("quick_gelu")),
     )
     if built_with and not trained_with:
-        plain = wanted.model.removesuffix("-quickgelu")
-        raise UserError(
-            f"{wanted.model} has QuickGELU, but its weights {wanted.tag} were trained without: type {plain}/{wanted.tag}"
-        )
+        plain = f"{wanted.model.removesuffix('-quickgelu')}/{wanted.tag}"
+        raise UserError(f"{wanted.model} has QuickGELU, but its weights {wanted.tag} were trained without: type {plain}")
     keys = open_clip.transform.PreprocessCfg().__dict__
     preprocessing = {key: value for key, value in facts.items() if key in keys and value is not None}
     return _Place(wanted.model, weights or _file_of_tag(wanted, facts, open_clip), preprocessing, trained_with, _CARD)
