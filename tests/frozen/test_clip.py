@@ -186,7 +186,7 @@ def test_weights_trained_with_quick_gelu_get_it_whatever_the_name(built_in, publ
             torch.testing.assert_close(encoder.encode(pixels), models["quick"].encode_image(pixels))
         without = load_vision("Small/plain", weights=built_in / "some.bin")
         assert not torch.allclose(without.encode(pixels), encoder.encode(pixels), atol=1e-3)
-    with pytest.raises(UserError, match="has QuickGELU, but its weights plain were trained without: type Small/plain"):
+    with pytest.raises(UserError, match="has QuickGELU, its weights plain were trained without: type Small/plain"):
         load_vision("Small-quickgelu/plain", weights=built_in / "some.bin")
 
 

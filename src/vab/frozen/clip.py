@@ -230,7 +230,7 @@ def _place(wanted: Wanted, weights: Path | None, open_clip: Any) -> _Place:
     )
     if built_with and not trained_with:
         plain = f"{wanted.model.removesuffix('-quickgelu')}/{wanted.tag}"
-        raise UserError(f"{wanted.model} has QuickGELU, but its weights {wanted.tag} were trained without: type {plain}")
+        raise UserError(f"{wanted.model} has QuickGELU, its weights {wanted.tag} were trained without: type {plain}")
     keys = open_clip.transform.PreprocessCfg().__dict__
     preprocessing = {key: value for key, value in facts.items() if key in keys and value is not None}
     return _Place(wanted.model, weights or _file_of_tag(wanted, facts, open_clip), preprocessing, trained_with, _CARD)
