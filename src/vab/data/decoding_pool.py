@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vab.audio import rms_db
-from vab.data.media import MediaError, read_audio, read_segment, stream_ends
+from vab.data.media import MediaError, MediaSegment, read_segments, scan_packets
 from vab.spec import UserError
 
 
@@ -50,6 +50,10 @@ class Cutting:
     """Frames (V, H, W, 3) uint8 to what the vision encoder reads, (V, 3, h, w) float32."""
     without_video: str = "leave_out"
     """``keep``, or ``leave_out``: files that have sound alone."""
+
+    def prepare(self, picture: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 to (3, h, w) float32: at once, as prepared pictures are small."""
+        return self.preprocess(picture[None])[0].numpy()
 
 
 @dataclass(frozen=True)
@@ -105,30 +109,35 @@ def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segmen
         In order of time, each segment or why it is left out. Whatever is wrong with a file is one of these.
     """
     try:
-        video_end, audio_end = stream_ends(path)
-        if audio_end is None or (video_end is None and cutting.without_video != "keep"):
-            kind = "no_video" if video_end is None else "no_audio"
-            yield LeftOut(None, kind, "has no video track" if video_end is None else "has no sound track")
-            return
-        end = audio_end if video_end is None else min(video_end, audio_end)
-        starts = _starts(end, cutting) if start is None else iter([start])
-        if start is None and end < cutting.min_seconds - _GRACE:
-            yield LeftOut(
-                None, "too_short", f"sound and picture last {end:.2f} s, at least {cutting.min_seconds:g} s needed"
-            )
-            return
+        scan = scan_packets(path)
     except MediaError as error:
         yield LeftOut(None, error.reason, error.detail)
         return
-    for number, begin in enumerate(starts):
-        try:
-            yield _segment(path, begin, cutting) if video_end is not None else _sound(path, begin, cutting)
-        except MediaError as error:
-            if error.reason == "too_short" and number > 0:
+    if scan.audio_end is None or (scan.video_end is None and cutting.without_video != "keep"):
+        kind = "no_video" if scan.video_end is None else "no_audio"
+        yield LeftOut(None, kind, "has no video track" if scan.video_end is None else "has no sound track")
+        return
+    end = scan.audio_end if scan.video_end is None else min(scan.video_end, scan.audio_end)
+    if start is None and end < cutting.min_seconds - _GRACE:
+        yield LeftOut(
+            None, "too_short", f"sound and picture last {end:.2f} s, at least {cutting.min_seconds:g} s needed"
+        )
+        return
+    starts = list(_starts(end, cutting)) if start is None else [start]
+    fps = None if scan.video_end is None else cutting.video_fps
+    # Whether pictures are all the same can be told of the pictures only.
+    convert = None if cutting.still_pictures == "leave_out" else cutting.prepare
+    outcomes = read_segments(path, cutting.sample_rate, fps, starts, cutting.segment_seconds, convert, scan)
+    try:
+        for number, (begin, got) in enumerate(zip(starts, outcomes, strict=True)):
+            if isinstance(got, MediaSegment):
+                yield _segment(begin, got, cutting, is_prepared=convert is not None)
+            elif got.reason == "too_short" and number > 0:
                 return  # the packets promised more than there is: what follows is not a part of the file
-            yield LeftOut(begin, error.reason, error.detail)
-        except MemoryError:
-            yield LeftOut(begin, "unreadable", "needs more memory than there is")
+            else:
+                yield LeftOut(begin, got.reason, got.detail)
+    except MemoryError:
+        yield LeftOut(None, "unreadable", "needs more memory than there is")
 
 
 def _starts(end: float, cutting: Cutting) -> Iterator[float]:
@@ -156,41 +165,25 @@ def segment_starts(end: float, segment_seconds: float, hop_seconds: float, min_s
             return
 
 
-def _segment(path: Path, start: float, cutting: Cutting) -> Segment | LeftOut:
-    got = read_segment(path, cutting.sample_rate, cutting.video_fps, start, cutting.segment_seconds)
-    needed = min(cutting.min_seconds, cutting.segment_seconds)
-    heard, seen = got.valid_samples / cutting.sample_rate, (got.valid_frames + 0.5) / cutting.video_fps
-    if min(heard, seen) < needed - _GRACE:
-        return LeftOut(
-            start, "too_short", f"has {heard:.2f} s of sound, {got.valid_frames} frames; {needed:g} s needed"
-        )
-    loudness = _loudness(got.waveform, got.valid_samples)
-    if loudness < cutting.silence_db:
-        return _silent(start, loudness, cutting)
-    if cutting.still_pictures == "leave_out" and _is_still(got.frames):
-        return LeftOut(start, "still", "its picture does not change")
-    pixels = cutting.preprocess(got.frames).numpy()
-    return Segment(start, got.waveform, got.valid_samples, pixels, got.valid_frames, loudness)
-
-
-def _sound(path: Path, start: float, cutting: Cutting) -> Segment | LeftOut:
-    """A segment of a file that has no video."""
-    got = read_audio(path, cutting.sample_rate, start, cutting.segment_seconds)
+def _segment(start: float, got: MediaSegment, cutting: Cutting, is_prepared: bool) -> Segment | LeftOut:
+    """What becomes of a segment; one without video has no frames."""
     needed, heard = min(cutting.min_seconds, cutting.segment_seconds), got.valid_samples / cutting.sample_rate
-    if heard < needed - _GRACE:
-        return LeftOut(start, "too_short", f"has {heard:.2f} s of sound; {needed:g} s needed")
-    loudness = _loudness(got.waveform, got.valid_samples)
+    has_video = len(got.frames) > 0
+    seen = (got.valid_frames + 0.5) / cutting.video_fps if has_video else heard
+    if min(heard, seen) < needed - _GRACE:
+        frames = f", {got.valid_frames} frames" if has_video else ""
+        return LeftOut(start, "too_short", f"has {heard:.2f} s of sound{frames}; {needed:g} s needed")
+    loudness = float(rms_db(torch.from_numpy(got.waveform[: got.valid_samples])))
     if loudness < cutting.silence_db:
-        return _silent(start, loudness, cutting)
-    return Segment(start, got.waveform, got.valid_samples, np.zeros((0, 3, 0, 0), np.float32), 0, loudness)
-
-
-def _loudness(waveform: np.ndarray, valid_samples: int) -> float:
-    return float(rms_db(torch.from_numpy(waveform[:valid_samples])))
-
-
-def _silent(start: float, loudness: float, cutting: Cutting) -> LeftOut:
-    return LeftOut(start, "silent", f"its sound has {loudness:.1f} dBFS, below {cutting.silence_db:g}")
+        return LeftOut(start, "silent", f"its sound has {loudness:.1f} dBFS, below {cutting.silence_db:g}")
+    pixels = got.frames
+    if not has_video:
+        pixels = np.zeros((0, 3, 0, 0), np.float32)
+    elif not is_prepared:
+        if _is_still(got.frames):
+            return LeftOut(start, "still", "its picture does not change")
+        pixels = cutting.preprocess(got.frames).numpy()
+    return Segment(start, got.waveform, got.valid_samples, pixels, got.valid_frames, loudness)
 
 
 def _is_still(frames: np.ndarray) -> bool:

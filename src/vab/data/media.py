@@ -13,11 +13,12 @@ ratio is not. Nothing that a header says about lengths is believed: ends are fou
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,21 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
 from vab.audio import resample
-from vab.data.decoding import AudioSpan, FrameSpan, MediaError, OpenMedia, PictureTaker, SoundTaker, take_span
+from vab.data.decoding import AudioSpan, FrameSpan, MediaError, OpenMedia
 from vab.data.format import explain_full_disk, sync_folder, write_atomically
 from vab.data.pictures import is_picture, read_picture, stream_frames
+from vab.data.spans import NotInOnePassError, take_span, take_spans
+from vab.data.takers import (
+    SAME_TIME,
+    Convert,
+    PictureTaker,
+    PictureTrack,
+    SoundTaker,
+    SoundTrack,
+    Taker,
+    Track,
+    frame_times,
+)
 from vab.spec import UserError
 
 __all__ = [
@@ -42,13 +55,16 @@ __all__ = [
     "MediaError",
     "MediaInfo",
     "MediaSegment",
+    "Scan",
     "is_picture",
     "probe",
     "read_audio",
     "read_frames",
     "read_picture",
     "read_segment",
+    "read_segments",
     "replace_audio",
+    "scan_packets",
     "stream_ends",
     "stream_frames",
     "write_video",
@@ -126,16 +142,8 @@ def stream_ends(path: str | Path) -> tuple[float | None, float | None]:
     Raises:
         MediaError: If the file is missing or unreadable.
     """
-    with OpenMedia(path) as source:
-        streams = [stream for stream in (source.video, source.audio) if stream is not None]
-        ends = {stream.index: 0.0 for stream in streams}
-        for packet in source.packets(streams):
-            time = packet.pts if packet.pts is not None else packet.dts
-            if time is not None and packet.time_base is not None:
-                end = float((time + (packet.duration or 0)) * packet.time_base) - source.zero
-                ends[packet.stream.index] = max(ends[packet.stream.index], end)
-        video, audio = (None if stream is None else ends[stream.index] for stream in (source.video, source.audio))
-        return video, audio
+    scan = scan_packets(path)
+    return scan.video_end, scan.audio_end
 
 
 def read_audio(path: str | Path, sample_rate: int, start: float = 0.0, seconds: float | None = None) -> AudioSpan:
@@ -157,7 +165,8 @@ def read_audio(path: str | Path, sample_rate: int, start: float = 0.0, seconds: 
         ValueError: If a number is out of range.
     """
     _check_span(start, seconds)
-    (sound,) = take_span(path, start, lambda source: [SoundTaker(source, sample_rate, start, seconds)])
+    wanted = _Wanted(sample_rate=sample_rate, seconds=seconds)
+    (sound,) = take_span(path, start, wanted.open_tracks, wanted.make_takers)
     assert isinstance(sound, SoundTaker)
     return sound.result()
 
@@ -180,7 +189,8 @@ def read_frames(path: str | Path, fps: float, start: float = 0.0, count: int = 1
         ValueError: If a number is out of range.
     """
     _check_span(start, count / fps)
-    (picture,) = take_span(path, start, lambda source: [PictureTaker(source, fps, start, count)])
+    wanted = _Wanted(fps=fps, count=count)
+    (picture,) = take_span(path, start, wanted.open_tracks, wanted.make_takers)
     assert isinstance(picture, PictureTaker)
     return picture.result()
 
@@ -202,15 +212,174 @@ def read_segment(
         ValueError: If a number is out of range.
     """
     _check_span(start, seconds)
-    count = round(seconds * video_fps)
-    sound, picture = take_span(
-        path,
-        start,
-        lambda source: [SoundTaker(source, sample_rate, start, seconds), PictureTaker(source, video_fps, start, count)],
-    )
+    wanted = _Wanted(sample_rate=sample_rate, seconds=seconds, fps=video_fps, count=round(seconds * video_fps))
+    return _segment(take_span(path, start, wanted.open_tracks, wanted.make_takers))
+
+
+def read_segments(
+    path: str | Path,
+    sample_rate: int,
+    video_fps: float | None,
+    starts: Sequence[float],
+    seconds: float,
+    convert: Convert | None = None,
+    scan: Scan | None = None,
+) -> Iterator[MediaSegment | MediaError]:
+    """Sound and frames of many spans of a file, in one pass over it where that can be.
+
+    Each is what ``read_segment`` gives, but for its sound where timestamps jitter: in one pass all of it is placed
+    from the file's beginning on.
+
+    Args:
+        path: Any file with sound, and with video unless ``video_fps`` is None.
+        sample_rate: Hz, of the waveforms wanted.
+        video_fps: Frames wanted per second; None for sound alone, whose segments have no frames.
+        starts: s, on the file's timeline, rising.
+        seconds: Length of each segment.
+        convert: What is kept of a picture, (H, W, 3) uint8 RGB; ``frames`` is a stack of it. All of it if None.
+        scan: Of the file, if it is known: pictures that nobody wants and no other depends on are then not decoded.
+
+    Yields:
+        For each start, in order, the segment, or why there is none.
+    """
+    count = 0 if video_fps is None else round(seconds * video_fps)
+    wanted = _Wanted(sample_rate, seconds, video_fps, count, convert)
+    if scan is not None and video_fps is not None:
+        times = np.concatenate([frame_times(video_fps, start, count) for start in starts])
+        wanted = replace(wanted, unwanted=scan.unwanted(times))
+    given = 0
+    if len(starts) > 1:
+        gap = min(later - earlier for earlier, later in itertools.pairwise(starts))
+        overlap = math.ceil(seconds / gap) if gap > 0 else len(starts)
+        try:
+            for takers in take_spans(path, starts, overlap, wanted.open_tracks, wanted.make_takers):
+                yield _outcome(takers)
+                given += 1
+        except NotInOnePassError:
+            pass  # the rest is had one by one
+    for start in starts[given:]:
+        try:
+            takers = take_span(path, start, wanted.open_tracks, wanted.make_takers)
+        except MediaError as error:
+            yield error
+        else:
+            yield _outcome(takers)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the packets of a file tell without being decoded; times are on the file's timeline."""
+
+    video_end: float | None
+    """s; None without video."""
+    audio_end: float | None
+    """s; None without audio."""
+    pictures: np.ndarray | None = None
+    """(F,) int64: when each picture is shown, in the stream's own units, rising; None where that cannot be told, or
+    where the codec does not say on which pictures no other depends."""
+    time_base: Fraction = Fraction(1)
+    """s per unit."""
+    zero: float = 0.0
+    """s, on the stream's clock, of the beginning of the timeline."""
+
+    def unwanted(self, times: np.ndarray) -> frozenset[int]:
+        """Pictures of which none is shown at one of these times, s; empty where that cannot be told."""
+        if self.pictures is None or not len(self.pictures):
+            return frozenset()
+        shown = self.pictures * self.time_base.numerator / self.time_base.denominator - self.zero
+        chosen = np.searchsorted(shown, times + SAME_TIME, side="right") - 1
+        is_wanted = np.zeros(len(shown), bool)
+        is_wanted[np.maximum(chosen, 0)] = True
+        is_wanted[[0, -1]] = True  # these say where the video begins and ends
+        return frozenset(self.pictures[~is_wanted].tolist())
+
+
+def scan_packets(path: str | Path) -> Scan:
+    """Read all packets of a file, decoding none.
+
+    Raises:
+        MediaError: If the file is missing or unreadable.
+    """
+    with OpenMedia(path) as source:
+        streams = [stream for stream in (source.video, source.audio) if stream is not None]
+        ends = {stream.index: 0 for stream in streams}
+        pictures: list[int] = []
+        codec = None if source.video is None else source.video.codec_context
+        told = codec is not None and codec.name == "h264"
+        for packet in source.packets(streams):
+            time = packet.pts if packet.pts is not None else packet.dts
+            if time is None:
+                told = told and packet.size == 0  # the mark of the end
+                continue
+            number = packet.stream.index
+            ends[number] = max(ends[number], time + (packet.duration or 0))
+            if told and source.video is not None and number == source.video.index:
+                pictures.append(time)
+                told = packet.pts is not None and bool(packet.duration)
+        video, audio = (
+            None if stream is None else _seconds(ends[stream.index], stream.time_base, source.zero)
+            for stream in (source.video, source.audio)
+        )
+        order = np.sort(np.array(pictures, np.int64)) if told else None
+        unit = source.video.time_base if source.video is not None else None
+        return Scan(video, audio, order, unit or Fraction(1), source.zero)
+
+
+def _seconds(units: int, base: Fraction | None, zero: float) -> float:
+    return max(0.0, units * base.numerator / base.denominator - zero) if base is not None else 0.0
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is gathered of each span."""
+
+    sample_rate: int | None = None
+    """Hz; None for no sound."""
+    seconds: float | None = None
+    """Of sound; None for all of it."""
+    fps: float | None = None
+    """None for no pictures."""
+    count: int = 0
+    """Of pictures."""
+    convert: Convert | None = None
+    unwanted: frozenset[int] = frozenset()
+
+    def open_tracks(self, source: OpenMedia) -> Sequence[Track]:
+        tracks: list[Track] = []
+        if self.sample_rate is not None:
+            tracks.append(SoundTrack(source))
+        if self.fps is not None:
+            tracks.append(PictureTrack(source, self.convert, self.unwanted))
+        return tracks
+
+    def make_takers(self, tracks: Sequence[Track], start: float) -> Sequence[Taker]:
+        takers: list[Taker] = []
+        for track in tracks:
+            if isinstance(track, SoundTrack):
+                assert self.sample_rate is not None
+                takers.append(SoundTaker(track, self.sample_rate, start, self.seconds))
+            else:
+                assert self.fps is not None
+                takers.append(PictureTaker(track, frame_times(self.fps, start, self.count)))
+        return takers
+
+
+def _outcome(takers: Sequence[Taker]) -> MediaSegment | MediaError:
+    try:
+        return _segment(takers)
+    except MediaError as error:
+        return error
+
+
+def _segment(takers: Sequence[Taker]) -> MediaSegment:
+    sound, *pictures = takers
     assert isinstance(sound, SoundTaker)
+    heard = sound.result()
+    if not pictures:
+        return MediaSegment(heard.waveform, heard.valid_samples, np.zeros((0, 0, 0, 3), np.uint8), 0)
+    (picture,) = pictures
     assert isinstance(picture, PictureTaker)
-    heard, seen = sound.result(), picture.result()
+    seen = picture.result()
     return MediaSegment(heard.waveform, heard.valid_samples, seen.frames, seen.valid_frames)
 
 

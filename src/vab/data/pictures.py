@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
@@ -12,7 +12,9 @@ import av.error
 import numpy as np
 from av.error import FFmpegError
 
-from vab.data.decoding import OpenMedia, PictureTaker, take_span
+from vab.data.decoding import OpenMedia
+from vab.data.spans import take_span
+from vab.data.takers import PictureTaker, PictureTrack, Taker, Track
 
 PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 """Files that are taken for still pictures."""
@@ -107,7 +109,13 @@ def stream_frames(path: str | Path, times: np.ndarray, take: Callable[[np.ndarra
     Raises:
         MediaError: ``missing``, ``unreadable`` or ``no_video``.
     """
-    (taker,) = take_span(path, 0.0, lambda source: [_PictureStream(source, times, take)])
+
+    def make_takers(tracks: Sequence[Track], _: float) -> Sequence[Taker]:
+        (track,) = tracks
+        assert isinstance(track, PictureTrack)
+        return [_PictureStream(track, times, take)]
+
+    (taker,) = take_span(path, 0.0, lambda source: [PictureTrack(source)], make_takers)
     assert isinstance(taker, _PictureStream)
     return taker.finish()
 
@@ -115,17 +123,17 @@ def stream_frames(path: str | Path, times: np.ndarray, take: Callable[[np.ndarra
 class _PictureStream(PictureTaker):
     """Hands pictures on as soon as they are final."""
 
-    def __init__(self, source: OpenMedia, times: np.ndarray, take: Callable[[np.ndarray], None]) -> None:
-        super().__init__(source, 1.0, 0.0, len(times))
-        self.times = times
+    def __init__(self, track: PictureTrack, times: np.ndarray, take: Callable[[np.ndarray], None]) -> None:
+        super().__init__(track, times)
         self.take = take
         self.given = 0
 
-    def add(self, frame: av.VideoFrame) -> None:
-        """Take note of a decoded frame, and hand on what no later one can change."""
-        super().add(frame)
-        assert self.latest is not None
-        settled = int(np.searchsorted(self.times, self.latest[0] - _SETTLED_SECONDS))
+    def choose(self, time: float, frame: av.VideoFrame, until: float) -> None:
+        """Take note of a picture, and hand on what no later one can change."""
+        super().choose(time, frame, until)
+        if not np.isfinite(until):
+            return
+        settled = int(np.searchsorted(self.times, until - _SETTLED_SECONDS))
         waiting = settled - self.given
         first = self.chosen[self.given] if waiting > 0 else None
         if first is not None and (waiting >= _CHUNK_FRAMES or waiting * first.nbytes >= _CHUNK_BYTES):
@@ -133,10 +141,11 @@ class _PictureStream(PictureTaker):
 
     def finish(self) -> np.ndarray:
         """Hand on the rest; whether the video was still running at each time."""
-        if self.latest is None:
-            raise self.source.unreadable("its video track holds nothing that can be decoded")
-        self._choose(*self.latest, until=np.inf)
-        end = np.inf if self.complete else self.end
+        track = self.track
+        if track.latest is None:
+            raise track.source.unreadable("its video track holds nothing that can be decoded")
+        self.choose(*track.latest, until=np.inf)
+        end = np.inf if self.complete else track.end
         running = self.times < end - 1e-6
         running[0] = True  # of a video that ends before the first time, its last picture is still what there is
         while self.given < len(self.times):
