@@ -181,7 +181,7 @@ def run_command(name: str, arguments: list[str]) -> None:
     class Parser(OneLineErrors, jsonargparse.ArgumentParser):
         pass
 
-    jsonargparse.auto_cli(
+    outcome = jsonargparse.auto_cli(
         component,
         args=_lists_as_items(component, _files_as_keys(component, arguments), name == "compare"),
         as_positional=name == "shards",  # vab shards verify DIR
@@ -189,6 +189,8 @@ def run_command(name: str, arguments: list[str]) -> None:
         parser_class=Parser,
         prog=prog,
     )
+    if status := getattr(outcome, "exit_status", 0):
+        raise SystemExit(status)
 
 
 def _files_as_keys(component: Any, arguments: list[str]) -> list[str]:

@@ -101,10 +101,10 @@ def test_killed_writer_goes_on_and_ends_with_the_same_bytes(
     assert process.exitcode == 9
     assert not is_complete(folder)
     with ShardWriter(folder, small_spec, labels, 4) as writer:
-        assert writer.num_records == len(writer.done_sources) == kill_after // 4 * 4
+        assert writer.num_records == writer.num_done == kill_after // 4 * 4
         for number in range(10):
             record = make_record(number)
-            if record[3]["source"] not in writer.done_sources:
+            if not writer.is_done(record[3]["source"]):
                 write(writer, record)
         writer.finish(codebooks)
     assert contents(folder) == contents(ten)
@@ -118,7 +118,7 @@ def test_killed_between_journal_and_tar_is_done_again(tmp_path, ten, small_spec,
             write(writer, make_record(number))
     (folder / "shard-000000.tar").rename(folder / "shard-000000.tar.tmp")
     with ShardWriter(folder, small_spec, labels, 4) as writer:
-        assert writer.done_sources == set()
+        assert writer.num_done == 0
         for number in range(10):
             write(writer, make_record(number))
         writer.finish(codebooks)
@@ -139,7 +139,8 @@ def test_commit_keeps_a_shard_that_is_not_full(tmp_path, small_spec, make_record
         writer.commit()
         write(writer, make_record(0))
     with ShardWriter(tmp_path, small_spec, ["bell"], 4) as writer:
-        assert writer.done_sources == {"video.1.mp4"}
+        assert list(writer.committed_sources()) == ["video.1.mp4"]
+        assert writer.is_done("video.1.mp4")
 
 
 def test_source_of_several_records_stays_whole(tmp_path, small_spec, codebooks, make_record):
@@ -162,17 +163,17 @@ def test_what_is_left_out_is_in_the_manifest(tmp_path, small_spec, codebooks, ma
         writer.leave_out("video.0.mp4", "silent", start_seconds=1.0)
         writer.finish_source("video.0.mp4")
     with ShardWriter(tmp_path, small_spec, labels, 1) as writer:
-        assert writer.done_sources == {"broken.mp4", "video.0.mp4"}
+        assert set(writer.committed_sources()) == {"broken.mp4", "video.0.mp4"}
         write(writer, make_record(1), finish=False)
-        writer.leave_out("video.1.mp4", "broken at 7 s")  # takes back the record given before
+        writer.leave_out("video.1.mp4", "broken", "at 7 s")  # takes back the record given before
         manifest = writer.finish(codebooks)
     assert manifest["left_out"] == [
         {"source": "broken.mp4", "reason": "unreadable"},
         {"source": "video.0.mp4", "reason": "silent", "start_seconds": 1.0},
-        {"source": "video.1.mp4", "reason": "broken at 7 s"},
+        {"source": "video.1.mp4", "reason": "broken", "detail": "at 7 s"},
     ]
     assert manifest["counts"] == {"records": 1, "sources": 3, "left_out": 3}
-    assert indexing.info(tmp_path)["left_out"] == {"unreadable": 1, "silent": 1, "broken at 7 s": 1}
+    assert indexing.info(tmp_path)["left_out"] == {"unreadable": 1, "silent": 1, "broken": 1}
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, small_spec, codebooks, 
     assert left - kept <= {"shard-000001.tar", "shard-000001.journal.json"}
     with ShardWriter(tmp_path, small_spec, labels, 2) as writer:
         for number in range(4):
-            if f"video.{number}.mp4" not in writer.done_sources:
+            if not writer.is_done(f"video.{number}.mp4"):
                 write(writer, make_record(number))
         writer.finish(codebooks)
     assert indexing.verify(tmp_path) == []

@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import Trainer
 
 from vab.backbone import Backbone
+from vab.commands import extract
 from vab.commands.embedding import embed_records
 from vab.data.datamodule import ShardDataModule
-from vab.data.extract import extract
 from vab.data.records import ShardDataset
 from vab.demo.report import report
 from vab.demo.report.measures import chance, classification

@@ -3,6 +3,7 @@
 from vab.commands.classify import classify
 from vab.commands.compare import compare
 from vab.commands.evaluate import evaluate
+from vab.commands.extract import extract
 from vab.commands.generate import generate
 from vab.commands.generation import Generator, Sound
 from vab.commands.listen import listen
@@ -11,7 +12,6 @@ from vab.commands.recall import recall
 from vab.commands.retrieve import retrieve
 from vab.commands.shards import index_shards, show_shards, verify_shards
 from vab.commands.sweep import sweep
-from vab.data.extract import extract
 
 __all__ = [
     "Generator",

@@ -29,9 +29,9 @@ from vab.commands.generation import Generator, Sound
 from vab.commands.ledger import COLUMNS, TABLE, Journal, Ledger, Row
 from vab.commands.outputs import Job
 from vab.commands.preparing import Prepared, Request
-from vab.commands.ranks import start_ranks
 from vab.data.format import library_versions
 from vab.data.media import MediaError
+from vab.ranks import start_ranks
 from vab.spec import UserError
 from vab.tasks.base import find_checkpoint
 from vab.tokens.sampler import Sampler

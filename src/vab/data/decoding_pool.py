@@ -1,16 +1,18 @@
-"""Decodes media files in worker processes, in order, and outlives files that crash or hang a decoder."""
+"""Decodes media files in worker processes, and outlives files that crash or hang a decoder."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import multiprocessing
+import os
+import queue
 import signal
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -86,9 +88,46 @@ class LeftOut:
     """For people."""
 
 
-Item = Segment | LeftOut | None
-"""None marks the end of a file."""
+@dataclass(frozen=True)
+class Ended:
+    """The end of a file."""
 
+    digest: bytes | None = None
+    """Of its bytes, where that was asked for and it could be read."""
+
+
+Item = Segment | LeftOut | Ended
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to decode."""
+
+    number: int
+    """By which its items are known."""
+    path: Path
+    """Where it is."""
+    start: float | None = None
+    """s, of the only segment wanted; None to cut the file as ``Cutting`` says."""
+    wants_digest: bool = False
+    """Whether its bytes are to be hashed."""
+
+
+_DIGEST_BYTES = 16
+
+
+def work_on(job: Job, cutting: Cutting) -> Iterator[Item]:
+    """All items of a file, its end last."""
+    yield from decode(job.path, job.start, cutting)
+    digest = None
+    if job.wants_digest:
+        with suppress(OSError), job.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()[:_DIGEST_BYTES]
+    yield Ended(digest)
+
+
+_AHEAD = 2
+"""Segments that wait in a worker while the main process is busy."""
 _READY = "ready"
 """The first thing a worker says."""
 _GRACE = 0.02
@@ -192,72 +231,61 @@ def _is_still(frames: np.ndarray) -> bool:
 
 
 class DecodingPool:
-    """Worker processes that decode ahead of whoever takes the segments.
+    """Worker processes that decode files, each one of its own; a slow one keeps none of the others waiting.
 
     Args:
         cutting: For all files.
         num_workers: Processes; 0 decodes in this one, where a crash or a hang is not survived.
-        ahead: Segments that may wait decoded, beside those of the file whose turn it is; this bounds the memory.
         timeout: s without a segment after which a worker is taken to hang.
     """
 
-    def __init__(self, cutting: Cutting, num_workers: int, ahead: int = 16, timeout: float = 300.0) -> None:
-        self.cutting, self.num_workers, self.ahead, self.timeout = cutting, num_workers, ahead, timeout
+    def __init__(self, cutting: Cutting, num_workers: int, timeout: float = 300.0) -> None:
+        self.cutting, self.num_workers, self.timeout = cutting, num_workers, timeout
         self._workers: list[_Worker] = []
 
-    def run(self, jobs: Sequence[tuple[Path, float | None]]) -> Generator[tuple[int, Item]]:
-        """Decode each job: a file, and where its only segment starts or None.
+    def run(self, jobs: Iterable[Job]) -> Generator[tuple[int, Item]]:
+        """Decode each job.
+
+        Args:
+            jobs: A job is taken when a worker has nothing to do.
 
         Yields:
-            (number of the job, segment or left-out or None at its end), strictly in the order of the jobs.
+            (number of the job, its next item). Items of a job come in order and end with an ``Ended``; those of
+            several jobs are mixed. What is not taken yet waits in the workers, a few segments in each.
 
         Raises:
             UserError: If worker processes cannot be started.
         """
+        to_do = iter(jobs)
         if self.num_workers == 0:
-            for number, (path, start) in enumerate(jobs):
-                yield from ((number, item) for item in decode(path, start, self.cutting))
-                yield number, None
+            for job in to_do:
+                yield from ((job.number, item) for item in work_on(job, self.cutting))
             return
+        first = list(itertools.islice(to_do, self.num_workers))
+        to_do = itertools.chain(first, to_do)
         try:
-            self._workers = [_Worker(self.cutting) for _ in range(min(self.num_workers, len(jobs)))]
-            buffers: dict[int, deque[Item]] = {}
-            to_do = iter(enumerate(jobs))
-            for turn in range(len(jobs)):
-                while True:
-                    self._assign(to_do, buffers)
-                    if buffers[turn]:
-                        item = buffers[turn].popleft()
-                        yield turn, item
-                        if item is None:
-                            del buffers[turn]
-                            break
-                    else:
-                        self._gather(turn, buffers)
+            self._workers = [_Worker(self.cutting) for _ in first]
+            while True:
+                for worker in self._workers:
+                    if worker.job is None and (next_job := next(to_do, None)) is not None:
+                        worker.begin(next_job)
+                busy = [worker for worker in self._workers if worker.job is not None]
+                if not busy:
+                    return
+                ready = wait([worker.connection for worker in busy], timeout=1.0)
+                for worker in busy:
+                    assert worker.job is not None
+                    number = worker.job.number
+                    if worker.connection in ready:
+                        for item in worker.take():
+                            yield number, item
+                    elif worker.ready and worker.is_late(self.timeout):
+                        for item in worker.give_up(f"nothing was decoded for {self.timeout:g} s"):
+                            yield number, item
         finally:
             for worker in self._workers:
                 worker.stop()
             self._workers = []
-
-    def _assign(self, to_do: Iterator[tuple[int, tuple[Path, float | None]]], buffers: dict[int, deque[Item]]) -> None:
-        for worker in self._workers:
-            if worker.job is None and (job := next(to_do, None)) is not None:
-                number, (path, start) = job
-                buffers[number] = deque()
-                worker.begin(number, path, start)
-
-    def _gather(self, turn: int, buffers: dict[int, deque[Item]]) -> None:
-        """Take what workers have: always of the file whose turn it is, of later ones while there is room."""
-        busy = [worker for worker in self._workers if worker.job is not None]
-        room = sum(len(buffer) for buffer in buffers.values()) < self.ahead
-        heard = [worker for worker in busy if room or worker.job == turn]
-        ready = wait([worker.connection for worker in heard], timeout=1.0)
-        for worker in heard:
-            assert worker.job is not None
-            if worker.connection in ready:
-                buffers[worker.job].extend(worker.take())
-            elif worker.ready and time.monotonic() - worker.active > self.timeout and not worker.connection.poll():
-                buffers[worker.job].extend(worker.give_up(f"nothing was decoded for {self.timeout:g} s"))
 
 
 @dataclass
@@ -265,7 +293,7 @@ class _Worker:
     """One process, and what it is at."""
 
     cutting: Cutting
-    job: int | None = None
+    job: Job | None = None
     ready: bool = False  # its imports are done, which can take long on a busy machine and says nothing of a file
     active: float = 0.0
     connection: Connection[Any, Any] = field(init=False)
@@ -284,15 +312,18 @@ class _Worker:
             self.process.start()
         theirs.close()  # so that the worker's death is seen as the end of the pipe
 
-    def begin(self, job: int, path: Path, start: float | None) -> None:
+    def begin(self, job: Job) -> None:
         self.job, self.active = job, time.monotonic()
         try:
-            self.connection.send((path, start))
+            self.connection.send(job)
         except (BrokenPipeError, ConnectionResetError):
             # Died idle: not this file's fault.
             self.stop()
             self._start()
-            self.connection.send((path, start))
+            self.connection.send(job)
+
+    def is_late(self, timeout: float) -> bool:
+        return time.monotonic() - self.active > timeout and not self.connection.poll()
 
     def take(self) -> list[Item]:
         """What the worker sent; if it died instead, why its file is left out, and a fresh process takes its place."""
@@ -313,7 +344,7 @@ class _Worker:
             return []
         if isinstance(item, str):
             raise RuntimeError(f"decoding failed in a worker:\n{item}")
-        if item is None:
+        if isinstance(item, Ended):
             self.job = None
         return [item]
 
@@ -321,7 +352,7 @@ class _Worker:
         self.stop()
         self._start()
         self.job = None
-        return [LeftOut(None, "unreadable", why), None]
+        return [LeftOut(None, "unreadable", why), Ended()]
 
     def stop(self) -> None:
         self.process.kill()
@@ -344,16 +375,30 @@ def _interrupts_ignored() -> Iterator[None]:
 
 def _work(connection: Connection[Any, Any], cutting: Cutting) -> None:
     """A worker's life: take a file, send its segments, until the other side is gone."""
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    outbox: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
+    # Sending waits for the main process, which may be encoding; decoding goes on meanwhile.
+    threading.Thread(target=_send_all, args=(connection, outbox), daemon=True).start()
     try:
-        connection.send(_READY)
+        outbox.put(_READY)
         while True:
-            path, start = connection.recv()
-            for item in decode(path, start, cutting):
-                connection.send(item)
-            connection.send(None)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+            job = connection.recv()
+            for item in work_on(job, cutting):
+                outbox.put(item)
+    except (EOFError, ConnectionResetError):
         return
     except Exception:
         # A bug: the main process shows it.
-        connection.send(traceback.format_exc())
+        outbox.put(traceback.format_exc())
+        outbox.put(None)
+        threading.Event().wait()  # until the main process, which has it now, ends this one
+
+
+def _send_all(connection: Connection[Any, Any], outbox: queue.Queue[Any]) -> None:
+    try:
+        while (item := outbox.get()) is not None:
+            connection.send(item)
+    except (BrokenPipeError, ConnectionResetError, OSError):
+        os._exit(0)  # nobody listens any more

@@ -1,44 +1,48 @@
 """Media files to shards: decode in worker processes, encode with the frozen networks, write records in order.
 
-A kill at any moment costs the segments in flight and nothing else: what is finished but not yet in a committed shard
-waits in ``extraction.partial``, and the same command takes it from there. Records and shards end up equal, bit for bit,
-to those of a run that was never interrupted.
+Ranks take files from one list, each whenever it has a worker free. What a rank finishes goes to its log
+(``vab.data.results``); rank 0 puts it into shards in the order of the list. Records and shards are therefore the same,
+bit for bit, whatever the ranks and workers, and whether or not the run was interrupted; a kill at any moment costs the
+files in flight and nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import struct
-import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from vab.data.decoding_pool import Cutting, DecodingPool, LeftOut, Segment
-from vab.data.format import explain_full_disk, is_complete, make_key, read_manifest, write_atomically
-from vab.data.labels import read_vocabulary
+from vab.data.decoding_pool import Cutting, DecodingPool, Ended, Item, Job, LeftOut, Segment
+from vab.data.format import is_complete, json_lines, make_key, read_manifest, write_atomically
+from vab.data.results import Place, Record, Result, ResultLog, Results, head_differences, source_hash
 from vab.data.shards import ShardWriter
-from vab.data.sources import Source, find_sources
-from vab.frozen import device_named
-from vab.frozen.codec import Codec, load_codec
-from vab.frozen.vision import VisionEncoder, load_vision
+from vab.data.sources import Source
+from vab.frozen.codec import Codec
+from vab.frozen.vision import VisionEncoder
+from vab.ranks import Ranks
 from vab.spec import SegmentSpec, UserError
 
 REPORT = "report.json"
 _PARTIAL = "extraction.partial"
+_POLL_SECONDS = 0.5
+"""How often rank 0 looks for what the other ranks have finished."""
+_MISSING, _UNKNOWN = -1, -2
+"""Sizes of files that are not there, or whose size the system does not tell."""
+LEFT_OUT_STATUS = 3
+"""Exit status of an extraction that is finished but for inputs that are left out."""
+
+Watch = Callable[[int, int, float], None]
+"""Is told, now and then, how many inputs are done, how many of these by this run, and their hours of sound in s."""
 
 
 @dataclass(frozen=True)
@@ -57,125 +61,45 @@ class ExtractionReport:
     """``source``, ``reason``, ``detail``, and ``start_seconds`` where only a segment of the source is left out."""
     already_finished: bool = False
     """True if the folder was complete before, and nothing was done."""
+    hours: float = 0.0
+    """Of sound in the shards."""
+    duplicates: dict[str, str] = field(default_factory=dict)
+    """Inputs that are kept although they have the very bytes (and the start) of another one, and that one."""
 
     @property
     def reasons(self) -> dict[str, int]:
         """How many inputs were left out whole, by reason."""
         return dict(Counter(entry["reason"] for entry in self.left_out if "start_seconds" not in entry))
 
+    @property
+    def exit_status(self) -> int:
+        """0 if every input is in the shards whole, else ``LEFT_OUT_STATUS``."""
+        return LEFT_OUT_STATUS if self.left_out else 0
+
     def __str__(self) -> str:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
-        segments = sum("start_seconds" in entry for entry in self.left_out)
+        lost = self.inputs - self.kept
+        hours = f", {self.hours:.2f} h of sound" if self.hours else ""
         lines = [
-            f"{self.folder}: {self.records} records of {self.kept} inputs",
-            f"{self.inputs - self.kept} of {self.inputs} inputs left out{': ' + reasons if reasons else ''}",
+            f"{self.folder}: {self.records} records of {self.kept} inputs{hours}",
+            f"{lost} of {self.inputs} inputs left out" + (":" if lost else ""),
         ]
+        for reason, count in sorted(self.reasons.items()):
+            names = (entry for entry in self.left_out if entry["reason"] == reason and "start_seconds" not in entry)
+            some = [entry["source"] for entry, _ in zip(names, range(_NAMED), strict=False)]
+            lines.append(f"  {count} {reason}: {', '.join(some)}{', ...' if count > _NAMED else ''}")
+        segments = Counter(entry["reason"] for entry in self.left_out if "start_seconds" in entry)
         if segments:
-            lines.append(f"{segments} single segments left out")
-        if self.left_out:
+            words = ", ".join(f"{count} {reason}" for reason, count in sorted(segments.items()))
+            lines.append(f"{segments.total()} single segments left out: {words}")
+        if self.duplicates:
+            lines.append(f"{len(self.duplicates)} inputs are kept that have the very bytes of another one")
+        if self.left_out or self.duplicates:
             lines.append(f"each with its reason in {Path(self.folder) / REPORT}")
         return "\n".join([*lines, "it was finished before: nothing to do"] if self.already_finished else lines)
 
 
-def extract(
-    media: str,
-    out: str,
-    codec: str = "tiny",
-    vision: str = "tiny",
-    segment_seconds: float = 10.0,
-    video_fps: float = 4.0,
-    segments: Literal["all", "centre"] = "all",
-    hop_seconds: float | None = None,
-    min_seconds: float = 1.0,
-    silence_db: float = -60.0,
-    still_pictures: Literal["keep", "leave_out"] = "keep",
-    without_video: Literal["keep", "leave_out"] = "leave_out",
-    labels_from: Literal["auto", "csv", "folder", "none"] = "auto",
-    vocabulary: str | None = None,
-    media_root: str | None = None,
-    num_workers: int | None = None,
-    batch_size: int = 16,
-    records_per_shard: int = 4096,
-    file_timeout: float = 300.0,
-    device: str = "auto",
-) -> ExtractionReport:
-    """Turn media files into shards of codec tokens and frame features.
-
-    Every input ends in the shards or, with its reason, in DIR/report.json. Interrupted, the same command goes on.
-
-    Args:
-        media: Folder of media files, or a CSV with a column file (relative to the CSV) and, if wanted, labels (joined
-            by ;), start (s) and id; or a list as VGGSound has them, without a first line of names: file and one label.
-        out: Folder to write; made if absent.
-        codec: Name of the codec.
-        vision: Name of the vision encoder.
-        segment_seconds: Length of a segment.
-        video_fps: Frames per second that are encoded.
-        segments: all: each file is cut from its start to its end; centre: one segment from the middle. A row of a CSV
-            that has a start gives the one segment there.
-        hop_seconds: From one segment's start to the next; segment_seconds if not given, so that they do not overlap.
-        min_seconds: A file with less of sound or picture is left out as too_short, a shorter last segment is not
-            taken. Between this and segment_seconds, silence and the last picture fill up, and the valid lengths are
-            recorded.
-        silence_db: Segments less loud than this are left out as silent, dBFS.
-        still_pictures: leave_out drops segments whose picture does not change.
-        without_video: keep takes files of sound alone, too: their records have no frame, and features of zeros.
-        labels_from: csv; folder: the name of the folder a file is in; none; auto: csv if it has such a column.
-        vocabulary: File with the names of all classes in their order, such as AudioSet's or VGGSound's
-            class_labels_indices.csv; by default the labels that occur, sorted. Labels may be given by name or by id.
-        media_root: Folder that the files of a CSV are in, if it is not the CSV's own.
-        num_workers: Processes that decode; one per core if not given, 0 to decode in the main process.
-        batch_size: Segments that the codec encodes at once; has no effect on the result.
-        records_per_shard: Records per tar.
-        file_timeout: s without a segment after which a file is given up as unreadable.
-        device: Where the frozen networks run: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
-
-    Raises:
-        UserError: If there is no input, a number is out of range, the folder was begun with other settings, the disk
-            is full, or not one record could be made.
-    """
-    where = device_named(device)
-    workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
-    sources = find_sources(media, labels_from, root=media_root)
-    names = None if vocabulary is None else read_vocabulary(vocabulary)
-    if names is not None:
-        sources = [
-            replace(source, labels=tuple(names.names[names.number(label)] for label in source.labels))
-            for source in sources
-        ]
-    encoders = Encoders(load_codec(codec, where), load_vision(vision, where), where)
-    cutting = Cutting(
-        segment_seconds=segment_seconds,
-        sample_rate=encoders.codec.sample_rate,
-        video_fps=video_fps,
-        segments=segments,
-        hop_seconds=segment_seconds if hop_seconds is None else hop_seconds,
-        min_seconds=min_seconds,
-        silence_db=silence_db,
-        still_pictures=still_pictures,
-        without_video=without_video,
-        preprocess=encoders.vision.preprocessor(),
-    )
-    _check_numbers(cutting, workers, batch_size, file_timeout)
-    threads = torch.get_num_threads()
-    # Threads beyond the cores that the decoders leave would wait for each other: three times slower on two cores.
-    torch.set_num_threads(max(1, threads - workers))
-    try:
-        report = extract_sources(
-            sources,
-            Path(out),
-            encoders,
-            cutting,
-            workers,
-            batch_size,
-            records_per_shard,
-            file_timeout,
-            None if names is None else names.names,
-        )
-    finally:
-        torch.set_num_threads(threads)
-    print(report)
-    return report
+_NAMED = 3
+"""Inputs that the printed report names of each reason; the file names all."""
 
 
 @dataclass(frozen=True)
@@ -228,173 +152,190 @@ class Encoders:
         return list(zip(codes, features, strict=True))
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What of an extraction has no effect on the records, but for the last two."""
+
+    num_workers: int = 0
+    """Processes that decode for each rank; 0 decodes in the rank itself."""
+    batch_size: int = 16
+    """Segments that are encoded at once."""
+    file_timeout: float = 300.0
+    """s without a segment after which a file is given up."""
+    records_per_shard: int = 4096
+    """Records per tar."""
+    leaves_out_duplicates: bool = False
+    """Whether an input that has the very bytes, and the start, of one before it in the list is left out."""
+
+
 def extract_sources(
     sources: Sequence[Source],
     out: Path,
     encoders: Encoders,
     cutting: Cutting,
-    num_workers: int,
-    batch_size: int,
-    records_per_shard: int,
-    file_timeout: float,
+    settings: Settings,
     labels: Sequence[str] | None = None,
-) -> ExtractionReport:
-    """What ``extract`` does once everything is loaded.
+    ranks: Ranks | None = None,
+    watch: Watch = lambda done, here, seconds: None,
+) -> ExtractionReport | None:
+    """What ``vab extract`` does once everything is loaded; called by all ranks with the same inputs.
 
     Args:
         sources: From ``find_sources``.
         out: Folder of the shards.
-        encoders: The frozen networks.
+        encoders: The frozen networks, on this rank's device.
         cutting: How files become segments; its rate is the codec's.
-        num_workers: As in ``extract``.
-        batch_size: As in ``extract``.
-        records_per_shard: As in ``extract``.
-        file_timeout: As in ``extract``.
+        settings: How the work is done.
         labels: The vocabulary, if it is not the labels that occur.
+        ranks: This process among others, if there are others.
+        watch: Is told of the progress.
+
+    Returns:
+        The report; None on other ranks than 0.
 
     Raises:
-        UserError: As ``extract``.
+        UserError: If the folder was begun with other settings or other inputs, the disk is full, or not one record
+            could be made.
     """
-    head = _head(sources, encoders, cutting, labels)
-    if is_complete(out):
-        return _finished_before(out, sources, head)
-    spec = SegmentSpec.from_dict(head["spec"])
-    with ShardWriter(out, spec, head["labels"], records_per_shard, head["extraction"]) as writer:
-        if lost := sorted(writer.done_sources - {source.name for source in sources}):
-            raise UserError(
-                f"{out} was begun with {len(lost)} inputs that are not listed now ({lost[0]}, ...):"
-                " list them again to go on, or give another folder"
-            )
-        to_do = [source for source in sources if source.name not in writer.done_sources]
-        with _Partial(out / _PARTIAL, head) as partial:
-            run = _Run(writer, partial, encoders, batch_size)
-            to_decode = [source for source in to_do if source.name not in partial.finished]
-            pool = DecodingPool(cutting, num_workers, ahead=2 * batch_size, timeout=file_timeout)
-            with (
-                closing(pool.run([(source.path, source.start) for source in to_decode])) as items,
-                _progress(len(sources), len(sources) - len(to_decode)) as advance,
-            ):
-                for source in to_do:
-                    if source.name in partial.finished:
-                        run.replay(source)
-                        continue
-                    run.begin(source)
-                    for _, item in items:
-                        if item is None:
-                            break
-                        run.take(item)
-                    run.end()
-                    advance()
-                run.flush()
-            if not writer.num_records:
-                partial.delete()  # so that mended files are looked at again
-                report = ExtractionReport(str(out), len(sources), 0, 0, run.left_out)
-                _write_report(report)
-                reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
-                raise UserError(
-                    f"not one of {len(sources)} inputs gave a record ({reasons}): see {out / REPORT} for each"
-                )
-            manifest = writer.finish(encoders.codec.codebooks(), _fingerprint(sources))
-            partial.delete()
-    report = _report(out, manifest)
-    assert report.inputs == len(sources), f"{report.inputs} inputs accounted for, {len(sources)} were given"
-    _write_report(report)
-    return report
+    ranks = ranks or Ranks(0, 1, str(encoders.device))
+    head = _head(sources, encoders, cutting, labels, settings)
+    lists = ranks.gather(_list_hash(sources))
+    collector: _Collector | None = None
+    report: ExtractionReport | None = None
+    error: UserError | None = None
+    try:
+        if ranks.rank == 0 and len(set(lists)) > 1:
+            raise UserError("the inputs changed while the processes started: run it again")
+        if ranks.rank == 0 and is_complete(out):
+            report = _finished_before(out, sources, head)
+        elif ranks.rank == 0:
+            collector = _Collector(sources, out, head, settings, ranks, watch)
+    except UserError as problem:
+        error = problem
+    try:
+        ranks.agree(error)
+        plan = ranks.broadcast(None if collector is None else collector.plan)
+        if plan is None:
+            return report
+        count = ranks.counter()
+        with ResultLog(out / _PARTIAL, plan.run, ranks.rank) as log:
+            _Work(sources, plan, encoders, cutting, settings, log, collector).run(_numbers(count, plan))
+        if collector is not None:
+            while not collector.is_finished:
+                time.sleep(_POLL_SECONDS if ranks.world_size > 1 else 0.0)
+                collector.collect()
+            report = collector.finish(encoders.codec.codebooks())
+        ranks.gather(None)  # nobody leaves before the last shard is there
+        return report
+    finally:
+        if collector is not None:
+            collector.close()
 
 
 @dataclass(frozen=True)
-class _Record:
-    """A segment as it goes into a shard."""
+class _Plan:
+    """What all ranks must know of a run."""
 
-    meta: dict[str, Any]
-    codes: np.ndarray  # (K, T) uint16
-    features: np.ndarray  # (V, C) float16
+    run: int
+    """Its number."""
+    to_decode: np.ndarray
+    """(n,) int32: numbers of the sources that are to be decoded, in order."""
+    wants_digest: np.ndarray
+    """(n,) bool: whether another input has the file's size, so that they may be the same."""
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What a source gives: records and left-out segments; or no record, and one reason for all of it."""
+def _numbers(count: Callable[[], int], plan: _Plan) -> Iterator[int]:
+    """This rank's share of the plan: the next entry that no rank has taken."""
+    while (number := count()) < len(plan.to_decode):
+        yield number
 
-    records: list[_Record]
-    left_out: list[dict[str, Any]]
+
+class _Open:
+    """A source on its way: what is decoded of it, some of it encoded."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.items: list[Segment | LeftOut | Record] = []
+        self.ended: Ended | None = None
+
+    def result(self, sample_rate: int) -> Result | None:
+        """None while something is missing."""
+        if self.ended is None or any(isinstance(item, Segment) for item in self.items):
+            return None
+        records = [item for item in self.items if isinstance(item, Record)]
+        left_out: list[dict[str, Any]] = [
+            {"start_seconds": item.start, "reason": item.reason, "detail": item.detail}
+            for item in self.items
+            if isinstance(item, LeftOut)
+        ]
+        whole = [entry for entry in left_out if entry["start_seconds"] is None]
+        if whole or not records:
+            # A file that broke the decoder half-way is left out whole; so is one of which no segment is usable.
+            first: dict[str, Any] = (whole or left_out)[0] | {"start_seconds": None}
+            if len(left_out) > 1 and not whole:
+                first["detail"] += f" (the first of {len(left_out)} segments, none of which is usable)"
+            records, left_out = [], [first]
+        seconds = sum(record.meta["samples"] for record in records) / sample_rate
+        for record in records:
+            del record.meta["samples"]
+        return Result(records, left_out, seconds, self.ended.digest)
 
 
 class _Work:
-    """A source on its way: what is decoded of it, some of it encoded."""
+    """One rank's part: decodes, encodes in batches of whatever segments come, and logs each source once finished."""
 
-    def __init__(self, source: Source, result: _Result | None = None) -> None:
-        self.source = source
-        self.replayed = result is not None
-        self.items: list[Segment | LeftOut | _Record] = []
-        self.decoded = False
-        self._result = result
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        plan: _Plan,
+        encoders: Encoders,
+        cutting: Cutting,
+        settings: Settings,
+        log: ResultLog,
+        collector: _Collector | None,
+    ) -> None:
+        self.sources, self.plan, self.encoders, self.cutting = sources, plan, encoders, cutting
+        self.settings, self.log, self.collector = settings, log, collector
+        self.num_frames = round(cutting.segment_seconds * cutting.video_fps)
+        self._open: dict[int, _Open] = {}
+        self._batch: list[tuple[int, int, Segment]] = []  # a source, the number among its items, and the segment
 
-    def result(self) -> _Result | None:
-        """None while something is missing."""
-        if self._result is None and self.decoded and not any(isinstance(item, Segment) for item in self.items):
-            records = [item for item in self.items if isinstance(item, _Record)]
-            left_out: list[dict[str, Any]] = [
-                {"start_seconds": item.start, "reason": item.reason, "detail": item.detail}
-                for item in self.items
-                if isinstance(item, LeftOut)
-            ]
-            whole = [entry for entry in left_out if entry["start_seconds"] is None]
-            if whole or not records:
-                # A file that broke the decoder half-way is left out whole; so is one of which no segment is usable.
-                first: dict[str, Any] = (whole or left_out)[0] | {"start_seconds": None}
-                if len(left_out) > 1 and not whole:
-                    first["detail"] += f" (the first of {len(left_out)} segments, none of which is usable)"
-                records, left_out = [], [first]
-            self._result = _Result(records, left_out)
-        return self._result
+    def run(self, numbers: Iterable[int]) -> None:
+        """Do all of these entries of the plan."""
+        pool = DecodingPool(self.cutting, self.settings.num_workers, self.settings.file_timeout)
+        items = pool.run(self._job(number) for number in numbers)
+        try:
+            for number, item in items:
+                self._take(number, item)
+            self._encode()
+        finally:
+            items.close()
 
+    def _job(self, number: int) -> Job:
+        source = self.sources[self.plan.to_decode[number]]
+        return Job(number, source.path, source.start, bool(self.plan.wants_digest[number]))
 
-class _Run:
-    """Batches segments of consecutive sources for the encoders, and hands finished sources on in order."""
-
-    def __init__(self, writer: ShardWriter, partial: _Partial, encoders: Encoders, batch_size: int) -> None:
-        self.writer, self.partial, self.encoders, self.batch_size = writer, partial, encoders, batch_size
-        self.left_out: list[dict[str, Any]] = []
-        self._open: deque[_Work] = deque()
-        self._batch: list[tuple[_Work, int]] = []  # a source and the number of a segment among its items
-
-    def begin(self, source: Source) -> None:
-        """The items to come are of this source."""
-        self._open.append(_Work(source))
-
-    def take(self, item: Segment | LeftOut) -> None:
-        """The next item of the source begun last."""
-        work = self._open[-1]
-        work.items.append(item)
-        if isinstance(item, Segment):
-            self._batch.append((work, len(work.items) - 1))
-            if len(self._batch) == self.batch_size:
-                self._encode()
-
-    def end(self) -> None:
-        """The source begun last has no more items."""
-        self._open[-1].decoded = True
-        self._hand_on()
-
-    def replay(self, source: Source) -> None:
-        """Take over what an interrupted run made of the source."""
-        self._open.append(_Work(source, self.partial.finished[source.name]))
-        self._hand_on()
-
-    def flush(self) -> None:
-        """Encode what waits for a full batch; all sources are then handed on."""
-        self._encode()
-        self._hand_on()
-        assert not self._open
+    def _take(self, number: int, item: Item) -> None:
+        work = self._open.setdefault(number, _Open(self.sources[self.plan.to_decode[number]]))
+        if isinstance(item, Ended):
+            work.ended = item
+            self._hand_on(number)
+        else:
+            work.items.append(item)
+            if isinstance(item, Segment):
+                self._batch.append((number, len(work.items) - 1, item))
+        if len(self._batch) >= self.settings.batch_size:
+            self._encode()
+        if self.collector is not None:
+            self.collector.collect_sometimes()
 
     def _encode(self) -> None:
-        waiting = [
-            (work, number, item) for work, number in self._batch if isinstance(item := work.items[number], Segment)
-        ]
-        if not waiting:
+        batch, self._batch = self._batch, []
+        if not batch:
             return
-        encoded = self.encoders.encode([segment for _, _, segment in waiting], self.writer.spec.num_frames)
-        for (work, number, segment), (codes, features) in zip(waiting, encoded, strict=True):
+        encoded = self.encoders.encode([segment for _, _, segment in batch], self.num_frames)
+        for (number, place, segment), (codes, features) in zip(batch, encoded, strict=True):
+            work = self._open[number]
             meta = {
                 "id": work.source.id,
                 "source": work.source.name,
@@ -403,126 +344,211 @@ class _Run:
                 "steps": min(self.encoders.codec.steps_for(segment.valid_samples), codes.shape[1]),
                 "frames": segment.valid_frames,
                 "loudness_db": round(segment.loudness_db, 2),
+                "samples": segment.valid_samples,
             }
-            work.items[number] = _Record(meta, codes, features)  # the decoded segment, which is large, is let go
-        self._batch = []
-        self._hand_on()
+            work.items[place] = Record(meta, codes, features)  # the decoded segment, which is large, is let go
+        for number in {number for number, _, _ in batch}:
+            self._hand_on(number)
 
-    def _hand_on(self) -> None:
-        while self._open and (result := self._open[0].result()) is not None:
-            work = self._open.popleft()
-            name = work.source.name
-            if not work.replayed:
-                self.partial.add(name, result)
-            for record in result.records:
-                key = make_key(record.meta["id"], record.meta["start_seconds"])
-                self.writer.write(key, record.codes, record.features, record.meta)
-            for entry in result.left_out:
-                self.writer.leave_out(name, f"{entry['reason']}: {entry['detail']}", entry["start_seconds"])
-                self.left_out.append(_entry(name, entry["reason"], entry["detail"], entry["start_seconds"]))
-            if result.records:
-                self.writer.finish_source(name)
-            if not self.writer.uncommitted_sources:
-                self.partial.clear()
+    def _hand_on(self, number: int) -> None:
+        work = self._open[number]
+        if (result := work.result(self.cutting.sample_rate)) is not None:
+            del self._open[number]
+            where = self.log.add(work.source.name, result)
+            if self.collector is not None:
+                self.collector.add(int(self.plan.to_decode[number]), *where)
 
 
-class _Partial:
-    """The file of what is finished but not in a committed shard: a header, then one entry per source.
+class _Collector:
+    """Rank 0's part: knows what is finished by whom, and writes it into shards in the order of the sources."""
 
-    Each is a length, a CRC-32 and that many bytes, appended and flushed; a torn last entry is cut off on opening.
-    """
-
-    def __init__(self, path: Path, head: dict[str, Any]) -> None:
-        self.path, self.head = path, json.loads(json.dumps(head))
-        self.finished: dict[str, _Result] = {}
-        """What an interrupted run left, by source."""
-        entries = list(self._read()) if path.exists() else []
-        if entries:
-            theirs = json.loads(entries[0])
-            if differences := _differences(theirs, self.head):
-                raise UserError(
-                    f"{path.parent} was begun with other settings ({'; '.join(differences)}):"
-                    " use the same ones to go on, or give another folder"
-                )
-            self.finished = dict(_unpack(entry) for entry in entries[1:])
-        self._file: IO[bytes] = path.open("r+b" if entries else "w+b")
-        if entries:
-            self._file.truncate(sum(_ENTRY.size + len(entry) for entry in entries))
-            self._file.seek(0, os.SEEK_END)
-        else:
-            self.clear()
-
-    def __enter__(self) -> _Partial:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        out: Path,
+        head: dict[str, Any],
+        settings: Settings,
+        ranks: Ranks,
+        watch: Watch,
     ) -> None:
+        self.sources, self.out, self.settings, self.ranks, self.watch = sources, out, settings, ranks, watch
+        self.left_out: list[dict[str, Any]] = []
+        spec = SegmentSpec.from_dict(head["spec"])
+        self.sizes = _sizes(sources)
+        if not (self.sizes != _MISSING).any():
+            raise UserError(
+                f"none of {len(sources)} inputs is there, such as {sources[0].path}: give --media_root, the folder that"
+                " the files of a CSV are in"
+            )
+        self.writer = ShardWriter(out, spec, head["labels"], settings.records_per_shard, head["extraction"])
         try:
-            self._file.close()
-        except OSError:
-            if error is None:  # else it only repeats why the writing failed
-                raise
+            self.results = Results(out / _PARTIAL, head)
+            self._refuse_lost()
+            is_open = np.fromiter((not self.writer.is_done(source.name) for source in sources), bool, len(sources))
+        except BaseException:
+            self.writer.close()
+            raise
+        self._order = np.flatnonzero(is_open).astype(np.int32)  # sources that no committed shard accounts for
+        self._next = 0  # in that order
+        self._logs = np.full(len(sources), -1, np.int32)  # where each source's result is
+        self._offsets = np.zeros(len(sources), np.int64)
+        self._uncommitted: list[Place] = []
+        self._last_look = 0.0
+        self._seconds, self._begun = 0.0, 0
+        hashes = np.fromiter((source_hash(source.name) for source in sources), np.uint64, len(sources))
+        self._by_hash = np.argsort(hashes, kind="stable").astype(np.int32)
+        self._hashes = hashes[self._by_hash]
+        self._look()
+        waits = is_open & (self._logs < 0) & (self.sizes != _MISSING)
+        to_decode = np.flatnonzero(waits).astype(np.int32)
+        self.plan = _Plan(self.results.run, to_decode, self._shares_size()[to_decode])
+        self._done_before, self._begun = len(sources) - len(to_decode), 0
 
-    def add(self, source: str, result: _Result) -> None:
-        """Note a finished source.
+    def _refuse_lost(self) -> None:
+        """What is in shards already must still be asked for."""
+        if not self.writer.num_done:
+            return
+        listed = sum(self.writer.is_done(source.name) for source in self.sources)
+        if listed < self.writer.num_done:
+            names = {source.name for source in self.sources}
+            lost = sorted(name for name in self.writer.committed_sources() if name not in names)
+            raise UserError(
+                f"{self.out} was begun with {len(lost)} inputs that are not listed now ({lost[0]}, ...):"
+                " list them again to go on, or give another folder"
+            )
+
+    def _shares_size(self) -> np.ndarray:
+        """(sources,) bool: whether another file is as large, so that the two may be the same."""
+        _, inverse, counts = np.unique(self.sizes, return_inverse=True, return_counts=True)
+        shares: np.ndarray = (counts[inverse] > 1) & (self.sizes > 0)
+        return shares
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every source is handed over to the writer."""
+        return self._next == len(self._order)
+
+    def add(self, number: int, path: Path, offset: int) -> None:
+        """A source that this rank has finished."""
+        self._found(number, self.results.note(path, offset))
+        self._advance()
+
+    def collect_sometimes(self) -> None:
+        """``collect``, if it was not done lately."""
+        if time.monotonic() - self._last_look > _POLL_SECONDS:
+            self.collect()
+
+    def collect(self) -> None:
+        """See what other ranks have finished, and write what has its turn.
 
         Raises:
-            UserError: If the disk is full.
+            UserError: If another rank has failed, or the disk is full.
         """
-        self._append(_pack(source, result))
+        self.ranks.require_others()
+        self._look()
+        self._advance()
+        done = self._done_before + self._begun
+        self.watch(done, self._begun, self._seconds)
 
-    def clear(self) -> None:
-        """All that was noted is in a committed shard now."""
-        self._file.seek(0)
-        self._file.truncate()
-        self._append(json.dumps(self.head).encode())
+    def _look(self) -> None:
+        for source, place in self.results.poll():
+            if (number := self._number_of(source)) >= 0:
+                self._found(number, place)
+        self._last_look = time.monotonic()
 
-    def delete(self) -> None:
-        """The extraction is finished."""
-        self.path.unlink()
+    def _found(self, number: int, place: Place) -> None:
+        if self._logs[number] < 0:
+            self._begun += 1
+        self._logs[number], self._offsets[number] = place.log, place.offset
 
-    def _append(self, entry: bytes) -> None:
-        try:
-            self._file.write(_ENTRY.pack(len(entry), zlib.crc32(entry)) + entry)
-            self._file.flush()
-        except OSError as error:
-            raise explain_full_disk(error, self.path.parent, len(entry)) from error
+    def _advance(self) -> None:
+        """Write what is finished, up to the first source that is not."""
+        while self._next < len(self._order):
+            number = int(self._order[self._next])
+            if self.sizes[number] == _MISSING:
+                absent = {"start_seconds": None, "reason": "missing", "detail": "there is no such file"}
+                self._write(number, Result([], [absent]))
+            elif self._logs[number] >= 0:
+                place = Place(int(self._logs[number]), int(self._offsets[number]))
+                self._uncommitted.append(place)
+                self._write(number, self.results.take(place, self.sources[number].name))
+            else:
+                return
+            self._next += 1
+            if not self.writer.uncommitted_sources:
+                self.results.release(self._uncommitted)
+                self._uncommitted = []
 
-    def _read(self) -> Iterator[bytes]:
-        with self.path.open("rb") as file:
-            while len(start := file.read(_ENTRY.size)) == _ENTRY.size:
-                length, crc = _ENTRY.unpack(start)
-                entry = file.read(length)
-                if len(entry) < length or zlib.crc32(entry) != crc:
-                    return
-                yield entry
+    def _write(self, number: int, result: Result) -> None:
+        source = self.sources[number]
+        name = source.name
+        result = self._without_duplicate(source, result)
+        for record in result.records:
+            key = make_key(record.meta["id"], record.meta["start_seconds"])
+            self.writer.write(key, record.codes, record.features, record.meta)
+        for entry in result.left_out:
+            self.writer.leave_out(name, entry["reason"], entry["detail"], entry["start_seconds"])
+            if not self.writer.num_records:  # else the manifest will tell
+                self.left_out.append(_entry(name, entry["reason"], entry["detail"], entry["start_seconds"]))
+        if result.records:
+            self.writer.finish_source(name)
+        self._seconds += result.seconds
 
+    def _without_duplicate(self, source: Source, result: Result) -> Result:
+        """The result; or that it is left out, as the same bytes were kept before."""
+        if not result.records or result.digest is None:
+            return result
+        own = source_hash(source.name)
+        first = self.results.first_of(result.digest, source.start, own)
+        if first is None or not self.settings.leaves_out_duplicates:
+            self.results.keep(result.digest, source.start, own)
+            return result
+        other = self.sources[self._number_of(first)]
+        labels = "" if other.labels == source.labels else f", whose labels are {', '.join(other.labels) or 'none'}"
+        detail = f"has the very bytes of {other.name}{labels}"
+        return Result([], [{"start_seconds": None, "reason": "duplicate", "detail": detail}])
 
-_ENTRY = struct.Struct("<QI")
+    def _number_of(self, source: int) -> int:
+        """Of the source of a hash; -1 if it is not listed."""
+        at = int(np.searchsorted(self._hashes, np.uint64(source)))
+        return int(self._by_hash[at]) if at < len(self._hashes) and int(self._hashes[at]) == source else -1
 
+    def finish(self, codebooks: torch.Tensor) -> ExtractionReport:
+        """All sources are written: index, manifest and report.
 
-def _pack(source: str, result: _Result) -> bytes:
-    text = {"source": source, "metas": [record.meta for record in result.records], "left_out": result.left_out}
-    stream = io.BytesIO()
-    np.savez(
-        stream,
-        text=np.frombuffer(json.dumps(text).encode(), np.uint8),
-        codes=np.array([record.codes for record in result.records]),
-        features=np.array([record.features for record in result.records]),
-    )
-    return stream.getvalue()
+        Raises:
+            UserError: If there is not one record.
+        """
+        total = len(self.sources)
+        if not self.writer.num_records:
+            self.results.delete()  # so that mended files are looked at again
+            report = ExtractionReport(str(self.out), total, 0, 0, self.left_out)
+            _write_report(report)
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
+            raise UserError(f"not one of {total} inputs gave a record ({reasons}): see {self.out / REPORT} for each")
+        pairs = self.results.duplicates.items()
+        named = {self.sources[self._number_of(own)].name: self.sources[self._number_of(of)].name for own, of in pairs}
+        inputs = _fingerprint(self.sources, self.sizes)
+        manifest = self.writer.finish(codebooks, inputs, {"duplicates": named} if named else {})
+        self.results.delete()
+        report = _report(self.out, manifest)
+        assert report.inputs == total, f"{report.inputs} inputs accounted for, {total} were given"
+        _write_report(report)
+        self.watch(total, self._begun, self._seconds)
+        return report
 
-
-def _unpack(entry: bytes) -> tuple[str, _Result]:
-    with np.load(io.BytesIO(entry), allow_pickle=False) as arrays:
-        text = json.loads(arrays["text"].tobytes())
-        parts = zip(text["metas"], arrays["codes"], arrays["features"], strict=True)
-        return text["source"], _Result([_Record(*part) for part in parts], text["left_out"])
+    def close(self) -> None:
+        """Let other processes write to the folder. Harmless after ``finish``."""
+        self.results.close()
+        self.writer.close()
 
 
 def _head(
-    sources: Sequence[Source], encoders: Encoders, cutting: Cutting, labels: Sequence[str] | None
+    sources: Sequence[Source],
+    encoders: Encoders,
+    cutting: Cutting,
+    labels: Sequence[str] | None,
+    settings: Settings,
 ) -> dict[str, Any]:
     """What must be the same for a run to go on: spec, label vocabulary and the rules that go to the manifest."""
     return {
@@ -540,44 +566,59 @@ def _head(
             "encoder_precision": "float32",
             # Not where it is as it always was: data sets from before the choice are what they were.
             **({"without_video": "keep"} if cutting.without_video == "keep" else {}),
+            **({"duplicates": "leave_out"} if settings.leaves_out_duplicates else {}),
         },
     }
 
 
-def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    found = SegmentSpec.from_dict(theirs["spec"]).differences(SegmentSpec.from_dict(mine["spec"]))
-    rules = sorted({*theirs["extraction"], *mine["extraction"]})
-    pairs = [(name, theirs["extraction"].get(name), mine["extraction"].get(name)) for name in rules]
-    pairs.append(("labels", theirs["labels"], mine["labels"]))
-    return found + [f"{name}: {their} != {my}" for name, their, my in pairs if their != my]
+def _list_hash(sources: Sequence[Source]) -> str:
+    """Tells one list of inputs from another."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(f"{source.root}\0{source.name}\0{source.labels}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
-def _fingerprint(sources: Sequence[Source]) -> str:
+def _fingerprint(sources: Sequence[Source], sizes: np.ndarray) -> str:
     """Tells one list of inputs from another: how many, and a hash of their names, starts, labels and sizes."""
-    rows = [(source.name, source.start, source.labels, _size(source.path)) for source in sources]
-    return f"{len(sources)} sha256:{hashlib.sha256(json.dumps(rows).encode()).hexdigest()}"
+    digest = hashlib.sha256(b"[")
+    for number, (source, size) in enumerate(zip(sources, sizes.tolist(), strict=True)):
+        row = (source.name, source.start, source.labels, size if size >= 0 else None)
+        digest.update(f"{', ' if number else ''}{json.dumps(row)}".encode())
+    digest.update(b"]")
+    return f"{len(sources)} sha256:{digest.hexdigest()}"
 
 
-def _size(path: Path) -> int | None:
-    """In bytes; None for a file that is not there, which is reported as such elsewhere."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
+def _sizes(sources: Sequence[Source]) -> np.ndarray:
+    """(sources,) int64: bytes of each file, or `_MISSING`; many are asked for at once, for the sake of slow disks."""
+
+    def size(source: Source) -> int:
+        try:
+            return os.stat(f"{source.root}/{source.file}" if not source.file.startswith("/") else source.file).st_size
+        except FileNotFoundError:
+            return _MISSING
+        except OSError:
+            return _UNKNOWN  # decoding it will say why
+
+    with ThreadPoolExecutor(16) as threads:
+        parts = [sources[start : start + 4096] for start in range(0, len(sources), 4096)]
+        sizes = list(threads.map(lambda part: [size(source) for source in part], parts))
+    return np.array([one for part in sizes for one in part], np.int64)
 
 
 def _finished_before(out: Path, sources: Sequence[Source], head: dict[str, Any]) -> ExtractionReport:
     """The report of a folder that is complete, unless it is not what was asked for now."""
     manifest, _ = read_manifest(out)
     asked = json.loads(json.dumps(head))
-    asked["extraction"]["inputs"] = _fingerprint(sources)
-    differences = _differences(manifest, asked)
+    asked["extraction"]["inputs"] = _fingerprint(sources, _sizes(sources))
+    differences = head_differences(manifest, asked)
     if differences:
         raise UserError(
             f"{out} already holds a finished data set, made with other settings ({'; '.join(differences)}):"
             " give another folder, or delete this one"
         )
-    (out / _PARTIAL).unlink(missing_ok=True)
+    if (out / _PARTIAL).is_dir():
+        Results(out / _PARTIAL, head).delete()
     report = _report(out, manifest)
     if not (out / REPORT).exists():
         _write_report(report)
@@ -585,13 +626,15 @@ def _finished_before(out: Path, sources: Sequence[Source], head: dict[str, Any])
 
 
 def _report(out: Path, manifest: dict[str, Any]) -> ExtractionReport:
-    left_out = []
-    for entry in manifest["left_out"]:
-        reason, _, detail = entry["reason"].partition(": ")
-        left_out.append(_entry(entry["source"], reason, detail, entry.get("start_seconds")))
+    left_out: list[dict[str, Any]] = manifest["left_out"]
     counts = manifest["counts"]
     whole = sum("start_seconds" not in entry for entry in left_out)
-    return ExtractionReport(str(out), counts["sources"], counts["sources"] - whole, counts["records"], left_out)
+    steps = np.load(out / "index.npy", mmap_mode="r", allow_pickle=False)["steps"].sum(dtype=np.int64)
+    hours = round(float(steps) / manifest["spec"]["code_rate"] / 3600, 3)
+    kept = counts["sources"] - whole
+    return ExtractionReport(
+        str(out), counts["sources"], kept, counts["records"], left_out, False, hours, manifest.get("duplicates", {})
+    )
 
 
 def _entry(source: str, reason: str, detail: str, start: float | None) -> dict[str, Any]:
@@ -600,13 +643,17 @@ def _entry(source: str, reason: str, detail: str, start: float | None) -> dict[s
 
 
 def _write_report(report: ExtractionReport) -> None:
-    values = asdict(report)
-    del values["already_finished"]
-    text = json.dumps({"reasons": report.reasons, **values}, indent=1) + "\n"
-    write_atomically(Path(report.folder) / REPORT, text.encode())
+    names = ("folder", "inputs", "kept", "records", "hours", "duplicates", "left_out")
+    values = {name: getattr(report, name) for name in names}
+    write_atomically(Path(report.folder) / REPORT, json_lines({"reasons": report.reasons, **values}, "left_out"))
 
 
-def _check_numbers(cutting: Cutting, num_workers: int, batch_size: int, file_timeout: float) -> None:
+def check_numbers(cutting: Cutting, num_workers: int, batch_size: int, file_timeout: float) -> None:
+    """Refuse settings that make no sense.
+
+    Raises:
+        UserError: Saying which.
+    """
     for name in ("segment_seconds", "video_fps", "hop_seconds", "min_seconds"):
         if not 0 < getattr(cutting, name) < float("inf"):
             raise UserError(f"{name} must be above 0, got {getattr(cutting, name)}")
@@ -627,24 +674,3 @@ def _check_numbers(cutting: Cutting, num_workers: int, batch_size: int, file_tim
     for name, allowed in (("segments", ("all", "centre")), ("still_pictures", ("keep", "leave_out"))):
         if getattr(cutting, name) not in allowed:
             raise UserError(f"{name} must be {' or '.join(allowed)}, got {getattr(cutting, name)!r}")
-
-
-class _Rate(ProgressColumn):
-    """Files per second."""
-
-    def render(self, task: Task) -> Text:
-        """As the column shows it."""
-        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
-
-
-@contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[], None]]:
-    """A bar with rate and time left, on stderr if that is a terminal; gives what to call after each file."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda: None
-        return
-    columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("extracting", total=total, completed=done)
-        yield lambda: bar.advance(task)

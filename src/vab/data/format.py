@@ -24,7 +24,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,23 +111,41 @@ def make_key(record_id: str, start_seconds: float) -> str:
     return clean + suffix
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Put ``content`` at ``path`` whole or not at all, also across a kill or a power cut.
+def write_atomically(path: Path, content: bytes | memoryview | Iterable[bytes]) -> None:
+    """Put ``content``, in one piece or in several, at ``path`` whole or not at all, also across a kill or a power cut.
 
     Raises:
         UserError: If the disk is full.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    needed = 0
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            for piece in [content] if isinstance(content, (bytes, memoryview)) else content:
+                needed += len(piece)
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise explain_full_disk(error, path.parent, len(content)) from error
+        raise explain_full_disk(error, path.parent, needed) from error
+
+
+def json_lines(values: Mapping[str, Any], long: str) -> Iterator[bytes]:
+    """JSON text, piece by piece, with a line for each entry of one list, which may have millions.
+
+    Args:
+        values: JSON values by name.
+        long: Name of the list.
+    """
+    rest = {name: value for name, value in values.items() if name != long}
+    head = json.dumps(rest, indent=1).removesuffix("\n}")
+    yield f'{head},\n "{long}": ['.encode()
+    for number, entry in enumerate(values[long]):
+        yield f"{',' if number else ''}\n  {json.dumps(entry)}".encode()
+    yield b"\n ]\n}\n"
 
 
 def sync_folder(folder: Path) -> None:
@@ -245,4 +263,4 @@ def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest: the last step, which makes the folder a data set."""
-    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_atomically(folder / MANIFEST, json_lines(manifest, "left_out"))

@@ -11,7 +11,8 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -116,12 +117,29 @@ class _OpenShard:
             self.columns[name].append(value)
 
 
+@dataclass(frozen=True)
+class _Committed:
+    """What is remembered of a shard; the rest is in its journal."""
+
+    records: int
+    sources: int
+    bytes: int
+    sha256: str
+    longest_key: int
+
+    @classmethod
+    def of(cls, journal: Mapping[str, Any]) -> _Committed:
+        keys = journal["columns"]["key"]
+        sizes = journal["records"], len(journal["sources"]), journal["bytes"], journal["sha256"]
+        return cls(*sizes, max(map(len, keys)))
+
+
 class ShardWriter:
     """Writes a data set so that a kill at any moment loses no finished shard and doubles no record.
 
     Records are held back until their source is finished, then written to the open tar; a full tar is committed:
     tar on disk, journal in place, tar renamed. A writer opened on the folder of a killed one goes on after the last
-    committed shard: ``done_sources`` says what to skip. The context manager drops what is not committed. After a
+    committed shard: ``is_done`` says what to skip. The context manager drops what is not committed. After a
     method has raised, only ``close`` makes sense.
 
     Args:
@@ -157,15 +175,14 @@ class ShardWriter:
         self.records_per_shard = records_per_shard
         # Through JSON, so that a tuple given now equals the list read back from a journal.
         self.extraction = json.loads(json.dumps(dict(extraction or {})))
-        self.done_sources: set[str] = set()
-        """Sources that are finished or left out for good; after a resume, those of the committed shards."""
+        self._done: set[int] = set()  # hashes of the names of finished sources, of which there can be millions
         self._label_numbers = {name: number for number, name in enumerate(self.labels)}
-        self._keys: set[str] = set()
+        self._keys: set[int] = set()  # hashes, likewise
         self._waiting: dict[str, list[tuple[str, dict[str, bytes], dict[str, int], dict[str, Any]]]] = {}
         self._waiting_left_out: dict[str, list[dict[str, Any]]] = {}
         self._sources: list[str] = []  # finished since the last commit
         self._left_out: list[dict[str, Any]] = []  # likewise
-        self._journals: dict[int, dict[str, Any]] = {}
+        self._committed: dict[int, _Committed] = {}
         self._shard: _OpenShard | None = None
         if is_complete(self.folder):
             raise UserError(f"{self.folder} already holds a finished data set: give another folder, or delete this one")
@@ -191,8 +208,22 @@ class ShardWriter:
     @property
     def num_records(self) -> int:
         """Records of finished sources so far, those of committed shards of an earlier, killed run included."""
-        committed = sum(journal["records"] for journal in self._journals.values())
-        return int(committed) + (len(self._shard) if self._shard else 0)
+        committed = sum(shard.records for shard in self._committed.values())
+        return committed + (len(self._shard) if self._shard else 0)
+
+    @property
+    def num_done(self) -> int:
+        """Sources that are finished or left out for good; after a resume, those of the committed shards at first."""
+        return len(self._done)
+
+    def is_done(self, source: str) -> bool:
+        """Whether a source is finished or left out for good."""
+        return hash(source) in self._done
+
+    def committed_sources(self) -> Iterator[str]:
+        """Names of all sources of committed shards, read from their journals."""
+        for number in sorted(self._committed):
+            yield from self._journal(number)["sources"]
 
     @property
     def uncommitted_sources(self) -> tuple[str, ...]:
@@ -222,7 +253,7 @@ class ShardWriter:
         members = {name: save_array(array) for name, array in arrays.items()}
         headers = {name: len(members[name]) - array.nbytes for name, array in arrays.items()} | {"json": 0}
         members["json"] = json.dumps(dict(meta), sort_keys=True, allow_nan=False).encode()
-        self._keys.add(key)
+        self._keys.add(hash(key))
         self._waiting.setdefault(meta["source"], []).append((key, members, headers, row))
 
     def finish_source(self, source: str) -> None:
@@ -240,24 +271,25 @@ class ShardWriter:
         if records:
             self._append(records)
 
-    def leave_out(self, source: str, reason: str, start_seconds: float | None = None) -> None:
+    def leave_out(self, source: str, reason: str, detail: str = "", start_seconds: float | None = None) -> None:
         """Record in the manifest that something is not in the data set, and why.
 
         Args:
             source: As in ``meta["source"]``.
-            reason: One line.
+            reason: One word, by which they are counted.
+            detail: For people, one line.
             start_seconds: The excerpt that is left out; the source goes on and must be finished. Without it, the
                 whole source: its records given so far are dropped and it is done.
 
         Raises:
             ValueError: If the source is done already.
         """
-        entry: dict[str, Any] = {"source": source, "reason": reason}
+        entry: dict[str, Any] = {"source": source, "reason": reason} | ({"detail": detail} if detail else {})
         if start_seconds is not None:
             self._waiting_left_out.setdefault(source, []).append(entry | {"start_seconds": start_seconds})
             return
         self._close_source(source)
-        self._keys.difference_update(record[0] for record in self._waiting.pop(source, []))
+        self._keys.difference_update(hash(record[0]) for record in self._waiting.pop(source, []))
         self._waiting_left_out.pop(source, None)
         self._left_out.append(entry)
 
@@ -290,15 +322,18 @@ class ShardWriter:
         except UserError:
             self._drop_shard()
             raise
-        self._journals[_shard_number(shard.path)] = journal
+        self._committed[_shard_number(shard.path)] = _Committed.of(journal)
         self._shard, self._sources, self._left_out = None, [], []
 
-    def finish(self, codebooks: Tensor, inputs: str | None = None) -> dict[str, Any]:
+    def finish(
+        self, codebooks: Tensor, inputs: str | None = None, further: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Commit what is open, write index, labels, codebooks and at last the manifest, which is returned.
 
         Args:
             codebooks: (K, S, code_dim) float: the vectors whose sum over levels the codec's decoder reads.
             inputs: Fingerprint of what the records were made from, for the manifest.
+            further: Entries for the manifest that it has not by itself.
 
         Raises:
             UserError: If there is no record, the codebooks do not fit the spec, or the disk is full.
@@ -308,21 +343,26 @@ class ShardWriter:
             raise ValueError(f"sources not finished: {unfinished[:5]}")
         check_codebooks(codebooks, self.spec)
         self.commit()
-        journals = [self._journals[number] for number in sorted(self._journals)]
-        left_out = [entry for journal in journals for entry in journal["left_out"]] + self._left_out
-        if not journals:
-            reasons = sorted({entry["reason"] for entry in left_out})
+        numbers = sorted(self._committed)
+        if not numbers:
+            reasons = sorted({entry["reason"] for entry in self._left_out})
             raise UserError(f"nothing to write to {self.folder}: no record was made; left out because: {reasons}")
-        columns = {
-            name: [value for journal in journals for value in journal["columns"][name]]
-            for name in journals[0]["columns"]
-        }
-        index = np.zeros(len(columns["key"]), index_dtype(max(map(len, columns["key"]))))
-        index["shard"] = np.repeat(np.arange(len(journals)), [journal["records"] for journal in journals])
-        for name, values in columns.items():
-            if name != "labels":
-                index[name] = values
-        sources = sum(len(journal["sources"]) for journal in journals) + len(self._sources)
+        index = np.zeros(self.num_records, index_dtype(max(shard.longest_key for shard in self._committed.values())))
+        labels: list[list[int]] = []
+        left_out: list[dict[str, Any]] = []
+        begin = 0
+        for place, number in enumerate(numbers):  # one journal at a time: together they are larger than the index
+            journal = self._journal(number)
+            rows = index[begin : begin + journal["records"]]
+            rows["shard"] = place
+            for name, values in journal["columns"].items():
+                if name != "labels":
+                    rows[name] = values
+            labels += journal["columns"]["labels"]
+            left_out += journal["left_out"]
+            begin += len(rows)
+        left_out += self._left_out
+        sources = sum(shard.sources for shard in self._committed.values()) + len(self._sources)
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -332,15 +372,16 @@ class ShardWriter:
             "counts": {"records": len(index), "sources": sources, "left_out": len(left_out)},
             "extraction": self.extraction | ({} if inputs is None else {"inputs": inputs}),
             "versions": library_versions(),
-            "files": write_side_files(self.folder, index, columns["labels"], codebooks),
+            "files": write_side_files(self.folder, index, labels, codebooks),
             "shards": [
-                {"name": shard_name(number), **{name: journal[name] for name in ("records", "bytes", "sha256")}}
-                for number, journal in sorted(self._journals.items())
+                {"name": shard_name(number), "records": shard.records, "bytes": shard.bytes, "sha256": shard.sha256}
+                for number, shard in sorted(self._committed.items())
             ],
+            **(further or {}),
             "left_out": left_out,
         }
         write_manifest(self.folder, manifest)
-        for number in self._journals:
+        for number in self._committed:
             _journal_path(self.folder / shard_name(number)).unlink()
         self.close()
         return manifest
@@ -355,13 +396,13 @@ class ShardWriter:
         spec, where = self.spec, f"record {key}"
         if not KEY_PATTERN.fullmatch(key) or len(key) > MAX_KEY_LENGTH:
             raise UserError(f"key {key!r} must be 1 to {MAX_KEY_LENGTH} of A-Z a-z 0-9 _ -: make it with make_key")
-        if key in self._keys:
+        if hash(key) in self._keys:
             raise UserError(f"key {key} occurs twice: is the same file listed twice?")
         if missing := [
             name for name in ("id", "source", "start_seconds", "steps", "frames", "labels") if name not in meta
         ]:
             raise UserError(f"{where}: its description lacks {missing}")
-        if meta["source"] in self.done_sources:
+        if self.is_done(meta["source"]):
             raise ValueError(f"{where}: source {meta['source']!r} is finished already")
         for name, array, shape, kind in (
             ("codes", codes, (spec.num_codebooks, spec.num_steps), "integer"),
@@ -381,15 +422,15 @@ class ShardWriter:
         return {"steps": int(meta["steps"]), "frames": int(meta["frames"]), "labels": numbers}
 
     def _close_source(self, source: str) -> None:
-        if source in self.done_sources:
+        if self.is_done(source):
             raise ValueError(f"source {source!r} is finished already")
-        self.done_sources.add(source)
+        self._done.add(hash(source))
         self._sources.append(source)
 
     def _append(self, records: Iterable[tuple[str, dict[str, bytes], dict[str, int], dict[str, Any]]]) -> None:
         try:
             if self._shard is None:
-                self._shard = _OpenShard(self.folder, max(self._journals, default=-1) + 1)
+                self._shard = _OpenShard(self.folder, max(self._committed, default=-1) + 1)
             for record in records:
                 self._shard.add(*record)
         except OSError as error:
@@ -426,14 +467,19 @@ class ShardWriter:
                 raise UserError(
                     f"{tar} has {tar.stat().st_size} bytes, {journal['bytes']} were written: delete it, then run again"
                 )
-            self._journals[_shard_number(tar)] = journal
-            self._keys.update(journal["columns"]["key"])
-            self.done_sources.update(journal["sources"])
+            self._committed[_shard_number(tar)] = _Committed.of(journal)
+            self._keys.update(map(hash, journal["columns"]["key"]))
+            self._done.update(map(hash, journal["sources"]))
         if tars:
             raise UserError(
                 f"{self.folder} holds tars that no extraction here left behind ({sorted(tars)[0]}, ...):"
                 " give another folder; to use these, type: vab shards index"
             )
+
+    def _journal(self, number: int) -> dict[str, Any]:
+        """What was noted of a committed shard."""
+        journal: dict[str, Any] = json.loads(_journal_path(self.folder / shard_name(number)).read_bytes())
+        return journal
 
     def _check_head(self, head: Mapping[str, Any]) -> None:
         differences = SegmentSpec.from_dict(head["spec"]).differences(self.spec)

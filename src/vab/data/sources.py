@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from vab.spec import UserError
 
@@ -49,20 +50,35 @@ MEDIA_SUFFIXES = frozenset(_VIDEO_SUFFIXES + _SOUND_SUFFIXES)
 """Files of a folder that are taken for media. Those with sound alone are, too: they are kept or reported, as asked."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
-    """One input of an extraction."""
+    """One input of an extraction; small, as there can be millions."""
 
-    name: str
-    """Unique; how manifests and reports call it: the file as listed, with ``@start`` where a start is given."""
-    path: Path
-    """Where the file is."""
-    id: str
-    """What its records are called: the ``id`` column, or the file's name in the folder without its suffix."""
-    start: float | None
+    root: str
+    """Folder that ``file`` is in."""
+    file: str
+    """As listed."""
+    start: float | None = None
     """s, where its only segment starts; None to cut the whole file into segments."""
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
     """Names of its classes."""
+    given_id: str = ""
+    """What its records are called, where that is not the file without its suffix."""
+
+    @property
+    def name(self) -> str:
+        """Unique; how manifests and reports call it: the file as listed, with ``@start`` where a start is given."""
+        return self.file if self.start is None else f"{self.file}@{self.start:g}"
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return Path(self.root, self.file)
+
+    @property
+    def id(self) -> str:
+        """What its records are called: the ``id`` column, or the file's name in the folder without its suffix."""
+        return self.given_id or PurePath(self.file).with_suffix("").as_posix()
 
 
 VIDEO_SUFFIXES = frozenset(_VIDEO_SUFFIXES)
@@ -118,15 +134,14 @@ def find_sources(
 def _from_folder(folder: Path, label_by_folder: bool, suffixes: frozenset[str]) -> list[Source]:
     paths = sorted(_walk(folder, suffixes), key=lambda path: path.relative_to(folder).as_posix())
     stems = Counter(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
-    sources = []
+    sources, root = [], str(folder)
     for path in paths:
         relative = path.relative_to(folder)
         stem = relative.with_suffix("").as_posix()
         inside = label_by_folder and relative.parent != Path()
         labels = (relative.parent.name,) if inside else ()
         # a.mp4 and a.mkv keep their suffixes: their records need different names.
-        record_id = stem if stems[stem] == 1 else relative.as_posix()
-        sources.append(Source(relative.as_posix(), path, record_id, None, labels))
+        sources.append(Source(root, relative.as_posix(), None, labels, "" if stems[stem] == 1 else relative.as_posix()))
     return sources
 
 
@@ -148,34 +163,49 @@ def _from_csv(path: Path, labels_from: str, root: Path) -> list[Source]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             plain = _begins_at_once(file.readline())
             file.seek(0)
-            reader = csv.DictReader(file, fieldnames=["file", "labels"] if plain else None)
-            columns = list(reader.fieldnames or ())
-            rows = [(reader.line_num, row) for row in reader]
+            reader = csv.reader(file)
+            columns = ["file", "labels"] if plain else next(reader, [])
+            _check_columns(path, columns, labels_from)
+            return list(_read_rows(path, reader, columns, labels_from, str(root), plain))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+
+
+def _check_columns(path: Path, columns: Sequence[str], labels_from: str) -> None:
     if "file" not in columns:
-        raise UserError(f"{path} needs a column 'file' in its first line, got {columns}")
+        raise UserError(f"{path} needs a column 'file' in its first line, got {list(columns)}")
     if labels_from == "csv" and "labels" not in columns:
         raise UserError(f"{path} has no column 'labels' (joined by ;), only {columns}: add it, or labels_from none")
     if "label" in columns and "labels" not in columns and labels_from == "auto":
         raise UserError(f"{path} has a column 'label': call it 'labels', or say labels_from none")
-    read_labels = labels_from in ("auto", "csv")
-    sources = []
-    for line, row in rows:
-        name = (row["file"] or "").strip()
-        if not name or None in row:
+
+
+def _read_rows(
+    path: Path, reader: Iterable[list[str]], columns: Sequence[str], labels_from: str, root: str, plain: bool
+) -> Iterator[Source]:
+    """A source per line; equal labels are one object, so that a million lines stay small."""
+    places = {name: columns.index(name) for name in ("file", "labels", "start", "id") if name in columns}
+    known: dict[str, tuple[str, ...]] = {}
+
+    def cell(row: Sequence[str], name: str) -> str:
+        place = places.get(name, len(row))
+        return row[place].strip() if place < len(row) else ""
+
+    for row in reader:
+        if not row:
+            continue
+        line = getattr(reader, "line_num", 0)
+        name = cell(row, "file")
+        if not name or len(row) > len(columns):
             wrong = "more values than columns: a label with a comma in it must stand in double quotes"
             raise UserError(f"{path}, line {line}: {wrong if name else 'no file given'}")
-        text = (row.get("labels") or "") if read_labels else ""
-        labels = [label.strip() for label in ([text] if plain else text.split(";"))]
+        text = cell(row, "labels") if labels_from in ("auto", "csv") else ""
         if labels_from == "folder":
-            labels = [Path(name).parent.name]
-        start = _start(row.get("start"), f"{path}, line {line}")
-        record_id = (row.get("id") or "").strip() or Path(name).with_suffix("").as_posix()
-        full_name = name if start is None else f"{name}@{start:g}"
-        unique_labels = tuple(dict.fromkeys(label for label in labels if label))
-        sources.append(Source(full_name, root / name, record_id, start, unique_labels))
-    return sources
+            text = Path(name).parent.name
+        if text not in known:
+            parts = [text] if plain or labels_from == "folder" else text.split(";")
+            known[text] = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        yield Source(root, name, _start(cell(row, "start"), path, line), known[text], cell(row, "id"))
 
 
 def _begins_at_once(first_line: str) -> bool:
@@ -184,23 +214,36 @@ def _begins_at_once(first_line: str) -> bool:
     return len(cells) == 2 and Path(cells[0]).suffix.lower() in MEDIA_SUFFIXES
 
 
-def _start(text: str | None, where: str) -> float | None:
-    if text is None or not text.strip():
+def _start(text: str, path: Path, line: int) -> float | None:
+    if not text:
         return None
     try:
         start = float(text)
     except ValueError:
         start = -1.0
     if not 0 <= start < float("inf"):
-        raise UserError(f"{where}: start must be seconds, 0 or more, got {text!r}")
+        raise UserError(f"{path}, line {line}: start must be seconds, 0 or more, got {text!r}")
     return start
 
 
 def _refuse_twins(media: Path, sources: list[Source]) -> None:
     """Two inputs of one name, or whose records would have one key, cannot be told apart afterwards."""
-    names = Counter(source.name for source in sources)
-    if twins := [name for name, count in names.items() if count > 1]:
+    if twins := _repeated(source.name for source in sources):
         raise UserError(f"{media} lists {twins[0]!r} more than once ({len(twins)} such): name each file and start once")
-    ids = Counter((source.id, source.start) for source in sources)
-    if same := [record_id for (record_id, _), count in ids.items() if count > 1]:
-        raise UserError(f"{media} gives the id {same[0]!r} to several files ({len(same)} such): ids must differ")
+    if same := _repeated((source.id, source.start) for source in sources):
+        raise UserError(f"{media} gives the id {same[0][0]!r} to several files ({len(same)} such): ids must differ")
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+def _repeated(keys: Iterable[K]) -> list[K]:
+    """Those that come again. Hashes alone are remembered, so two keys of one hash would be taken for one."""
+    seen: set[int] = set()
+    again: dict[K, None] = {}
+    for key in keys:
+        number = hash(key)
+        if number in seen:
+            again[key] = None
+        seen.add(number)
+    return list(again)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 T = TypeVar("T")
+
+_ENDED_EARLY = (
+    "another process of this command has ended too early, see its message: mend that and run the same command again,"
+    " what is done is kept"
+)
 
 # Ranks end when their share is done, the first perhaps days before the last.
 _PATIENCE = timedelta(days=30)
@@ -52,6 +58,36 @@ class Ranks:
         with _end_of_others():
             torch.distributed.all_gather_object(values, value)
         return values  # type: ignore[return-value]
+
+    def counter(self) -> Callable[[], int]:
+        """A function that gives 0, 1, 2, ..., each number to one caller on one rank alone; waits for all ranks."""
+        if self.fabric is None:
+            return itertools.count().__next__
+        from torch.distributed import TCPStore
+
+        host, store = os.environ["MASTER_ADDR"], None
+        if self.rank == 0:
+            store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+        port = self.broadcast(0 if store is None else store.port)
+        if store is None:
+            store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
+        shared = store
+
+        def count() -> int:
+            with _end_of_others():
+                return int(shared.add("count", 1)) - 1
+
+        return count
+
+    def require_others(self) -> None:
+        """Notice that a process which this one started has failed; under torchrun and SLURM these notice it.
+
+        Raises:
+            UserError: If one has.
+        """
+        started = [] if self.fabric is None else getattr(self.fabric.strategy.launcher, "procs", [])
+        if any(process.poll() not in (None, 0) for process in started):
+            raise UserError(_ENDED_EARLY)
 
     def agree(self, error: UserError | None) -> None:
         """Go on only if no rank met an error; waits for all of them.
@@ -146,7 +182,4 @@ def _end_of_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise UserError(
-            "another process of this command has ended too early, see its message: mend that and run the same command "
-            "again, what is done is kept"
-        ) from error
+        raise UserError(_ENDED_EARLY) from error

@@ -1,0 +1,303 @@
+"""What an extraction has finished and not yet put into a committed shard, on disk, so that a kill does not cost it.
+
+Each rank appends what it finishes, in whatever order, to logs of its own; rank 0 reads all of them and writes shards in
+the order of the inputs. Logs whose entries are all in committed shards are deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from vab.data.format import explain_full_disk, write_atomically
+from vab.spec import SegmentSpec, UserError
+
+_ENTRY = struct.Struct("<QIQ")
+"""Length and CRC-32 of what follows, and which source it is of."""
+_SEEN = struct.Struct("<16sdQ")
+"""Digest of a file, start of its only segment (NaN if it was cut whole), and which source it is of."""
+_HEAD, _SEEN_NAME = "head.json", "seen"
+_LOG_BYTES = 64 << 20
+"""A rank begins another log when one has this size, so that logs can be deleted on the way."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A segment as it goes into a shard."""
+
+    meta: dict[str, Any]
+    """As ``ShardWriter.write`` takes it."""
+    codes: np.ndarray
+    """(K, T) uint16."""
+    features: np.ndarray
+    """(V, C) float16."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a source gives: records and left-out segments; or no record, and one reason for all of it."""
+
+    records: list[Record]
+    """In order of time."""
+    left_out: list[dict[str, Any]]
+    """``reason``, ``detail`` and ``start_seconds``, the latter None for the whole source."""
+    seconds: float = 0.0
+    """Of sound in the records."""
+    digest: bytes | None = None
+    """Of the file, 16 bytes, where another has its size."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an entry lies."""
+
+    log: int
+    """Number of the log, among those known."""
+    offset: int
+    """Of the entry's head, bytes."""
+
+
+def source_hash(name: str) -> int:
+    """64 bits that stand for a source's name in logs; the same in every process."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+
+
+class ResultLog:
+    """One rank's logs of one run, appended to.
+
+    Args:
+        folder: Of all logs.
+        run: Number of the run; a later one never writes into a log of an earlier one.
+        rank: Of this process.
+    """
+
+    def __init__(self, folder: Path, run: int, rank: int) -> None:
+        self.folder, self.run, self.rank = folder, run, rank
+        self._part = 0
+        self._file: IO[bytes] | None = None
+
+    @property
+    def path(self) -> Path:
+        """Of the log that is written now."""
+        return self.folder / f"{self.run:05d}-{self.rank:05d}-{self._part:06d}.log"
+
+    def add(self, name: str, result: Result) -> tuple[Path, int]:
+        """Note a finished source: the log and the offset of its entry.
+
+        Raises:
+            UserError: If the disk is full.
+        """
+        payload = _pack(name, result)
+        try:
+            if self._file is not None and self._file.tell() > _LOG_BYTES:
+                self._file.close()
+                self._file = None
+                self._part += 1
+            if self._file is None:
+                self._file = self.path.open("ab")
+            offset = self._file.tell()
+            self._file.write(_ENTRY.pack(len(payload), zlib.crc32(payload), source_hash(name)) + payload)
+            self._file.flush()
+        except OSError as error:
+            raise explain_full_disk(error, self.folder.parent, len(payload)) from error
+        return self.path, offset
+
+    def __enter__(self) -> ResultLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._file is not None:
+                self._file.close()
+        except OSError:
+            if error is None:  # else it only repeats why the writing failed
+                raise
+
+
+class Results:
+    """All ranks' logs, of this run and of those before it, as rank 0 reads them.
+
+    Args:
+        folder: Of the logs; made if absent.
+        head: What an interrupted run must have had to be gone on with.
+
+    Raises:
+        UserError: If an interrupted run had other settings, saying which.
+    """
+
+    def __init__(self, folder: Path, head: dict[str, Any]) -> None:
+        self.folder = folder
+        if folder.is_file():
+            folder.unlink()  # of a version that kept its results in one file: they are made again
+        folder.mkdir(exist_ok=True)
+        head = json.loads(json.dumps(head))
+        path = folder / _HEAD
+        if path.exists():
+            if differences := head_differences(json.loads(path.read_bytes()), head):
+                raise UserError(
+                    f"{folder.parent} was begun with other settings ({'; '.join(differences)}):"
+                    " use the same ones to go on, or give another folder"
+                )
+        else:
+            write_atomically(path, json.dumps(head).encode())
+        runs = [int(path.name[:5]) for path in folder.glob("*.log")]
+        self.run = max(runs, default=-1) + 1
+        """Of this run."""
+        self._logs: list[Path] = []
+        self._numbers: dict[str, int] = {}
+        self._read: list[int] = []  # bytes of each log that are known
+        self._left: list[int] = []  # entries of each log that no committed shard holds
+        self.duplicates: dict[int, int] = {}
+        """Sources that were kept although they have the bytes of another one, and that one, by their hashes."""
+        self._seen: dict[tuple[bytes, float | None], int] = {}
+        self._read_seen()
+        self._seen_file: IO[bytes] | None = None
+
+    def poll(self) -> Iterator[tuple[int, Place]]:
+        """Entries that were added since this was asked last: which source, and where. Torn ones are passed over."""
+        for path in sorted(self.folder.glob("*.log")):
+            number = self._number(path)
+            with path.open("rb") as file:
+                file.seek(self._read[number])
+                while len(head := file.read(_ENTRY.size)) == _ENTRY.size:
+                    length, crc, source = _ENTRY.unpack(head)
+                    payload = file.read(length)
+                    if len(payload) < length or zlib.crc32(payload) != crc:
+                        break
+                    place = Place(number, self._read[number])
+                    self._read[number] = file.tell()
+                    self._left[number] += 1
+                    yield source, place
+
+    def note(self, path: Path, offset: int) -> Place:
+        """Know of an entry that this process has just added itself."""
+        number = self._number(path)
+        self._read[number] = path.stat().st_size
+        self._left[number] += 1
+        return Place(number, offset)
+
+    def take(self, place: Place, name: str) -> Result:
+        """What an entry holds.
+
+        Raises:
+            RuntimeError: If it is of another source: two names of one hash.
+        """
+        with self._logs[place.log].open("rb") as file:
+            file.seek(place.offset)
+            length, _, _ = _ENTRY.unpack(file.read(_ENTRY.size))
+            theirs, result = _unpack(file.read(length))
+        if theirs != name:
+            raise RuntimeError(f"{theirs!r} and {name!r} have one hash: rename one of them")
+        return result
+
+    def release(self, places: list[Place]) -> None:
+        """These are in committed shards: delete the logs that hold nothing else and are not written any more."""
+        for place in places:
+            self._left[place.log] -= 1
+        for number in {place.log for place in places}:
+            path = self._logs[number]
+            run, rank, part = path.stem.split("-")
+            follower = path.with_name(f"{run}-{rank}-{int(part) + 1:06d}.log")
+            if not self._left[number] and (int(run) < self.run or follower.exists()):
+                path.unlink(missing_ok=True)
+
+    def first_of(self, digest: bytes, start: float | None, source: int) -> int | None:
+        """Which other source was kept before of the same bytes, and the same start; else None."""
+        first = self._seen.get((digest, start))
+        return None if first is None or first == source else first
+
+    def keep(self, digest: bytes, start: float | None, source: int) -> None:
+        """Note that a source of these bytes is kept; of several, the first one counts.
+
+        Raises:
+            UserError: If the disk is full.
+        """
+        first = self._seen.setdefault((digest, start), source)
+        if first != source:
+            self.duplicates[source] = first
+        try:
+            self._seen_file = self._seen_file or (self.folder / _SEEN_NAME).open("ab")
+            self._seen_file.write(_SEEN.pack(digest, math.nan if start is None else start, source))
+            self._seen_file.flush()
+        except OSError as error:
+            raise explain_full_disk(error, self.folder.parent, _SEEN.size) from error
+
+    def close(self) -> None:
+        """Hold no file any more."""
+        if self._seen_file is not None:
+            self._seen_file.close()
+            self._seen_file = None
+
+    def delete(self) -> None:
+        """The extraction is finished."""
+        self.close()
+        shutil.rmtree(self.folder)
+
+    def _number(self, path: Path) -> int:
+        if path.name not in self._numbers:
+            self._numbers[path.name] = len(self._logs)
+            self._logs.append(path)
+            self._read.append(0)
+            self._left.append(0)
+        return self._numbers[path.name]
+
+    def _read_seen(self) -> None:
+        path = self.folder / _SEEN_NAME
+        content = path.read_bytes() if path.exists() else b""
+        whole = len(content) // _SEEN.size * _SEEN.size
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)  # a torn last entry
+        for digest, start, source in _SEEN.iter_unpack(content[:whole]):
+            first = self._seen.setdefault((digest, None if math.isnan(start) else start), source)
+            if first != source:
+                self.duplicates[source] = first
+
+
+def head_differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """What of two heads (``spec``, ``extraction``, ``labels``) is not the same, in words."""
+    found = SegmentSpec.from_dict(theirs["spec"]).differences(SegmentSpec.from_dict(mine["spec"]))
+    rules = sorted({*theirs["extraction"], *mine["extraction"]})
+    pairs = [(name, theirs["extraction"].get(name), mine["extraction"].get(name)) for name in rules]
+    pairs.append(("labels", theirs["labels"], mine["labels"]))
+    return found + [f"{name}: {their} != {my}" for name, their, my in pairs if their != my]
+
+
+def _pack(name: str, result: Result) -> bytes:
+    text = {
+        "source": name,
+        "metas": [record.meta for record in result.records],
+        "left_out": result.left_out,
+        "seconds": result.seconds,
+        "digest": None if result.digest is None else result.digest.hex(),
+    }
+    stream = io.BytesIO()
+    np.savez(
+        stream,
+        text=np.frombuffer(json.dumps(text).encode(), np.uint8),
+        codes=np.array([record.codes for record in result.records]),
+        features=np.array([record.features for record in result.records]),
+    )
+    return stream.getvalue()
+
+
+def _unpack(payload: bytes) -> tuple[str, Result]:
+    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+        text = json.loads(arrays["text"].tobytes())
+        parts = zip(text["metas"], arrays["codes"], arrays["features"], strict=True)
+        digest = None if text["digest"] is None else bytes.fromhex(text["digest"])
+        return text["source"], Result([Record(*part) for part in parts], text["left_out"], text["seconds"], digest)
