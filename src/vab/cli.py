@@ -29,23 +29,29 @@ TRAINER_COMMANDS = {
 }
 # Command -> (its one line, where its function is); a dict is a group of commands.
 COMMANDS: dict[str, tuple[str, Any]] = {
-    "extract": ("media files to shards of codec tokens and frame features", "vab.commands:extract"),
+    "extract": ("media files to shards of codec tokens and frame features", "vab.commands.extract:extract"),
     "shards": (
         "look after a folder of shards: verify, index, info",
         {
-            "verify": "vab.commands:verify_shards",
-            "index": "vab.commands:index_shards",
-            "info": "vab.commands:show_shards",
+            "verify": "vab.commands.shards:verify_shards",
+            "index": "vab.commands.shards:index_shards",
+            "info": "vab.commands.shards:show_shards",
         },
     ),
-    "generate": ("sound for a silent video or a still picture", "vab.commands:generate"),
-    "retrieve": ("recall on shards; with --query, what is nearest to a sound or a video", "vab.commands:retrieve"),
-    "classify": ("the likeliest classes of media files", "vab.commands:classify"),
-    "sweep": ("try sampler settings on validation records; the best as a file", "vab.commands:sweep"),
-    "evaluate": ("any system's sounds against real ones: FAD, KAD, KLD, IS, synchrony", "vab.commands:evaluate"),
-    "compare": ("reports of evaluate side by side; unlike ones are refused", "vab.commands:compare"),
-    "recall": ("retrieval metrics of any system's paired embeddings", "vab.commands:recall"),
-    "listen": ("a page for a listening test, and the score of its answers", "vab.commands:listen"),
+    "generate": ("sound for a silent video or a still picture", "vab.commands.generate:generate"),
+    "retrieve": (
+        "recall on shards; with --query, what is nearest to a sound or a video",
+        "vab.commands.retrieve:retrieve",
+    ),
+    "classify": ("the likeliest classes of media files", "vab.commands.classify:classify"),
+    "sweep": ("try sampler settings on validation records; the best as a file", "vab.commands.sweep:sweep"),
+    "evaluate": (
+        "any system's sounds against real ones: FAD, KAD, KLD, IS, synchrony",
+        "vab.commands.evaluate:evaluate",
+    ),
+    "compare": ("reports of evaluate side by side; unlike ones are refused", "vab.commands.compare:compare"),
+    "recall": ("retrieval metrics of any system's paired embeddings", "vab.commands.recall:recall"),
+    "listen": ("a page for a listening test, and the score of its answers", "vab.commands.listen:listen"),
     "lists": (
         "what to extract of a published data set: speech_commands, audioset, vggsound",
         {

@@ -4,7 +4,7 @@ import pytest
 
 from small_media import save_model
 from tone_shards import short_spec
-from vab.commands import Generator
+from vab.commands.generation import Generator
 from vab.frozen.codec import load_codec
 
 

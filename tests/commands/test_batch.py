@@ -19,9 +19,10 @@ import torch
 
 from vab.backbone import Backbone
 from vab.cli import main
-from vab.commands import Generator, ledger
+from vab.commands import ledger
 from vab.commands.ahead import one_ahead
 from vab.commands.batch import Recipe, generate_many
+from vab.commands.generation import Generator
 from vab.commands.ledger import COLUMNS, Journal, Ledger
 from vab.commands.outputs import many_jobs, write_sound
 from vab.commands.preparing import Request

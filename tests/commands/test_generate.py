@@ -13,7 +13,9 @@ from PIL import Image
 from small_media import picture_hash, tone, video
 from tone_shards import short_spec, write_shards
 from vab.cli import main
-from vab.commands import Generator, Request, generate
+from vab.commands.generate import generate
+from vab.commands.generation import Generator
+from vab.commands.preparing import Request
 from vab.data.media import probe, write_wav
 from vab.data.records import ShardDataset
 from vab.spec import UserError

@@ -14,8 +14,9 @@ from PIL import Image
 from small_media import save_model, tone, video
 from tone_shards import short_spec
 from vab.audio import rms_db
-from vab.commands import Generator, Request, window_starts
+from vab.commands.generation import Generator
 from vab.commands.keeping import FADE_SECONDS
+from vab.commands.preparing import Request, window_starts
 from vab.data.media import MediaError, probe, read_audio, read_frames, write_video, write_wav
 from vab.frozen.codec import load_codec
 from vab.frozen.tiny import TinyCodec

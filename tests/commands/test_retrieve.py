@@ -9,8 +9,10 @@ from small_media import tone, video
 from tasks_help import saved
 from tone_shards import LABELS, short_spec
 from vab.backbone import Backbone
-from vab.commands import classify, extract, retrieve
+from vab.commands.classify import classify
 from vab.commands.embedding import embed_file, load_encoders
+from vab.commands.extract import extract
+from vab.commands.retrieve import retrieve
 from vab.data.media import write_wav
 from vab.data.records import ShardDataset
 from vab.frozen.codec import load_codec

@@ -11,11 +11,11 @@ import tone_shards
 from small_media import save_model
 from tone_shards import short_spec, write_shards
 from vab.cli import main
-from vab.commands import Generator, sweep
+from vab.commands.generation import Generator
 from vab.commands.grids import Setting
 from vab.commands.measuring import Subset, mean_and_error
 from vab.commands.samplers import read_sampler
-from vab.commands.sweep import Row, ranked
+from vab.commands.sweep import Row, ranked, sweep
 from vab.data.order import spread_evenly
 from vab.data.records import ShardDataset
 from vab.frozen.judges import load_judge

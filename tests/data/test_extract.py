@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vab.commands import extract
+from vab.commands.extract import extract
 from vab.data.decoding_pool import Cutting, DecodingPool, Ended, Job, LeftOut, Segment
 from vab.data.extract import Encoders, ExtractionReport, Settings, extract_sources
 from vab.data.media import write_video, write_wav
@@ -321,7 +321,7 @@ def test_other_settings_than_those_of_the_interrupted_run_are_refused(folder, tm
 
 SCRIPT = """
 import sys
-from vab.commands import extract
+from vab.commands.extract import extract
 if __name__ == "__main__":
     extract(sys.argv[1], sys.argv[2], segment_seconds=1.0, video_fps=4.0, min_seconds=0.5, num_workers=2,
             labels_from="folder", records_per_shard=4, device="cpu", batch_size=2)

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vab.commands import extract
+from vab.commands.extract import extract
 from vab.commands.lists import audioset, speech_commands, vggsound
 from vab.data.official import KEYWORDS, WORDS
 from vab.data.records import ShardDataset

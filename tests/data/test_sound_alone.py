@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from small_media import tone, video
-from vab.commands import extract
+from vab.commands.extract import extract
 from vab.data.indexing import verify
 from vab.data.media import write_wav
 from vab.data.records import ShardDataset

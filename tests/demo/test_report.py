@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from vab.backbone import Backbone
-from vab.commands import extract
 from vab.commands.embedding import embed_records
+from vab.commands.extract import extract
 from vab.data.datamodule import ShardDataModule
 from vab.data.records import ShardDataset
 from vab.demo.report import report
@@ -164,7 +164,7 @@ def test_wrong_runs_and_seen_data_are_refused(runs, tmp_path):
 
 
 def test_a_score_keeps_what_it_heard(runs):
-    from vab.commands import Generator
+    from vab.commands.generation import Generator
     from vab.demo.score import CONDITIONS, measure
 
     kept = []

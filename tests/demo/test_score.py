@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from tone_shards import short_spec
 from vab.backbone import Backbone
-from vab.commands import extract
+from vab.commands.extract import extract
 from vab.data.records import ShardDataset
 from vab.demo.score import CONDITIONS, _with_video, score
 from vab.demo.world import write_world

@@ -12,7 +12,7 @@ from tone_shards import short_spec, write_shards
 from vab.audio import log_mel_distance
 from vab.backbone import Backbone
 from vab.cli import main
-from vab.commands import Generator
+from vab.commands.generation import Generator
 from vab.data.datamodule import ShardDataModule
 from vab.data.records import ShardDataset
 from vab.demo.two_stage import _distances, _versions, two_stage

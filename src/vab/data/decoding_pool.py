@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import multiprocessing
-import os
-import queue
 import signal
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -69,7 +68,7 @@ class Segment:
     valid_samples: int
     """Samples that are sound."""
     pixels: np.ndarray
-    """(V, 3, h, w) float32, as the vision encoder reads them; empty where there is no video."""
+    """(valid_frames, 3, h, w) float32, as the vision encoder reads them: the rest repeats the last one."""
     valid_frames: int
     """Frames that are picture; 0 where there is no video."""
     loudness_db: float
@@ -126,8 +125,8 @@ def work_on(job: Job, cutting: Cutting) -> Iterator[Item]:
     yield Ended(digest)
 
 
-_AHEAD = 2
-"""Segments that wait in a worker while the main process is busy."""
+_WAITING_BYTES = 128 << 20
+"""Of decoded segments that may wait to be encoded."""
 _READY = "ready"
 """The first thing a worker says."""
 _GRACE = 0.02
@@ -221,8 +220,8 @@ def _segment(start: float, got: MediaSegment, cutting: Cutting, is_prepared: boo
     elif not is_prepared:
         if _is_still(got.frames):
             return LeftOut(start, "still", "its picture does not change")
-        pixels = cutting.preprocess(got.frames).numpy()
-    return Segment(start, got.waveform, got.valid_samples, pixels, got.valid_frames, loudness)
+        pixels = cutting.preprocess(got.frames[: got.valid_frames]).numpy()
+    return Segment(start, got.waveform, got.valid_samples, pixels[: got.valid_frames], got.valid_frames, loudness)
 
 
 def _is_still(frames: np.ndarray) -> bool:
@@ -251,7 +250,7 @@ class DecodingPool:
 
         Yields:
             (number of the job, its next item). Items of a job come in order and end with an ``Ended``; those of
-            several jobs are mixed. What is not taken yet waits in the workers, a few segments in each.
+            several jobs are mixed. Workers go on while nothing is taken, until some memory is full.
 
         Raises:
             UserError: If worker processes cannot be started.
@@ -262,30 +261,83 @@ class DecodingPool:
                 yield from ((job.number, item) for item in work_on(job, self.cutting))
             return
         first = list(itertools.islice(to_do, self.num_workers))
-        to_do = itertools.chain(first, to_do)
+        inbox = _Inbox()
+        manager = threading.Thread(target=self._manage, args=(itertools.chain(first, to_do), inbox), daemon=True)
         try:
             self._workers = [_Worker(self.cutting) for _ in first]
-            while True:
-                for worker in self._workers:
-                    if worker.job is None and (next_job := next(to_do, None)) is not None:
-                        worker.begin(next_job)
-                busy = [worker for worker in self._workers if worker.job is not None]
-                if not busy:
-                    return
-                ready = wait([worker.connection for worker in busy], timeout=1.0)
-                for worker in busy:
-                    assert worker.job is not None
-                    number = worker.job.number
-                    if worker.connection in ready:
-                        for item in worker.take():
-                            yield number, item
-                    elif worker.ready and worker.is_late(self.timeout):
-                        for item in worker.give_up(f"nothing was decoded for {self.timeout:g} s"):
-                            yield number, item
+            manager.start()
+            while (message := inbox.get()) is not None:
+                if isinstance(message, BaseException):
+                    raise message
+                yield message
         finally:
+            inbox.close()
+            if manager.is_alive():
+                manager.join()
             for worker in self._workers:
                 worker.stop()
             self._workers = []
+
+    def _manage(self, jobs: Iterator[Job], inbox: _Inbox) -> None:
+        """Give workers files and take their segments, also while whoever wants these is busy."""
+        try:
+            while not inbox.is_closed:
+                for worker in self._workers:
+                    if worker.job is None and (job := next(jobs, None)) is not None:
+                        worker.begin(job)
+                busy = [worker for worker in self._workers if worker.job is not None]
+                if not busy:
+                    break
+                ready = wait([worker.connection for worker in busy], timeout=0.2)
+                for worker in busy:
+                    assert worker.job is not None
+                    number, items = worker.job.number, []
+                    if worker.connection in ready:
+                        items = worker.take()
+                    elif worker.ready and worker.is_late(self.timeout):
+                        items = worker.give_up(f"nothing was decoded for {self.timeout:g} s")
+                    for item in items:
+                        inbox.put((number, item))
+            inbox.put(None)
+        except BaseException as error:  # raised again where the segments are wanted
+            inbox.put(error)
+
+
+class _Inbox:
+    """Segments that wait for whoever encodes them: as many as fit into some memory, and always at least one."""
+
+    def __init__(self) -> None:
+        self._messages: deque[tuple[Any, int]] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self.is_closed = False
+
+    def put(self, message: tuple[int, Item] | BaseException | None) -> None:
+        """Add a message; waits for room."""
+        item = message[1] if isinstance(message, tuple) else None
+        size = item.waveform.nbytes + item.pixels.nbytes if isinstance(item, Segment) else 0
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_closed or not self._bytes or self._bytes + size <= _WAITING_BYTES)
+            self._messages.append((message, size))
+            self._bytes += size
+            self._changed.notify_all()
+
+    def get(self) -> tuple[int, Item] | BaseException | None:
+        """The next message; waits for one."""
+        with self._changed:
+            while not self._messages:
+                self._changed.wait(1.0)  # so that Ctrl-C is noticed meanwhile
+            message, size = self._messages.popleft()
+            self._bytes -= size
+            self._changed.notify_all()
+        answer: tuple[int, Item] | BaseException | None = message
+        return answer
+
+    def close(self) -> None:
+        """Nobody wants messages any more."""
+        with self._changed:
+            self.is_closed = True
+            self._changed.notify_all()
 
 
 @dataclass
@@ -378,27 +430,14 @@ def _work(connection: Connection[Any, Any], cutting: Cutting) -> None:
     with suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    outbox: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
-    # Sending waits for the main process, which may be encoding; decoding goes on meanwhile.
-    threading.Thread(target=_send_all, args=(connection, outbox), daemon=True).start()
     try:
-        outbox.put(_READY)
+        connection.send(_READY)
         while True:
             job = connection.recv()
             for item in work_on(job, cutting):
-                outbox.put(item)
-    except (EOFError, ConnectionResetError):
+                connection.send(item)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except Exception:
         # A bug: the main process shows it.
-        outbox.put(traceback.format_exc())
-        outbox.put(None)
-        threading.Event().wait()  # until the main process, which has it now, ends this one
-
-
-def _send_all(connection: Connection[Any, Any], outbox: queue.Queue[Any]) -> None:
-    try:
-        while (item := outbox.get()) is not None:
-            connection.send(item)
-    except (BrokenPipeError, ConnectionResetError, OSError):
-        os._exit(0)  # nobody listens any more
+        connection.send(traceback.format_exc())

@@ -143,13 +143,14 @@ class Encoders:
         """
         waveform = torch.from_numpy(np.stack([segment.waveform for segment in segments]))[:, None]  # (B, 1, N)
         codes = self.codec.encode(waveform.to(self.device), self.codec.sample_rate).cpu().numpy().astype(np.uint16)
-        features = [
-            self.vision.encode(torch.from_numpy(segment.pixels).to(self.device)).cpu().numpy().astype(np.float16)
-            if segment.valid_frames
-            else np.zeros((num_frames, self.vision.feature_dim), np.float16)
-            for segment in segments
-        ]
-        return list(zip(codes, features, strict=True))
+        return [(own, self._features(segment, num_frames)) for own, segment in zip(codes, segments, strict=True)]
+
+    def _features(self, segment: Segment, num_frames: int) -> np.ndarray:
+        """(V, C) float16; after the video's end those of its last picture."""
+        if not segment.valid_frames:
+            return np.zeros((num_frames, self.vision.feature_dim), np.float16)
+        seen = self.vision.encode(torch.from_numpy(segment.pixels).to(self.device)).cpu().numpy().astype(np.float16)
+        return np.concatenate([seen, np.repeat(seen[-1:], num_frames - len(seen), axis=0)])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ belongs to one span; several can follow the same track.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -75,11 +76,9 @@ class SoundTrack:
         if self.landed is None:
             self.landed = position
         self.position = position + frame.samples
-        mono: np.ndarray | None = None
         for taker in self.takers:
             if taker.wants(position, self.position):
-                mono = to_mono(_channels(frame)) if mono is None else mono
-                taker.pieces.append((position, mono))
+                taker.pieces.append((position, frame))
 
 
 class SoundTaker:
@@ -89,7 +88,7 @@ class SoundTaker:
         if sample_rate < 1:
             raise ValueError(f"sample rate must be at least 1 Hz, got {sample_rate}")
         self.track, self.sample_rate, self.start, self.seconds = track, sample_rate, start, seconds
-        self.pieces: list[tuple[int, np.ndarray]] = []
+        self.pieces: list[tuple[int, AudioFrame]] = []
         self._bounds: tuple[int, int | None] | None = None
         track.takers.append(self)
 
@@ -153,7 +152,7 @@ class SoundTaker:
             raise MediaError("too_short", path, f"its sound ends at {end / rate:.2f} s, before {self.start:g} s")
         stop = end if stop is None else stop
         gathered = np.zeros(stop - first, np.float32)
-        for position, piece in self.pieces:
+        for position, piece in _joined(self.pieces):
             begin, finish = max(position, first), min(position + len(piece), stop, end)
             if begin < finish:
                 gathered[begin - first : finish - first] = piece[begin - position : finish - position]
@@ -240,9 +239,9 @@ class PictureTaker:
 
     def __init__(self, track: PictureTrack, times: np.ndarray) -> None:
         self.track, self.times = track, times  # (V,) s, rising
-        self.shown_since = np.full(len(times), -math.inf)  # (V,) s, presentation time of the frame chosen so far
         self.chosen: list[np.ndarray | None] = [None] * len(times)
-        self._last = float(times[-1])
+        self._times = times.tolist()  # in Python's numbers, as every frame is compared with them
+        self._shown_since = [-math.inf] * len(times)  # s, presentation time of the frame chosen so far
         track.takers.append(self)
 
     def let_go(self) -> None:
@@ -252,7 +251,7 @@ class PictureTaker:
     @property
     def complete(self) -> bool:
         """Whether the frame after the last one wanted has been seen."""
-        return self.track.latest is not None and self.track.latest[0] > self._last + SAME_TIME
+        return self.track.latest is not None and self.track.latest[0] > self._times[-1] + SAME_TIME
 
     @property
     def done(self) -> bool:
@@ -267,16 +266,13 @@ class PictureTaker:
 
     def choose(self, time: float, frame: VideoFrame, until: float) -> None:
         """Let ``frame``, shown from ``time`` on, be the picture of all times up to ``until`` that have no later one."""
-        if time > self._last + SAME_TIME or until < self.times[0]:
-            return
-        wanted = (self.times >= time - SAME_TIME) & (self.times < until - SAME_TIME) & (self.shown_since <= time)
-        if wanted.any():
-            if frame.is_corrupt:
-                raise self.track.source.unreadable(f"its picture at {time:.2f} s is damaged")
-            kept = self.track.keep(frame)
-            for number in np.flatnonzero(wanted):
-                self.chosen[number] = kept
-            self.shown_since[wanted] = time
+        first, stop = bisect_left(self._times, time - SAME_TIME), bisect_left(self._times, until - SAME_TIME)
+        for number in range(first, stop):
+            if self._shown_since[number] <= time:
+                if frame.is_corrupt:
+                    raise self.track.source.unreadable(f"its picture at {time:.2f} s is damaged")
+                self.chosen[number] = self.track.keep(frame)
+                self._shown_since[number] = time
 
     def result(self) -> FrameSpan:
         """The frames at the times wanted.
@@ -333,6 +329,23 @@ class _Clock:
         if not self._numerator and (base := of.time_base) is not None:
             self._numerator, self._denominator = base.numerator, base.denominator
         return bool(self._numerator)
+
+
+def _joined(pieces: Sequence[tuple[int, AudioFrame]]) -> Iterator[tuple[int, np.ndarray]]:
+    """Frames in one channel, with the first sample of each; those that follow upon each other are one piece."""
+    run: list[np.ndarray] = []
+    begin = end = 0
+    for position, frame in pieces:
+        channels = _channels(frame)
+        if run and (position != end or len(channels) != len(run[0])):
+            yield begin, to_mono(np.concatenate(run, axis=1))
+            run = []
+        if not run:
+            begin = position
+        run.append(channels)
+        end = position + frame.samples
+    if run:
+        yield begin, to_mono(np.concatenate(run, axis=1))
 
 
 def _channels(frame: AudioFrame) -> np.ndarray:

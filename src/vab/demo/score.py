@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from vab.commands import Generator
+from vab.commands.generation import Generator
 from vab.commands.measuring import mean_and_error
 from vab.data.format import write_atomically
 from vab.data.records import ShardDataset

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vab.commands import Generator
 from vab.commands.embedding import embed_records
 from vab.commands.evaluation.figures import Comparison
 from vab.commands.evaluation.folders import find_folder
 from vab.commands.evaluation.sides import hear
+from vab.commands.generation import Generator
 from vab.data.media import read_audio, write_wav
 from vab.data.records import ShardDataset
 from vab.data.sounds import Listening

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 
 from vab import __version__
-from vab.commands import Generator
 from vab.commands.files import check_files
+from vab.commands.generation import Generator
 from vab.data.format import write_atomically
 from vab.data.records import ShardDataset
 from vab.demo.report import measures, players
