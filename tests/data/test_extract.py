@@ -13,6 +13,7 @@ import torch
 from vab.commands.extract import extract
 from vab.data.decoding_pool import Cutting, DecodingPool, Ended, Job, LeftOut, Segment
 from vab.data.extract import Encoders, ExtractionReport, Settings, extract_sources
+from vab.data.format import Left
 from vab.data.media import write_video, write_wav
 from vab.data.records import ShardDataset
 from vab.data.sources import find_sources
@@ -162,7 +163,7 @@ def test_single_segments_are_left_out_with_their_start(tmp_path):
     write_video(path, frames, FPS, tone, RATE)
     report = extract(str(path.parent), str(tmp_path / "out"), **SHORT)
     (entry,) = report.left_out
-    assert (entry["source"], entry["reason"], entry["start_seconds"]) == ("half.mp4", "silent", 1.0)
+    assert (entry.source, entry.reason, entry.start_seconds) == ("half.mp4", "silent", 1.0)
     assert (report.inputs, report.kept, report.records) == (1, 1, 1)
 
 
@@ -407,9 +408,7 @@ def test_a_bug_in_a_worker_is_not_taken_for_a_bad_file(tmp_path):
 
 
 def test_the_report_reads_well():
-    left_out = [{"source": "a", "reason": "silent", "detail": "", "start_seconds": 2.0}] + [
-        {"source": name, "reason": reason, "detail": ""} for name, reason in (("b", "silent"), ("c", "no_audio"))
-    ]
+    left_out = [Left("a", "silent", "", 2.0), Left("b", "silent"), Left("c", "no_audio")]
     report = ExtractionReport("out", 5, 3, 7, left_out)
     assert str(report).splitlines() == [
         "out: 7 records of 3 inputs",

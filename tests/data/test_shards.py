@@ -167,7 +167,7 @@ def test_what_is_left_out_is_in_the_manifest(tmp_path, small_spec, codebooks, ma
         write(writer, make_record(1), finish=False)
         writer.leave_out("video.1.mp4", "broken", "at 7 s")  # takes back the record given before
         manifest = writer.finish(codebooks)
-    assert manifest["left_out"] == [
+    assert [left.to_json() for left in manifest["left_out"]] == [
         {"source": "broken.mp4", "reason": "unreadable"},
         {"source": "video.0.mp4", "reason": "silent", "start_seconds": 1.0},
         {"source": "video.1.mp4", "reason": "broken", "detail": "at 7 s"},

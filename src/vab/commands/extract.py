@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -99,10 +98,8 @@ def extract(
     sources = find_sources(media, labels_from, root=media_root)
     names = None if vocabulary is None else read_vocabulary(vocabulary)
     if names is not None:
-        sources = [
-            replace(source, labels=tuple(names.names[names.number(label)] for label in source.labels))
-            for source in sources
-        ]
+        known = names
+        sources.relabel(lambda label: known.names[known.number(label)])
     ranks = start_ranks(device, devices, num_nodes)
     workers = max(1, len(os.sched_getaffinity(0)) // devices) if num_workers is None else num_workers
     with ranks.ending_together():

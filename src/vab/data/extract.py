@@ -9,6 +9,7 @@ files in flight and nothing else.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -23,10 +24,10 @@ import numpy as np
 import torch
 
 from vab.data.decoding_pool import Cutting, DecodingPool, Ended, Item, Job, LeftOut, Segment
-from vab.data.format import is_complete, json_lines, make_key, read_manifest, write_atomically
+from vab.data.format import Left, is_complete, json_lines, make_key, read_manifest, write_atomically
 from vab.data.results import Place, Record, Result, ResultLog, Results, head_differences, source_hash
 from vab.data.shards import ShardWriter
-from vab.data.sources import Source
+from vab.data.sources import Source, Sources
 from vab.frozen.codec import Codec
 from vab.frozen.vision import VisionEncoder
 from vab.ranks import Ranks
@@ -57,8 +58,8 @@ class ExtractionReport:
     """Inputs with at least one record. ``inputs`` is this plus the inputs left out whole."""
     records: int
     """Segments in the shards."""
-    left_out: list[dict[str, Any]]
-    """``source``, ``reason``, ``detail``, and ``start_seconds`` where only a segment of the source is left out."""
+    left_out: list[Left]
+    """Whole inputs, and single segments of inputs that are kept otherwise."""
     already_finished: bool = False
     """True if the folder was complete before, and nothing was done."""
     hours: float = 0.0
@@ -69,7 +70,7 @@ class ExtractionReport:
     @property
     def reasons(self) -> dict[str, int]:
         """How many inputs were left out whole, by reason."""
-        return dict(Counter(entry["reason"] for entry in self.left_out if "start_seconds" not in entry))
+        return dict(Counter(entry.reason for entry in self.left_out if entry.start_seconds is None))
 
     @property
     def exit_status(self) -> int:
@@ -84,10 +85,10 @@ class ExtractionReport:
             f"{lost} of {self.inputs} inputs left out" + (":" if lost else ""),
         ]
         for reason, count in sorted(self.reasons.items()):
-            names = (entry for entry in self.left_out if entry["reason"] == reason and "start_seconds" not in entry)
-            some = [entry["source"] for entry, _ in zip(names, range(_NAMED), strict=False)]
+            names = (left.source for left in self.left_out if left.reason == reason and left.start_seconds is None)
+            some = itertools.islice(names, _NAMED)
             lines.append(f"  {count} {reason}: {', '.join(some)}{', ...' if count > _NAMED else ''}")
-        segments = Counter(entry["reason"] for entry in self.left_out if "start_seconds" in entry)
+        segments = Counter(entry.reason for entry in self.left_out if entry.start_seconds is not None)
         if segments:
             words = ", ".join(f"{count} {reason}" for reason, count in sorted(segments.items()))
             lines.append(f"{segments.total()} single segments left out: {words}")
@@ -170,7 +171,7 @@ class Settings:
 
 
 def extract_sources(
-    sources: Sequence[Source],
+    sources: Sources,
     out: Path,
     encoders: Encoders,
     cutting: Cutting,
@@ -287,7 +288,7 @@ class _Work:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sources,
         plan: _Plan,
         encoders: Encoders,
         cutting: Cutting,
@@ -365,7 +366,7 @@ class _Collector:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sources,
         out: Path,
         head: dict[str, Any],
         settings: Settings,
@@ -373,7 +374,7 @@ class _Collector:
         watch: Watch,
     ) -> None:
         self.sources, self.out, self.settings, self.ranks, self.watch = sources, out, settings, ranks, watch
-        self.left_out: list[dict[str, Any]] = []
+        self.left_out: list[Left] = []
         spec = SegmentSpec.from_dict(head["spec"])
         self.sizes = _sizes(sources)
         if not (self.sizes != _MISSING).any():
@@ -476,7 +477,7 @@ class _Collector:
             else:
                 return
             self._next += 1
-            if not self.writer.uncommitted_sources:
+            if not self.writer.num_uncommitted:
                 self.results.release(self._uncommitted)
                 self._uncommitted = []
 
@@ -490,7 +491,7 @@ class _Collector:
         for entry in result.left_out:
             self.writer.leave_out(name, entry["reason"], entry["detail"], entry["start_seconds"])
             if not self.writer.num_records:  # else the manifest will tell
-                self.left_out.append(_entry(name, entry["reason"], entry["detail"], entry["start_seconds"]))
+                self.left_out.append(Left(name, entry["reason"], entry["detail"], entry["start_seconds"]))
         if result.records:
             self.writer.finish_source(name)
         self._seconds += result.seconds
@@ -545,7 +546,7 @@ class _Collector:
 
 
 def _head(
-    sources: Sequence[Source],
+    sources: Sources,
     encoders: Encoders,
     cutting: Cutting,
     labels: Sequence[str] | None,
@@ -554,7 +555,7 @@ def _head(
     """What must be the same for a run to go on: spec, label vocabulary and the rules that go to the manifest."""
     return {
         "spec": encoders.spec(cutting.segment_seconds, cutting.video_fps).to_dict(),
-        "labels": list(labels or sorted({label for source in sources for label in source.labels})),
+        "labels": list(labels or sorted(sources.labels)),
         "extraction": {
             "segments": cutting.segments,
             "hop_seconds": cutting.hop_seconds,
@@ -572,7 +573,7 @@ def _head(
     }
 
 
-def _list_hash(sources: Sequence[Source]) -> str:
+def _list_hash(sources: Sources) -> str:
     """Tells one list of inputs from another."""
     digest = hashlib.sha256()
     for source in sources:
@@ -580,7 +581,7 @@ def _list_hash(sources: Sequence[Source]) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(sources: Sequence[Source], sizes: np.ndarray) -> str:
+def _fingerprint(sources: Sources, sizes: np.ndarray) -> str:
     """Tells one list of inputs from another: how many, and a hash of their names, starts, labels and sizes."""
     digest = hashlib.sha256(b"[")
     for number, (source, size) in enumerate(zip(sources, sizes.tolist(), strict=True)):
@@ -590,7 +591,7 @@ def _fingerprint(sources: Sequence[Source], sizes: np.ndarray) -> str:
     return f"{len(sources)} sha256:{digest.hexdigest()}"
 
 
-def _sizes(sources: Sequence[Source]) -> np.ndarray:
+def _sizes(sources: Sources) -> np.ndarray:
     """(sources,) int64: bytes of each file, or `_MISSING`; many are asked for at once, for the sake of slow disks."""
 
     def size(source: Source) -> int:
@@ -602,12 +603,12 @@ def _sizes(sources: Sequence[Source]) -> np.ndarray:
             return _UNKNOWN  # decoding it will say why
 
     with ThreadPoolExecutor(16) as threads:
-        parts = [sources[start : start + 4096] for start in range(0, len(sources), 4096)]
-        sizes = list(threads.map(lambda part: [size(source) for source in part], parts))
-    return np.array([one for part in sizes for one in part], np.int64)
+        starts = range(0, len(sources), 4096)
+        parts = threads.map(lambda start: [size(source) for source in sources[start : start + 4096]], starts)
+        return np.fromiter((one for part in parts for one in part), np.int64, len(sources))
 
 
-def _finished_before(out: Path, sources: Sequence[Source], head: dict[str, Any]) -> ExtractionReport:
+def _finished_before(out: Path, sources: Sources, head: dict[str, Any]) -> ExtractionReport:
     """The report of a folder that is complete, unless it is not what was asked for now."""
     manifest, _ = read_manifest(out)
     asked = json.loads(json.dumps(head))
@@ -627,20 +628,15 @@ def _finished_before(out: Path, sources: Sequence[Source], head: dict[str, Any])
 
 
 def _report(out: Path, manifest: dict[str, Any]) -> ExtractionReport:
-    left_out: list[dict[str, Any]] = manifest["left_out"]
+    left_out = [entry if isinstance(entry, Left) else Left.of(entry) for entry in manifest["left_out"]]
     counts = manifest["counts"]
-    whole = sum("start_seconds" not in entry for entry in left_out)
+    whole = sum(entry.start_seconds is None for entry in left_out)
     steps = np.load(out / "index.npy", mmap_mode="r", allow_pickle=False)["steps"].sum(dtype=np.int64)
     hours = round(float(steps) / manifest["spec"]["code_rate"] / 3600, 3)
     kept = counts["sources"] - whole
     return ExtractionReport(
         str(out), counts["sources"], kept, counts["records"], left_out, False, hours, manifest.get("duplicates", {})
     )
-
-
-def _entry(source: str, reason: str, detail: str, start: float | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {"source": source, "reason": reason, "detail": detail}
-    return entry if start is None else entry | {"start_seconds": start}
 
 
 def _write_report(report: ExtractionReport) -> None:

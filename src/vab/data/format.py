@@ -24,10 +24,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -133,19 +134,70 @@ def write_atomically(path: Path, content: bytes | memoryview | Iterable[bytes]) 
         raise explain_full_disk(error, path.parent, needed) from error
 
 
-def json_lines(values: Mapping[str, Any], long: str) -> Iterator[bytes]:
-    """JSON text, piece by piece, with a line for each entry of one list, which may have millions.
+class Left(NamedTuple):
+    """Something that is not in a data set."""
+
+    source: str
+    """Of which input."""
+    reason: str
+    """One word, by which they are counted."""
+    detail: str = ""
+    """For people, one line."""
+    start_seconds: float | None = None
+    """s, of the excerpt that is left out; None for the whole input."""
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Left:
+        """From a JSON value; equal texts become one object, as there can be millions."""
+        reason, detail = entry["reason"], entry.get("detail", "")
+        return cls(entry["source"], sys.intern(reason), sys.intern(detail), entry.get("start_seconds"))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value, without what it does not have."""
+        return {name: value for name, value in self._asdict().items() if value not in ("", None)}
+
+
+def json_lines(values: Mapping[str, Any], *long: str) -> Iterator[bytes]:
+    """JSON text, piece by piece, with a line for each entry of some lists, which may have millions.
 
     Args:
         values: JSON values by name.
-        long: Name of the list.
+        long: Names of the lists, whose entries may also be ``Left``; they come last.
     """
-    rest = {name: value for name, value in values.items() if name != long}
-    head = json.dumps(rest, indent=1).removesuffix("\n}")
-    yield f'{head},\n "{long}": ['.encode()
-    for number, entry in enumerate(values[long]):
-        yield f"{',' if number else ''}\n  {json.dumps(entry)}".encode()
-    yield b"\n ]\n}\n"
+    rest = {name: value for name, value in values.items() if name not in long}
+    yield json.dumps(rest, indent=1).removesuffix("\n}").encode()
+    for name in long:
+        yield f',\n "{name}": ['.encode()
+        for number, entry in enumerate(values[name]):
+            entry = entry.to_json() if isinstance(entry, Left) else entry
+            yield f"{',' if number else ''}\n  {json.dumps(entry)}".encode()
+        yield b"\n ]"
+    yield b"\n}\n"
+
+
+def read_json_lines(path: Path, **long: Callable[[Any], Any] | None) -> dict[str, Any]:
+    """What ``json_lines`` wrote.
+
+    Args:
+        path: Of the file.
+        long: What to make of each entry of a list, by its name; None to skip the list. In the order of the file.
+    """
+    head: list[str] = []
+    lists: dict[str, list[Any]] = {}
+    with path.open(encoding="utf-8") as file:
+        for name, make in long.items():
+            for line in file:
+                if line == f' "{name}": [\n':
+                    break
+                head.append(line if not lists else "")
+            lists[name] = []
+            for line in file:
+                if not line.startswith("  "):
+                    break
+                if make is not None:
+                    lists[name].append(make(json.loads(line.rstrip(",\n"))))
+    values: dict[str, Any] = json.loads("".join(head).rstrip(",\n") + "}")
+    return values | lists
 
 
 def sync_folder(folder: Path) -> None:
@@ -202,22 +254,22 @@ def check_codebooks(codebooks: Tensor, spec: SegmentSpec) -> None:
 
 
 def write_side_files(
-    folder: Path, index: np.ndarray, labels: Sequence[Sequence[int]], codebooks: Tensor
+    folder: Path, index: np.ndarray, label_counts: np.ndarray, label_ids: np.ndarray, codebooks: Tensor
 ) -> dict[str, dict[str, Any]]:
     """Write the index, the labels and the codebooks; answer size and hash of each, for the manifest.
 
     Args:
         folder: The data set's.
         index: (records,) of ``index_dtype``.
-        labels: For each record the numbers of its labels in the vocabulary.
+        label_counts: (records,) int, labels of each record.
+        label_ids: (all labels,) int, their numbers in the vocabulary, record after record.
         codebooks: (K, S, code_dim) float32.
     """
-    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in labels], dtype=np.int64)]).astype("<i8")
-    ids = np.array([label for ids in labels for label in ids], dtype="<i4")
+    starts = np.concatenate([[0], np.cumsum(label_counts, dtype=np.int64)]).astype("<i8")
     contents = {
         INDEX: save_array(index),
         LABEL_STARTS: save_array(starts),
-        LABEL_IDS: save_array(ids),
+        LABEL_IDS: save_array(label_ids.astype("<i4")),
         CODEBOOKS: safetensors.torch.save({"codebooks": codebooks.detach().cpu().float().contiguous()}),
     }
     for name, content in contents.items():

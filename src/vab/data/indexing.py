@@ -194,7 +194,9 @@ def index_folder(folder: str | Path, spec: str | Path | None = None, codebooks: 
         "counts": {**old.get("counts", {}), "records": len(records), "left_out": len(left_out)},
         "extraction": old.get("extraction", {}),
         "versions": old.get("versions", library_versions()),
-        "files": write_side_files(folder, index, ids, codebooks),
+        "files": write_side_files(
+            folder, index, np.array([len(own) for own in ids]), np.array([one for own in ids for one in own]), codebooks
+        ),
         "shards": shards,
         "left_out": left_out,
     }

@@ -11,7 +11,8 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,12 +29,15 @@ from vab.data.format import (
     KEY_PATTERN,
     MAX_KEY_LENGTH,
     TEMPORARY_SUFFIX,
+    Left,
     check_codebooks,
     explain_full_disk,
     index_dtype,
     is_complete,
+    json_lines,
     library_versions,
     make_key,
+    read_json_lines,
     save_array,
     shard_name,
     sync_folder,
@@ -179,10 +183,11 @@ class ShardWriter:
         self._label_numbers = {name: number for number, name in enumerate(self.labels)}
         self._keys: set[int] = set()  # hashes, likewise
         self._waiting: dict[str, list[tuple[str, dict[str, bytes], dict[str, int], dict[str, Any]]]] = {}
-        self._waiting_left_out: dict[str, list[dict[str, Any]]] = {}
+        self._waiting_left_out: dict[str, list[Left]] = {}
         self._sources: list[str] = []  # finished since the last commit
-        self._left_out: list[dict[str, Any]] = []  # likewise
+        self._left_out: list[Left] = []  # likewise
         self._committed: dict[int, _Committed] = {}
+        self._committed_records = 0
         self._shard: _OpenShard | None = None
         if is_complete(self.folder):
             raise UserError(f"{self.folder} already holds a finished data set: give another folder, or delete this one")
@@ -208,8 +213,7 @@ class ShardWriter:
     @property
     def num_records(self) -> int:
         """Records of finished sources so far, those of committed shards of an earlier, killed run included."""
-        committed = sum(shard.records for shard in self._committed.values())
-        return committed + (len(self._shard) if self._shard else 0)
+        return self._committed_records + (len(self._shard) if self._shard else 0)
 
     @property
     def num_done(self) -> int:
@@ -223,12 +227,12 @@ class ShardWriter:
     def committed_sources(self) -> Iterator[str]:
         """Names of all sources of committed shards, read from their journals."""
         for number in sorted(self._committed):
-            yield from self._journal(number)["sources"]
+            yield from self._journal(number, sources=str, left_out=None)["sources"]
 
     @property
-    def uncommitted_sources(self) -> tuple[str, ...]:
+    def num_uncommitted(self) -> int:
         """Finished sources that are not in a committed shard: what a kill now would lose."""
-        return tuple(self._sources)
+        return len(self._sources)
 
     def write(self, key: str, codes: np.ndarray, features: np.ndarray, meta: Mapping[str, Any]) -> None:
         """Add one record; it goes to disk with ``finish_source(meta["source"])``.
@@ -284,9 +288,9 @@ class ShardWriter:
         Raises:
             ValueError: If the source is done already.
         """
-        entry: dict[str, Any] = {"source": source, "reason": reason} | ({"detail": detail} if detail else {})
+        entry = Left(source, sys.intern(reason), sys.intern(detail), start_seconds)
         if start_seconds is not None:
-            self._waiting_left_out.setdefault(source, []).append(entry | {"start_seconds": start_seconds})
+            self._waiting_left_out.setdefault(source, []).append(entry)
             return
         self._close_source(source)
         self._keys.difference_update(hash(record[0]) for record in self._waiting.pop(source, []))
@@ -313,7 +317,7 @@ class ShardWriter:
             shard.tar.close()
             journal |= {"sha256": shard.file.finish(), "bytes": shard.file.size}
             # The journal first: a tar under its final name is a committed one, so no tar is ever deleted.
-            write_atomically(_journal_path(shard.path), json.dumps(journal).encode())
+            write_atomically(_journal_path(shard.path), json_lines(journal, "sources", "left_out"))
             shard.file.path.replace(shard.path)
             sync_folder(self.folder)
         except OSError as error:
@@ -322,7 +326,7 @@ class ShardWriter:
         except UserError:
             self._drop_shard()
             raise
-        self._committed[_shard_number(shard.path)] = _Committed.of(journal)
+        self._remember(shard.path, journal)
         self._shard, self._sources, self._left_out = None, [], []
 
     def finish(
@@ -345,20 +349,22 @@ class ShardWriter:
         self.commit()
         numbers = sorted(self._committed)
         if not numbers:
-            reasons = sorted({entry["reason"] for entry in self._left_out})
+            reasons = sorted({entry.reason for entry in self._left_out})
             raise UserError(f"nothing to write to {self.folder}: no record was made; left out because: {reasons}")
         index = np.zeros(self.num_records, index_dtype(max(shard.longest_key for shard in self._committed.values())))
-        labels: list[list[int]] = []
-        left_out: list[dict[str, Any]] = []
+        label_counts, label_ids = np.zeros(len(index), np.int64), array("i")
+        left_out: list[Left] = []
         begin = 0
         for place, number in enumerate(numbers):  # one journal at a time: together they are larger than the index
-            journal = self._journal(number)
+            journal = self._journal(number, sources=None, left_out=Left.of)
             rows = index[begin : begin + journal["records"]]
             rows["shard"] = place
             for name, values in journal["columns"].items():
                 if name != "labels":
                     rows[name] = values
-            labels += journal["columns"]["labels"]
+            for ids in journal["columns"]["labels"]:
+                label_ids.extend(ids)
+            label_counts[begin : begin + len(rows)] = [len(ids) for ids in journal["columns"]["labels"]]
             left_out += journal["left_out"]
             begin += len(rows)
         left_out += self._left_out
@@ -372,7 +378,7 @@ class ShardWriter:
             "counts": {"records": len(index), "sources": sources, "left_out": len(left_out)},
             "extraction": self.extraction | ({} if inputs is None else {"inputs": inputs}),
             "versions": library_versions(),
-            "files": write_side_files(self.folder, index, labels, codebooks),
+            "files": write_side_files(self.folder, index, label_counts, np.array(label_ids), codebooks),
             "shards": [
                 {"name": shard_name(number), "records": shard.records, "bytes": shard.bytes, "sha256": shard.sha256}
                 for number, shard in sorted(self._committed.items())
@@ -404,12 +410,12 @@ class ShardWriter:
             raise UserError(f"{where}: its description lacks {missing}")
         if self.is_done(meta["source"]):
             raise ValueError(f"{where}: source {meta['source']!r} is finished already")
-        for name, array, shape, kind in (
+        for name, values, shape, kind in (
             ("codes", codes, (spec.num_codebooks, spec.num_steps), "integer"),
             ("features", features, (spec.num_frames, spec.feature_dim), "floating"),
         ):
-            if array.shape != shape or not np.issubdtype(array.dtype, getattr(np, kind)):
-                raise UserError(f"{where}: {name} must be {kind} of shape {shape}, got {array.dtype} {array.shape}")
+            if values.shape != shape or not np.issubdtype(values.dtype, getattr(np, kind)):
+                raise UserError(f"{where}: {name} must be {kind} of shape {shape}, got {values.dtype} {values.shape}")
         if codes.min() < 0 or codes.max() >= spec.codebook_size:
             got = f"{codes.min()}..{codes.max()}"
             raise UserError(f"{where}: codes must be in 0..{spec.codebook_size - 1}, got {got}")
@@ -461,25 +467,28 @@ class ShardWriter:
                 path.unlink()  # killed between the journal and the tar's renaming: its sources are done again
                 continue
             tars.remove(tar.name)
-            journal = json.loads(path.read_bytes())
+            journal = read_json_lines(path, sources=hash, left_out=None)
             self._check_head(journal["head"])
             if tar.stat().st_size != journal["bytes"]:
                 raise UserError(
                     f"{tar} has {tar.stat().st_size} bytes, {journal['bytes']} were written: delete it, then run again"
                 )
-            self._committed[_shard_number(tar)] = _Committed.of(journal)
+            self._remember(tar, journal)
             self._keys.update(map(hash, journal["columns"]["key"]))
-            self._done.update(map(hash, journal["sources"]))
+            self._done.update(journal["sources"])
         if tars:
             raise UserError(
                 f"{self.folder} holds tars that no extraction here left behind ({sorted(tars)[0]}, ...):"
                 " give another folder; to use these, type: vab shards index"
             )
 
-    def _journal(self, number: int) -> dict[str, Any]:
-        """What was noted of a committed shard."""
-        journal: dict[str, Any] = json.loads(_journal_path(self.folder / shard_name(number)).read_bytes())
-        return journal
+    def _remember(self, tar: Path, journal: Mapping[str, Any]) -> None:
+        self._committed[_shard_number(tar)] = committed = _Committed.of(journal)
+        self._committed_records += committed.records
+
+    def _journal(self, number: int, **lists: Callable[[Any], Any] | None) -> dict[str, Any]:
+        """What was noted of a committed shard, of its long lists as ``read_json_lines`` says."""
+        return read_json_lines(_journal_path(self.folder / shard_name(number)), **lists)
 
     def _check_head(self, head: Mapping[str, Any]) -> None:
         differences = SegmentSpec.from_dict(head["spec"]).differences(self.spec)

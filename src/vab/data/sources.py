@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
+from array import array
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import TypeVar
+from pathlib import Path
+from typing import TypeVar, overload
 
 from vab.spec import UserError
 
@@ -52,7 +54,7 @@ MEDIA_SUFFIXES = frozenset(_VIDEO_SUFFIXES + _SOUND_SUFFIXES)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input of an extraction; small, as there can be millions."""
+    """One input of an extraction."""
 
     root: str
     """Folder that ``file`` is in."""
@@ -78,7 +80,57 @@ class Source:
     @property
     def id(self) -> str:
         """What its records are called: the ``id`` column, or the file's name in the folder without its suffix."""
-        return self.given_id or PurePath(self.file).with_suffix("").as_posix()
+        return self.given_id or os.path.splitext(os.path.normpath(self.file))[0].replace(os.sep, "/")
+
+
+class Sources(Sequence[Source]):
+    """The inputs of an extraction, in order: a hundred bytes each, as there can be millions.
+
+    Args:
+        root: Folder that their files are in.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._files: list[str] = []
+        self._ids: list[str] = []  # the same empty text where none is given
+        self._starts = array("d")  # NaN where none is given
+        self._label_numbers = array("l")
+        self._labels: list[tuple[str, ...]] = []  # those that occur
+        self._numbers: dict[tuple[str, ...], int] = {}
+
+    def add(self, file: str, start: float | None = None, labels: tuple[str, ...] = (), given_id: str = "") -> None:
+        """Append an input, as ``Source`` has it."""
+        self._files.append(file)
+        self._ids.append(given_id)
+        self._starts.append(math.nan if start is None else start)
+        if labels not in self._numbers:
+            self._numbers[labels] = len(self._labels)
+            self._labels.append(labels)
+        self._label_numbers.append(self._numbers[labels])
+
+    @property
+    def labels(self) -> set[str]:
+        """All that occur."""
+        return {label for labels in self._labels for label in labels}
+
+    def relabel(self, name: Callable[[str], str]) -> None:
+        """Call each label as ``name`` says."""
+        self._labels = [tuple(map(name, labels)) for labels in self._labels]
+        self._numbers = {labels: number for number, labels in enumerate(self._labels)}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, number: int) -> Source: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Source]: ...
+    def __getitem__(self, number: int | slice) -> Source | list[Source]:
+        if isinstance(number, slice):
+            return [self[place] for place in range(len(self))[number]]
+        start, labels = self._starts[number], self._labels[self._label_numbers[number]]
+        return Source(self.root, self._files[number], None if math.isnan(start) else start, labels, self._ids[number])
 
 
 VIDEO_SUFFIXES = frozenset(_VIDEO_SUFFIXES)
@@ -90,7 +142,7 @@ def find_sources(
     labels_from: str = "auto",
     suffixes: frozenset[str] = MEDIA_SUFFIXES,
     root: str | Path | None = None,
-) -> list[Source]:
+) -> Sources:
     """List the inputs of an extraction in a fixed order.
 
     Args:
@@ -131,17 +183,17 @@ def find_sources(
     return sources
 
 
-def _from_folder(folder: Path, label_by_folder: bool, suffixes: frozenset[str]) -> list[Source]:
+def _from_folder(folder: Path, label_by_folder: bool, suffixes: frozenset[str]) -> Sources:
     paths = sorted(_walk(folder, suffixes), key=lambda path: path.relative_to(folder).as_posix())
     stems = Counter(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
-    sources, root = [], str(folder)
+    sources = Sources(str(folder))
     for path in paths:
         relative = path.relative_to(folder)
         stem = relative.with_suffix("").as_posix()
         inside = label_by_folder and relative.parent != Path()
         labels = (relative.parent.name,) if inside else ()
         # a.mp4 and a.mkv keep their suffixes: their records need different names.
-        sources.append(Source(root, relative.as_posix(), None, labels, "" if stems[stem] == 1 else relative.as_posix()))
+        sources.add(relative.as_posix(), None, labels, "" if stems[stem] == 1 else relative.as_posix())
     return sources
 
 
@@ -158,7 +210,7 @@ def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
                     yield Path(parent, name)
 
 
-def _from_csv(path: Path, labels_from: str, root: Path) -> list[Source]:
+def _from_csv(path: Path, labels_from: str, root: Path) -> Sources:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             plain = _begins_at_once(file.readline())
@@ -166,7 +218,7 @@ def _from_csv(path: Path, labels_from: str, root: Path) -> list[Source]:
             reader = csv.reader(file)
             columns = ["file", "labels"] if plain else next(reader, [])
             _check_columns(path, columns, labels_from)
-            return list(_read_rows(path, reader, columns, labels_from, str(root), plain))
+            return _read_rows(path, reader, columns, labels_from, str(root), plain)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
 
@@ -182,8 +234,9 @@ def _check_columns(path: Path, columns: Sequence[str], labels_from: str) -> None
 
 def _read_rows(
     path: Path, reader: Iterable[list[str]], columns: Sequence[str], labels_from: str, root: str, plain: bool
-) -> Iterator[Source]:
-    """A source per line; equal labels are one object, so that a million lines stay small."""
+) -> Sources:
+    """A source per line."""
+    sources = Sources(root)
     places = {name: columns.index(name) for name in ("file", "labels", "start", "id") if name in columns}
     known: dict[str, tuple[str, ...]] = {}
 
@@ -205,7 +258,8 @@ def _read_rows(
         if text not in known:
             parts = [text] if plain or labels_from == "folder" else text.split(";")
             known[text] = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
-        yield Source(root, name, _start(cell(row, "start"), path, line), known[text], cell(row, "id"))
+        sources.add(name, _start(cell(row, "start"), path, line), known[text], cell(row, "id"))
+    return sources
 
 
 def _begins_at_once(first_line: str) -> bool:
@@ -226,7 +280,7 @@ def _start(text: str, path: Path, line: int) -> float | None:
     return start
 
 
-def _refuse_twins(media: Path, sources: list[Source]) -> None:
+def _refuse_twins(media: Path, sources: Sequence[Source]) -> None:
     """Two inputs of one name, or whose records would have one key, cannot be told apart afterwards."""
     if twins := _repeated(source.name for source in sources):
         raise UserError(f"{media} lists {twins[0]!r} more than once ({len(twins)} such): name each file and start once")
