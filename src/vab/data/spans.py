@@ -15,7 +15,7 @@ from av import Packet
 from av.error import FFmpegError
 
 from vab.data.decoding import MediaError, OpenMedia
-from vab.data.takers import Taker, Track
+from vab.data.takers import SoundTrack, Taker, Track
 
 _SEEK_BEYOND = 5.0
 """s. A span that starts later than this is reached by seeking; before it, decoding from the start costs less."""
@@ -76,6 +76,8 @@ def _pass(
                     for frame in _decoded(packet, track):
                         track.add(frame)
                 except FFmpegError as error:
+                    if _is_before(packet, start - _LEAD, track):
+                        continue  # sound does not depend on what went before; pictures do
                     if not taker.complete:
                         raise source.unreadable(error) from error
                     del waiting[packet.stream.index]
@@ -136,6 +138,13 @@ def _let_go(takers: Sequence[Taker]) -> Sequence[Taker]:
     for taker in takers:
         taker.let_go()
     return takers
+
+
+def _is_before(packet: Packet[Any], time: float, track: Track) -> bool:
+    """Whether a packet of sound lies before a time, s."""
+    if not isinstance(track, SoundTrack) or packet.pts is None or packet.time_base is None:
+        return False
+    return float(packet.pts * packet.time_base) - track.source.zero < time
 
 
 def _ready(source: OpenMedia, open_tracks: OpenTracks) -> Sequence[Track]:
