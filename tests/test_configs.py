@@ -1,5 +1,6 @@
 """Every shipped YAML against the code."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from vab.cli import main
+from vab.commands.extract import extract
+from vab.frozen.clip import parse
+from vab.frozen.codec import CODECS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = [
@@ -98,3 +102,28 @@ def test_the_repository_names_every_recipe():
     described = (CONFIGS / "README.md").read_text()
     for path in RECIPES:
         assert str(path.relative_to(CONFIGS)) in described
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "extract").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_is_extracted_is_what_codecs_and_encoders_are_called(path):
+    settings = yaml.safe_load(path.read_text())
+    assert set(settings) == {"codec", "vision", "segment_seconds", "video_fps"}
+    assert settings.keys() <= inspect.signature(extract).parameters.keys()
+    assert settings["codec"] in CODECS
+    if settings["vision"] != "tiny":
+        open_clip = pytest.importorskip("open_clip")
+        wanted = parse(settings["vision"])
+        assert wanted.tag in open_clip.list_pretrained_tags_by_model(wanted.model)
+
+
+def test_weights_that_are_not_there_are_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("VAB_WEIGHTS", str(tmp_path))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.mp4").touch()
+    with pytest.raises(SystemExit) as stop:
+        main(["extract", "--config", str(CONFIGS / "extract" / "paper.yaml"), f"--media={tmp_path}/in", "--out=o"])
+    assert stop.value.code == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("error: codec audiogen_16khz needs audiogen_16khz/compression_state_dict.bin")
+    assert len(complaint.splitlines()) == 1
