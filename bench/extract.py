@@ -27,19 +27,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.timing import machine
+from bench.timing import machine, run_as_program
 from vab.data.sources import find_sources
 from vab.spec import UserError
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print; a mistake in the options is one line and exit status 2."""
-    options = _parser().parse_args(argv)
-    try:
-        run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_as_program(run, _parser(), argv)
 
 
 def run(options: argparse.Namespace) -> None:

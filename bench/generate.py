@@ -23,7 +23,7 @@ import yaml
 
 from bench.codecs import benchmark_codec
 from bench.measure import BF16, Conditions, Row, autoregressive, measure, paper_spec, parallel, pass_flops
-from bench.timing import machine, matmul_rate
+from bench.timing import machine, matmul_rate, run_as_program
 from vab.data.format import write_atomically
 from vab.frozen import device_named
 from vab.spec import UserError
@@ -36,12 +36,7 @@ NO_TWIN = "without transformers there is no autoregressive decoder to compare wi
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and print; a mistake in the options is one line and exit status 2."""
-    options = _parser().parse_args(argv)
-    try:
-        run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_as_program(run, _parser(), argv)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vab.spec import UserError
+
 Result = TypeVar("Result")
+
+
+def run_as_program(
+    run: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: list[str] | None
+) -> None:
+    """Run a benchmark with the options of a command line; a mistake in them is one line and exit status 2."""
+    options = parser.parse_args(argv)
+    try:
+        run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def measured(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:

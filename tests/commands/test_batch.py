@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import command_line
 from vab.backbone import Backbone
 from vab.cli import main
 from vab.commands import ledger
@@ -441,18 +441,8 @@ def test_an_error_while_reading_ahead_reaches_the_caller_and_leaving_stops_the_t
 
 
 def start(checkpoint, videos, out, *arguments):
-    """``vab generate`` as a user starts it: Fabric runs the same script for the other ranks."""
-    command = [Path(sys.executable).with_name("vab"), "generate", "--checkpoint", checkpoint, "--video", videos,
-               "--out", out, "--device=cpu", "--format=wav", *arguments]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    return subprocess.Popen(
-        list(map(str, command)),
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return command_line.start("generate", "--checkpoint", checkpoint, "--video", videos, "--out", out, "--device=cpu",
+                              "--format=wav", *arguments)  # fmt: skip
 
 
 @pytest.mark.ddp

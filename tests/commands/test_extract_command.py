@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import command_line
 from small_media import tone, video
 from vab.cli import main
 from vab.commands.extract import extract
@@ -55,16 +55,7 @@ def whole(folder, tmp_path_factory):
 
 
 def start(folder, out, *arguments):
-    command = [Path(sys.executable).with_name("vab"), "extract", "--media", folder, "--out", out, *FLAGS, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    return subprocess.Popen(
-        list(map(str, command)),
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return command_line.start("extract", "--media", folder, "--out", out, *FLAGS, *arguments)
 
 
 def test_the_exit_status_says_whether_anything_was_left_out(folder, whole, tmp_path, capsys):
@@ -165,6 +156,16 @@ def test_ctrl_c_is_one_line_and_the_next_run_goes_on(folder, tmp_path, ranks):
     assert sorted({int(data.record(number)["id"]) for number in range(len(data))}) == list(range(400))
 
 
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.timeout(300)
+def test_what_is_wrong_is_said_by_one_rank_alone(folder, tmp_path):
+    run = start(folder, tmp_path / "out", "--devices=2", "--batch_size=0")
+    printed, complaint = run.communicate(timeout=200)
+    assert (run.returncode, printed, complaint) == (2, "", "error: batch_size must be 1 or more, got 0\n")
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_that_is_listed_is_there(tmp_path, capsys):
     (tmp_path / "list.csv").write_text("file\na.mp4\nb.mp4\n")
     with pytest.raises(SystemExit) as end:
@@ -187,21 +188,24 @@ def test_a_million_rows_are_planned_gone_on_with_and_reported_in_seconds(folder,
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 3, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
-    print(figures)
     assert figures["peak_mib"] < 1024
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["reasons"] == {"missing": 999_990, "too_short": report["reasons"].get("too_short", 0)}
+    # The file lasts 0.64 s, and 0.2 s are needed: it is too short from 0.5, 0.6, ... 0.9 s on.
+    assert report["reasons"] == {"missing": 999_990, "too_short": 5}
+    assert (report["inputs"], report["kept"], report["records"]) == (1_000_000, 5, 5)
 
 
 MEASURED = """
-import json, resource, sys, time
+import json, re, sys, time
+from pathlib import Path
 from vab.cli import main
 if __name__ == "__main__":
     begin = time.time()
     try:
         main(["extract", *sys.argv[1:]])
     finally:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # Not getrusage: that begins with the peak of the process that started this one.
+        peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
         print(json.dumps({"seconds": round(time.time() - begin, 1), "peak_mib": round(peak)}))
 """
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from vab.commands.extract import extract
+from vab.data.collector import Settings
 from vab.data.decoding_pool import Cutting, DecodingPool, Ended, Job, LeftOut, Segment
-from vab.data.extract import Encoders, ExtractionReport, Settings, extract_sources
+from vab.data.extract import Encoders, extract_sources
 from vab.data.format import Left
 from vab.data.media import write_video, write_wav
 from vab.data.records import ShardDataset
+from vab.data.report import ExtractionReport
 from vab.data.sources import find_sources
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision

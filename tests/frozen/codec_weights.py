@@ -97,7 +97,13 @@ def audiogen(path, config=None):
     settle_quantiser(quantizer, encoder, 16000)
     state = nn.ModuleDict({"encoder": encoder, "decoder": decoder, "quantizer": quantizer}).state_dict()
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"best_state": state, "xp.cfg": yaml.safe_dump(config), "version": "1.0.0", "exported": True}, path)
+    # As audiocraft dumps it: parts refer to others, and some to what only audiocraft can resolve.
+    dumped = config | {
+        "encodec": config["encodec"] | {"sample_rate": "${sample_rate}", "channels": "${channels}"},
+        "seanet": config["seanet"] | {"channels": "${channels}", "causal": "${encodec.causal}"},
+        "dset": {"train": "${hydra:job.name}", "valid": "???"},
+    }
+    torch.save({"best_state": state, "xp.cfg": yaml.safe_dump(dumped), "version": "1.0.0", "exported": True}, path)
     return state
 
 

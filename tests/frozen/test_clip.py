@@ -3,12 +3,14 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from vab.frozen import clip
 from vab.frozen.clip import Wanted, parse
 from vab.frozen.vision import load_vision
 from vab.spec import UserError
@@ -131,6 +133,7 @@ def test_half_precision_is_near_and_is_given_as_float32(option, published):
     pixels = full.preprocess(wide_frames())
     expected, got = full.encode(pixels), half.encode(pixels)
     assert got.dtype == torch.float32
+    assert (full.precision, half.precision) == ("float32", {"bf16": "bfloat16", "fp16": "float16"}[option])
     assert 0 < float((got - expected).norm() / expected.norm()) < 0.03
 
 
@@ -290,10 +293,11 @@ def test_names():
         ("PE-Core-L-14-336/meta", 336, "squash", 0.5),
     ],
 )
-def test_how_published_models_prepare_pixels(name, size, resize, mean):
-    """Of the models that the field uses, what their tags say; only that is tested here, not their weights."""
+def test_published_models_get_the_pixels_and_the_gelu_that_they_were_trained_with(name, size, resize, mean):
+    """Of the models that the field uses, what is asked of open_clip; their weights are not here."""
     wanted = parse(name)
-    facts = open_clip.get_pretrained_cfg(wanted.model, wanted.tag)
-    assert open_clip.get_model_config(wanted.model)["vision_cfg"]["image_size"] == size
-    assert facts["resize_mode"] == resize if "resize_mode" in facts else resize == "shortest"
-    assert facts["mean"][0] == mean
+    place = clip._place(wanted, Path("anywhere.bin"), open_clip)
+    assert place.preprocessing["mean"][0] == mean
+    assert place.preprocessing.get("resize_mode", "shortest") == resize
+    assert place.quick_gelu == (name.endswith(("/openai", "/dfn5b")))
+    assert open_clip.get_model_config(place.model)["vision_cfg"]["image_size"] == size

@@ -4,6 +4,7 @@ The weights are random, in the files that their authors publish; what they would
 """
 
 import hashlib
+import json
 import shutil
 
 import pytest
@@ -292,6 +293,32 @@ def test_an_audiocraft_file_of_another_network_is_refused(change, words, weights
     torch.save({"best_state": state, "xp.cfg": yaml.safe_dump(broken(change))}, path)
     with pytest.raises(UserError, match=words):
         load_codec("audiogen_16khz", weights=path)
+
+
+def test_a_configuration_that_does_not_say_enough_is_refused(weights, tmp_path):
+    state = torch.load(weights[0] / "audiogen_16khz/compression_state_dict.bin")["best_state"]
+    path = tmp_path / "compression_state_dict.bin"
+    for change, words in (
+        (lambda c: c.pop("rvq"), "it has no rvq"),
+        (lambda c: c["seanet"].update(causal="${nowhere.causal}"), "nowhere"),
+    ):
+        torch.save({"best_state": state, "xp.cfg": yaml.safe_dump(broken(change))}, path)
+        with pytest.raises(UserError, match=rf"xp\.cfg does not say what the network is: .*{words}"):
+            load_codec("audiogen_16khz", weights=path)
+
+
+def test_a_folder_of_an_older_transformers_is_read(weights, tmp_path):
+    """The folder on the hub was written by version 4, with these further entries."""
+    folder = tmp_path / "dac_16khz"
+    shutil.copytree(weights[0] / "dac_16khz", folder)
+    settings = json.loads((folder / "config.json").read_text())
+    older = {"architectures": ["DacModel"], "torch_dtype": "float32", "transformers_version": "4.45.0.dev0"}
+    older |= {"hidden_size": 64, "hop_length": 320, "upsampling_ratios": [8, 5, 4, 2]}
+    settings.pop("dtype", None)
+    (folder / "config.json").write_text(json.dumps(settings | older))
+    waveform = sounds(1, 8000)
+    expected = loaded("dac_16khz", weights[0]).encode(waveform)
+    assert torch.equal(load_codec("dac_16khz", weights=folder).encode(waveform), expected)
 
 
 def test_other_files_are_refused(weights, tmp_path):

@@ -12,9 +12,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vab.data.collector import Settings, Watch
 from vab.data.decoding_pool import Cutting
-from vab.data.extract import Encoders, ExtractionReport, Settings, Watch, check_numbers, extract_sources
+from vab.data.extract import Encoders, check_numbers, extract_sources
 from vab.data.labels import read_vocabulary
+from vab.data.report import ExtractionReport
 from vab.data.sources import find_sources
 from vab.frozen import device_named
 from vab.frozen.codec import load_codec
@@ -80,7 +82,8 @@ def extract(
         vocabulary: File with the names of all classes in their order, such as AudioSet's or VGGSound's
             class_labels_indices.csv; by default the labels that occur, sorted. Labels may be given by name or by id.
         media_root: Folder that the files of a CSV are in, if it is not the CSV's own.
-        codec_weights: File or folder of the codec's weights, if they are not where vab weights says.
+        codec_weights: File or folder of the codec's weights, if they are neither in the folder VAB_WEIGHTS nor in the
+            hub's cache.
         vision_weights: Likewise of the vision encoder's.
         num_workers: Processes that decode for each device; the cores are shared out if not given, 0 to decode in the
             main process.
@@ -104,27 +107,26 @@ def extract(
     workers = max(1, len(os.sched_getaffinity(0)) // devices) if num_workers is None else num_workers
     with ranks.ending_together():
         where = device_named(ranks.device)
-        encoders, error = None, None
+        error = None
         try:
             loaded = load_codec(codec, where, codec_weights), load_vision(vision, where, vision_weights)
             encoders = Encoders(*loaded, where)
+            cutting = Cutting(
+                segment_seconds=segment_seconds,
+                sample_rate=encoders.codec.sample_rate,
+                video_fps=video_fps,
+                segments=segments,
+                hop_seconds=segment_seconds if hop_seconds is None else hop_seconds,
+                min_seconds=min_seconds,
+                silence_db=silence_db,
+                still_pictures=still_pictures,
+                without_video=without_video,
+                preprocess=encoders.vision.preprocessor(),
+            )
+            check_numbers(cutting, workers, batch_size, file_timeout)
         except UserError as problem:
             error = problem
         ranks.agree(error)
-        assert encoders is not None
-        cutting = Cutting(
-            segment_seconds=segment_seconds,
-            sample_rate=encoders.codec.sample_rate,
-            video_fps=video_fps,
-            segments=segments,
-            hop_seconds=segment_seconds if hop_seconds is None else hop_seconds,
-            min_seconds=min_seconds,
-            silence_db=silence_db,
-            still_pictures=still_pictures,
-            without_video=without_video,
-            preprocess=encoders.vision.preprocessor(),
-        )
-        check_numbers(cutting, workers, batch_size, file_timeout)
         settings = Settings(workers, batch_size, file_timeout, records_per_shard, duplicates == "leave_out")
         threads = torch.get_num_threads()
         # Threads beyond the cores that the decoders leave would wait for each other: three times slower on two cores.

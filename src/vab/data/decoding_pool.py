@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vab.audio import rms_db
-from vab.data.media import MediaError, MediaSegment, read_segments, scan_packets
+from vab.data.media import MediaError, MediaSegment, read_segments, scan_packets, scan_streams
 from vab.spec import UserError
 
 
@@ -147,7 +147,8 @@ def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segmen
         In order of time, each segment or why it is left out. Whatever is wrong with a file is one of these.
     """
     try:
-        scan = scan_packets(path)
+        # For a single segment the rest of the file, which may be hours, is not read.
+        scan = scan_packets(path) if start is None else scan_streams(path)
     except MediaError as error:
         yield LeftOut(None, error.reason, error.detail)
         return

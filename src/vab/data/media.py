@@ -65,6 +65,7 @@ __all__ = [
     "read_segments",
     "replace_audio",
     "scan_packets",
+    "scan_streams",
     "stream_ends",
     "stream_frames",
     "write_video",
@@ -271,9 +272,9 @@ class Scan:
     """What the packets of a file tell without being decoded; times are on the file's timeline."""
 
     video_end: float | None
-    """s; None without video."""
+    """s; None without video, inf where it was not looked for."""
     audio_end: float | None
-    """s; None without audio."""
+    """Likewise of the sound."""
     pictures: np.ndarray | None = None
     """(F,) int64: when each picture is shown, in the stream's own units, rising; None where that cannot be told, or
     where the codec does not say on which pictures no other depends."""
@@ -292,6 +293,17 @@ class Scan:
         is_wanted[np.maximum(chosen, 0)] = True
         is_wanted[[0, -1]] = True  # these say where the video begins and ends
         return frozenset(self.pictures[~is_wanted].tolist())
+
+
+def scan_streams(path: str | Path) -> Scan:
+    """Which streams a file has, found without reading it: they end nowhere (inf), and their pictures are not known.
+
+    Raises:
+        MediaError: If the file is missing or unreadable.
+    """
+    with OpenMedia(path) as source:
+        video, audio = (None if stream is None else math.inf for stream in (source.video, source.audio))
+        return Scan(video, audio, zero=source.zero)
 
 
 def scan_packets(path: str | Path) -> Scan:

@@ -74,6 +74,7 @@ class OpenClip(VisionEncoder):
             ) from error
         self.name, self.weight_hash = name, sha256_of(place.file)
         self.dtype = _DTYPES[wanted.dtype]
+        self.precision = str(self.dtype).removeprefix("torch.")
         self.layer, self.normalised = wanted.layer, wanted.normalised
         self.visual: Any = model.visual.eval().to(self.dtype)
         settings = {key: _plain(value) for key, value in model.visual.preprocess_cfg.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vab.frozen.codec import PIECE_SECONDS, Codec
 from vab.frozen.convolutions import Weights, down_reach, fold_weight_norm, in_pieces, up_reach
-from vab.frozen.published import Published, read_checkpoint, sha256_of, tell_licence
+from vab.frozen.published import Published, read_checkpoint, refusing_other_weights, sha256_of, tell_licence
 from vab.spec import UserError
 
 PUBLISHED = Published(
@@ -54,15 +54,12 @@ class Dac(Codec):
             from transformers import DacConfig, DacModel
         except ImportError as error:
             raise UserError(f"codec dac_16khz needs a package ({error}): pip install 'vab[dac]'") from error
-        config = DacConfig(**settings)
+        config = DacConfig.from_dict(settings)
         if config.sampling_rate != SAMPLE_RATE:
             raise UserError(f"{file} is for {config.sampling_rate} Hz, codec dac_16khz for {SAMPLE_RATE} Hz")
         self.network = DacModel(config)
-        try:
+        with refusing_other_weights(file, "a DAC"):
             self.network.load_state_dict(fold_weight_norm(state))
-        except (RuntimeError, AttributeError, TypeError, KeyError) as error:
-            reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])[:300] or str(error)
-            raise UserError(f"{file} does not hold the weights of a DAC: {reason}") from error
         self.name, self.weight_hash = name, sha256_of(file)
         self.sample_rate, self.hop = SAMPLE_RATE, math.prod(config.downsampling_ratios)
         self.code_rate = self.sample_rate / self.hop

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from vab.frozen.codec import PIECE_SECONDS, Codec
 from vab.frozen.convolutions import down_reach, fold_weight_norm, in_pieces, up_reach
-from vab.frozen.published import Published, read_checkpoint, sha256_of, tell_licence
+from vab.frozen.published import Published, read_checkpoint, refusing_other_weights, sha256_of, tell_licence
 from vab.spec import UserError
 
 _NON_COMMERCIAL = "CC BY-NC 4.0: not for commercial use"
@@ -183,20 +184,29 @@ def numbers_of(contents: dict[str, Any], path: Path) -> Numbers:
             f"{path} is not audiocraft's compression_state_dict.bin: expected xp.cfg and best_state, "
             f"got {', '.join(map(str, list(contents)[:5]))}"
         )
-    config = yaml.safe_load(contents["xp.cfg"])
-    for name, expected in _AUDIOCRAFT:
-        value: Any = config
-        for part in name.split("."):
-            value = value.get(part, expected) if isinstance(value, dict) else expected
-        if value != expected:
-            raise UserError(f"{path}: its {name} is {value!r}, only {expected!r} can be read")
-    seanet = dict(config["seanet"])
-    encoder, decoder = seanet.pop("encoder", None) or {}, seanet.pop("decoder", None) or {}
-    if encoder:
-        raise UserError(f"{path}: its encoder has settings of its own ({encoder}), which cannot be read")
-    seanet.pop("disable_norm_outer_blocks", None)
-    rvq = config["rvq"]
-    return Numbers(int(config["sample_rate"]), int(rvq["n_q"]), int(rvq["bins"]), seanet, decoder)
+    try:
+        # Its parts refer to each other (${channels}); they are read one by one, as others refer to what is not here.
+        config = OmegaConf.create(contents["xp.cfg"])
+        for name, expected in _AUDIOCRAFT:
+            value = OmegaConf.select(config, name, default=expected)
+            if value != expected:
+                raise UserError(f"{path}: its {name} is {value!r}, only {expected!r} can be read")
+        seanet, rvq = (_plain(OmegaConf.select(config, name), name) for name in ("seanet", "rvq"))
+        encoder, decoder = seanet.pop("encoder", None) or {}, seanet.pop("decoder", None) or {}
+        if encoder:
+            raise UserError(f"{path}: its encoder has settings of its own ({encoder}), which cannot be read")
+        seanet.pop("disable_norm_outer_blocks", None)
+        return Numbers(int(config["sample_rate"]), int(rvq["n_q"]), int(rvq["bins"]), seanet, decoder)
+    except (OmegaConfBaseException, KeyError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{path}: its xp.cfg does not say what the network is: {reason}") from error
+
+
+def _plain(part: Any, name: str) -> dict[str, Any]:
+    """A part of a configuration, in which nothing refers to others any more."""
+    if not OmegaConf.is_dict(part):
+        raise KeyError(f"it has no {name}")
+    return {str(key): value for key, value in OmegaConf.to_container(part, resolve=True).items()}  # type: ignore[union-attr]
 
 
 def _recurrent(layers: nn.Sequential) -> int:
@@ -212,8 +222,5 @@ def _fill(network: nn.Module, state: Any, path: Path) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
                 nn.utils.remove_weight_norm(layer)
-    try:
+    with refusing_other_weights(path, "an EnCodec"):
         network.load_state_dict(fold_weight_norm({name: value.float() for name, value in state.items()}))
-    except (RuntimeError, AttributeError, TypeError, KeyError) as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])[:300] or str(error)
-        raise UserError(f"{path} does not hold the weights of an EnCodec: {reason}") from error

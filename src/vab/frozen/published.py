@@ -9,7 +9,8 @@ import pickle
 import re
 import sys
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,12 +196,27 @@ def fill(network: nn.Module, path: Path) -> None:
     """
     network.to("meta")  # its random weights go before the file is read
     contents = read_checkpoint(path)
-    try:
+    with refusing_other_weights(path, type(network).__name__):
         network.load_state_dict(contents.get("model", contents), assign=True)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])[:300] or str(error)
-        raise UserError(f"{path} does not hold the weights of {type(network).__name__}: {reason}") from error
     network.float()
+
+
+@contextmanager
+def refusing_other_weights(path: Path, owner: str) -> Iterator[None]:
+    """Say in a user's words that a file holds other weights than those of the network that is being filled.
+
+    Args:
+        path: Of the file.
+        owner: Whose weights are expected, in words.
+
+    Raises:
+        UserError: If filling the network fails.
+    """
+    try:
+        yield
+    except (RuntimeError, AttributeError, TypeError, KeyError) as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])[:300] or str(error)
+        raise UserError(f"{path} does not hold the weights of {owner}: {reason}") from error
 
 
 def audioset_classes(weights: Path) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ class VisionEncoder(Frozen, ABC):
 
     feature_dim: int
     """C."""
+    precision: str = "float32"
+    """In which it computes."""
     preprocessing: str
     """In words, what `preprocess` does to a frame: part of what the features mean, so manifests record it."""
 

@@ -1,0 +1,283 @@
+"""Rank 0's part of an extraction: what is to be done, what is finished, and its way into the shards in order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vab.data.format import Left, make_key
+from vab.data.report import REPORT, ExtractionReport, report_of, write_report
+from vab.data.results import Place, Result, Results, source_hash
+from vab.data.shards import ShardWriter
+from vab.data.sources import Source, Sources
+from vab.ranks import Ranks
+from vab.spec import SegmentSpec, UserError
+
+PARTIAL = "extraction.partial"
+"""Folder of what is finished and in no committed shard."""
+_POLL_SECONDS = 0.5
+"""How often rank 0 looks for what the other ranks have finished."""
+_MISSING, _UNKNOWN = -1, -2
+"""Sizes of files that are not there, or whose size the system does not tell."""
+
+Watch = Callable[[int, int, float], None]
+"""Is told, now and then, how many inputs are done, how many of these by this run, and the sound that this is, s."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an extraction is done; of these, the last two show in the shards."""
+
+    num_workers: int = 0
+    """Processes that decode for each rank; 0 decodes in the rank itself."""
+    batch_size: int = 16
+    """Segments that are encoded at once."""
+    file_timeout: float = 300.0
+    """s without a segment after which a file is given up."""
+    records_per_shard: int = 4096
+    """Records per tar."""
+    leaves_out_duplicates: bool = False
+    """Whether an input that has the very bytes, and the start, of one before it in the list is left out."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all ranks must know of a run."""
+
+    run: int
+    """Its number."""
+    to_decode: np.ndarray
+    """(n,) int32: numbers of the sources that are to be decoded, in order."""
+    wants_digest: np.ndarray
+    """(n,) bool: whether another input has the file's size, so that they may be the same."""
+
+
+class Collector:
+    """Rank 0's part: knows what is finished by whom, and writes it into shards in the order of the sources."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        out: Path,
+        head: dict[str, Any],
+        settings: Settings,
+        ranks: Ranks,
+        watch: Watch,
+    ) -> None:
+        self.sources, self.out, self.settings, self.ranks, self.watch = sources, out, settings, ranks, watch
+        self.left_out: list[Left] = []
+        spec = SegmentSpec.from_dict(head["spec"])
+        self.sizes = file_sizes(sources)
+        if not (self.sizes != _MISSING).any():
+            raise UserError(
+                f"none of {len(sources)} inputs is there, such as {sources[0].path}: give --media_root, the folder that"
+                " the files of a CSV are in"
+            )
+        self.writer = ShardWriter(out, spec, head["labels"], settings.records_per_shard, head["extraction"])
+        try:
+            self.results = Results(out / PARTIAL, head)
+            self._refuse_lost()
+            self.plan = self._make_plan()
+        except BaseException:
+            self.writer.close()
+            raise
+
+    def _make_plan(self) -> Plan:
+        """Find out what is done already, and so what is to be decoded."""
+        sources = self.sources
+        is_open = np.fromiter((not self.writer.is_done(source.name) for source in sources), bool, len(sources))
+        self._order = np.flatnonzero(is_open).astype(np.int32)  # sources that no committed shard accounts for
+        self._next = 0  # in that order
+        self._logs = np.full(len(sources), -1, np.int32)  # where each source's result is
+        self._offsets = np.zeros(len(sources), np.int64)
+        self._uncommitted: list[Place] = []
+        self._last_look = 0.0
+        self._seconds, self._begun = 0.0, 0
+        hashes = np.fromiter((source_hash(source.name) for source in sources), np.uint64, len(sources))
+        self._by_hash = np.argsort(hashes, kind="stable").astype(np.int32)
+        self._hashes = hashes[self._by_hash]
+        self._look()
+        waits = is_open & (self._logs < 0) & (self.sizes != _MISSING)
+        to_decode = np.flatnonzero(waits).astype(np.int32)
+        self._done_before, self._begun = len(sources) - len(to_decode), 0
+        return Plan(self.results.run, to_decode, self._shares_size()[to_decode])
+
+    def _refuse_lost(self) -> None:
+        """What is in shards already must still be asked for."""
+        if not self.writer.num_done:
+            return
+        listed = sum(self.writer.is_done(source.name) for source in self.sources)
+        if listed < self.writer.num_done:
+            names = {source.name for source in self.sources}
+            lost = sorted(name for name in self.writer.committed_sources() if name not in names)
+            raise UserError(
+                f"{self.out} was begun with {len(lost)} inputs that are not listed now ({lost[0]}, ...):"
+                " list them again to go on, or give another folder"
+            )
+
+    def _shares_size(self) -> np.ndarray:
+        """(sources,) bool: whether another file is as large, so that the two may be the same."""
+        _, inverse, counts = np.unique(self.sizes, return_inverse=True, return_counts=True)
+        shares: np.ndarray = (counts[inverse] > 1) & (self.sizes > 0)
+        return shares
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every source is handed over to the writer."""
+        return self._next == len(self._order)
+
+    def add(self, number: int, path: Path, offset: int) -> None:
+        """A source that this rank has finished."""
+        self._found(number, self.results.note(path, offset))
+        self._advance()
+
+    def collect_sometimes(self) -> None:
+        """``collect``, if it was not done lately."""
+        if time.monotonic() - self._last_look > _POLL_SECONDS:
+            self.collect()
+
+    def wait_for_others(self) -> None:
+        """Let other ranks do some more, then ``collect``."""
+        time.sleep(_POLL_SECONDS)
+        self.collect()
+
+    def collect(self) -> None:
+        """See what other ranks have finished, and write what has its turn.
+
+        Raises:
+            UserError: If another rank has failed, or the disk is full.
+        """
+        self.ranks.require_others()
+        self._look()
+        self._advance()
+        done = self._done_before + self._begun
+        self.watch(done, self._begun, self._seconds)
+
+    def _look(self) -> None:
+        for source, place in self.results.poll():
+            if (number := self._number_of(source)) >= 0:
+                self._found(number, place)
+        self._last_look = time.monotonic()
+
+    def _found(self, number: int, place: Place) -> None:
+        if self._logs[number] < 0:
+            self._begun += 1
+        self._logs[number], self._offsets[number] = place.log, place.offset
+
+    def _advance(self) -> None:
+        """Write what is finished, up to the first source that is not."""
+        while self._next < len(self._order):
+            number = int(self._order[self._next])
+            if self.sizes[number] == _MISSING:
+                absent = {"start_seconds": None, "reason": "missing", "detail": "there is no such file"}
+                self._write(number, Result([], [absent]))
+            elif self._logs[number] >= 0:
+                place = Place(int(self._logs[number]), int(self._offsets[number]))
+                self._uncommitted.append(place)
+                self._write(number, self.results.take(place, self.sources[number].name))
+            else:
+                return
+            self._next += 1
+            if not self.writer.num_uncommitted:
+                self.results.release(self._uncommitted)
+                self._uncommitted = []
+
+    def _write(self, number: int, result: Result) -> None:
+        source = self.sources[number]
+        name = source.name
+        result = self._without_duplicate(source, result)
+        for record in result.records:
+            key = make_key(record.meta["id"], record.meta["start_seconds"])
+            self.writer.write(key, record.codes, record.features, record.meta)
+        for entry in result.left_out:
+            self.writer.leave_out(name, entry["reason"], entry["detail"], entry["start_seconds"])
+            if not self.writer.num_records:  # else the manifest will tell
+                self.left_out.append(Left(name, entry["reason"], entry["detail"], entry["start_seconds"]))
+        if result.records:
+            self.writer.finish_source(name)
+        self._seconds += result.seconds
+
+    def _without_duplicate(self, source: Source, result: Result) -> Result:
+        """The result; or that it is left out, as the same bytes were kept before."""
+        if not result.records or result.digest is None:
+            return result
+        own = source_hash(source.name)
+        first = self.results.first_of(result.digest, source.start, own)
+        if first is None or not self.settings.leaves_out_duplicates:
+            self.results.keep(result.digest, source.start, own)
+            return result
+        other = self.sources[self._number_of(first)]
+        labels = "" if other.labels == source.labels else f", whose labels are {', '.join(other.labels) or 'none'}"
+        detail = f"has the very bytes of {other.name}{labels}"
+        return Result([], [{"start_seconds": None, "reason": "duplicate", "detail": detail}])
+
+    def _number_of(self, source: int) -> int:
+        """Of the source of a hash; -1 if it is not listed."""
+        at = int(np.searchsorted(self._hashes, np.uint64(source)))
+        return int(self._by_hash[at]) if at < len(self._hashes) and int(self._hashes[at]) == source else -1
+
+    def finish(self, codebooks: torch.Tensor) -> ExtractionReport:
+        """All sources are written: index, manifest and report.
+
+        Raises:
+            UserError: If there is not one record.
+        """
+        total = len(self.sources)
+        if not self.writer.num_records:
+            self.results.delete()  # so that mended files are looked at again
+            report = ExtractionReport(str(self.out), total, 0, 0, self.left_out)
+            write_report(report)
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
+            raise UserError(f"not one of {total} inputs gave a record ({reasons}): see {self.out / REPORT} for each")
+        pairs = self.results.duplicates.items()
+        named = {self.sources[self._number_of(own)].name: self.sources[self._number_of(of)].name for own, of in pairs}
+        inputs = fingerprint(self.sources, self.sizes)
+        manifest = self.writer.finish(codebooks, inputs, {"duplicates": named} if named else {})
+        self.results.delete()
+        report = report_of(self.out, manifest)
+        assert report.inputs == total, f"{report.inputs} inputs accounted for, {total} were given"
+        write_report(report)
+        self.watch(total, self._begun, self._seconds)
+        return report
+
+    def close(self) -> None:
+        """Let other processes write to the folder. Harmless after ``finish``."""
+        self.results.close()
+        self.writer.close()
+
+
+def fingerprint(sources: Sources, sizes: np.ndarray) -> str:
+    """Tells one list of inputs from another: how many, and a hash of their names, starts, labels and sizes."""
+    digest = hashlib.sha256(b"[")
+    for number, (source, size) in enumerate(zip(sources, sizes.tolist(), strict=True)):
+        row = (source.name, source.start, source.labels, size if size >= 0 else None)
+        digest.update(f"{', ' if number else ''}{json.dumps(row)}".encode())
+    digest.update(b"]")
+    return f"{len(sources)} sha256:{digest.hexdigest()}"
+
+
+def file_sizes(sources: Sources) -> np.ndarray:
+    """(sources,) int64: bytes of each file, or `_MISSING`; many are asked for at once, for the sake of slow disks."""
+
+    def size(source: Source) -> int:
+        try:
+            return os.stat(f"{source.root}/{source.file}" if not source.file.startswith("/") else source.file).st_size
+        except FileNotFoundError:
+            return _MISSING
+        except OSError:
+            return _UNKNOWN  # decoding it will say why
+
+    with ThreadPoolExecutor(16) as threads:
+        starts = range(0, len(sources), 4096)
+        parts = threads.map(lambda start: [size(source) for source in sources[start : start + 4096]], starts)
+        return np.fromiter((one for part in parts for one in part), np.int64, len(sources))

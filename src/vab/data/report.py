@@ -1,0 +1,99 @@
+"""What became of every input of an extraction: for people, and as ``report.json`` beside the shards."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vab.data.format import INDEX, Left, json_lines, write_atomically
+
+REPORT = "report.json"
+LEFT_OUT_STATUS = 3
+"""Exit status of an extraction that is finished but for inputs that are left out."""
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """What became of every input; ``report.json`` in the folder holds the same."""
+
+    folder: str
+    """Where the shards are."""
+    inputs: int
+    """Files (or rows of the CSV) that were asked for."""
+    kept: int
+    """Inputs with at least one record. ``inputs`` is this plus the inputs left out whole."""
+    records: int
+    """Segments in the shards."""
+    left_out: list[Left]
+    """Whole inputs, and single segments of inputs that are kept otherwise."""
+    already_finished: bool = False
+    """True if the folder was complete before, and nothing was done."""
+    hours: float = 0.0
+    """Of sound in the shards."""
+    duplicates: dict[str, str] = field(default_factory=dict)
+    """Inputs that are kept although they have the very bytes (and the start) of another one, and that one."""
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many inputs were left out whole, by reason."""
+        return dict(Counter(entry.reason for entry in self.left_out if entry.start_seconds is None))
+
+    @property
+    def exit_status(self) -> int:
+        """0 if every input is in the shards whole, else ``LEFT_OUT_STATUS``."""
+        return LEFT_OUT_STATUS if self.left_out else 0
+
+    def __str__(self) -> str:
+        lost = self.inputs - self.kept
+        hours = f", {self.hours:.2f} h of sound" if self.hours else ""
+        lines = [
+            f"{self.folder}: {self.records} records of {self.kept} inputs{hours}",
+            f"{lost} of {self.inputs} inputs left out" + (":" if lost else ""),
+        ]
+        for reason, count in sorted(self.reasons.items()):
+            names = (left.source for left in self.left_out if left.reason == reason and left.start_seconds is None)
+            some = itertools.islice(names, _NAMED)
+            lines.append(f"  {count} {reason}: {', '.join(some)}{', ...' if count > _NAMED else ''}")
+        segments = Counter(entry.reason for entry in self.left_out if entry.start_seconds is not None)
+        if segments:
+            words = ", ".join(f"{count} {reason}" for reason, count in sorted(segments.items()))
+            lines.append(f"{segments.total()} single segments left out: {words}")
+        if self.duplicates:
+            lines.append(f"{len(self.duplicates)} inputs are kept that have the very bytes of another one")
+        if self.left_out or self.duplicates:
+            lines.append(f"each with its reason in {Path(self.folder) / REPORT}")
+        return "\n".join([*lines, "it was finished before: nothing to do"] if self.already_finished else lines)
+
+
+_NAMED = 3
+"""Inputs that the printed report names of each reason; the file names all."""
+
+
+def report_of(out: Path, manifest: dict[str, Any]) -> ExtractionReport:
+    """The report of a finished data set.
+
+    Args:
+        out: Its folder.
+        manifest: As read, or as ``ShardWriter.finish`` gives it.
+    """
+    left_out = [entry if isinstance(entry, Left) else Left.of(entry) for entry in manifest["left_out"]]
+    counts = manifest["counts"]
+    whole = sum(entry.start_seconds is None for entry in left_out)
+    steps = np.load(out / INDEX, mmap_mode="r", allow_pickle=False)["steps"].sum(dtype=np.int64)
+    hours = round(float(steps) / manifest["spec"]["code_rate"] / 3600, 3)
+    kept = counts["sources"] - whole
+    return ExtractionReport(
+        str(out), counts["sources"], kept, counts["records"], left_out, False, hours, manifest.get("duplicates", {})
+    )
+
+
+def write_report(report: ExtractionReport) -> None:
+    """Write ``report.json`` into the report's folder."""
+    names = ("folder", "inputs", "kept", "records", "hours", "duplicates", "left_out")
+    values = {name: getattr(report, name) for name in names}
+    write_atomically(Path(report.folder) / REPORT, json_lines({"reasons": report.reasons, **values}, "left_out"))
