@@ -231,8 +231,8 @@ def test_one_bad_file_of_many_is_named_and_the_rest_is_made(checkpoint, tmp_path
         (["--out=folder/x.wav"], "--out folder/x.wav cannot be written: folder/x.wav is in the way"),
         (["--out=words.mp4/y.wav"], "words.mp4 is in the way"),
         (["--out=x.wav", "--video=missing.mp4"], "no video at missing.mp4"),
-        (["--out=x.wav", "--video=words.mp4"], "words.mp4: cannot be read: Invalid data"),
-        (["--out=x.wav", "--video=words.png"], "words.png: cannot be read: Invalid data"),
+        (["--out=x.wav", "--video=words.mp4"], "words.mp4: is text, not media: '"),
+        (["--out=x.wav", "--video=words.png"], "words.png: is text, not media: '"),
         (["--out=x.wav", "--video=sound.wav"], "sound.wav: has no picture to make sound for"),
         (
             ["--out=x.mp4", "--seconds=0.5"],
@@ -245,7 +245,7 @@ def test_one_bad_file_of_many_is_named_and_the_rest_is_made(checkpoint, tmp_path
             "--keep takes spans of seconds, such as 0-2,5- (from 5 s to the end); '5' is none",
         ),
         (["--out=x.wav", "--keep=0-1", "--audio=none.wav"], "none.wav: there is no such file"),
-        (["--out=x.wav", "--audio=words.mp4"], "words.mp4: cannot be read"),
+        (["--out=x.wav", "--audio=words.mp4"], "words.mp4: is text, not media"),
         (
             ["--out=x.wav", "--keep_levels=4"],
             "--keep_levels must leave a level to make of the model's 4: 0 to 3, got 4",

@@ -486,3 +486,20 @@ def test_what_write_video_refuses(tmp_path, frames, rate, words):
     with pytest.raises(ValueError, match=words):
         write_video(tmp_path / "x.mp4", frames, 8, None, rate)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty (0 bytes)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "is a pointer of Git LFS"),
+        (b"<!DOCTYPE html>\n<html><title>404</title>", "is a web page, not media: '<!DOCTYPE html> <html>"),
+        (b"../other/clip.mp4", "is text, not media: '../other/clip.mp4'"),
+        (bytes(range(256)), "cannot be read: Invalid data found when processing input"),
+    ],
+)
+def test_what_downloads_leave_is_named(tmp_path, content, words):
+    (tmp_path / "x.mp4").write_bytes(content)
+    with pytest.raises(MediaError) as problem:
+        read_segment(tmp_path / "x.mp4", 16_000, 8.0, seconds=0.25)
+    assert (problem.value.reason, problem.value.detail[: len(words)]) == ("unreadable", words)

@@ -109,3 +109,10 @@ def test_of_a_video_that_ends_before_the_first_time_the_last_picture_is_taken(tm
     assert running.tolist() == [True, False]
     assert np.concatenate(taken).shape == (2, 32, 32, 3)
     assert abs(int(np.concatenate(taken).mean()) - 160) < 6
+
+
+def test_a_picture_is_the_same_however_often_it_is_read(tmp_path):
+    # Slices of several threads overran each other in one of a hundred readings of a width that fills no vector.
+    Image.fromarray(ramp()).save(tmp_path / "x.jpg", quality=95)
+    first = read_picture(tmp_path / "x.jpg")[0]
+    assert all(np.array_equal(read_picture(tmp_path / "x.jpg")[0], first) for _ in range(1000))

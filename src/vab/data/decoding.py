@@ -128,4 +128,31 @@ class OpenMedia:
     def unreadable(self, error: Exception | str) -> MediaError:
         """What to raise when FFmpeg gives up."""
         said = error if isinstance(error, str) else (getattr(error, "strerror", None) or str(error))
-        return MediaError("unreadable", self.path, f"cannot be read: {said}")
+        return MediaError("unreadable", self.path, _no_media(self.path) or f"cannot be read: {said}")
+
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_HEAD_BYTES = 512
+_QUOTED = 60
+"""Characters of a text that is shown."""
+
+
+def _no_media(path: Path) -> str:
+    """What a file is that FFmpeg cannot read, where it is one of the things that downloads leave; else nothing."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if not head:
+        return "is empty (0 bytes)"
+    if head.startswith(_LFS_POINTER):
+        return "is a pointer of Git LFS, not the file itself: type git lfs pull"
+    try:
+        text = head.decode("ascii")
+    except UnicodeDecodeError:
+        return ""
+    if not all(character.isprintable() or character in "\t\r\n" for character in text):
+        return ""
+    kind = "a web page" if text.lstrip().lower().startswith(("<!doctype html", "<html")) else "text"
+    return f"is {kind}, not media: {' '.join(text.split())[:_QUOTED]!r}"

@@ -11,6 +11,7 @@ import av
 import av.error
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 
 from vab.data.decoding import OpenMedia
 from vab.data.spans import take_span
@@ -58,7 +59,8 @@ def read_picture(path: str | Path) -> tuple[np.ndarray, bool]:
             frame = next(source.container.decode(stream), None)
             if frame is None or frame.is_corrupt:
                 raise source.unreadable("its picture is damaged or missing")
-            pixels = frame.to_ndarray(format="rgba")
+            # One thread: with several, swscale's last columns of a row can land in the row that another one has done.
+            pixels = VideoReformatter().reformat(frame, format="rgba", threads=1).to_ndarray()
         except FFmpegError as error:
             raise source.unreadable(error) from error
     pixels = _turned(pixels, exif_orientation(Path(path).read_bytes()))
