@@ -164,3 +164,15 @@ def test_a_mistake_is_one_line(arguments, expected, capsys):
     assert stopped.value.code == 2
     assert expected in error
     assert len(error.splitlines()) == 1
+
+
+def test_the_loaders_table_has_every_peer(capsys, tmp_path):
+    from bench.loader import main as loader
+
+    pytest.importorskip("litdata")
+    loader(["--records", "64", "--batch_size", "8", "--passes", "1", "--workers", "0", "--scratch", str(tmp_path)])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rates = {row["what"]: row["records_per_second"] for row in figures["rows"]}
+    assert rates.keys() == {"reading the tars' bytes, in order", "webdataset", "vab", "LitData"}
+    assert rates["reading the tars' bytes, in order"] > rates["vab"] > rates["webdataset"] > 0
+    assert not list(tmp_path.iterdir())

@@ -113,7 +113,11 @@ class SegmentSpec:
 
 @dataclass
 class Batch:
-    """Some records of a data set, as tensors. ``ragged`` says whether any record is shorter than the segment."""
+    """Some records of a data set, as tensors. ``ragged`` says whether any record is shorter than the segment.
+
+    On the way from a loader to the device codes and features are in the types in which they are stored, a quarter and
+    half of the size; ``widened`` gives the types that are named here.
+    """
 
     codes: Tensor
     """(B, K, T) int64 in [0, S). Steps at and after ``steps`` are padding."""
@@ -146,9 +150,9 @@ class Batch:
         """The batch on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from which copies to a GPU can overlap with work there."""
-        return self._map(lambda tensor: tensor.pin_memory())
+    def widened(self) -> Batch:
+        """The batch with codes as int64 and features as float32, on the device where it is."""
+        return replace(self, codes=self.codes.to(torch.int64), features=self.features.to(torch.float32))
 
     def _map(self, function: Any) -> Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}

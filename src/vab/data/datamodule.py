@@ -14,9 +14,9 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader, Dataset
 
 from vab.data.labels import read_vocabulary
+from vab.data.loader import Loader
 from vab.data.order import (
     Share,
     evaluation_batches,
@@ -44,73 +44,7 @@ class _Position:
     processed: int = 0
 
 
-class _Shares(Dataset[Batch]):
-    """A data set as the workers see it: a share of a step in, a batch out."""
-
-    def __init__(self, dataset: ShardDataset) -> None:
-        self.dataset = dataset
-
-    def __getitems__(self, share: Share) -> Batch:
-        return self.dataset.read(share.numbers, share.valid)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-class _Loader:
-    """Batches in our own order. Not a ``DataLoader``, because the trainer rebuilds those with samplers of its own.
-
-    Workers start at the first batch and stay for the passes that follow.
-    """
-
-    def __init__(self, dataset: ShardDataset, num_workers: int, pin_memory: bool) -> None:
-        self.dataset = dataset
-        self._settings: dict[str, Any] = {
-            "num_workers": num_workers,
-            "persistent_workers": num_workers > 0,
-            "pin_memory": pin_memory,
-        }
-        self._workers: DataLoader[Batch] | None = None
-
-    def shares(self) -> Iterator[Share]:
-        """What this rank reads in the pass that now begins."""
-        raise NotImplementedError
-
-    @property
-    def _iterator(self) -> Any:
-        # The name by which the trainer finds the workers of a DataLoader and ends them, after an exception, too.
-        # Workers that were left to the garbage collector can hold up those of the next run for many seconds.
-        return None if self._workers is None else self._workers._iterator
-
-    @_iterator.setter
-    def _iterator(self, nothing: None) -> None:
-        self._workers = None
-
-    def _batches(self) -> Iterator[Batch]:
-        if self._workers is None:
-            self._workers = DataLoader(
-                _Shares(self.dataset),
-                batch_sampler=_Sampler(self),  # type: ignore[arg-type]
-                collate_fn=_as_it_is,
-                # Else starting a pass would take a number from torch's global generator, and so change the dropout.
-                generator=torch.Generator(),
-                **self._settings,
-            )
-        yield from self._workers
-
-
-class _Sampler:
-    """The loader's order, as something that ``DataLoader`` can iterate over again and again."""
-
-    def __init__(self, loader: _Loader) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[Share]:
-        return self._loader.shares()
-
-
-class _TrainLoader(_Loader):
+class _TrainLoader(Loader):
     """The rest of the current epoch, from wherever training stands.
 
     Its length is that of a whole epoch also when less is left: the trainer adds the steps it has done.
@@ -155,12 +89,12 @@ class _TrainLoader(_Loader):
         if not self._data.steps_left(position.start):
             position.epoch, position.start = position.epoch + 1, 0
         position.processed = _processed_steps(self._trainer)
-        for batch in self._batches():
+        for batch in self.batches():
             position.handed += 1
             yield batch
 
 
-class _EvaluationLoader(_Loader):
+class _EvaluationLoader(Loader):
     """Each of the first ``num_records`` records once, over all ranks."""
 
     def __init__(
@@ -179,7 +113,7 @@ class _EvaluationLoader(_Loader):
         return evaluation_steps(*self._plan[:3])
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._batches()
+        return self.batches()
 
     def shares(self) -> Iterator[Share]:
         return evaluation_batches(*self._plan)
@@ -425,9 +359,9 @@ class ShardDataModule(LightningDataModule):
         return self.val_dataloader() if self.test_dataset is None else self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copy to the device; from page-locked memory the copy goes on beside the computation."""
+        """Copy to the device, in the types that are stored; page-locked memory is copied beside the computation."""
         if isinstance(batch, Batch):
-            return batch.to(device, non_blocking=device.type == "cuda")
+            return batch.to(device, non_blocking=device.type == "cuda").widened()
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -30,11 +29,12 @@ from vab.data.format import (
     read_manifest,
 )
 from vab.data.labels import Vocabulary
+from vab.data.packed import PackedBatch
 from vab.spec import Batch, SegmentSpec, UserError
 
 _ROWS = 16384
-_START = re.compile(rb"_[0-9]{8}")
-"""What ``make_key`` puts behind a recording's name: where the record starts in it."""
+_START_LENGTH = len("_00000000")
+"""Of what ``make_key`` puts behind a recording's name: where the record starts in it."""
 
 
 class ShardDataset(Dataset[Batch]):
@@ -131,20 +131,31 @@ class ShardDataset(Dataset[Batch]):
             IndexError: If a number is out of range.
             UserError: If ``check_crc`` finds an array that is not what was written.
         """
+        return self.gather(numbers, valid).unpack().widened()
+
+    def gather(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> PackedBatch:
+        """As ``read``, in the types that are stored and in one piece of memory: what workers hand on."""
         index = np.asarray(numbers, dtype=np.int64)
         rows = self._index[self._rows(index)]
-        steps, frames = rows["steps"].astype(np.int64), rows["frames"].astype(np.int64)
-        return Batch(
-            codes=self._gather(rows, "codes", self.spec.num_codebooks).to(torch.int64),
-            features=self._gather(rows, "features", self.spec.num_frames).to(torch.float32),
-            steps=torch.from_numpy(steps),
-            frames=torch.from_numpy(frames),
-            labels=torch.from_numpy(self._label_table(index)),
-            index=torch.from_numpy(index.copy()),
-            valid=torch.ones(len(index), dtype=torch.bool) if valid is None else torch.from_numpy(valid.copy()),
-            source=torch.tensor([_source(key) for key in rows["key"].tolist()], dtype=torch.int64),
-            ragged=bool((steps < self.spec.num_steps).any() or (frames < self.spec.num_frames).any()),
+        packed = PackedBatch.empty(
+            {
+                "codes": (self._layouts["codes"][0], (len(index), self.spec.num_codebooks, self.spec.num_steps)),
+                "features": (self._layouts["features"][0], (len(index), self.spec.num_frames, self.spec.feature_dim)),
+                "labels": (np.dtype(np.float32), (len(index), len(self.labels))),
+                "valid": (np.dtype(bool), (len(index),)),
+                **{name: (np.dtype(np.int64), (len(index),)) for name in ("steps", "frames", "index", "source")},
+            }
         )
+        arrays = packed.arrays()
+        self._gather(rows, "codes", arrays["codes"])
+        self._gather(rows, "features", arrays["features"])
+        self._label_table(index, arrays["labels"])
+        arrays["steps"][:], arrays["frames"][:], arrays["index"][:] = rows["steps"], rows["frames"], index
+        arrays["valid"][:] = True if valid is None else valid
+        arrays["source"][:] = sources_of(rows["key"])
+        short = (rows["steps"] < self.spec.num_steps).any() or (rows["frames"] < self.spec.num_frames).any()
+        packed.ragged = bool(short)
+        return packed
 
     def key(self, number: int) -> str:
         """The key of record ``number``."""
@@ -282,28 +293,28 @@ class ShardDataset(Dataset[Batch]):
             tar.flags.writeable = False
         return tar
 
-    def _gather(self, rows: np.ndarray, name: str, count: int) -> Tensor:
-        """The first ``count`` rows of these records' arrays, (B, count, ...) in the type they are stored in."""
+    def _gather(self, rows: np.ndarray, name: str, into: np.ndarray) -> None:
+        """Copy the first rows of these records' arrays, as many as there is room for in ``into`` (B, count, ...)."""
         dtype, (stored, length) = self._layouts[name]
-        size = dtype.itemsize * count * length
-        # Bytes are copied and given their type once per batch, not once per record.
-        gathered = np.empty((len(rows), size), dtype=np.uint8)
-        for place, (shard, start) in enumerate(
-            zip(rows["shard"].tolist(), rows[f"{name}_offset"].tolist(), strict=True)
-        ):
-            gathered[place] = self._tar(shard)[start : start + size]
+        places = into.view(np.uint8).reshape(len(rows), -1)
+        size = places.shape[1]
+        shards, starts = rows["shard"].tolist(), rows[f"{name}_offset"].tolist()
+        tars = {shard: self._tar(shard) for shard in set(shards)}
+        for place, shard, start in zip(places, shards, starts, strict=True):
+            place[:] = tars[shard][start : start + size]
         if self.check_crc:
             whole = dtype.itemsize * stored * length
-            for row, array in zip(rows, gathered, strict=True):
+            for row, array in zip(rows, places, strict=True):
                 start = int(row[f"{name}_offset"])
                 rest = self._tar(int(row["shard"]))[start + size : start + whole]  # stored, but not wanted
                 if zlib.crc32(rest.data, zlib.crc32(array)) != row[f"{name}_crc"]:
                     raise self._damaged(row, name)
-        return torch.from_numpy(gathered.view(dtype).reshape(len(rows), count, length))
 
-    def _label_table(self, index: np.ndarray) -> np.ndarray:
-        """(B, L) float32 of 0 and 1."""
-        table = np.zeros((len(index), len(self.labels)), dtype=np.float32)
+    def _label_table(self, index: np.ndarray, table: np.ndarray | None = None) -> np.ndarray:
+        """(B, L) float32 of 0 and 1, in ``table`` if it is given."""
+        if table is None:
+            table = np.empty((len(index), len(self.labels)), dtype=np.float32)
+        table[:] = 0
         if self.labels:
             rows = self._rows(index)
             starts = self._label_starts[rows]
@@ -340,7 +351,25 @@ class ShardDataset(Dataset[Batch]):
         )
 
 
-def _source(key: bytes) -> int:
-    """A number for the recording that a key's record is cut from: 64 bits of a hash of its name."""
-    name = key[:-9] if _START.fullmatch(key[-9:]) else key
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
+def sources_of(keys: np.ndarray) -> np.ndarray:
+    """A number for the recording that each record is cut from: 64 bits of a hash of its key without the start.
+
+    Args:
+        keys: (B,) bytes (``S``) of any length.
+
+    Returns:
+        (B,) int64; equal for keys of one recording whatever the length of the longest key.
+    """
+    length = -(-keys.dtype.itemsize // 8) * 8
+    letters = keys.astype(f"S{length}").view(np.uint8).reshape(len(keys), length)
+    ends = (letters != 0).sum(1)
+    tails = np.take_along_axis(letters, np.maximum(ends[:, None] + np.arange(-_START_LENGTH, 0), 0), axis=1)
+    digits = (tails[:, 1:] >= ord("0")) & (tails[:, 1:] <= ord("9"))
+    has_start = (ends > _START_LENGTH) & (tails[:, 0] == ord("_")) & digits.all(1)
+    kept = np.where(has_start, ends - _START_LENGTH, ends)
+    words = np.where(np.arange(length) < kept[:, None], letters, 0).astype(np.uint8).view(np.uint64)  # (B, length / 8)
+    # Each word by its place, then well mixed (splitmix64's finaliser, which leaves 0 as it is: more room, same number).
+    words = words * (2 * np.arange(words.shape[1], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        words = (words ^ (words >> np.uint64(shift))) * np.uint64(factor)
+    return words.sum(1, dtype=np.uint64).view(np.int64)
