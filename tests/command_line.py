@@ -1,9 +1,18 @@
-"""``vab`` as a user starts it."""
+"""``vab`` as a user starts it, and what it makes of a line that a user may copy."""
 
+import argparse
+import importlib
+import inspect
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import yaml
+
+from vab.cli import COMMANDS, main
 
 
 def start(*arguments):
@@ -16,3 +25,30 @@ def start(*arguments):
         text=True,
         start_new_session=True,
     )
+
+
+def parsed(arguments, capsys):
+    """What ``vab ARGUMENTS`` would do, as settings, without doing it; fails where it would be refused."""
+    command, *rest = arguments
+    if command == "folds":
+        own = argparse.ArgumentParser(allow_abbrev=False)
+        own.add_argument("--folds", type=int)
+        own.add_argument("--overwrite", action="store_true")
+        command, rest = "fit", own.parse_known_args(rest)[1]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([command, *rest, "--print_config"])
+    printed = capsys.readouterr()
+    assert (stop.value.code, printed.err) == (0, ""), shlex.join(["vab", *arguments])
+    return yaml.safe_load(printed.out)
+
+
+def is_whole(arguments, settings):
+    """Whether nothing that a command of ours cannot do without is missing from what was parsed."""
+    command, *rest = arguments
+    if command not in COMMANDS:
+        return True
+    place = COMMANDS[command][1]
+    module, _, name = (place[rest[0]] if isinstance(place, dict) else place).partition(":")
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
+    return all(settings[one.name] is not None for one in parameters if one.default is inspect.Parameter.empty)

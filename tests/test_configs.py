@@ -116,6 +116,24 @@ def test_what_is_extracted_is_what_codecs_and_encoders_are_called(path):
         assert wanted.tag in open_clip.list_pretrained_tags_by_model(wanted.model)
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "extract" / "tweak").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", ["paper", "dac"])
+def test_a_change_of_an_extraction_is_merged_over_a_recipe(recipe, path, capsys):
+    first, change = (
+        yaml.safe_load((CONFIGS / "extract" / f"{recipe}.yaml").read_text()),
+        yaml.safe_load(path.read_text()),
+    )
+    assert not {"codec", "vision"} & set(change)
+    with pytest.raises(SystemExit) as stop:
+        main(["extract", "--config", str(CONFIGS / "extract" / f"{recipe}.yaml"), "--config", str(path), "--media=m",
+              "--out=o", "--num_workers=3", "--print_config"])  # fmt: skip
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    defaults = {name: one.default for name, one in inspect.signature(extract).parameters.items()}
+    assert printed == defaults | {"media": "m", "out": "o", "num_workers": 3} | first | change
+    assert change.items() - (defaults | first).items() == change.items()  # nothing is said twice
+
+
 def test_weights_that_are_not_there_are_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("VAB_WEIGHTS", str(tmp_path))

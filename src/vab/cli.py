@@ -53,11 +53,13 @@ COMMANDS: dict[str, tuple[str, Any]] = {
     "recall": ("retrieval metrics of any system's paired embeddings", "vab.commands.recall:recall"),
     "listen": ("a page for a listening test, and the score of its answers", "vab.commands.listen:listen"),
     "lists": (
-        "what to extract of a published data set: speech_commands, audioset, vggsound",
+        "what to extract of a published data set: vggsound, audioset, esc50, speech_commands, msrvtt",
         {
-            "speech_commands": "vab.commands.lists:speech_commands",
-            "audioset": "vab.commands.lists:audioset",
             "vggsound": "vab.commands.lists:vggsound",
+            "audioset": "vab.commands.lists:audioset",
+            "esc50": "vab.commands.lists:esc50",
+            "speech_commands": "vab.commands.lists:speech_commands",
+            "msrvtt": "vab.commands.lists:msrvtt",
         },
     ),
     "demo": (

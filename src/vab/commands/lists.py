@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vab.commands.files import check_files
-from vab.data import official
 from vab.data.format import write_atomically
+from vab.data.official import keywords, youtube
+from vab.data.official.esc50 import esc50 as esc50_rows
+from vab.data.official.msrvtt import msrvtt as msrvtt_rows
+from vab.data.official.rows import Row, rows_csv
+from vab.data.sources import media_names
+from vab.spec import UserError
+
+_PAPER = "configs/extract/paper.yaml"
+_CHANGES = "configs/extract/tweak"
 
 
 def speech_commands(root: str, out: str, test_root: str | None = None, overwrite: bool = False) -> None:
@@ -24,14 +33,12 @@ def speech_commands(root: str, out: str, test_root: str | None = None, overwrite
         overwrite: Replace lists that are there.
     """
     test = None if test_root is None else Path(test_root)
-    sets = official.speech_commands(Path(root), test)
-    media = official.media_root(Path(root), test)
-    names = Path(out) / "classes.txt"
-    _check([names, *(Path(out) / f"{part}.csv" for part in sets)], overwrite)
-    write_atomically(names, ("\n".join(official.KEYWORDS) + "\n").encode())
-    how = f"--media_root {media} --vocabulary {names} --without_video keep --segment_seconds 1"
+    sets = keywords.speech_commands(Path(root), test)
+    folder, media = Path(out), keywords.media_root(Path(root), test)
+    _check([folder / "classes.txt", *(folder / f"{part}.csv" for part in sets)], [], overwrite)
+    how = _with_classes(folder, keywords.KEYWORDS)
     for part, rows in sets.items():
-        _write(Path(out) / f"{part}.csv", rows, how)
+        _write(folder / f"{part}.csv", rows, media, "speech_commands", how)
 
 
 def audioset(list: str, media: str, out: str, whole_videos: bool = False, overwrite: bool = False) -> None:
@@ -39,44 +46,127 @@ def audioset(list: str, media: str, out: str, whole_videos: bool = False, overwr
 
     Args:
         list: As published, such as balanced_train_segments.csv.
-        media: Folder of the files, whose names begin with the YouTube id, or with Y and the id.
+        media: Folder of the files, with subfolders, called by the YouTube id, alone or with the start or the start and
+            the end of the segment, in seconds or milliseconds: ID.mp4, YID.wav, ID_000030.mp4, ID_30_40.mkv,
+            YID_30.000_40.000.wav, ID_30000_40000.mp4.
         out: The .csv file to write; ids without a file go to a .missing.txt beside it.
-        whole_videos: The files are whole videos, of which the list's segments are parts.
+        whole_videos: Files called by the id alone are whole videos, of which the list's segments are parts.
         overwrite: Replace files that are there.
     """
-    table = Path(out)
-    check_files({"out": (out, ".csv")}, [list], overwrite)
-    lost = table.with_suffix(".missing.txt")
-    _check([lost], overwrite)
-    rows, missing = official.audioset(Path(list), Path(media), whole_videos)
-    _tell_missing(lost, missing)
-    _write(table, rows, f"--media_root {media} --vocabulary class_labels_indices.csv")
+    table, lost = Path(out), Path(out).with_suffix(".missing.txt")
+    if table.suffix != ".csv":
+        raise UserError(f"--out must end in .csv, got {out}")
+    _check([table, lost], [list], overwrite)
+    found = youtube.audioset(Path(list), Path(media), _names(media), whole_videos)
+    _tell(found, lost)
+    how = ["--vocabulary", str(_beside(list, "class_labels_indices.csv"))]
+    for rows in found.rows.values():
+        _write(table, rows, Path(media), "centre", how)
 
 
-def vggsound(list: str, media: str, out: str, overwrite: bool = False) -> None:
-    """The lists of VGGSound's two splits, for the files that are there.
+def vggsound(list: str, media: str, out: str, whole_videos: bool = False, overwrite: bool = False) -> None:
+    """The lists of VGGSound's splits, for the files that are there.
 
     Args:
-        list: vggsound.csv as published.
-        media: Folder of the files, called YTID_START.mp4 or the like.
-        out: Folder for train.csv, test.csv and, for those without a file, missing.txt.
+        list: As published: vggsound.csv with both splits; or the list of one, such as test.csv, whose lines are
+            ID_START.mp4,label.
+        media: Folder of the files, with subfolders, called as in vab lists audioset; ID.mp4 counts where the list has
+            one segment of the video.
+        out: Folder for train.csv and test.csv, or a file of the list's own name, and, for those without a file,
+            missing.txt.
+        whole_videos: Files called by the id alone are whole videos, of which the list's segments are parts.
         overwrite: Replace files that are there.
     """
     folder = Path(out)
-    sets, missing = official.vggsound(Path(list), Path(media))
-    _check([folder / "missing.txt", *(folder / f"{part}.csv" for part in sets)], overwrite)
-    _tell_missing(folder / "missing.txt", missing)
-    for part, rows in sets.items():
-        _write(folder / f"{part}.csv", rows, f"--media_root {media} --vocabulary class_labels_indices_vgg.csv")
+    found = youtube.vggsound(Path(list), Path(media), _names(media), whole_videos)
+    _check([folder / "missing.txt", *(folder / f"{part}.csv" for part in found.rows)], [list], overwrite)
+    _tell(found, folder / "missing.txt")
+    how = ["--vocabulary", str(_beside(list, "class_labels_indices_vgg.csv", "stat.csv"))]
+    for part, rows in found.rows.items():
+        _write(folder / f"{part}.csv", rows, Path(media), "centre", how)
 
 
-def _check(paths: Sequence[Path], overwrite: bool) -> None:
+def esc50(root: str, out: str, esc10: bool = False, overwrite: bool = False) -> None:
+    """The list of ESC-50, or of ESC-10 within it.
+
+    Writes esc50.csv, or esc10.csv, and classes.txt into a folder. The five folds are the first numbers of the names.
+
+    Args:
+        root: Unpacked folder of ESC-50, with meta/esc50.csv and audio/.
+        out: Folder for the list.
+        esc10: Only the ten classes of ESC-10.
+        overwrite: Replace lists that are there.
+    """
+    folder, name = Path(out), "esc10" if esc10 else "esc50"
+    found = esc50_rows(Path(root), esc10)
+    table, lost = folder / f"{name}.csv", folder / "missing.txt"
+    _check([table, lost, folder / "classes.txt"], [], overwrite)
+    _tell_missing(found.missing, lost)
+    _write(table, found.rows, Path(root), "esc50", _with_classes(folder, found.classes))
+
+
+def msrvtt(list: str, media: str, out: str, split: str | None = None, overwrite: bool = False) -> None:
+    """The list of an MSR-VTT split, for the videos that are there.
+
+    Args:
+        list: As published: MSRVTT_data.json, test_videodatainfo.json and the like, whose categories become labels; or
+            MSRVTT_JSFUSION_test.csv (1k-A) or another .csv with a column video_id.
+        media: Folder of the videos, with subfolders, called video7010.mp4 and so on.
+        out: The .csv file to write; ids without a file go to a .missing.txt beside it.
+        split: Of a .json with several: train, validate or test.
+        overwrite: Replace files that are there.
+    """
+    table, lost = Path(out), Path(out).with_suffix(".missing.txt")
+    if table.suffix != ".csv":
+        raise UserError(f"--out must end in .csv, got {out}")
+    _check([table, lost], [list], overwrite)
+    rows, missing = msrvtt_rows(Path(list), Path(media), _names(media), split)
+    _tell_missing(missing, lost)
+    _write(table, rows, Path(media), "centre", [])
+
+
+def _names(media: str | Path) -> Sequence[str]:
+    if not Path(media).is_dir():
+        raise UserError(f"{media}: there is no such folder")
+    return media_names(Path(media))
+
+
+def _beside(table: str, *names: str) -> Path:
+    """A file that is published with a list, where it is beside it; else its name, for the user to find."""
+    places = (Path(table).parent / name for name in names)
+    return next((place for place in places if place.is_file()), Path(names[0]))
+
+
+def _check(paths: Sequence[Path], inputs: Sequence[str], overwrite: bool) -> None:
     for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check_files({"out": (str(path), path.suffix)}, [], overwrite)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {path} cannot be written: {path.parent}: {error.strerror}") from error
+        check_files({"out": (str(path), path.suffix)}, inputs, overwrite)
 
 
-def _tell_missing(path: Path, missing: Sequence[str]) -> None:
+def _with_classes(folder: Path, names: Iterable[str]) -> list[str]:
+    """Write the names of the classes; gives the flags that name them."""
+    path = folder / "classes.txt"
+    write_atomically(path, ("\n".join(names) + "\n").encode())
+    return ["--vocabulary", str(path)]
+
+
+def _tell(found: youtube.Listing, lost: Path) -> None:
+    """What of a list is not there, and what is there and not in it."""
+    _tell_missing(found.missing, lost)
+    _tell_unused(found.unused)
+    if found.repeats:
+        print(f"{found.repeats} lines of the list repeat one before, and are taken once")
+
+
+def _tell_unused(unused: Mapping[str, tuple[int, str]]) -> None:
+    for why, (number, example) in unused.items():
+        print(f"files that are {why}: {number}, such as {example}")
+
+
+def _tell_missing(missing: Sequence[str], path: Path) -> None:
     if missing:
         write_atomically(path, ("\n".join(missing) + "\n").encode())
         print(f"{len(missing)} that are listed have no file: {path}")
@@ -84,6 +174,20 @@ def _tell_missing(path: Path, missing: Sequence[str]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write(path: Path, rows: Sequence[official.Row], how: str) -> None:
-    write_atomically(path, official.rows_csv(rows).encode())
-    print(f"{path}: {len(rows)} to extract, by vab extract --media {path} {how} --out SHARDS")
+def _write(path: Path, rows: Sequence[Row], media: Path, change: str, how: Sequence[str]) -> None:
+    """Write a list, and tell what to type next.
+
+    Args:
+        path: Of the list.
+        rows: What it lists.
+        media: Folder that its files are in.
+        change: What is other than in the paper's recipe: a file of configs/extract/tweak.
+        how: Further flags.
+    """
+    write_atomically(path, rows_csv(rows))
+    if not rows:
+        print(f"{path}: nothing of it is there")
+        return
+    recipe = ["--config", _PAPER, "--config", f"{_CHANGES}/{change}.yaml"]
+    command = ["vab", "extract", *recipe, "--media", str(path), "--media_root", str(media), *how, "--out", "SHARDS"]
+    print(f"{path}: {len(rows)} to extract, by {shlex.join(command)}")

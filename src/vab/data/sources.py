@@ -7,7 +7,7 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, overload
@@ -184,30 +184,34 @@ def find_sources(
 
 
 def _from_folder(folder: Path, label_by_folder: bool, suffixes: frozenset[str]) -> Sources:
-    paths = sorted(_walk(folder, suffixes), key=lambda path: path.relative_to(folder).as_posix())
-    stems = Counter(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
+    files = media_names(folder, suffixes)
+    stems = Counter(os.path.splitext(file)[0] for file in files)
     sources = Sources(str(folder))
-    for path in paths:
-        relative = path.relative_to(folder)
-        stem = relative.with_suffix("").as_posix()
-        inside = label_by_folder and relative.parent != Path()
-        labels = (relative.parent.name,) if inside else ()
+    for file in files:
+        parent = os.path.dirname(file)
+        labels = (os.path.basename(parent),) if label_by_folder and parent else ()
         # a.mp4 and a.mkv keep their suffixes: their records need different names.
-        sources.add(relative.as_posix(), None, labels, "" if stems[stem] == 1 else relative.as_posix())
+        sources.add(file, None, labels, "" if stems[os.path.splitext(file)[0]] == 1 else file)
     return sources
 
 
-def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """Files with these suffixes below a folder, through links to folders too, each folder once."""
-    seen = set()
+def media_names(folder: Path, suffixes: frozenset[str] = MEDIA_SUFFIXES) -> list[str]:
+    """Files with these suffixes below a folder, as paths from it with ``/``, sorted.
+
+    Through links to folders too, each folder once; hidden ones are left out.
+    """
+    seen: set[str] = set()
+    names: list[str] = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
         if real not in seen:
             seen.add(real)
-            for name in files:
-                if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                    yield Path(parent, name)
+            place = os.path.relpath(parent, folder).replace(os.sep, "/")
+            start = "" if place == "." else f"{place}/"
+            media = (name for name in files if os.path.splitext(name)[1].lower() in suffixes)
+            names.extend(start + name for name in media if not name.startswith("."))
+    return sorted(names)
 
 
 def _from_csv(path: Path, labels_from: str, root: Path) -> Sources:

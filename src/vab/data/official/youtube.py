@@ -1,0 +1,141 @@
+"""AudioSet and VGGSound: lists of excerpts of YouTube's videos, of which everybody has some."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vab.data.official.names import FORMS, Excerpts, find_files, parse_name
+from vab.data.official.rows import Row, none_there, read_table
+from vab.spec import UserError
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What of a list is there."""
+
+    rows: dict[str, list[Row]]
+    """By part: train, test, ..."""
+    missing: list[str]
+    """Entries without a file, as their records would be called."""
+    unused: dict[str, tuple[int, str]]
+    """Files that are of no entry: how many, and one of them, by why."""
+    repeats: int
+    """Entries that the list has more than once, with the same labels."""
+
+
+def audioset(table: Path, media: Path, files: Iterable[str], whole_videos: bool = False) -> Listing:
+    """AudioSet's list of segments, for the files that are there.
+
+    Args:
+        table: As published: comments after ``#``, then ``YTID, start, end, "mid,mid"``.
+        media: Folder of the files, to be named in complaints.
+        files: What is in it, as paths with ``/``; ``names.parse_name`` tells how they are called.
+        whole_videos: Files called by the id alone are whole videos, of which a segment starts where the list says.
+
+    Returns:
+        The rows of its one part, labelled by id (``/m/...``), each called by its video's id, with ``_START`` (s, six
+        digits) behind it where the list has several excerpts of the video.
+
+    Raises:
+        UserError: If a line is not of this form, several files are of one entry, or there is no file.
+    """
+    entries, part = Excerpts(), table.stem
+    known: dict[str, tuple[str, ...]] = {}
+    for line, cells in read_table(table, comments=True):
+        if len(cells) != 4:
+            raise UserError(f'{table}, line {line}: not of the form YTID, start, end, "label,label": {cells}')
+        if cells[3] not in known:
+            known[cells[3]] = tuple(label.strip() for label in cells[3].split(",") if label.strip())
+        _add(entries, table, line, cells[0], _milliseconds(cells[1], table, line), known[cells[3]], part)
+    return _listing(
+        entries,
+        table,
+        media,
+        files,
+        whole_videos,
+        lambda number: entries.ids[number] if entries.is_only(number) else _with_start(entries, number),
+    )
+
+
+def vggsound(table: Path, media: Path, files: Iterable[str], whole_videos: bool = False) -> Listing:
+    """VGGSound's list, for the files that are there.
+
+    Args:
+        table: As published: ``vggsound.csv`` (``YTID,start,"label",train or test``), or the list of a split, such as
+            ``test.csv`` (``YTID_START.mp4,"label"``), which is one part, called as the file.
+        media: Folder of the files, to be named in complaints.
+        files: What is in it, as paths with ``/``; ``names.parse_name`` tells how they are called.
+        whole_videos: Files called by the id alone are whole videos, of which a segment starts where the list says.
+
+    Returns:
+        The rows of ``train`` and ``test``, or of the one part, each called ``YTID_START`` (s, six digits), as VGGSound
+        and lists for retrieval call it.
+
+    Raises:
+        UserError: If a line is not of this form, several files are of one entry, or there is no file.
+    """
+    entries = Excerpts()
+    known: dict[str, tuple[str, ...]] = {}
+    for line, cells in read_table(table):
+        if len(cells) == 4 and cells[3] in ("train", "test"):
+            video, start, label, part = cells[0], _milliseconds(cells[1], table, line), cells[2], cells[3]
+        elif len(cells) == 2:
+            name = parse_name(os.path.splitext(cells[0])[0])
+            if name is None or not name.starts:
+                raise UserError(f"{table}, line {line}: {cells[0]!r} is not YTID_START.mp4, such as {FORMS}")
+            video, start, label, part = name.id, name.starts[0], cells[1], table.stem
+        else:
+            raise UserError(
+                f'{table}, line {line}: not of the form YTID,start,"label",train or test, nor YTID_START.mp4,"label":'
+                f" {cells}"
+            )
+        _add(entries, table, line, video, start, known.setdefault(label, (label,)), part)
+    return _listing(entries, table, media, files, whole_videos, lambda number: _with_start(entries, number))
+
+
+def _add(entries: Excerpts, table: Path, line: int, video: str, start: int, labels: tuple[str, ...], part: str) -> None:
+    try:
+        entries.add(video, start, labels, part)
+    except ValueError as error:
+        raise UserError(f"{table}, line {line}: {error}") from error
+
+
+def _listing(
+    entries: Excerpts,
+    table: Path,
+    media: Path,
+    files: Iterable[str],
+    whole_videos: bool,
+    call: Callable[[int], str],
+) -> Listing:
+    """Rows for what is found; ``call`` gives what an entry's record is called."""
+    found = find_files(entries, files, whole_videos)
+    rows: dict[str, list[Row]] = {part: [] for part in sorted(set(entries.parts), reverse=True)}
+    missing = []
+    for number, file in enumerate(found.files):
+        if file is None:
+            missing.append(call(number))
+            continue
+        start = entries.starts[number] / 1000 if found.starts_in_file[number] else None
+        rows[entries.parts[number]].append(Row(file, entries.labels[number], start, call(number)))
+    if len(missing) == len(entries):
+        raise none_there(missing, len(entries), table, media)
+    return Listing(rows, missing, found.unused, entries.repeats)
+
+
+def _with_start(entries: Excerpts, number: int) -> str:
+    seconds, rest = divmod(entries.starts[number], 1000)
+    return f"{entries.ids[number]}_{seconds:06d}" + (f".{rest:03d}" if rest else "")
+
+
+def _milliseconds(text: str, path: Path, line: int) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UserError(f"{path}, line {line}: a start is seconds, 0 or more, got {text!r}")
+    return round(1000 * value)
