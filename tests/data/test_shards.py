@@ -428,7 +428,7 @@ def test_missing_or_unfinished_data_set_says_what_to_type(tmp_path, small_spec, 
         ShardDataset(tmp_path)
     with ShardWriter(tmp_path, small_spec, ["bell"], 1) as writer:
         write(writer, make_record(1))
-    with pytest.raises(UserError, match="is not finished: run the same vab extract command again"):
+    with pytest.raises(UserError, match="is not finished: run the same command again"):
         ShardDataset(tmp_path)
 
 

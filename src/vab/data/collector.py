@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from vab.data.format import Left, make_key
-from vab.data.report import REPORT, ExtractionReport, report_of, write_report
+from vab.data.report import ExtractionReport, nothing_made, report_of, write_report
 from vab.data.results import Place, Result, Results, source_hash
 from vab.data.shards import ShardWriter
 from vab.data.sources import Source, Sources
@@ -86,7 +86,7 @@ class Collector:
         self.writer = ShardWriter(out, spec, head["labels"], settings.records_per_shard, head["extraction"])
         try:
             self.results = Results(out / PARTIAL, head)
-            self._refuse_lost()
+            refuse_lost(self.writer, sources)
             self.plan = self._make_plan()
         except BaseException:
             self.writer.close()
@@ -111,19 +111,6 @@ class Collector:
         to_decode = np.flatnonzero(waits).astype(np.int32)
         self._done_before, self._begun = len(sources) - len(to_decode), 0
         return Plan(self.results.run, to_decode, self._shares_size()[to_decode])
-
-    def _refuse_lost(self) -> None:
-        """What is in shards already must still be asked for."""
-        if not self.writer.num_done:
-            return
-        listed = sum(self.writer.is_done(source.name) for source in self.sources)
-        if listed < self.writer.num_done:
-            names = {source.name for source in self.sources}
-            lost = sorted(name for name in self.writer.committed_sources() if name not in names)
-            raise UserError(
-                f"{self.out} was begun with {len(lost)} inputs that are not listed now ({lost[0]}, ...):"
-                " list them again to go on, or give another folder"
-            )
 
     def _shares_size(self) -> np.ndarray:
         """(sources,) bool: whether another file is as large, so that the two may be the same."""
@@ -235,10 +222,7 @@ class Collector:
         total = len(self.sources)
         if not self.writer.num_records:
             self.results.delete()  # so that mended files are looked at again
-            report = ExtractionReport(str(self.out), total, 0, 0, self.left_out)
-            write_report(report)
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
-            raise UserError(f"not one of {total} inputs gave a record ({reasons}): see {self.out / REPORT} for each")
+            raise nothing_made(self.out, total, self.left_out)
         pairs = self.results.duplicates.items()
         named = {self.sources[self._number_of(own)].name: self.sources[self._number_of(of)].name for own, of in pairs}
         inputs = fingerprint(self.sources, self.sizes)
@@ -254,6 +238,24 @@ class Collector:
         """Let other processes write to the folder. Harmless after ``finish``."""
         self.results.close()
         self.writer.close()
+
+
+def refuse_lost(writer: ShardWriter, sources: Sources) -> None:
+    """What is in shards already must still be asked for.
+
+    Raises:
+        UserError: If some of it is not.
+    """
+    if not writer.num_done:
+        return
+    listed = sum(writer.is_done(source.name) for source in sources)
+    if listed < writer.num_done:
+        names = {source.name for source in sources}
+        lost = sorted(name for name in writer.committed_sources() if name not in names)
+        raise UserError(
+            f"{writer.folder} was begun with {len(lost)} inputs that are not listed now ({lost[0]}, ...):"
+            " list them again to go on, or give another folder"
+        )
 
 
 def fingerprint(sources: Sources, sizes: np.ndarray) -> str:

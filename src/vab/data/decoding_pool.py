@@ -204,6 +204,36 @@ def segment_starts(end: float, segment_seconds: float, hop_seconds: float, min_s
             return
 
 
+def check_segments(
+    segments: str, segment_seconds: float, video_fps: float, hop_seconds: float, min_seconds: float
+) -> None:
+    """Refuse a way of cutting that makes no sense.
+
+    Args:
+        segments: ``all`` or ``centre``.
+        segment_seconds: Length of a segment.
+        video_fps: Frames wanted per second.
+        hop_seconds: From the start of one segment to that of the next.
+        min_seconds: What a file or a last segment must have.
+
+    Raises:
+        UserError: Saying which number.
+    """
+    numbers = {"segment_seconds": segment_seconds, "video_fps": video_fps, "hop_seconds": hop_seconds}
+    for name, value in (numbers | {"min_seconds": min_seconds}).items():
+        if not 0 < value < float("inf"):
+            raise UserError(f"{name} must be above 0, got {value}")
+    if min_seconds > segment_seconds:
+        raise UserError(
+            f"min_seconds ({min_seconds:g}) is longer than a segment ({segment_seconds:g}):"
+            " nothing could have that much"
+        )
+    if round(segment_seconds * video_fps) < 1:
+        raise UserError(f"a segment of {segment_seconds:g} s has no frame at {video_fps:g} frames per second")
+    if segments not in ("all", "centre"):
+        raise UserError(f"segments must be all or centre, got {segments!r}")
+
+
 def _segment(start: float, got: MediaSegment, cutting: Cutting, is_prepared: bool) -> Segment | LeftOut:
     """What becomes of a segment; one without video has no frames."""
     needed, heard = min(cutting.min_seconds, cutting.segment_seconds), got.valid_samples / cutting.sample_rate
