@@ -181,17 +181,8 @@ class Collector:
 
     def _write(self, number: int, result: Result) -> None:
         source = self.sources[number]
-        name = source.name
         result = self._without_duplicate(source, result)
-        for record in result.records:
-            key = make_key(record.meta["id"], record.meta["start_seconds"])
-            self.writer.write(key, record.codes, record.features, record.meta)
-        for entry in result.left_out:
-            self.writer.leave_out(name, entry["reason"], entry["detail"], entry["start_seconds"])
-            if not self.writer.num_records:  # else the manifest will tell
-                self.left_out.append(Left(name, entry["reason"], entry["detail"], entry["start_seconds"]))
-        if result.records:
-            self.writer.finish_source(name)
+        write_result(self.writer, source.name, result, self.left_out)
         self._seconds += result.seconds
 
     def _without_duplicate(self, source: Source, result: Result) -> Result:
@@ -238,6 +229,26 @@ class Collector:
         """Let other processes write to the folder. Harmless after ``finish``."""
         self.results.close()
         self.writer.close()
+
+
+def write_result(writer: ShardWriter, source: str, result: Result, left_out: list[Left]) -> None:
+    """Put what a source gave into the shards.
+
+    Args:
+        writer: Of the shards.
+        source: Its name.
+        result: What it gave.
+        left_out: Grows by what is left out while there is no record; then the manifest will tell.
+    """
+    for record in result.records:
+        key = make_key(record.meta["id"], record.meta["start_seconds"])
+        writer.write(key, record.codes, record.features, record.meta)
+    for entry in result.left_out:
+        writer.leave_out(source, entry["reason"], entry["detail"], entry["start_seconds"])
+        if not writer.num_records:
+            left_out.append(Left(source, entry["reason"], entry["detail"], entry["start_seconds"]))
+    if result.records:
+        writer.finish_source(source)
 
 
 def refuse_lost(writer: ShardWriter, sources: Sources) -> None:

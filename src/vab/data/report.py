@@ -107,7 +107,8 @@ def nothing_made(out: Path, inputs: int, left_out: list[Left]) -> UserError:
     report = ExtractionReport(str(out), inputs, 0, 0, left_out)
     write_report(report)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
-    return UserError(f"not one of {inputs} inputs gave a record ({reasons}): see {out / REPORT} for each")
+    first = f"; {left_out[0].source}: {left_out[0].detail}" if left_out else ""
+    return UserError(f"not one of {inputs} inputs gave a record ({reasons}): see {out / REPORT} for each{first}")
 
 
 def finished_before(out: Path, head: dict[str, Any], inputs: str) -> ExtractionReport:

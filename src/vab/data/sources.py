@@ -183,8 +183,8 @@ def find_sources(
     return sources
 
 
-def find_clips(path: str | Path) -> Sources:
-    """List clips that are known by their ids alone, as ready features are, from a CSV as ``find_sources`` reads it.
+def find_ids(path: str | Path) -> Sources:
+    """List recordings by their ids alone, as those of ready features, from a CSV as ``find_sources`` reads it.
 
     Args:
         path: With a column ``id``, or ``file``, which without its suffix is the id, or both; if wanted, ``labels``.
@@ -195,13 +195,13 @@ def find_clips(path: str | Path) -> Sources:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such CSV")
-    clips = _from_csv(path, "auto", path.parent, by_id=True)
-    if not clips:
-        raise UserError(f"{path} lists no clip: it has a first line with the columns' names, and none below it")
-    if started := next((clip for clip in clips if clip.start is not None), None):
+    sources = _from_csv(path, "auto", path.parent, by_id=True)
+    if not sources:
+        raise UserError(f"{path} lists nothing: it has a first line with the columns' names, and none below it")
+    if started := next((source for source in sources if source.start is not None), None):
         raise UserError(f"{path} gives {started.name} a start, which ready arrays do not have: leave the column out")
-    _refuse_twins(path, clips)
-    return clips
+    _refuse_twins(path, sources)
+    return sources
 
 
 def _from_folder(folder: Path, label_by_folder: bool, suffixes: frozenset[str]) -> Sources:
