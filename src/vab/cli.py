@@ -31,8 +31,9 @@ TRAINER_COMMANDS = {
 COMMANDS: dict[str, tuple[str, Any]] = {
     "extract": ("media files to shards of codec tokens and frame features", "vab.commands.extract:extract"),
     "shards": (
-        "look after a folder of shards: verify, index, info",
+        "look after a folder of shards: verify, index, info; import ready features",
         {
+            "import": "vab.commands.shards:import_shards",
             "verify": "vab.commands.shards:verify_shards",
             "index": "vab.commands.shards:index_shards",
             "info": "vab.commands.shards:show_shards",
@@ -192,7 +193,7 @@ def run_command(name: str, arguments: list[str]) -> None:
     outcome = jsonargparse.auto_cli(
         component,
         args=_lists_as_items(component, _files_as_keys(component, arguments), name == "compare"),
-        as_positional=name == "shards",  # vab shards verify DIR
+        as_positional=prog in ("vab shards verify", "vab shards index", "vab shards info"),  # vab shards verify DIR
         fail_untyped=True,
         parser_class=Parser,
         prog=prog,

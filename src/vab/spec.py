@@ -25,6 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NOT_STATED = "not stated"
+"""In place of a hash, where nobody said of which weights imported codes or features are."""
+
 
 class UserError(ValueError):
     """A mistake of the user's: the command line prints the message alone and exits with status 2.
@@ -60,11 +63,11 @@ class SegmentSpec:
     codec: str
     """Name that ``load_codec`` takes."""
     codec_hash: str
-    """SHA-256 of the codec's weights."""
+    """SHA-256 of the codec's weights, or ``NOT_STATED``."""
     vision: str
     """Name that ``load_vision`` takes."""
     vision_hash: str
-    """SHA-256 of the vision encoder's weights."""
+    """SHA-256 of the vision encoder's weights, or ``NOT_STATED``."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no segment can have."""
@@ -109,6 +112,27 @@ class SegmentSpec:
         differences = self.differences(other)
         if differences:
             raise UserError(f"{mine} and {theirs} do not fit ({mine} != {theirs}): {'; '.join(differences)}")
+
+    def require_stated(self, *, audio: bool = True, video: bool = True) -> None:
+        """Refuse to encode media for a model of imported data, where nobody knows with which weights.
+
+        Args:
+            audio: Whether sound is to be encoded or decoded.
+            video: Whether pictures are.
+
+        Raises:
+            UserError: Saying which weights are not known.
+        """
+        for kind, what, name, weights, wanted in (
+            ("codec", "codes", self.codec, self.codec_hash, audio),
+            ("vision", "features", self.vision, self.vision_hash, video),
+        ):
+            if wanted and weights == NOT_STATED:
+                raise UserError(
+                    f"the checkpoint was trained on imported {what} of {name}, weights {weights}: what is installed "
+                    f"may make others of the same media. Import them again with --{kind}_weights FILE or "
+                    f"--{kind}_hash SHA256, and train on that"
+                )
 
 
 @dataclass

@@ -18,7 +18,7 @@ from vab.data.format import Left
 from vab.data.media import write_video, write_wav
 from vab.data.records import ShardDataset
 from vab.data.report import ExtractionReport
-from vab.data.sources import find_sources, media_names
+from vab.data.sources import files_below, find_sources
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision
 from vab.spec import UserError
@@ -215,7 +215,7 @@ def test_files_of_one_stem_keep_their_suffix_in_their_id(tmp_path):
     assert [source.id for source in find_sources(tmp_path)] == ["a.mkv", "a.mp4", "sub/b"]
     (tmp_path / "sub" / "back").symlink_to(tmp_path)
     (tmp_path / "sub-2").symlink_to(tmp_path / ".hidden")
-    assert media_names(tmp_path) == ["a.mkv", "a.mp4", "sub-2/c.mp4", "sub/b.mp4"]
+    assert files_below(tmp_path) == ["a.mkv", "a.mp4", "sub-2/c.mp4", "sub/b.mp4"]
 
 
 @pytest.mark.parametrize(

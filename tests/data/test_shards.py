@@ -66,6 +66,18 @@ def test_what_is_read_is_what_was_written(ten, small_spec, codebooks, make_recor
     assert indexing.verify(ten) == []
 
 
+def test_arrays_may_lie_in_memory_in_any_order(tmp_path, small_spec, codebooks, make_record):
+    key, codes, features, meta = make_record(1)
+    with ShardWriter(tmp_path, small_spec, meta["labels"]) as writer:
+        writer.write(key, np.asfortranarray(codes), np.asfortranarray(features), meta)
+        writer.finish_source(meta["source"])
+        writer.finish(codebooks)
+    batch = ShardDataset(tmp_path).read([0])
+    assert np.array_equal(batch.codes[0], codes)
+    assert np.array_equal(batch.features[0], features.astype(np.float16))
+    assert indexing.verify(tmp_path) == []
+
+
 def test_same_input_gives_same_bytes(tmp_path, make_shards):
     assert contents(make_shards(tmp_path / "a", 10)) == contents(make_shards(tmp_path / "b", 10))
 
@@ -428,7 +440,7 @@ def test_missing_or_unfinished_data_set_says_what_to_type(tmp_path, small_spec, 
         ShardDataset(tmp_path)
     with ShardWriter(tmp_path, small_spec, ["bell"], 1) as writer:
         write(writer, make_record(1))
-    with pytest.raises(UserError, match="is not finished: run the same vab extract command again"):
+    with pytest.raises(UserError, match="is not finished: run the same command again"):
         ShardDataset(tmp_path)
 
 

@@ -117,6 +117,7 @@ def load_encoders(spec: SegmentSpec, device: torch.device, *, audio: bool, video
     Raises:
         UserError: If their weights are others than those that the checkpoint's data were made with.
     """
+    spec.require_stated(audio=audio, video=video)
     codec = load_codec(spec.codec, device) if audio else None
     vision = load_vision(spec.vision, device) if video else None
     for kind, network, expected in (("codec", codec, spec.codec_hash), ("vision encoder", vision, spec.vision_hash)):

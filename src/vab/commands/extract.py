@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vab.data.collector import Settings, Watch
+from vab.commands.progress import files_progress
+from vab.data.collector import Settings
 from vab.data.decoding_pool import Cutting
 from vab.data.extract import Encoders, check_numbers, extract_sources
 from vab.data.labels import read_vocabulary
@@ -132,7 +129,7 @@ def extract(
         # Threads beyond the cores that the decoders leave would wait for each other: three times slower on two cores.
         torch.set_num_threads(max(1, threads // devices - workers))
         try:
-            with _progress(len(sources), show=ranks.rank == 0) as watch:
+            with files_progress("extracting", len(sources), show=ranks.rank == 0) as watch:
                 vocabulary_names = None if names is None else names.names
                 report = extract_sources(
                     sources, Path(out), encoders, cutting, settings, vocabulary_names, ranks, watch
@@ -142,23 +139,3 @@ def extract(
     if report is not None:
         print(report)
     return report
-
-
-@contextmanager
-def _progress(total: int, show: bool) -> Iterator[Watch]:
-    """A bar with rate, hours of sound and time left, on stderr if that is a terminal; gives what to tell."""
-    console = Console(stderr=True)
-    if not show or not console.is_terminal:
-        yield lambda done, here, seconds: None
-        return
-    columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-               TextColumn("{task.fields[hours]}"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("extracting", total=total, rate="", hours="")
-
-        def watch(done: int, here: int, seconds: float) -> None:
-            elapsed = bar.tasks[0].elapsed or 0.0
-            rate = f"{here / elapsed:.1f} files/s" if elapsed > 0 else ""
-            bar.update(task, completed=done, rate=rate, hours=f"{seconds / 3600:.2f} h")
-
-        yield watch

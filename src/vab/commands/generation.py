@@ -115,6 +115,7 @@ class Generator:
                 f"got {overlap_seconds:g}"
             )
         where = device_named(device)
+        spec.require_stated()
         codec, vision = load_codec(spec.codec, where), load_vision(spec.vision, where)
         for kind, name, expected, got in (
             ("codec", spec.codec, spec.codec_hash, codec.weight_hash),

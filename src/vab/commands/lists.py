@@ -12,7 +12,7 @@ from vab.data.official import keywords, youtube
 from vab.data.official.esc50 import esc50 as esc50_rows
 from vab.data.official.msrvtt import msrvtt as msrvtt_rows
 from vab.data.official.rows import Row, rows_csv
-from vab.data.sources import media_names
+from vab.data.sources import files_below
 from vab.spec import UserError
 
 _PAPER = "configs/extract/paper.yaml"
@@ -128,7 +128,7 @@ def msrvtt(list: str, media: str, out: str, split: str | None = None, overwrite:
 def _names(media: str | Path) -> Sequence[str]:
     if not Path(media).is_dir():
         raise UserError(f"{media}: there is no such folder")
-    return media_names(Path(media))
+    return files_below(Path(media))
 
 
 def _beside(table: str, *names: str) -> Path:

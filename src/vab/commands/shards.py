@@ -1,13 +1,24 @@
-"""Looking after folders of shards: ``vab shards verify``, ``index`` and ``info``."""
+"""Looking after folders of shards: ``vab shards verify``, ``index``, ``info`` and ``import``."""
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
 
+from vab.commands.progress import files_progress
 from vab.data import indexing
+from vab.data.arrays import Arrays
+from vab.data.foreign import import_arrays, sources_of
+from vab.data.identity import CodecFacts, VisionFacts, codec_facts, vision_facts
+from vab.data.labels import read_vocabulary
+from vab.data.layouts import ArrayReader, Cut
 from vab.data.records import ShardDataset
-from vab.spec import UserError
+from vab.data.report import ExtractionReport
+from vab.data.sources import find_ids
+from vab.spec import NOT_STATED, UserError
 
 
 def verify_shards(folder: str) -> None:
@@ -40,3 +51,124 @@ def show_shards(folder: str) -> None:
     """
     json.dump(indexing.info(folder), sys.stdout, indent=2)
     print()
+
+
+def import_shards(
+    codes: str,
+    out: str,
+    codec: str,
+    vision: str,
+    video_fps: float,
+    features: str | None = None,
+    target_video_fps: float | None = None,
+    segment_seconds: float = 10.0,
+    segments: Literal["all", "centre"] = "all",
+    hop_seconds: float | None = None,
+    min_seconds: float = 1.0,
+    max_difference_seconds: float | None = None,
+    without_video: Literal["keep", "leave_out"] = "leave_out",
+    labels: str | None = None,
+    vocabulary: str | None = None,
+    codes_key: str | None = None,
+    features_key: str | None = None,
+    feature_dim: int | None = None,
+    codec_weights: str | None = None,
+    codebooks: str | None = None,
+    codec_hash: str | None = None,
+    vision_weights: str | None = None,
+    vision_hash: str | None = None,
+    records_per_shard: int = 4096,
+) -> ExtractionReport:
+    """Turn codec tokens and frame features that others have extracted into shards.
+
+    For each recording there is one array of codes and one of features, in files of one name, or in datasets of one
+    name. Every recording ends in the shards or, with its reason, in OUT/report.json. The exit status is 0 if every one
+    is in the shards, 3 if some are left out, 2 if nothing could be made. Interrupted, the same command goes on.
+
+    Args:
+        codes: Folder with NAME.npy, .npz, .h5 or .hdf5, subfolders included; or one .h5 file with a dataset for each
+            recording. Integers, (levels, steps) or (steps, levels), further axes of length 1 allowed.
+        out: Folder to write; made if absent.
+        codec: What made the codes, as vab extract calls it: audiogen_16khz, encodec_24khz:6, dac_16khz, tiny, ...
+        vision: What made the features: where vab shall encode media for the model later, as vab extract calls it; else
+            any name, and only features of one name go together.
+        video_fps: Frames per second that the features have.
+        features: As codes: floats, (frames, channels) or (channels, frames). Not needed with without_video keep.
+        target_video_fps: Frames per second to keep, not more than there are: of these, the one that is shown in the
+            middle of each frame wanted.
+        segment_seconds: Length of a segment. Longer recordings are cut; shorter ones are padded, and their valid
+            lengths noted.
+        segments: all: each recording is cut from its start to its end; centre: one segment from the middle.
+        hop_seconds: From one segment's start to the next; segment_seconds if not given, so that they do not overlap.
+        min_seconds: A recording with less is left out as too_short, a shorter last segment is not taken.
+        max_difference_seconds: By which codes and features of a recording may differ in length; what differs by more is
+            left out as lengths_differ. By default two frames, at least 0.5 s.
+        without_video: keep takes recordings without features, too: they have no frame, and features of zeros.
+        labels: CSV with a column id (or file, without whose suffix it is the id) and, if wanted, labels (joined by ;):
+            only what it names is imported.
+        vocabulary: File with the names of all classes in their order, such as class_labels_indices.csv; by default the
+            labels that occur, sorted.
+        codes_key: Name of the codes' array in each .npz or .h5 file, or in each recording's group of the one .h5 file;
+            needed where there are others.
+        features_key: Likewise of the features'.
+        feature_dim: Channels, where the shapes do not tell them from frames.
+        codec_weights: File or folder of the codec's weights, if they are neither in the folder VAB_WEIGHTS nor in the
+            hub's cache.
+        codebooks: Instead of the weights: codebooks.safetensors of another data set of this codec, or any .npy or
+            .safetensors with (levels, codes, width).
+        codec_hash: SHA-256 of the codec's weights file, where it is known but not here.
+        vision_weights: File or folder of the vision encoder's weights, from which their hash is taken.
+        vision_hash: SHA-256 of the vision encoder's weights file, where it is known but not here.
+        records_per_shard: Records per tar.
+
+    Raises:
+        UserError: If there is nothing to import, something that was said contradicts something else, the folder was
+            begun with other settings, the disk is full, or not one record could be made.
+    """
+    listed = None if labels is None else find_ids(labels)
+    names = None if vocabulary is None else read_vocabulary(vocabulary)
+    if names is not None and listed is not None:
+        known = names
+        listed.relabel(lambda label: known.names[known.number(label)])
+    if features is None and without_video != "keep":
+        raise UserError("--features is missing; for sound alone: --without_video keep")
+    if max_difference_seconds is None:
+        max_difference_seconds = max(0.5, 2 / video_fps) if video_fps > 0 else 0.5
+    cut = Cut(
+        segment_seconds=segment_seconds,
+        source_fps=video_fps,
+        video_fps=video_fps if target_video_fps is None else target_video_fps,
+        segments=segments,
+        hop_seconds=segment_seconds if hop_seconds is None else hop_seconds,
+        min_seconds=min_seconds,
+        max_difference_seconds=max_difference_seconds,
+        without_video=without_video,
+    )
+    cut.check()
+    seen_by = vision_facts(vision, vision_weights, vision_hash, feature_dim)
+    if features is None and seen_by.feature_dim is None:
+        raise UserError("without --features nothing says how wide they would be: give --feature_dim")
+    heard_by = codec_facts(codec, codec_weights, codebooks, codec_hash)
+    with (
+        Arrays(codes, "codes", codes_key) as sound,
+        nullcontext() if features is None else Arrays(features, "features", features_key) as picture,
+    ):
+        sources = sources_of(sound, picture, listed)
+        reader = ArrayReader(sound, picture, heard_by, seen_by.feature_dim, cut)
+        with files_progress("importing", len(sources)) as watch:
+            vocabulary_names = None if names is None else names.names
+            report = import_arrays(sources, reader, Path(out), seen_by, vocabulary_names, records_per_shard, watch)
+    print(report)
+    _tell_unstated("codec", heard_by)
+    _tell_unstated("vision", seen_by)
+    return report
+
+
+def _tell_unstated(kind: str, facts: CodecFacts | VisionFacts) -> None:
+    """Say before anybody trains for days that media cannot be brought to the model later."""
+    if facts.weight_hash == NOT_STATED:
+        print(
+            f"{kind} {facts.name}: weights {NOT_STATED}, so that vab generate and its like will refuse a model of these"
+            f" shards; where they are known, say --{kind}_weights FILE or --{kind}_hash SHA256 before training",
+            file=sys.stderr,
+        )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from vab.data.format import Left, make_key
-from vab.data.report import REPORT, ExtractionReport, report_of, write_report
+from vab.data.report import ExtractionReport, nothing_made, report_of, write_report
 from vab.data.results import Place, Result, Results, source_hash
 from vab.data.shards import ShardWriter
 from vab.data.sources import Source, Sources
@@ -86,7 +86,7 @@ class Collector:
         self.writer = ShardWriter(out, spec, head["labels"], settings.records_per_shard, head["extraction"])
         try:
             self.results = Results(out / PARTIAL, head)
-            self._refuse_lost()
+            refuse_lost(self.writer, sources)
             self.plan = self._make_plan()
         except BaseException:
             self.writer.close()
@@ -111,19 +111,6 @@ class Collector:
         to_decode = np.flatnonzero(waits).astype(np.int32)
         self._done_before, self._begun = len(sources) - len(to_decode), 0
         return Plan(self.results.run, to_decode, self._shares_size()[to_decode])
-
-    def _refuse_lost(self) -> None:
-        """What is in shards already must still be asked for."""
-        if not self.writer.num_done:
-            return
-        listed = sum(self.writer.is_done(source.name) for source in self.sources)
-        if listed < self.writer.num_done:
-            names = {source.name for source in self.sources}
-            lost = sorted(name for name in self.writer.committed_sources() if name not in names)
-            raise UserError(
-                f"{self.out} was begun with {len(lost)} inputs that are not listed now ({lost[0]}, ...):"
-                " list them again to go on, or give another folder"
-            )
 
     def _shares_size(self) -> np.ndarray:
         """(sources,) bool: whether another file is as large, so that the two may be the same."""
@@ -194,17 +181,8 @@ class Collector:
 
     def _write(self, number: int, result: Result) -> None:
         source = self.sources[number]
-        name = source.name
         result = self._without_duplicate(source, result)
-        for record in result.records:
-            key = make_key(record.meta["id"], record.meta["start_seconds"])
-            self.writer.write(key, record.codes, record.features, record.meta)
-        for entry in result.left_out:
-            self.writer.leave_out(name, entry["reason"], entry["detail"], entry["start_seconds"])
-            if not self.writer.num_records:  # else the manifest will tell
-                self.left_out.append(Left(name, entry["reason"], entry["detail"], entry["start_seconds"]))
-        if result.records:
-            self.writer.finish_source(name)
+        write_result(self.writer, source.name, result, self.left_out)
         self._seconds += result.seconds
 
     def _without_duplicate(self, source: Source, result: Result) -> Result:
@@ -235,10 +213,7 @@ class Collector:
         total = len(self.sources)
         if not self.writer.num_records:
             self.results.delete()  # so that mended files are looked at again
-            report = ExtractionReport(str(self.out), total, 0, 0, self.left_out)
-            write_report(report)
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
-            raise UserError(f"not one of {total} inputs gave a record ({reasons}): see {self.out / REPORT} for each")
+            raise nothing_made(self.out, total, self.left_out)
         pairs = self.results.duplicates.items()
         named = {self.sources[self._number_of(own)].name: self.sources[self._number_of(of)].name for own, of in pairs}
         inputs = fingerprint(self.sources, self.sizes)
@@ -254,6 +229,44 @@ class Collector:
         """Let other processes write to the folder. Harmless after ``finish``."""
         self.results.close()
         self.writer.close()
+
+
+def write_result(writer: ShardWriter, source: str, result: Result, left_out: list[Left]) -> None:
+    """Put what a source gave into the shards.
+
+    Args:
+        writer: Of the shards.
+        source: Its name.
+        result: What it gave.
+        left_out: Grows by what is left out while there is no record; then the manifest will tell.
+    """
+    for record in result.records:
+        key = make_key(record.meta["id"], record.meta["start_seconds"])
+        writer.write(key, record.codes, record.features, record.meta)
+    for entry in result.left_out:
+        writer.leave_out(source, entry["reason"], entry["detail"], entry["start_seconds"])
+        if not writer.num_records:
+            left_out.append(Left(source, entry["reason"], entry["detail"], entry["start_seconds"]))
+    if result.records:
+        writer.finish_source(source)
+
+
+def refuse_lost(writer: ShardWriter, sources: Sources) -> None:
+    """What is in shards already must still be asked for.
+
+    Raises:
+        UserError: If some of it is not.
+    """
+    if not writer.num_done:
+        return
+    listed = sum(writer.is_done(source.name) for source in sources)
+    if listed < writer.num_done:
+        names = {source.name for source in sources}
+        lost = sorted(name for name in writer.committed_sources() if name not in names)
+        raise UserError(
+            f"{writer.folder} was begun with {len(lost)} inputs that are not listed now ({lost[0]}, ...):"
+            " list them again to go on, or give another folder"
+        )
 
 
 def fingerprint(sources: Sources, sizes: np.ndarray) -> str:

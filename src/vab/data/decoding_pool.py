@@ -129,7 +129,7 @@ _WAITING_BYTES = 128 << 20
 """Of decoded segments that may wait to be encoded."""
 _READY = "ready"
 """The first thing a worker says."""
-_GRACE = 0.02
+GRACE = 0.02
 """s. A file that is shorter than the least length by less than a frame of sound is not too short."""
 _STILL = 1.0
 """Levels of 255. Coding noise on an unmoving picture stays below; mean difference to the first frame."""
@@ -157,7 +157,7 @@ def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segmen
         yield LeftOut(None, kind, "has no video track" if scan.video_end is None else "has no sound track")
         return
     end = scan.audio_end if scan.video_end is None else min(scan.video_end, scan.audio_end)
-    if start is None and end < cutting.min_seconds - _GRACE:
+    if start is None and end < cutting.min_seconds - GRACE:
         yield LeftOut(
             None, "too_short", f"sound and picture last {end:.2f} s, at least {cutting.min_seconds:g} s needed"
         )
@@ -204,12 +204,42 @@ def segment_starts(end: float, segment_seconds: float, hop_seconds: float, min_s
             return
 
 
+def check_segments(
+    segments: str, segment_seconds: float, video_fps: float, hop_seconds: float, min_seconds: float
+) -> None:
+    """Refuse a way of cutting that makes no sense.
+
+    Args:
+        segments: ``all`` or ``centre``.
+        segment_seconds: Length of a segment.
+        video_fps: Frames wanted per second.
+        hop_seconds: From the start of one segment to that of the next.
+        min_seconds: What a file or a last segment must have.
+
+    Raises:
+        UserError: Saying which number.
+    """
+    numbers = {"segment_seconds": segment_seconds, "video_fps": video_fps, "hop_seconds": hop_seconds}
+    for name, value in (numbers | {"min_seconds": min_seconds}).items():
+        if not 0 < value < float("inf"):
+            raise UserError(f"{name} must be above 0, got {value}")
+    if min_seconds > segment_seconds:
+        raise UserError(
+            f"min_seconds ({min_seconds:g}) is longer than a segment ({segment_seconds:g}):"
+            " nothing could have that much"
+        )
+    if round(segment_seconds * video_fps) < 1:
+        raise UserError(f"a segment of {segment_seconds:g} s has no frame at {video_fps:g} frames per second")
+    if segments not in ("all", "centre"):
+        raise UserError(f"segments must be all or centre, got {segments!r}")
+
+
 def _segment(start: float, got: MediaSegment, cutting: Cutting, is_prepared: bool) -> Segment | LeftOut:
     """What becomes of a segment; one without video has no frames."""
     needed, heard = min(cutting.min_seconds, cutting.segment_seconds), got.valid_samples / cutting.sample_rate
     has_video = len(got.frames) > 0
     seen = (got.valid_frames + 0.5) / cutting.video_fps if has_video else heard
-    if min(heard, seen) < needed - _GRACE:
+    if min(heard, seen) < needed - GRACE:
         frames = f", {got.valid_frames} frames" if has_video else ""
         return LeftOut(start, "too_short", f"has {heard:.2f} s of sound{frames}; {needed:g} s needed")
     loudness = float(rms_db(torch.from_numpy(got.waveform[: got.valid_samples])))

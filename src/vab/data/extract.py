@@ -9,9 +9,8 @@ files in flight and nothing else.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ import numpy as np
 import torch
 
 from vab.data.collector import PARTIAL, Collector, Plan, Settings, Watch, file_sizes, fingerprint
-from vab.data.decoding_pool import Cutting, DecodingPool, Ended, Item, Job, LeftOut, Segment
-from vab.data.format import is_complete, read_manifest
-from vab.data.report import REPORT, ExtractionReport, report_of, write_report
-from vab.data.results import Record, Result, ResultLog, Results, head_differences
+from vab.data.decoding_pool import Cutting, DecodingPool, Ended, Item, Job, LeftOut, Segment, check_segments
+from vab.data.format import is_complete
+from vab.data.report import ExtractionReport, finished_before
+from vab.data.results import Record, Result, ResultLog, Results
 from vab.data.sources import Source, Sources
 from vab.frozen.codec import Codec
 from vab.frozen.vision import VisionEncoder
@@ -303,21 +302,10 @@ def _list_hash(sources: Sources) -> str:
 
 def _finished_before(out: Path, sources: Sources, head: dict[str, Any]) -> ExtractionReport:
     """The report of a folder that is complete, unless it is not what was asked for now."""
-    manifest, _ = read_manifest(out)
-    asked = json.loads(json.dumps(head))
-    asked["extraction"]["inputs"] = fingerprint(sources, file_sizes(sources))
-    differences = head_differences(manifest, asked)
-    if differences:
-        raise UserError(
-            f"{out} already holds a finished data set, made with other settings ({'; '.join(differences)}):"
-            " give another folder, or delete this one"
-        )
+    report = finished_before(out, head, fingerprint(sources, file_sizes(sources)))
     if (out / PARTIAL).is_dir():
         Results(out / PARTIAL, head).delete()
-    report = report_of(out, manifest)
-    if not (out / REPORT).exists():
-        write_report(report)
-    return replace(report, already_finished=True)
+    return report
 
 
 def check_numbers(cutting: Cutting, num_workers: int, batch_size: int, file_timeout: float) -> None:
@@ -326,23 +314,13 @@ def check_numbers(cutting: Cutting, num_workers: int, batch_size: int, file_time
     Raises:
         UserError: Saying which.
     """
-    for name in ("segment_seconds", "video_fps", "hop_seconds", "min_seconds"):
-        if not 0 < getattr(cutting, name) < float("inf"):
-            raise UserError(f"{name} must be above 0, got {getattr(cutting, name)}")
+    check_segments(
+        cutting.segments, cutting.segment_seconds, cutting.video_fps, cutting.hop_seconds, cutting.min_seconds
+    )
     for name, value, least in (("num_workers", num_workers, 0), ("batch_size", batch_size, 1)):
         if value < least:
             raise UserError(f"{name} must be {least} or more, got {value}")
     if not file_timeout > 0:
         raise UserError(f"file_timeout must be above 0, got {file_timeout}")
-    if cutting.min_seconds > cutting.segment_seconds:
-        raise UserError(
-            f"min_seconds ({cutting.min_seconds:g}) is longer than a segment ({cutting.segment_seconds:g}):"
-            " nothing could have that much"
-        )
-    if round(cutting.segment_seconds * cutting.video_fps) < 1:
-        raise UserError(
-            f"a segment of {cutting.segment_seconds:g} s has no frame at {cutting.video_fps:g} frames per second"
-        )
-    for name, allowed in (("segments", ("all", "centre")), ("still_pictures", ("keep", "leave_out"))):
-        if getattr(cutting, name) not in allowed:
-            raise UserError(f"{name} must be {' or '.join(allowed)}, got {getattr(cutting, name)!r}")
+    if cutting.still_pictures not in ("keep", "leave_out"):
+        raise UserError(f"still_pictures must be keep or leave_out, got {cutting.still_pictures!r}")

@@ -291,7 +291,7 @@ def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
         if not path.parent.is_dir():
             raise UserError(f"no folder {folder}: to make a data set, type: vab extract --media DIR --out {folder}")
         if any(path.parent.glob("*.journal.json")):
-            raise UserError(f"{folder} is not finished: run the same vab extract command again, it goes on from there")
+            raise UserError(f"{folder} is not finished: run the same command again, it goes on from there")
         raise UserError(
             f"{folder} has no {MANIFEST}: to make a data set, type: vab extract --media DIR --out {folder};"
             f" for tars made elsewhere: vab shards index {folder}"

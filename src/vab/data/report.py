@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vab.data.format import INDEX, Left, json_lines, write_atomically
+from vab.data.format import INDEX, Left, json_lines, read_manifest, write_atomically
+from vab.data.results import head_differences
+from vab.spec import UserError
 
 REPORT = "report.json"
 LEFT_OUT_STATUS = 3
@@ -97,3 +100,37 @@ def write_report(report: ExtractionReport) -> None:
     names = ("folder", "inputs", "kept", "records", "hours", "duplicates", "left_out")
     values = {name: getattr(report, name) for name in names}
     write_atomically(Path(report.folder) / REPORT, json_lines({"reasons": report.reasons, **values}, "left_out"))
+
+
+def nothing_made(out: Path, inputs: int, left_out: list[Left]) -> UserError:
+    """What to raise where not one record was made; the report is written and says why."""
+    report = ExtractionReport(str(out), inputs, 0, 0, left_out)
+    write_report(report)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
+    first = f"; {left_out[0].source}: {left_out[0].detail}" if left_out else ""
+    return UserError(f"not one of {inputs} inputs gave a record ({reasons}): see {out / REPORT} for each{first}")
+
+
+def finished_before(out: Path, head: dict[str, Any], inputs: str) -> ExtractionReport:
+    """The report of a folder that is complete, unless it is not what was asked for now.
+
+    Args:
+        out: The folder.
+        head: Spec, label vocabulary and rules that were asked for.
+        inputs: Fingerprint of what the records were to be made from.
+
+    Raises:
+        UserError: With what is different.
+    """
+    manifest, _ = read_manifest(out)
+    asked = json.loads(json.dumps(head))
+    asked["extraction"]["inputs"] = inputs
+    if differences := head_differences(manifest, asked):
+        raise UserError(
+            f"{out} already holds a finished data set, made with other settings ({'; '.join(differences)}):"
+            " give another folder, or delete this one"
+        )
+    report = report_of(out, manifest)
+    if not (out / REPORT).exists():
+        write_report(report)
+    return replace(report, already_finished=True)

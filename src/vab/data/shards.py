@@ -250,10 +250,11 @@ class ShardWriter:
         codes, features = np.asarray(codes), np.asarray(features)
         row = self._check(key, codes, features, meta)
         with np.errstate(over="ignore"):  # said in words below
-            half = features.astype("<f2")
+            half = features.astype("<f2", order="C")
         if not np.isfinite(half).all():
             raise UserError(f"record {key}: features must be finite as float16, got NaN or a magnitude above 65504")
-        arrays = {"codes.npy": codes.astype("<u2"), "features.npy": half}
+        # Row after row, however they lie in memory: that is how they are read back.
+        arrays = {"codes.npy": codes.astype("<u2", order="C"), "features.npy": half}
         members = {name: save_array(array) for name, array in arrays.items()}
         headers = {name: len(members[name]) - array.nbytes for name, array in arrays.items()} | {"json": 0}
         members["json"] = json.dumps(dict(meta), sort_keys=True, allow_nan=False).encode()

@@ -183,8 +183,29 @@ def find_sources(
     return sources
 
 
+def find_ids(path: str | Path) -> Sources:
+    """List recordings by their ids alone, as those of ready features, from a CSV as ``find_sources`` reads it.
+
+    Args:
+        path: With a column ``id``, or ``file``, which without its suffix is the id, or both; if wanted, ``labels``.
+
+    Raises:
+        UserError: If the CSV cannot be understood, or gives starts, which have no meaning here.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such CSV")
+    sources = _from_csv(path, "auto", path.parent, by_id=True)
+    if not sources:
+        raise UserError(f"{path} lists nothing: it has a first line with the columns' names, and none below it")
+    if started := next((source for source in sources if source.start is not None), None):
+        raise UserError(f"{path} gives {started.name} a start, which ready arrays do not have: leave the column out")
+    _refuse_twins(path, sources)
+    return sources
+
+
 def _from_folder(folder: Path, label_by_folder: bool, suffixes: frozenset[str]) -> Sources:
-    files = media_names(folder, suffixes)
+    files = files_below(folder, suffixes)
     stems = Counter(os.path.splitext(file)[0] for file in files)
     sources = Sources(str(folder))
     for file in files:
@@ -195,7 +216,7 @@ def _from_folder(folder: Path, label_by_folder: bool, suffixes: frozenset[str]) 
     return sources
 
 
-def media_names(folder: Path, suffixes: frozenset[str] = MEDIA_SUFFIXES) -> list[str]:
+def files_below(folder: Path, suffixes: frozenset[str] = MEDIA_SUFFIXES) -> list[str]:
     """Files with these suffixes below a folder, as paths from it with ``/``, sorted.
 
     Through links to folders too, each folder once; hidden ones are left out.
@@ -214,22 +235,25 @@ def media_names(folder: Path, suffixes: frozenset[str] = MEDIA_SUFFIXES) -> list
     return sorted(names)
 
 
-def _from_csv(path: Path, labels_from: str, root: Path) -> Sources:
+def _from_csv(path: Path, labels_from: str, root: Path, by_id: bool = False) -> Sources:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             plain = _begins_at_once(file.readline())
             file.seek(0)
             reader = csv.reader(file)
             columns = ["file", "labels"] if plain else next(reader, [])
-            _check_columns(path, columns, labels_from)
+            _check_columns(path, columns, labels_from, by_id)
             return _read_rows(path, reader, columns, labels_from, str(root), plain)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
 
 
-def _check_columns(path: Path, columns: Sequence[str], labels_from: str) -> None:
-    if "file" not in columns:
-        raise UserError(f"{path} needs a column 'file' in its first line, got {list(columns)}")
+def _check_columns(path: Path, columns: Sequence[str], labels_from: str, by_id: bool) -> None:
+    needed = ("id", "file") if by_id else ("file",)
+    if not {*needed} & {*columns}:
+        raise UserError(
+            f"{path} needs a column {' or '.join(map(repr, needed))} in its first line, got {list(columns)}"
+        )
     if labels_from == "csv" and "labels" not in columns:
         raise UserError(f"{path} has no column 'labels' (joined by ;), only {columns}: add it, or labels_from none")
     if "label" in columns and "labels" not in columns and labels_from == "auto":
@@ -242,6 +266,7 @@ def _read_rows(
     """A source per line."""
     sources = Sources(root)
     places = {name: columns.index(name) for name in ("file", "labels", "start", "id") if name in columns}
+    places.setdefault("file", places.get("id", 0))
     known: dict[str, tuple[str, ...]] = {}
 
     def cell(row: Sequence[str], name: str) -> str:

@@ -115,16 +115,25 @@ class Codec(Frozen, ABC):
         return waveform[..., :samples]
 
 
+BANDWIDTHS = {"1.5": 2, "3": 4, "6": 8, "12": 16, "24": 32}
+"""Of encodec_24khz, kbit/s, and the levels that each has."""
 # By name, as these files build on the class above, and some need packages that others can do without.
 _CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("vab.frozen.tiny.TinyCodec", {}),
     "tiny8": ("vab.frozen.tiny.TinyCodec8", {}),
     **{
         name: ("vab.frozen.encodec.EnCodec", {"name": name})
-        for name in ("audiogen_16khz", *(f"encodec_24khz:{rate}" for rate in ("1.5", "3", "6", "12", "24")))
+        for name in ("audiogen_16khz", *(f"encodec_24khz:{kbits}" for kbits in BANDWIDTHS))
     },
     "dac_16khz": ("vab.frozen.dac.Dac", {"name": "dac_16khz"}),
 }
+
+NUMBERS: dict[str, tuple[int, float, int, int]] = {
+    "audiogen_16khz": (16000, 50.0, 4, 2048),
+    **{f"encodec_24khz:{kbits}": (24000, 75.0, levels, 1024) for kbits, levels in BANDWIDTHS.items()},
+    "dac_16khz": (16000, 50.0, 12, 1024),
+}
+"""Sample rate (Hz), steps per second, K and S of the published codecs, for those who have codes and not the weights."""
 
 CODECS: tuple[str, ...] = tuple(_CLASSES)
 """Names that `load_codec` knows."""

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from vab.frozen.codec import PIECE_SECONDS, Codec
+from vab.frozen.codec import BANDWIDTHS, PIECE_SECONDS, Codec
 from vab.frozen.convolutions import down_reach, fold_weight_norm, in_pieces, up_reach
 from vab.frozen.published import Published, read_checkpoint, refusing_other_weights, sha256_of, tell_licence
 from vab.spec import UserError
@@ -36,8 +36,6 @@ PUBLISHED = {
         files=("compression_state_dict.bin",),
     ),
 }
-BANDWIDTHS = {"1.5": 2, "3": 4, "6": 8, "12": 16, "24": 32}
-"""Of encodec_24khz, kbit/s, and the levels that each has."""
 
 
 class EnCodec(Codec):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vab.data.official.names import by_stem
 from vab.data.official.rows import Row, none_there, read_columns
-from vab.data.sources import media_names
+from vab.data.sources import files_below
 from vab.spec import UserError
 
 _TABLE, _AUDIO = "meta/esc50.csv", "audio"
@@ -57,7 +57,7 @@ def esc50(root: Path, esc10: bool = False) -> Esc:
             raise UserError(f"{table}, line {line}: target {target} is {cells['category']}, before {numbers[target]}")
         listed.append((name, cells["category"]))
     stems = {name: Path(name).stem for name, _ in listed}
-    there = by_stem(media_names(root / _AUDIO), set(stems.values()))
+    there = by_stem(files_below(root / _AUDIO), set(stems.values()))
     rows = [Row(f"{_AUDIO}/{there[stems[name]]}", (label,)) for name, label in listed if stems[name] in there]
     missing = [name for name, _ in listed if stems[name] not in there]
     if not rows:
