@@ -25,12 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-class UserError(ValueError):
-    """A mistake of the user's: the command line prints the message alone and exits with status 2.
-
-    The message says what was got, what was expected and, where it helps, what to type.
-    """
+from vab import UserError
 
 
 @dataclass(frozen=True)
