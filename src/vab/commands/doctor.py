@@ -67,7 +67,7 @@ def examine() -> Report:
     states = {finding.name: finding.state for finding in needed}
     wanted = {extra: requirements.requirements(extra) for extra in requirements.extras()} if len(needed) > 1 else {}
     optional = [name for name, some in wanted.items() if not requirements.absent(some) and not requirements.unfit(some)]
-    probes = [name for name in ("torch", *MEDIA) if states.get(name) not in ("absent", None)]
+    probes = [name for name in ("torch", *MEDIA) if states.get(name) in ("ok", "broken")]
     probes += ["lightning"] if states.get("lightning") == "ok" else []
     optional += ["hub"] if requirements.version_of("huggingface_hub") else []
     with Console(stderr=True).status("") as status:
@@ -97,8 +97,7 @@ def _tried(finding: Finding, answers: Answers) -> Finding:
     if "error" in answer:
         detail = f"{finding.detail}: {answer['error']}"
         install = finding.remedy or f"pip install --force-reinstall '{finding.name}{finding.facts['wanted']}'"
-        state = "forbidden" if finding.state == "forbidden" else "broken"
-        return Finding(finding.name, state, detail, install, finding.needed, facts)  # type: ignore[arg-type]
+        return Finding(finding.name, "broken", detail, install, finding.needed, facts)
     detail = "; ".join(words for words in (finding.detail, answer.get("detail")) if words)
     return Finding(finding.name, finding.state, detail, finding.remedy, finding.needed, facts)
 

@@ -99,7 +99,7 @@ class Published:
         try:
             with progress(self.names[0]) as tell:
                 download(self.url, place, self.sha256, tell)
-        except (UserError, PermissionError) as error:
+        except (UserError, OSError) as error:
             raise UserError(f"{wanted}, and {error}; {advice}") from error
         return place
 

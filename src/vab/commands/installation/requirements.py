@@ -91,7 +91,7 @@ def _required(requirement: Requirement) -> Finding:
     detail, remedy = f"{version}, needs {wanted}", install
     if excluded and name in _DANGERS:
         detail += f": {_DANGERS[name]}"
-        remedy = f"start no Python but this command's; {install}; then change all that it could read on this machine"
+        remedy = f"do not import it; {install}; then change the passwords, tokens and keys that it could read here"
     return Finding(name, state, detail, remedy, needed=True, facts=facts)
 
 
