@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from vab import __version__
+from vab import UserError, __version__
 
 TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
@@ -63,6 +63,15 @@ COMMANDS: dict[str, tuple[str, Any]] = {
             "msrvtt": "vab.commands.lists:msrvtt",
         },
     ),
+    "weights": (
+        "files of weights: list, fetch into a folder for machines without a network, verify",
+        {
+            "list": "vab.commands.weights:list_weights",
+            "fetch": "vab.commands.weights:fetch_weights",
+            "verify": "vab.commands.weights:verify_weights",
+        },
+    ),
+    "doctor": ("what is installed and works, which weights are where, what to type", "vab.commands.doctor:doctor"),
     "demo": (
         "the synthetic world: world, score, report, two-stage",
         {
@@ -89,8 +98,6 @@ def main(argv: list[str] | None = None) -> None:
     if command not in TRAINER_COMMANDS and command not in COMMANDS:
         hint = nearest(command, [*TRAINER_COMMANDS, *COMMANDS])
         fail(f"no command {command!r}{hint}; vab --help lists them")
-
-    from vab.spec import UserError  # torch comes with it, and help must not wait for that
 
     try:
         if command == "folds":
@@ -151,7 +158,6 @@ def run_folds(arguments: list[str]) -> None:
     import argparse
 
     from vab.commands.folds import cross_validate
-    from vab.spec import UserError
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -249,8 +255,6 @@ class OneLineErrors:
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the complaint as a UserError instead of printing the usage."""
-        from vab.spec import UserError
-
         text = explain(ex if ex is not None else message)
         deep = _UNKNOWN_ARGUMENT.search(text)
         if deep:
@@ -313,7 +317,6 @@ def train(arguments: list[str]) -> None:
 
     from vab.callbacks import AtomicCheckpoints, Dashboard, Meters, PredictionWriter, StepProgress
     from vab.data.datamodule import ShardDataModule
-    from vab.spec import UserError
     from vab.tasks import BaseTask
     from vab.tasks.base import find_checkpoint
 

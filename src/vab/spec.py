@@ -25,15 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vab import UserError
+
 NOT_STATED = "not stated"
 """In place of a hash, where nobody said of which weights imported codes or features are."""
-
-
-class UserError(ValueError):
-    """A mistake of the user's: the command line prints the message alone and exits with status 2.
-
-    The message says what was got, what was expected and, where it helps, what to type.
-    """
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from judge_weights import heard_alike_in_any_company, settle, some_sounds
 
 from vab.frozen.judges import load_judge
 from vab.frozen.listening import listen
-from vab.frozen.panns import _package_models, package_network
+from vab.frozen.panns import package_models, package_network
 from vab.spec import UserError
 
 try:
-    _package_models()
+    package_models()
 except UserError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -96,7 +96,7 @@ def test_the_filters_are_those_of_the_file(loaded):
 
 def test_the_placeholder_is_gone(monkeypatch):
     monkeypatch.delitem(sys.modules, "laion_clap", raising=False)
-    assert hasattr(_package_models(), "Cnn14_16k")
+    assert hasattr(package_models(), "Cnn14_16k")
     assert "laion_clap" not in sys.modules
 
 

@@ -17,6 +17,7 @@ WANTED = Published("judge some", ("some=1.pth", "some%3D1.pth"), "a place")
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch):
     monkeypatch.setenv("VAB_WEIGHTS", str(tmp_path / "own"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     for folder in ("own", "hub/checkpoints"):
         (tmp_path / folder).mkdir(parents=True)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vab.spec import UserError
+from vab import UserError  # not from vab.spec, which needs torch
 
 
 def check_files(outputs: Mapping[str, tuple[str | None, str]], inputs: Sequence[Path | str], overwrite: bool) -> None:

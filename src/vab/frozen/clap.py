@@ -13,8 +13,16 @@ from vab.frozen.judges import Judge, JudgeOutput
 from vab.frozen.published import Published, sha256_of
 from vab.spec import UserError
 
-PUBLISHED = Published("judge clap", ("clap-htsat-unfused",), "a model hub as laion/clap-htsat-unfused (a folder)")
 FILES = ("config.json", "model.safetensors")
+PUBLISHED = Published(
+    "judge clap",
+    ("clap-htsat-unfused",),
+    "a model hub as laion/clap-htsat-unfused (a folder)",
+    licence="Apache-2.0",
+    repository="laion/clap-htsat-unfused",
+    files=(*FILES, "preprocessor_config.json"),
+    extra="dac",
+)
 
 
 class Clap(Judge):

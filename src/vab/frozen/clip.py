@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vab.frozen.published import cached, fetch, folders, is_offline, sha256_of, tell_licence
+from vab.frozen.published import Published, cached, fetch, folders, is_offline, sha256_of, tell_licence
 from vab.frozen.vision import VisionEncoder, check_frames
 from vab.spec import UserError
 
@@ -31,6 +31,24 @@ _WEIGHTS = (
 )
 """What a folder's file of weights may be called, the preferred name first, as open_clip does it."""
 _CONFIG = "open_clip_config.json"
+_CARD = "the licence that its model card states"
+_EVA = "EVA02-L-14-336/merged2b_s6b_b61k"
+_EVA_REPOSITORY = "timm/eva02_large_patch14_clip_336.merged2b_s6b_b61k"
+PUBLISHED = {
+    _EVA: Published(
+        f"vision encoder {_EVA}",
+        (
+            *(f"{_EVA}{suffix}" for suffix in (".safetensors", ".bin", ".pt")),
+            *(f"{_EVA_REPOSITORY.partition('/')[2]}/{name}" for name in _WEIGHTS[:3]),
+        ),
+        f"a model hub as {_EVA_REPOSITORY}",
+        licence=_CARD,
+        repository=_EVA_REPOSITORY,
+        files=("open_clip_model.safetensors",),
+        extra="clip",
+    )
+}
+"""What the shipped recipes name, so that it can be fetched where open_clip, which knows all addresses, is not."""
 
 
 class OpenClip(VisionEncoder):
@@ -237,9 +255,6 @@ def _place(wanted: Wanted, weights: Path | None, open_clip: Any) -> _Place:
     return _Place(wanted.model, weights or _file_of_tag(wanted, facts, open_clip), preprocessing, trained_with, _CARD)
 
 
-_CARD = "the licence that its model card states"
-
-
 def _file_of_tag(wanted: Wanted, facts: dict[str, Any], open_clip: Any) -> Path:
     """The file of weights of a name and a tag."""
     repository, _, own = facts.get("hf_hub", "").rpartition("/")
@@ -258,6 +273,8 @@ def _file_of_tag(wanted: Wanted, facts: dict[str, Any], open_clip: Any) -> Path:
     where = repository or url_name
     problem = f"vision encoder {wanted.model}/{wanted.tag} needs its weights ({where} as published): they are not there"
     advice = f"put them into a folder named by VAB_WEIGHTS as {names[0]}"
+    if (name := f"{wanted.model}/{wanted.tag}") in PUBLISHED:
+        advice += f" (where there is a network: vab weights fetch --names {name} --out FOLDER)"
     if is_offline():
         raise UserError(f"{problem}, and HF_HUB_OFFLINE forbids to fetch them; {advice}")
     try:

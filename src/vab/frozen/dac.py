@@ -25,6 +25,7 @@ PUBLISHED = Published(
     licence="MIT licence",
     repository="descript/dac_16khz",
     files=("config.json", "model.safetensors"),
+    extra="dac",
 )
 SAMPLE_RATE = 16000
 

@@ -26,6 +26,8 @@ PUBLISHED = {
         "the package encodec (Defossez et al.)",
         licence=_NON_COMMERCIAL,
         url="https://dl.fbaipublicfiles.com/encodec/v0/encodec_24khz-d7cc33bc.th",
+        sha256="d7cc33bc",
+        extra="encodec",
     ),
     "audiogen_16khz": Published(
         "codec audiogen_16khz",
@@ -34,6 +36,7 @@ PUBLISHED = {
         licence=_NON_COMMERCIAL,
         repository="facebook/audiogen-medium",
         files=("compression_state_dict.bin",),
+        extra="encodec",
     ),
 }
 
@@ -147,8 +150,8 @@ def networks(numbers: Numbers) -> tuple[Any, Any, Any]:
 
             encoder = SEANetEncoder(**numbers.seanet)
             decoder = SEANetDecoder(**numbers.seanet, **numbers.decoder)
-    except ImportError as error:
-        raise UserError(f"EnCodec needs a package ({error}): pip install 'vab[encodec]'") from error
+    except (ImportError, OSError, RuntimeError) as error:  # a torchaudio for another torch raises any of them
+        raise UserError(f"EnCodec needs a package ({error}): pip install 'vab[encodec]'; see vab doctor") from error
     quantizer = ResidualVectorQuantizer(
         dimension=encoder.dimension, n_q=numbers.num_codebooks, bins=numbers.codebook_size
     )

@@ -123,7 +123,8 @@ def load_judge(name: str, device: torch.device | str = "cpu", weights: str | Pat
             the last layer's ReLU, "vggish_relu" after it; "panns_16k" and "panns_32k" are CNN14.
         device: Where it shall run.
         weights: The published file of its weights (clap: a folder). If None, it is looked for in the folder
-            $VAB_WEIGHTS, then where torch.hub keeps its checkpoints.
+            $VAB_WEIGHTS, then where torch.hub and the model hub keep theirs; and fetched if it is nowhere, unless
+            HF_HUB_OFFLINE is set.
 
     Raises:
         UserError: If the name is unknown, a package or the weights are absent, or the judge fails its check.

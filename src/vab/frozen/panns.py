@@ -15,10 +15,20 @@ from vab.frozen.judges import Judge, JudgeOutput
 from vab.frozen.published import AUDIOSET_CLASSES, Published, audioset_classes, fill, sha256_of
 from vab.spec import UserError
 
-_SOURCE = "Zenodo record 3987831 (Kong et al., PANNs)"
 PUBLISHED = {
-    "panns_16k": Published("judge panns_16k", ("Cnn14_16k_mAP=0.438.pth", "Cnn14_16k_mAP%3D0.438.pth"), _SOURCE),
-    "panns_32k": Published("judge panns_32k", ("Cnn14_mAP=0.431.pth", "Cnn14_mAP%3D0.431.pth"), _SOURCE),
+    name: Published(
+        f"judge {name}",
+        (f"{file}.pth", f"{file.replace('=', '%3D')}.pth"),
+        "Zenodo record 3987831 (Kong et al., PANNs)",
+        licence="CC BY 4.0",
+        url=f"https://zenodo.org/record/3987831/files/{file.replace('=', '%3D')}.pth",
+        sha256=sha256,
+        extra="fad",
+    )
+    for name, file, sha256 in (
+        ("panns_16k", "Cnn14_16k_mAP=0.438", "e2ee543a27919542c2ea03eabaa70b24dcd4e6c8e05621de6b67a94e4c5058e6"),
+        ("panns_32k", "Cnn14_mAP=0.431", "0dc499e40e9761ef5ea061ffc77697697f277f6a960894903df3ada000e34b31"),
+    )
 }
 
 EARLY_BLOCKS = 4
@@ -34,7 +44,7 @@ def package_network(name: str) -> nn.Module:
     Raises:
         UserError: If the package is not installed.
     """
-    models = _package_models()
+    models = package_models()
     if name == "panns_16k":
         network: nn.Module = models.Cnn14_16k(16000, 512, 160, 64, 50, 8000, AUDIOSET_CLASSES)
     else:
@@ -42,7 +52,12 @@ def package_network(name: str) -> nn.Module:
     return network.eval()
 
 
-def _package_models() -> Any:
+def package_models() -> Any:
+    """The package's module of networks, imported without what it does not need for them.
+
+    Raises:
+        UserError: If the package is not installed, or does not import.
+    """
     absent = "laion_clap" not in sys.modules
     if absent:
         # The package imports it for a judge that is not used here, and its import asks a model hub for tokenizers.

@@ -17,8 +17,14 @@ from vab.spec import UserError
 SAMPLE_RATE = 32000
 SECONDS = 10
 PUBLISHED = Published(
-    "judge passt", ("passt-s-f128-p16-s10-ap.476-swa.pt",), "release v0.0.1-audioset of kkoutini/PaSST"
-)  # fmt: skip
+    "judge passt",
+    ("passt-s-f128-p16-s10-ap.476-swa.pt",),
+    "release v0.0.1-audioset of kkoutini/PaSST",
+    licence="Apache-2.0",
+    url="https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/passt-s-f128-p16-s10-ap.476-swa.pt",
+    sha256="302903fa8c4aee817b11dc982da0b29aaf8d11a3e722420476d0a12c9db70c2c",
+    extra="passt",
+)
 
 
 def package_network() -> tuple[nn.Module, nn.Module]:

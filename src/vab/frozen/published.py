@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import pickle
 import re
 import sys
-import urllib.error
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from vab.frozen.downloading import download, progress
+from vab.frozen.hashes import sha256_of as sha256_of  # the loaders take it from here
 from vab.spec import UserError
 
 AUDIOSET_CLASSES = 527
@@ -43,7 +43,16 @@ class Published:
     files: tuple[str, ...] = ()
     """What is needed of the repository: one file, or several that together are a folder."""
     url: str = ""
-    """Where else it can be fetched, a single file whose name ends in the beginning of its SHA-256; empty if nowhere."""
+    """Where else it can be fetched, a single file; empty if nowhere."""
+    sha256: str = ""
+    """Of that file, in hex, or the beginning of it, as its authors or several others state it."""
+    extra: str = ""
+    """Which of this package's extras the network needs; empty if none."""
+
+    @property
+    def name(self) -> str:
+        """What ``vab weights fetch`` calls it."""
+        return self.owner.rpartition(" ")[2]
 
     def find(self, weights: Path | None) -> Path:
         """Where it is: at ``weights``, else in `folders`, else in the hub's cache; else it is fetched, unless offline.
@@ -62,6 +71,8 @@ class Published:
             return place
         absent = f"it is not in {' or '.join(map(str, folders()[:-1]))}"
         advice = "put it there, or into a folder named by VAB_WEIGHTS"
+        if self.repository or self.url:
+            advice += f" (where there is a network: vab weights fetch --names {self.name} --out FOLDER)"
         if self.repository:
             return self._of_hub(self.repository, f"{wanted}: {absent}", advice)
         if self.url and not is_offline():
@@ -85,12 +96,11 @@ class Published:
 
     def _download(self, wanted: str, advice: str) -> Path:
         place = Path(torch.hub.get_dir()) / "checkpoints" / self.names[0]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        prefix = place.stem.rpartition("-")[2]
         try:
-            torch.hub.download_url_to_file(self.url, str(place), hash_prefix=prefix, progress=sys.stderr.isatty())
-        except (urllib.error.URLError, OSError, RuntimeError) as error:
-            raise UserError(f"{wanted}, and fetching it failed ({str(error)[:150]}); {advice}") from error
+            with progress(self.names[0]) as tell:
+                download(self.url, place, self.sha256, tell)
+        except (UserError, OSError) as error:
+            raise UserError(f"{wanted}, and {error}; {advice}") from error
         return place
 
 
@@ -154,12 +164,6 @@ def tell_licence(owner: str, licence: str) -> None:
     if licence and owner not in _told and rank == "0":
         _told.add(owner)
         print(f"{owner}: weights under {licence}", file=sys.stderr)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -25,7 +25,14 @@ FRAMES = 96
 EXAMPLES_AT_ONCE = 64
 """Through the network together, so that a long sound takes no more memory than a batch of short ones."""
 
-PUBLISHED = Published("judge vggish", ("vggish-10086976.pth",), "release v0.1 of harritaylor/torchvggish")
+PUBLISHED = Published(
+    "judge vggish",
+    ("vggish-10086976.pth",),
+    "release v0.1 of harritaylor/torchvggish",
+    licence="Apache-2.0",
+    url="https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
+    sha256="10086976",
+)
 
 
 def mel_matrix() -> Tensor:

@@ -1,0 +1,279 @@
+"""``vab weights``: from a server of this machine into a folder that needs no network; what was changed is named."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import sys
+
+import pytest
+import torch
+
+from command_line import start
+from frozen.codec_weights import audiogen, dac_of_hub
+from loopback import COMMIT, serving
+from vab.cli import main
+from vab.commands.weights import fetch_weights, verify_weights, weights_found
+from vab.frozen import registry, vggish
+from vab.frozen.codec import load_codec
+from vab.spec import UserError
+
+CONTENT = random.Random(1).randbytes(2_000_003)
+SHA = hashlib.sha256(CONTENT).hexdigest()
+AUDIOGEN = "/facebook/audiogen-medium/resolve/main/compression_state_dict.bin"
+DAC = "/descript/dac_16khz/resolve/main/"
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    """No weights of this machine, and none fetched to its caches."""
+    for name in ("VAB_WEIGHTS", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "home" / "hub"))
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A hub and an address; the hub is for processes that begin afterwards."""
+    with serving() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        stand_in = dataclasses.replace(vggish.PUBLISHED, url=f"{server.address}/vggish-10086976.pth", sha256=SHA[:8])
+        for name in ("vggish", "vggish_relu"):
+            monkeypatch.setitem(registry._PUBLISHED["judge"], name, stand_in)
+        server.files["/vggish-10086976.pth"] = CONTENT
+        yield server
+
+
+def vab(*arguments):
+    """Output, errors and exit status of the command line in a process of its own."""
+    child = start(*arguments)
+    out, err = child.communicate(timeout=100)
+    assert "Traceback" not in err
+    return out, err, child.returncode
+
+
+def files_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def gets(server):
+    return [path for method, path, _ in server.log if method == "GET"]
+
+
+@pytest.mark.timeout(240)
+def test_from_the_hub_to_codecs_without_a_network(server, places, tmp_path, monkeypatch):
+    pytest.importorskip("encodec")
+    pytest.importorskip("transformers")
+    audiogen(tmp_path / "a.bin")
+    dac_of_hub(tmp_path / "dac")
+    server.files[AUDIOGEN] = (tmp_path / "a.bin").read_bytes()
+    for name in ("config.json", "model.safetensors"):
+        server.files[DAC + name] = (tmp_path / "dac" / name).read_bytes()
+    out, err, status = vab("weights", "fetch", "--names", "audiogen_16khz", "dac_16khz", "--out", places)
+    assert (status, out.splitlines()[-1]) == (
+        0,
+        f"they are found if VAB_WEIGHTS names the folder: export VAB_WEIGHTS={places}",
+    )
+    assert err.splitlines() == [
+        "codec audiogen_16khz: weights under CC BY-NC 4.0: not for commercial use",
+        "codec dac_16khz: weights under MIT licence",
+    ]
+    names = [
+        "audiogen_16khz/compression_state_dict.bin", "dac_16khz/config.json", "dac_16khz/model.safetensors",
+    ]  # fmt: skip
+    assert files_below(places) == [*names, "weights.json"]
+    record = json.loads((places / "weights.json").read_text())["files"]
+    assert list(record) == names
+    assert record[names[0]] == {
+        "sha256": hashlib.sha256(server.files[AUDIOGEN]).hexdigest(),
+        "bytes": len(server.files[AUDIOGEN]),
+        "source": f"facebook/audiogen-medium@{COMMIT}/compression_state_dict.bin",
+        "licence": "CC BY-NC 4.0: not for commercial use",
+    }
+
+    before = len(server.log)
+    out, _, status = vab("weights", "fetch", "--names", "audiogen_16khz", "dac_16khz", "--out", places)
+    assert (status, out.splitlines()[:2]) == (0, ["audiogen_16khz: there already", "dac_16khz: there already"])
+    assert len(server.log) == before
+
+    monkeypatch.setenv("VAB_WEIGHTS", str(places))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, file in (("audiogen_16khz", names[0]), ("dac_16khz", names[2])):
+        assert load_codec(name).weight_hash == record[file]["sha256"]
+    found = {finding.name: finding for finding in weights_found()}
+    assert found["codec dac_16khz"].detail == (
+        f"{places}/dac_16khz, {sum(record[name]['bytes'] for name in names[1:]) / 1e6:,.1f} MB; "
+        "hash as recorded at fetching; MIT licence"
+    )
+
+
+def test_a_folder_of_the_hub_is_there_when_all_of_it_is(server, places):
+    server.files |= {DAC + "config.json": b'{"model_type": "dac"}', DAC + "model.safetensors": CONTENT}
+    server.cut[DAC + "model.safetensors"] = 1_500_000
+    _, err, status = vab("weights", "fetch", "--names", "dac_16khz", "--out", places)
+    assert status == 2
+    assert re.search(r"ended after 1,500,000 of 2,000,003 bytes.*the next attempt goes on from them", err)
+    assert [path.name for path in places.iterdir()] == [".dac_16khz.fetching"]
+    _, _, status = vab("weights", "fetch", "--names", "dac_16khz", "--out", places)
+    assert status == 0
+    assert files_below(places) == ["dac_16khz/config.json", "dac_16khz/model.safetensors", "weights.json"]
+    assert (places / "dac_16khz" / "model.safetensors").read_bytes() == CONTENT
+    assert server.sent[DAC + "model.safetensors"] == len(CONTENT)
+    assert gets(server).count(DAC + "config.json") == 1
+
+
+def test_a_killed_fetch_leaves_nothing_under_the_name(server, places):
+    server.files[AUDIOGEN] = CONTENT
+    server.hold[AUDIOGEN] = 1_200_000
+    child = start("weights", "fetch", "--names", "audiogen_16khz", "--out", places)
+    assert server.holding.wait(60)
+    part = places / "audiogen_16khz" / "compression_state_dict.bin.part"
+    while not part.exists() or not part.stat().st_size:
+        assert child.poll() is None
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    assert files_below(places) == ["audiogen_16khz/compression_state_dict.bin.part"]
+    left = part.stat().st_size
+    server.hold.clear()
+    _, _, status = vab("weights", "fetch", "--names", "audiogen_16khz", "--out", places)
+    assert status == 0
+    assert server.log[-1] == ("GET", AUDIOGEN, f"bytes={left}-")
+    assert part.with_suffix("").read_bytes() == CONTENT
+
+
+def test_what_the_hub_does_not_have_is_one_line(server, places):
+    _, err, status = vab("weights", "fetch", "--names", "clap", "--out", places)
+    assert status == 2
+    line = err.splitlines()[-1]
+    assert line.startswith("error: laion/clap-htsat-unfused on the hub did not give config.json (")
+    assert files_below(places) == []
+
+
+def test_from_an_address(server, places, capsys):
+    server.cut["/vggish-10086976.pth"] = 500_000
+    with pytest.raises(UserError, match="ended after 500,000 of 2,000,003 bytes"):
+        fetch_weights(["vggish"], str(places))
+    assert files_below(places) == ["vggish-10086976.pth.part"]
+    main(["weights", "fetch", "--names", "vggish", "vggish_relu", "--out", str(places)])
+    assert (places / "vggish-10086976.pth").read_bytes() == CONTENT
+    assert f"SHA-256 {SHA}" in capsys.readouterr().out
+    assert [wanted for _, _, wanted in server.log] == [None, "bytes=500000-"]
+
+
+def test_what_is_there_and_was_changed_is_not_taken(server, places):
+    fetch_weights(["vggish"], str(places))
+    (places / "vggish-10086976.pth").write_bytes(b"changed")
+    with pytest.raises(UserError, match=rf"is there, but its hash is \w{{8}}, expected {SHA[:8]} as published: delete"):
+        fetch_weights(["vggish"], str(places))
+
+
+def test_offline_it_says_so_before_anything(server, places, monkeypatch):
+    fetch_weights(["vggish"], str(places))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fetch_weights(["vggish"], str(places))  # all of it is there
+    before = len(server.log)
+    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE forbids to fetch dac_16khz, clap: unset it, or type this on"):
+        fetch_weights(["vggish", "dac_16khz", "clap"], str(places))
+    assert len(server.log) == before
+
+
+def complaint(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["weights", *map(str, arguments)])
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()
+
+
+def test_verify_names_what_was_changed_with_both_hashes(server, places, capsys):
+    fetch_weights(["vggish"], str(places))
+    (places / "own").mkdir()
+    (places / "own" / "mine.pth").write_bytes(b"mine")
+    capsys.readouterr()
+    main(["weights", "verify", "--folder", str(places)])
+    assert capsys.readouterr().out.splitlines() == [
+        f"unchecked  {places}/own/mine.pth: unchecked, no hash is known",
+        f"ok         {places}/vggish-10086976.pth: hash as published",
+        "1 of 2 files have the hash that is known of them; of the others none is",
+    ]
+    record = json.loads((places / "weights.json").read_text())
+    record["files"] |= {"own/mine.pth": {"sha256": hashlib.sha256(b"mine").hexdigest()}, "gone.pth": {"sha256": SHA}}
+    (places / "weights.json").write_text(json.dumps(record))
+    (places / "own" / "mine.pth").write_bytes(b"mime")
+    assert complaint(capsys, "verify", "--folder", places) == [
+        "error: 2 of 3 files are not what they were; delete those, and type vab weights fetch",
+        f"{places}/own/mine.pth: its hash is {hashlib.sha256(b'mime').hexdigest()}, "
+        f"expected {hashlib.sha256(b'mine').hexdigest()} as recorded at fetching",
+        f"{places}/gone.pth is not there, but weights.json says that it was fetched",
+    ]
+
+
+def test_verify_without_a_folder_takes_what_vab_finds(server, places, monkeypatch, capsys):
+    with pytest.raises(UserError, match="no weights are in the places of vab weights list"):
+        verify_weights()
+    fetch_weights(["vggish"], str(places))
+    monkeypatch.setenv("VAB_WEIGHTS", str(places))
+    verify_weights()
+    assert f"ok         {places}/vggish-10086976.pth: hash as published" in capsys.readouterr().out
+    (places / "vggish-10086976.pth").write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match=rf"expected {SHA[:8]} as published"):
+        verify_weights()
+
+
+def test_the_list_shows_places_and_what_to_type(server, places, monkeypatch, capsys):
+    fetch_weights(["vggish"], str(places))
+    monkeypatch.setenv("VAB_WEIGHTS", str(places))
+    capsys.readouterr()
+    main(["weights", "list"])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    place = f"{places}/vggish-10086976.pth"
+    assert f"ok judge vggish, vggish_relu {place}, 2.0 MB; hash as published; Apache-2.0" in lines
+    assert "-> vab weights fetch --names panns_16k --out FOLDER" in lines
+    assert "ok codec tiny ships with vab" in lines
+    (places / "vggish-10086976.pth").write_bytes(b"changed")
+    broken = next(finding for finding in weights_found() if "vggish" in finding.name)
+    assert (broken.state, broken.fails) == ("broken", False)
+    assert broken.remedy == "delete it, and type vab weights fetch --names vggish --out FOLDER"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fetch", "--names", "vgish", "--out", "w"], "no weights are called 'vgish'; did you mean 'vggish'?"),
+        (["fetch", "--names", "tiny", "--out", "w"], "tiny ships with vab: there is nothing to fetch"),
+        (["fetch", "--names", "vggish", "--out", sys.executable], "cannot be written: File exists"),
+        (["fetch", "--names", "vggish", "--folder", "w"], "--folder"),
+        (["verify", "--folder", "absent"], "there is no folder absent"),
+        (["get"], "no command 'get' in vab weights: it has list, fetch, verify"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = complaint(capsys, *arguments)
+    assert len(lines) == 1
+    assert words in lines[0]
+
+
+def test_another_programs_record_is_kept(server, places):
+    places.mkdir()
+    (places / "weights.json").write_text("{}")
+    with pytest.raises(UserError, match=r"weights\.json is of another program"):
+        fetch_weights(["vggish"], str(places))
+    assert (places / "weights.json").read_text() == "{}"
+
+
+def test_one_fetch_at_a_time_in_a_folder(server, places):
+    server.hold["/vggish-10086976.pth"] = 1000
+    server.files[AUDIOGEN] = CONTENT
+    server.hold[AUDIOGEN] = 1000
+    child = start("weights", "fetch", "--names", "audiogen_16khz", "--out", places)
+    assert server.holding.wait(60)
+    with pytest.raises(UserError, match="another vab weights fetch is writing to"):
+        fetch_weights(["vggish"], str(places))
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
