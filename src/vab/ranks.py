@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, TypeVar
 
 from vab.frozen import device_named
@@ -16,6 +18,7 @@ from vab.spec import UserError
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+    from torch.distributed import TCPStore
 
 T = TypeVar("T")
 
@@ -23,6 +26,9 @@ _ENDED_EARLY = (
     "another process of this command has ended too early, see its message: mend that and run the same command again,"
     " what is done is kept"
 )
+
+_BEAT_SECONDS, _SILENT_SECONDS = 5.0, 120.0
+"""How often a rank says that it is there, and after how long without a word it is taken to have ended."""
 
 # Ranks end when their share is done, the first perhaps days before the last.
 _PATIENCE = timedelta(days=30)
@@ -40,6 +46,7 @@ class Ranks:
     """Of this process."""
     fabric: Fabric | None = None
     """None for a process by itself, which needs no ``torch.distributed``."""
+    _heard: list[_Heartbeats] = field(default_factory=list, compare=False, repr=False)
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
@@ -72,6 +79,12 @@ class Ranks:
         if store is None:
             store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
         shared = store
+        if self.rank == 0:
+            self._heard.append(_Heartbeats(shared, self.world_size))
+        else:
+            # A connection of its own: one that is asked from two threads mixes up the answers.
+            own = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
+            threading.Thread(target=_beat, args=(own, self.rank), daemon=True).start()
 
         def count() -> int:
             with _end_of_others():
@@ -80,7 +93,7 @@ class Ranks:
         return count
 
     def require_others(self) -> None:
-        """Notice that a process which this one started has failed; under torchrun and SLURM these notice it.
+        """Notice, on rank 0, that another process has failed: one that this started, or one that is silent.
 
         Raises:
             UserError: If one has.
@@ -88,6 +101,10 @@ class Ranks:
         started = [] if self.fabric is None else getattr(self.fabric.strategy.launcher, "procs", [])
         if any(process.poll() not in (None, 0) for process in started):
             raise UserError(_ENDED_EARLY)
+        with _end_of_others():
+            silent = [rank for heartbeats in self._heard for rank in heartbeats.silent()]
+        if silent:
+            raise UserError(f"rank {silent[0]} has said nothing for {_SILENT_SECONDS:g} s: {_ENDED_EARLY}")
 
     def agree(self, error: UserError | None) -> None:
         """Go on only if no rank met an error; waits for all of them.
@@ -134,6 +151,42 @@ class Ranks:
 
         if self.fabric is not None and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+class _Heartbeats:
+    """What rank 0 hears of the others: neither SLURM nor a hand-made start tells it that one was killed.
+
+    Args:
+        store: That all ranks write to.
+        world_size: Ranks.
+    """
+
+    def __init__(self, store: TCPStore, world_size: int) -> None:
+        self.store = store
+        self.counts, self.since = (
+            dict.fromkeys(range(1, world_size), 0),
+            dict.fromkeys(range(1, world_size), monotonic()),
+        )
+        self.asked = monotonic()
+
+    def silent(self) -> list[int]:
+        """Ranks that have said nothing for long; asks only now and then."""
+        now = monotonic()
+        if now - self.asked >= _BEAT_SECONDS:
+            self.asked = now
+            for rank, before in self.counts.items():
+                count = int(self.store.add(f"beat{rank}", 0))
+                if count != before:
+                    self.counts[rank], self.since[rank] = count, now
+        return [rank for rank, since in self.since.items() if now - since > _SILENT_SECONDS]
+
+
+def _beat(store: TCPStore, rank: int) -> None:
+    """Say that this rank is there, until rank 0 is not."""
+    with suppress(RuntimeError):
+        while True:
+            store.add(f"beat{rank}", 1)
+            sleep(_BEAT_SECONDS)
 
 
 def start_ranks(device: str, devices: int, num_nodes: int) -> Ranks:

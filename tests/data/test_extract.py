@@ -196,7 +196,7 @@ def test_a_csv_names_files_labels_starts_and_ids(folder, tmp_path):
         ("name\nx.mp4\n", "needs a column 'file'"),
         ("file,start\nx.mp4,soon\n", "line 2: start must be seconds"),
         ("file\nx.mp4\nx.mp4\n", "'x.mp4' more than once"),
-        ("file,id\nx.mp4,1\ny.mp4,1\n", "id '1' to several files"),
+        ("file,id\nx.mp4,1\ny.mp4,1\n", "id '1' and one start to several inputs"),
         ("file,label\nx.mp4,dog\n", "call it 'labels'"),
         ("file\n", "lists no file"),
         ("file\nx.mp4,dog\n", "more values than columns"),

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from vab.data.format import Left, make_key
-from vab.data.report import ExtractionReport, nothing_made, report_of, write_report
-from vab.data.results import Place, Result, Results, source_hash
+from vab.data.report import REPORT, ExtractionReport, nothing_made, report_of, write_report
+from vab.data.results import Place, Result, Results, text_hash
 from vab.data.shards import ShardWriter
 from vab.data.sources import Source, Sources
 from vab.ranks import Ranks
@@ -59,7 +59,9 @@ class Plan:
     to_decode: np.ndarray
     """(n,) int32: numbers of the sources that are to be decoded, in order."""
     wants_digest: np.ndarray
-    """(n,) bool: whether another input has the file's size, so that they may be the same."""
+    """(n,) bool: whether another file has the size of this one, so that they may be the same."""
+    inputs: np.ndarray
+    """(n,) uint64: stand for what is known of them: name, labels, id, size."""
 
 
 class Collector:
@@ -84,6 +86,7 @@ class Collector:
                 " the files of a CSV are in"
             )
         self.writer = ShardWriter(out, spec, head["labels"], settings.records_per_shard, head["extraction"])
+        (out / REPORT).unlink(missing_ok=True)  # of a run that gave no record
         try:
             self.results = Results(out / PARTIAL, head)
             refuse_lost(self.writer, sources)
@@ -96,6 +99,8 @@ class Collector:
         """Find out what is done already, and so what is to be decoded."""
         sources = self.sources
         is_open = np.fromiter((not self.writer.is_done(source.name) for source in sources), bool, len(sources))
+        self._inputs, self._fingerprint = describe(sources, self.sizes)
+        self._refuse_changed(~is_open)
         self._order = np.flatnonzero(is_open).astype(np.int32)  # sources that no committed shard accounts for
         self._next = 0  # in that order
         self._logs = np.full(len(sources), -1, np.int32)  # where each source's result is
@@ -103,19 +108,34 @@ class Collector:
         self._uncommitted: list[Place] = []
         self._last_look = 0.0
         self._seconds, self._begun = 0.0, 0
-        hashes = np.fromiter((source_hash(source.name) for source in sources), np.uint64, len(sources))
-        self._by_hash = np.argsort(hashes, kind="stable").astype(np.int32)
-        self._hashes = hashes[self._by_hash]
+        self._by_hash = np.argsort(self._inputs, kind="stable").astype(np.int32)
+        self._hashes = self._inputs[self._by_hash]
         self._look()
         waits = is_open & (self._logs < 0) & (self.sizes != _MISSING)
         to_decode = np.flatnonzero(waits).astype(np.int32)
         self._done_before, self._begun = len(sources) - len(to_decode), 0
-        return Plan(self.results.run, to_decode, self._shares_size()[to_decode])
+        return Plan(self.results.run, to_decode, self._shares_size()[to_decode], self._inputs[to_decode])
+
+    def _refuse_changed(self, is_done: np.ndarray) -> None:
+        """What is in shards already must still be what it was; what is not is done again, and needs no word.
+
+        Raises:
+            UserError: If some of it is not.
+        """
+        names = np.fromiter((text_hash(source.name) for source in self.sources), np.uint64, len(self.sources))
+        changed = np.flatnonzero(self.results.changed_inputs(names, self._inputs, is_done) & is_done)
+        if len(changed):
+            raise UserError(
+                f"{self.out} holds what {self.sources[int(changed[0])].name} was before ({len(changed)} such): its"
+                " size, labels or id are others now, or it was not there; give another folder, or delete this one"
+            )
 
     def _shares_size(self) -> np.ndarray:
         """(sources,) bool: whether another file is as large, so that the two may be the same."""
-        _, inverse, counts = np.unique(self.sizes, return_inverse=True, return_counts=True)
-        shares: np.ndarray = (counts[inverse] > 1) & (self.sizes > 0)
+        files = np.fromiter((text_hash(source.file) for source in self.sources), np.uint64, len(self.sources))
+        _, first = np.unique(files, return_index=True)  # a file may be listed often, with many starts
+        sizes, counts = np.unique(self.sizes[first], return_counts=True)
+        shares: np.ndarray = (counts[np.searchsorted(sizes, self.sizes)] > 1) & (self.sizes > 0)
         return shares
 
     @property
@@ -181,16 +201,18 @@ class Collector:
 
     def _write(self, number: int, result: Result) -> None:
         source = self.sources[number]
-        result = self._without_duplicate(source, result)
+        result = self._without_duplicate(source, int(self._inputs[number]), result)
         write_result(self.writer, source.name, result, self.left_out)
         self._seconds += result.seconds
 
-    def _without_duplicate(self, source: Source, result: Result) -> Result:
+    def _without_duplicate(self, source: Source, own: int, result: Result) -> Result:
         """The result; or that it is left out, as the same bytes were kept before."""
         if not result.records or result.digest is None:
             return result
-        own = source_hash(source.name)
         first = self.results.first_of(result.digest, source.start, own)
+        if first is not None and self._number_of(first) < 0:
+            self.results.forget(result.digest, source.start)
+            first = None
         if first is None or not self.settings.leaves_out_duplicates:
             self.results.keep(result.digest, source.start, own)
             return result
@@ -200,7 +222,7 @@ class Collector:
         return Result([], [{"start_seconds": None, "reason": "duplicate", "detail": detail}])
 
     def _number_of(self, source: int) -> int:
-        """Of the source of a hash; -1 if it is not listed."""
+        """Of the input of a hash; -1 if it is not listed, or was another then."""
         at = int(np.searchsorted(self._hashes, np.uint64(source)))
         return int(self._by_hash[at]) if at < len(self._hashes) and int(self._hashes[at]) == source else -1
 
@@ -214,10 +236,9 @@ class Collector:
         if not self.writer.num_records:
             self.results.delete()  # so that mended files are looked at again
             raise nothing_made(self.out, total, self.left_out)
-        pairs = self.results.duplicates.items()
-        named = {self.sources[self._number_of(own)].name: self.sources[self._number_of(of)].name for own, of in pairs}
-        inputs = fingerprint(self.sources, self.sizes)
-        manifest = self.writer.finish(codebooks, inputs, {"duplicates": named} if named else {})
+        pairs = [(self._number_of(own), self._number_of(of)) for own, of in self.results.duplicates.items()]
+        named = {self.sources[own].name: self.sources[of].name for own, of in pairs if min(own, of) >= 0}
+        manifest = self.writer.finish(codebooks, self._fingerprint, {"duplicates": named} if named else {})
         self.results.delete()
         report = report_of(self.out, manifest)
         assert report.inputs == total, f"{report.inputs} inputs accounted for, {total} were given"
@@ -269,14 +290,20 @@ def refuse_lost(writer: ShardWriter, sources: Sources) -> None:
         )
 
 
-def fingerprint(sources: Sources, sizes: np.ndarray) -> str:
-    """Tells one list of inputs from another: how many, and a hash of their names, starts, labels and sizes."""
-    digest = hashlib.sha256(b"[")
+def describe(sources: Sources, sizes: np.ndarray) -> tuple[np.ndarray, str]:
+    """What tells inputs from others: their names, starts, labels, ids and sizes.
+
+    Returns:
+        (sources,) uint64, a hash of each; and one text for all of them, which says how many there are.
+    """
+    digest, hashes = hashlib.sha256(b"["), np.empty(len(sources), np.uint64)
     for number, (source, size) in enumerate(zip(sources, sizes.tolist(), strict=True)):
-        row = (source.name, source.start, source.labels, size if size >= 0 else None)
-        digest.update(f"{', ' if number else ''}{json.dumps(row)}".encode())
+        row = [source.name, source.start, source.labels, size if size >= 0 else None]
+        text = json.dumps([*row, source.given_id] if source.given_id else row)
+        digest.update(f"{', ' if number else ''}{text}".encode())
+        hashes[number] = text_hash(text)
     digest.update(b"]")
-    return f"{len(sources)} sha256:{digest.hexdigest()}"
+    return hashes, f"{len(sources)} sha256:{digest.hexdigest()}"
 
 
 def file_sizes(sources: Sources) -> np.ndarray:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,13 @@ class OpenMedia:
 
     def __init__(self, path: str | Path, generate_pts: bool = False) -> None:
         self.path = Path(path)
-        if not self.path.exists():
-            raise MediaError("missing", self.path, "there is no such file")
-        if not self.path.is_file():
+        try:
+            is_file = stat.S_ISREG(self.path.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MediaError("missing", self.path, "there is no such file") from error
+        except (OSError, ValueError) as error:  # no access, a name that is too long, a disk that does not answer
+            raise MediaError("unreadable", self.path, f"cannot be read: {_said(error)}") from error
+        if not is_file:
             raise MediaError("unreadable", self.path, "is not a file")
         # A media file can refer to others, also over the network: files alone are followed.
         options = {"protocol_whitelist": "file"} | ({"fflags": "+genpts"} if generate_pts else {})
@@ -119,7 +124,7 @@ class OpenMedia:
         while True:
             try:
                 packet = next(packets, None)
-            except FFmpegError as error:
+            except (FFmpegError, IndexError) as error:  # IndexError: of PyAV, if a stream begins in the middle
                 raise self.unreadable(error) from error
             if packet is None:
                 return
@@ -127,8 +132,12 @@ class OpenMedia:
 
     def unreadable(self, error: Exception | str) -> MediaError:
         """What to raise when FFmpeg gives up."""
-        said = error if isinstance(error, str) else (getattr(error, "strerror", None) or str(error))
-        return MediaError("unreadable", self.path, _no_media(self.path) or f"cannot be read: {said}")
+        return MediaError("unreadable", self.path, _no_media(self.path) or f"cannot be read: {_said(error)}")
+
+
+def _said(error: Exception | str) -> str:
+    """What an error says, without its number."""
+    return error if isinstance(error, str) else (getattr(error, "strerror", None) or str(error))
 
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"

@@ -95,7 +95,12 @@ class Ended:
     """Of its bytes, where that was asked for and it could be read."""
 
 
-Item = Segment | LeftOut | Ended
+@dataclass(frozen=True)
+class Again:
+    """A file begins anew: what came of it before does not count."""
+
+
+Item = Segment | LeftOut | Ended | Again
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ _READY = "ready"
 GRACE = 0.02
 """s. A file that is shorter than the least length by less than a frame of sound is not too short."""
 _STILL = 1.0
-"""Levels of 255. Coding noise on an unmoving picture stays below; mean difference to the first frame."""
+"""Levels of 255. Coding noise on an unmoving picture stays below; mean difference to the first frame, as prepared."""
 
 
 def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segment | LeftOut]:
@@ -164,17 +169,17 @@ def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segmen
         return
     starts = list(_starts(end, cutting)) if start is None else [start]
     fps = None if scan.video_end is None else cutting.video_fps
-    # Whether pictures are all the same can be told of the pictures only.
-    convert = None if cutting.still_pictures == "leave_out" else cutting.prepare
-    outcomes = read_segments(path, cutting.sample_rate, fps, starts, cutting.segment_seconds, convert, scan)
+    outcomes = read_segments(path, cutting.sample_rate, fps, starts, cutting.segment_seconds, cutting.prepare, scan)
     try:
         for number, (begin, got) in enumerate(zip(starts, outcomes, strict=True)):
             if isinstance(got, MediaSegment):
-                yield _segment(begin, got, cutting, is_prepared=convert is not None)
+                yield _segment(begin, got, cutting)
             elif got.reason == "too_short" and number > 0:
                 return  # the packets promised more than there is: what follows is not a part of the file
             else:
                 yield LeftOut(begin, got.reason, got.detail)
+    except MediaError as error:  # that could be read a moment before
+        yield LeftOut(None, error.reason, error.detail)
     except MemoryError:
         yield LeftOut(None, "unreadable", "needs more memory than there is")
 
@@ -234,7 +239,7 @@ def check_segments(
         raise UserError(f"segments must be all or centre, got {segments!r}")
 
 
-def _segment(start: float, got: MediaSegment, cutting: Cutting, is_prepared: bool) -> Segment | LeftOut:
+def _segment(start: float, got: MediaSegment, cutting: Cutting) -> Segment | LeftOut:
     """What becomes of a segment; one without video has no frames."""
     needed, heard = min(cutting.min_seconds, cutting.segment_seconds), got.valid_samples / cutting.sample_rate
     has_video = len(got.frames) > 0
@@ -245,19 +250,17 @@ def _segment(start: float, got: MediaSegment, cutting: Cutting, is_prepared: boo
     loudness = float(rms_db(torch.from_numpy(got.waveform[: got.valid_samples])))
     if loudness < cutting.silence_db:
         return LeftOut(start, "silent", f"its sound has {loudness:.1f} dBFS, below {cutting.silence_db:g}")
-    pixels = got.frames
-    if not has_video:
-        pixels = np.zeros((0, 3, 0, 0), np.float32)
-    elif not is_prepared:
-        if _is_still(got.frames):
-            return LeftOut(start, "still", "its picture does not change")
-        pixels = cutting.preprocess(got.frames[: got.valid_frames]).numpy()
-    return Segment(start, got.waveform, got.valid_samples, pixels[: got.valid_frames], got.valid_frames, loudness)
+    pixels = got.frames[: got.valid_frames] if has_video else np.zeros((0, 3, 0, 0), np.float32)
+    if has_video and cutting.still_pictures == "leave_out" and _is_still(pixels, cutting):
+        return LeftOut(start, "still", "its picture does not change")
+    return Segment(start, got.waveform, got.valid_samples, pixels, got.valid_frames, loudness)
 
 
-def _is_still(frames: np.ndarray) -> bool:
-    first = frames[0].astype(np.int16)
-    return all(float(np.abs(frame - first).mean()) < _STILL for frame in frames[1:])
+def _is_still(pixels: np.ndarray, cutting: Cutting) -> bool:
+    """Whether prepared pictures (V, 3, h, w) are all the first one, but for coding noise."""
+    black, white = (cutting.prepare(np.full((8, 8, 3), value, np.uint8)) for value in (0, 255))
+    levels = 255 / np.abs(white - black)  # preparing is linear in brightness
+    return all(float((np.abs(picture - pixels[0]) * levels).mean()) < _STILL for picture in pixels[1:])
 
 
 class DecodingPool:
@@ -379,6 +382,7 @@ class _Worker:
     job: Job | None = None
     ready: bool = False  # its imports are done, which can take long on a busy machine and says nothing of a file
     active: float = 0.0
+    is_second_try: bool = False  # of a file that was taken up when its first decoder was killed
     connection: Connection[Any, Any] = field(init=False)
     process: SpawnProcess = field(init=False)
 
@@ -396,7 +400,7 @@ class _Worker:
         theirs.close()  # so that the worker's death is seen as the end of the pipe
 
     def begin(self, job: Job) -> None:
-        self.job, self.active = job, time.monotonic()
+        self.job, self.active, self.is_second_try = job, time.monotonic(), False
         try:
             self.connection.send(job)
         except (BrokenPipeError, ConnectionResetError):
@@ -412,7 +416,7 @@ class _Worker:
         """What the worker sent; if it died instead, why its file is left out, and a fresh process takes its place."""
         try:
             item = self.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # OSError: it died in the middle of a segment
             self.process.join()
             code = self.process.exitcode
             if not self.ready:
@@ -420,7 +424,15 @@ class _Worker:
                     f"a decoding process ended before it began (exit code {code}): in a script of your own, call"
                     ' extract under if __name__ == "__main__":, or give num_workers=0'
                 ) from None
-            return self.give_up(f"its decoder crashed (exit code {code})")
+            if code == -signal.SIGKILL and self.job is not None and not self.is_second_try:
+                # Most likely by a system that is short of memory, which says nothing of this file.
+                job = self.job
+                self.give_up("")
+                self.begin(job)
+                self.is_second_try = True
+                return [Again()]
+            killed = ", for want of memory?" if code == -signal.SIGKILL else ""
+            return self.give_up(f"its decoder crashed (exit code {code}{killed})")
         self.active = time.monotonic()
         if item == _READY:
             self.ready = True

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vab.data.collector import PARTIAL, Collector, Plan, Settings, Watch, file_sizes, fingerprint
-from vab.data.decoding_pool import Cutting, DecodingPool, Ended, Item, Job, LeftOut, Segment, check_segments
+from vab.data.collector import PARTIAL, Collector, Plan, Settings, Watch, describe, file_sizes
+from vab.data.decoding_pool import Again, Cutting, DecodingPool, Ended, Item, Job, LeftOut, Segment, check_segments
 from vab.data.format import is_complete
 from vab.data.report import ExtractionReport, finished_before
 from vab.data.results import Record, Result, ResultLog, Results
@@ -216,7 +216,10 @@ class _Work:
 
     def _take(self, number: int, item: Item) -> None:
         work = self._open.setdefault(number, _Open(self.sources[self.plan.to_decode[number]]))
-        if isinstance(item, Ended):
+        if isinstance(item, Again):
+            del self._open[number]
+            self._batch = [entry for entry in self._batch if entry[0] != number]
+        elif isinstance(item, Ended):
             work.ended = item
             self._hand_on(number)
         else:
@@ -253,7 +256,7 @@ class _Work:
         work = self._open[number]
         if (result := work.result(self.cutting.sample_rate)) is not None:
             del self._open[number]
-            where = self.log.add(work.source.name, result)
+            where = self.log.add(int(self.plan.inputs[number]), work.source.name, result)
             if self.collector is not None:
                 self.collector.add(int(self.plan.to_decode[number]), *where)
 
@@ -302,7 +305,7 @@ def _list_hash(sources: Sources) -> str:
 
 def _finished_before(out: Path, sources: Sources, head: dict[str, Any]) -> ExtractionReport:
     """The report of a folder that is complete, unless it is not what was asked for now."""
-    report = finished_before(out, head, fingerprint(sources, file_sizes(sources)))
+    report = finished_before(out, head, describe(sources, file_sizes(sources))[1])
     if (out / PARTIAL).is_dir():
         Results(out / PARTIAL, head).delete()
     return report

@@ -316,3 +316,22 @@ def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest: the last step, which makes the folder a data set."""
     write_atomically(folder / MANIFEST, json_lines(manifest, "left_out"))
+
+
+def head_differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """What of two heads (``spec``, ``extraction``, ``labels``) is not the same, in words."""
+    found = SegmentSpec.from_dict(theirs["spec"]).differences(SegmentSpec.from_dict(mine["spec"]))
+    rules = sorted({*theirs["extraction"], *mine["extraction"]})
+    pairs = [(name, theirs["extraction"].get(name), mine["extraction"].get(name)) for name in rules]
+    found += [f"{name}: {their} != {my}" for name, their, my in pairs if their != my]
+    if theirs["labels"] != mine["labels"]:
+        found.append(f"labels: {_vocabulary_difference(theirs['labels'], mine['labels'])}")
+    return found
+
+
+def _vocabulary_difference(theirs: list[str], mine: list[str]) -> str:
+    """Two lists of labels that differ, in a few words: there can be hundreds of labels."""
+    lost, new = sorted({*theirs} - {*mine}), sorted({*mine} - {*theirs})
+    parts = [f"{len(names)} {word} ({names[0]!r}{', ...' if len(names) > 1 else ''})"
+             for word, names in (("not there now", lost), ("new", new)) if names]  # fmt: skip
+    return f"{len(theirs)} != {len(mine)}, {' and '.join(parts) or 'in another order'}"

@@ -35,7 +35,7 @@ from vab.audio import resample
 from vab.data.decoding import AudioSpan, FrameSpan, MediaError, OpenMedia
 from vab.data.format import explain_full_disk, sync_folder, write_atomically
 from vab.data.pictures import is_picture, read_picture, stream_frames
-from vab.data.spans import NotInOnePassError, take_span, take_spans
+from vab.data.spans import LEAD, NotInOnePassError, take_span, take_spans
 from vab.data.takers import (
     SAME_TIME,
     Convert,
@@ -251,7 +251,7 @@ def read_segments(
     given = 0
     if len(starts) > 1:
         gap = min(later - earlier for earlier, later in itertools.pairwise(starts))
-        overlap = math.ceil(seconds / gap) if gap > 0 else len(starts)
+        overlap = math.ceil((seconds + LEAD) / gap) if gap > 0 else len(starts)
         try:
             for takers in take_spans(path, starts, overlap, wanted.open_tracks, wanted.make_takers):
                 yield _outcome(takers)

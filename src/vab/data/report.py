@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,8 +49,11 @@ class ExtractionReport:
 
     @property
     def exit_status(self) -> int:
-        """0 if every input is in the shards whole, else ``LEFT_OUT_STATUS``."""
-        return LEFT_OUT_STATUS if self.left_out else 0
+        """0 if every input is in the shards whole, else ``LEFT_OUT_STATUS``; under torchrun always 0.
+
+        torchrun takes any other status for a failure, ends the other processes and prints a traceback.
+        """
+        return LEFT_OUT_STATUS if self.left_out and "TORCHELASTIC_RUN_ID" not in os.environ else 0
 
     def __str__(self) -> str:
         lost = self.inputs - self.kept
@@ -70,7 +74,8 @@ class ExtractionReport:
             lines.append(f"{len(self.duplicates)} inputs are kept that have the very bytes of another one")
         if self.left_out or self.duplicates:
             lines.append(f"each with its reason in {Path(self.folder) / REPORT}")
-        return "\n".join([*lines, "it was finished before: nothing to do"] if self.already_finished else lines)
+        text = "\n".join([*lines, "it was finished before: nothing to do"] if self.already_finished else lines)
+        return text.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
 
 
 _NAMED = 3

@@ -21,14 +21,17 @@ from typing import IO, Any
 
 import numpy as np
 
-from vab.data.format import explain_full_disk, write_atomically
-from vab.spec import SegmentSpec, UserError
+from vab.data.format import explain_full_disk, head_differences, write_atomically
+from vab.spec import UserError
 
-_ENTRY = struct.Struct("<QIQ")
-"""Length and CRC-32 of what follows, and which source it is of."""
+_MAGIC = b"vab1"
+_ENTRY = struct.Struct("<4sIQQ")
+"""The letters above, the CRC-32 of all that follows, the length of the contents, and which source they are of."""
+_PROTECTED = struct.Struct("<QQ")
+"""What of the head the CRC-32 covers."""
 _SEEN = struct.Struct("<16sdQ")
 """Digest of a file, start of its only segment (NaN if it was cut whole), and which source it is of."""
-_HEAD, _SEEN_NAME = "head.json", "seen"
+_HEAD, _SEEN_NAME, _INPUTS = "head.json", "seen", "inputs.npy"
 _LOG_BYTES = 64 << 20
 """A rank begins another log when one has this size, so that logs can be deleted on the way."""
 
@@ -69,9 +72,9 @@ class Place:
     """Of the entry's head, bytes."""
 
 
-def source_hash(name: str) -> int:
-    """64 bits that stand for a source's name in logs; the same in every process."""
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+def text_hash(text: str) -> int:
+    """64 bits that stand for a text in logs; the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
 class ResultLog:
@@ -93,8 +96,13 @@ class ResultLog:
         """Of the log that is written now."""
         return self.folder / f"{self.run:05d}-{self.rank:05d}-{self._part:06d}.log"
 
-    def add(self, name: str, result: Result) -> tuple[Path, int]:
+    def add(self, source: int, name: str, result: Result) -> tuple[Path, int]:
         """Note a finished source: the log and the offset of its entry.
+
+        Args:
+            source: Stands for it and for all that is known of it: `Plan.inputs`.
+            name: Its name.
+            result: What it gave.
 
         Raises:
             UserError: If the disk is full.
@@ -108,7 +116,7 @@ class ResultLog:
             if self._file is None:
                 self._file = self.path.open("ab")
             offset = self._file.tell()
-            self._file.write(_ENTRY.pack(len(payload), zlib.crc32(payload), source_hash(name)) + payload)
+            self._file.write(_ENTRY.pack(_MAGIC, _crc(payload, source), len(payload), source) + payload)
             self._file.flush()
         except OSError as error:
             raise explain_full_disk(error, self.folder.parent, len(payload)) from error
@@ -167,16 +175,45 @@ class Results:
         self._read_seen()
         self._seen_file: IO[bytes] | None = None
 
+    def changed_inputs(self, names: np.ndarray, inputs: np.ndarray, is_done: np.ndarray) -> np.ndarray:
+        """Which inputs an earlier run saw as others than they are now: another size, or none, other labels, another id.
+
+        What is given is noted for the next run.
+
+        Args:
+            names: (sources,) uint64: hashes of their names.
+            inputs: (sources,) uint64: hashes of all that is known of them.
+            is_done: (sources,) bool: where what was known before is kept, as the shards hold it.
+
+        Returns:
+            (sources,) bool; False for those that are new.
+        """
+        path = self.folder / _INPUTS
+        changed = np.zeros(len(names), bool)
+        if path.exists():
+            before = np.load(path, allow_pickle=False)  # (2, sources then) sorted by names
+            at = np.searchsorted(before[0], names).clip(max=max(0, before.shape[1] - 1))
+            if before.shape[1]:
+                known = before[0, at] == names
+                changed = known & (before[1, at] != inputs)
+                inputs = np.where(known & is_done, before[1, at], inputs)
+        order = np.argsort(names)
+        stream = io.BytesIO()
+        np.save(stream, np.stack([names[order], inputs[order]]))
+        write_atomically(path, stream.getvalue())
+        return changed
+
     def poll(self) -> Iterator[tuple[int, Place]]:
         """Entries that were added since this was asked last: which source, and where. Torn ones are passed over."""
         for path in sorted(self.folder.glob("*.log")):
             number = self._number(path)
             with path.open("rb") as file:
                 file.seek(self._read[number])
+                size = path.stat().st_size
                 while len(head := file.read(_ENTRY.size)) == _ENTRY.size:
-                    length, crc, source = _ENTRY.unpack(head)
-                    payload = file.read(length)
-                    if len(payload) < length or zlib.crc32(payload) != crc:
+                    magic, crc, length, source = _ENTRY.unpack(head)
+                    # Not yet written, torn by a kill, or a hole that a network's disk shows for a while.
+                    if magic != _MAGIC or length > size - file.tell() or _crc(file.read(length), source) != crc:
                         break
                     place = Place(number, self._read[number])
                     self._read[number] = file.tell()
@@ -198,7 +235,7 @@ class Results:
         """
         with self._logs[place.log].open("rb") as file:
             file.seek(place.offset)
-            length, _, _ = _ENTRY.unpack(file.read(_ENTRY.size))
+            _, _, length, _ = _ENTRY.unpack(file.read(_ENTRY.size))
             theirs, result = _unpack(file.read(length))
         if theirs != name:
             raise RuntimeError(f"{theirs!r} and {name!r} have one hash: rename one of them")
@@ -219,6 +256,10 @@ class Results:
         """Which other source was kept before of the same bytes, and the same start; else None."""
         first = self._seen.get((digest, start))
         return None if first is None or first == source else first
+
+    def forget(self, digest: bytes, start: float | None) -> None:
+        """The source that was kept of these bytes is listed no more."""
+        self._seen.pop((digest, start), None)
 
     def keep(self, digest: bytes, start: float | None, source: int) -> None:
         """Note that a source of these bytes is kept; of several, the first one counts.
@@ -268,13 +309,8 @@ class Results:
                 self.duplicates[source] = first
 
 
-def head_differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """What of two heads (``spec``, ``extraction``, ``labels``) is not the same, in words."""
-    found = SegmentSpec.from_dict(theirs["spec"]).differences(SegmentSpec.from_dict(mine["spec"]))
-    rules = sorted({*theirs["extraction"], *mine["extraction"]})
-    pairs = [(name, theirs["extraction"].get(name), mine["extraction"].get(name)) for name in rules]
-    pairs.append(("labels", theirs["labels"], mine["labels"]))
-    return found + [f"{name}: {their} != {my}" for name, their, my in pairs if their != my]
+def _crc(payload: bytes, source: int) -> int:
+    return zlib.crc32(payload, zlib.crc32(_PROTECTED.pack(len(payload), source)))
 
 
 def _pack(name: str, result: Result) -> bytes:

@@ -32,6 +32,7 @@ from vab.data.format import (
     Left,
     check_codebooks,
     explain_full_disk,
+    head_differences,
     index_dtype,
     is_complete,
     json_lines,
@@ -492,13 +493,7 @@ class ShardWriter:
         return read_json_lines(_journal_path(self.folder / shard_name(number)), **lists)
 
     def _check_head(self, head: Mapping[str, Any]) -> None:
-        differences = SegmentSpec.from_dict(head["spec"]).differences(self.spec)
-        differences += [
-            f"{name}: {head[name]} != {self._head()[name]}"
-            for name in ("labels", "extraction")
-            if head[name] != self._head()[name]
-        ]
-        if differences:
+        if differences := head_differences(dict(head), self._head()):
             raise UserError(
                 f"{self.folder} was begun with other settings ({'; '.join(differences)}):"
                 " use the same ones to go on, or give another folder"

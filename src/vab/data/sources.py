@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import NoReturn, TypeVar, overload
 
 from vab.spec import UserError
 
@@ -48,6 +48,8 @@ _SOUND_SUFFIXES = (
     ".wav",
     ".wma",
 )
+_LATEST = 9_999_999
+"""s. Four months; a later start is a mistake."""
 MEDIA_SUFFIXES = frozenset(_VIDEO_SUFFIXES + _SOUND_SUFFIXES)
 """Files of a folder that are taken for media. Those with sound alone are, too: they are kept or reported, as asked."""
 
@@ -220,12 +222,20 @@ def files_below(folder: Path, suffixes: frozenset[str] = MEDIA_SUFFIXES) -> list
     """Files with these suffixes below a folder, as paths from it with ``/``, sorted.
 
     Through links to folders too, each folder once; hidden ones are left out.
+
+    Raises:
+        UserError: If a folder cannot be read: what is in it would be missing without a word.
     """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}): allow it, or give another folder")
+
     seen: set[str] = set()
     names: list[str] = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        # In an order of its own, or which of two ways to a linked folder counts would be the disk's choice.
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:
             seen.add(real)
             place = os.path.relpath(parent, folder).replace(os.sep, "/")
@@ -240,12 +250,15 @@ def _from_csv(path: Path, labels_from: str, root: Path, by_id: bool = False) -> 
         with path.open(newline="", encoding="utf-8-sig") as file:
             plain = _begins_at_once(file.readline())
             file.seek(0)
-            reader = csv.reader(file)
+            # Strict: else a quote that is not closed makes one cell of all lines that follow.
+            reader = csv.reader(file, strict=True)
             columns = ["file", "labels"] if plain else next(reader, [])
             _check_columns(path, columns, labels_from, by_id)
             return _read_rows(path, reader, columns, labels_from, str(root), plain)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+        broken = isinstance(error, csv.Error) and "unexpected end" in str(error)
+        advice = ": a double quote is not closed" if broken else f": {error}"
+        raise UserError(f"{path} cannot be read as CSV in UTF-8{advice}") from error
 
 
 def _check_columns(path: Path, columns: Sequence[str], labels_from: str, by_id: bool) -> None:
@@ -278,6 +291,8 @@ def _read_rows(
             continue
         line = getattr(reader, "line_num", 0)
         name = cell(row, "file")
+        if any("\n" in value or "\r" in value or "\0" in value for value in row):
+            raise UserError(f"{path}, line {line}: a line break inside of double quotes: is a quote not closed before?")
         if not name or len(row) > len(columns):
             wrong = "more values than columns: a label with a comma in it must stand in double quotes"
             raise UserError(f"{path}, line {line}: {wrong if name else 'no file given'}")
@@ -304,8 +319,8 @@ def _start(text: str, path: Path, line: int) -> float | None:
         start = float(text)
     except ValueError:
         start = -1.0
-    if not 0 <= start < float("inf"):
-        raise UserError(f"{path}, line {line}: start must be seconds, 0 or more, got {text!r}")
+    if not 0 <= start <= _LATEST:
+        raise UserError(f"{path}, line {line}: start must be seconds, 0 to {_LATEST}, got {text!r}")
     return start
 
 
@@ -313,8 +328,19 @@ def _refuse_twins(media: Path, sources: Sequence[Source]) -> None:
     """Two inputs of one name, or whose records would have one key, cannot be told apart afterwards."""
     if twins := _repeated(source.name for source in sources):
         raise UserError(f"{media} lists {twins[0]!r} more than once ({len(twins)} such): name each file and start once")
-    if same := _repeated((source.id, source.start) for source in sources):
-        raise UserError(f"{media} gives the id {same[0][0]!r} to several files ({len(same)} such): ids must differ")
+    # To the millisecond, as keys have it.
+    keys = ((source.id, None if source.start is None else round(source.start * 1000)) for source in sources)
+    if same := _repeated(keys):
+        raise UserError(
+            f"{media} gives the id {same[0][0]!r} and one start to several inputs ({len(same)} such): ids must differ,"
+            " or starts by a millisecond"
+        )
+    whole = {hash(source.id) for source in sources if source.start is None}
+    both = next((source for source in sources if source.start is not None and hash(source.id) in whole), None)
+    if both is not None:
+        raise UserError(
+            f"{media} lists {both.id!r} both whole and with a start: their records could be the same; give one an id"
+        )
 
 
 K = TypeVar("K", bound=Hashable)

@@ -21,7 +21,7 @@ _SEEK_BEYOND = 5.0
 """s. A span that starts later than this is reached by seeking; before it, decoding from the start costs less."""
 _PREROLL = 1.0
 """s. How far before the wanted time a seek aims: decoders need some packets to settle (AAC overlap, MP3 reservoir)."""
-_LEAD = 1.5
+LEAD = 1.5
 """s. Spans are made ready this much before they start: more than any context that a taker gathers before its span."""
 _MOST_WAITING = 4
 """Spans that may wait for one of their two streams, beyond those that overlap, before a file counts as interleaved so
@@ -64,7 +64,7 @@ def _pass(
         if seek is not None:
             try:
                 source.container.seek(int((source.zero + seek) * av.time_base))
-            except FFmpegError as error:
+            except (FFmpegError, OverflowError) as error:
                 raise source.unreadable(error) from error
         waiting = {track.stream.index: (track, taker) for track, taker in zip(tracks, takers, strict=True)}
         try:
@@ -76,7 +76,7 @@ def _pass(
                     for frame in _decoded(packet, track):
                         track.add(frame)
                 except FFmpegError as error:
-                    if _is_before(packet, start - _LEAD, track):
+                    if _is_before(packet, start - LEAD, track):
                         continue  # sound does not depend on what went before; pictures do
                     if not taker.complete:
                         raise source.unreadable(error) from error
@@ -99,7 +99,7 @@ def take_spans(
     Args:
         path: The file.
         starts: s, rising.
-        overlap: How many spans share a moment.
+        overlap: How many spans share a moment, those counted that start less than `LEAD` later.
         open_tracks: The streams wanted.
         make_takers: As in ``take_span``.
 
@@ -107,18 +107,18 @@ def take_spans(
         The takers of each span, in order, as soon as they have enough or the file ends.
 
     Raises:
-        NotInOnePassError: If something cannot be decoded, or the streams are so far apart in the file that too many
-            spans wait for one of them. Those that were given before are right.
+        NotInOnePassError: If something cannot be opened or decoded, or the streams are so far apart in the file that
+            too many spans wait for one of them. Those that were given before are right.
     """
-    with OpenMedia(path) as source:
-        tracks = {track.stream.index: track for track in _ready(source, open_tracks)}
-        to_come, live = deque(starts), deque[Sequence[Taker]]()
-        try:
+    try:
+        with OpenMedia(path) as source:
+            tracks = {track.stream.index: track for track in _ready(source, open_tracks)}
+            to_come, live = deque(starts), deque[Sequence[Taker]]()
             for packet in source.packets([track.stream for track in tracks.values()]):
                 track = tracks[packet.stream.index]
                 for frame in _decoded(packet, track):
                     time = track.time_of(frame)
-                    while to_come and (time is None or to_come[0] <= time + _LEAD):
+                    while to_come and (time is None or to_come[0] <= time + LEAD):
                         live.append(make_takers(list(tracks.values()), to_come.popleft()))
                         if len(live) > overlap + _MOST_WAITING:
                             raise NotInOnePassError
@@ -127,10 +127,10 @@ def take_spans(
                     yield _let_go(live.popleft())
                 if not live and not to_come:
                     return
-        except (FFmpegError, MediaError) as error:
-            raise NotInOnePassError from error
-        while live or to_come:
-            yield _let_go(live.popleft() if live else make_takers(list(tracks.values()), to_come.popleft()))
+            while live or to_come:
+                yield _let_go(live.popleft() if live else make_takers(list(tracks.values()), to_come.popleft()))
+    except (FFmpegError, MediaError) as error:
+        raise NotInOnePassError from error
 
 
 def _let_go(takers: Sequence[Taker]) -> Sequence[Taker]:
