@@ -297,6 +297,20 @@ def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
             f" for tars made elsewhere: vab shards index {folder}"
         )
     text = path.read_bytes()
+    return parse_manifest(text, folder), hashlib.sha256(text).hexdigest()
+
+
+def parse_manifest(text: bytes, folder: str | Path) -> dict[str, Any]:
+    """The manifest of a data set.
+
+    Args:
+        text: Of the file.
+        folder: Where it lies, or the address there, for messages.
+
+    Raises:
+        UserError: If it is none, or one of another format or version.
+    """
+    path = f"{folder}/{MANIFEST}"
     try:
         manifest = json.loads(text)
     except ValueError as error:
@@ -310,7 +324,7 @@ def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
         )
     if missing := [name for name in _MANIFEST_ENTRIES if name not in manifest]:
         raise UserError(f"{path} lacks {missing}: restore it, or type: vab shards index {folder}")
-    return manifest, hashlib.sha256(text).hexdigest()
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
