@@ -175,7 +175,8 @@ def files_of(manifest: Mapping[str, Any], shown: str) -> dict[str, FileFacts]:
 def _fetch(remote: Remote, files: Mapping[str, FileFacts], copy: Copy) -> None:
     """Bring all files; those that are there already are kept if they are what the manifest says."""
     total, stop = sum(facts.size for facts in files.values()), Event()
-    with _progress(remote.shown, total) as moved, ThreadPoolExecutor(_THREADS) as pool:
+    pool = ThreadPoolExecutor(_THREADS)
+    with _progress(remote.shown, total) as moved:
         tasks = [pool.submit(_bring, remote, name, facts, copy.folder, moved, stop) for name, facts in files.items()]
         try:
             for task in as_completed(tasks):
@@ -183,9 +184,10 @@ def _fetch(remote: Remote, files: Mapping[str, FileFacts], copy: Copy) -> None:
         except OSError as error:
             raise explain_full_disk(error, copy.folder, total - copy.size()) from error
         finally:
+            # Not waited for: a thread may be listening, for a minute, to a server that says nothing. What it hears after a
+            # failure or Ctrl-C it does not write.
             stop.set()
-            for task in tasks:
-                task.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _bring(

@@ -311,10 +311,11 @@ def parse_manifest(text: bytes, folder: str | Path) -> dict[str, Any]:
         UserError: If it is none, or one of another format or version.
     """
     path = f"{folder}/{MANIFEST}"
+    remedy = "upload it again" if "://" in str(folder) else f"restore it, or type: vab shards index {folder}"
     try:
         manifest = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): restore it, or type: vab shards index {folder}") from error
+        raise UserError(f"{path} is not JSON ({error}): {remedy}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path} does not describe a vab data set")
     if manifest.get("format_version") != FORMAT_VERSION:
@@ -323,7 +324,7 @@ def parse_manifest(text: bytes, folder: str | Path) -> dict[str, Any]:
             " install the vab that wrote it, or extract again"
         )
     if missing := [name for name in _MANIFEST_ENTRIES if name not in manifest]:
-        raise UserError(f"{path} lacks {missing}: restore it, or type: vab shards index {folder}")
+        raise UserError(f"{path} lacks {missing}: {remedy}")
     return manifest
 
 

@@ -173,6 +173,8 @@ class Remote:
             digest, done = hash_of(file)
             moved(done)
             while done < size:
+                if stop.is_set():
+                    raise StoppedError
                 if whole and done:
                     file.truncate(0)
                     moved(-done)
