@@ -184,8 +184,8 @@ def _fetch(remote: Remote, files: Mapping[str, FileFacts], copy: Copy) -> None:
         except OSError as error:
             raise explain_full_disk(error, copy.folder, total - copy.size()) from error
         finally:
-            # Not waited for: a thread may be listening, for a minute, to a server that says nothing. What it hears after a
-            # failure or Ctrl-C it does not write.
+            # Not waited for: a thread may be listening, for a minute, to a server that says nothing. What it hears
+            # after a failure or Ctrl-C it does not write.
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
