@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from vab.data.cache import Cache
 from vab.data.labels import read_vocabulary
 from vab.data.loader import Loader
 from vab.data.order import (
@@ -179,9 +180,10 @@ class ShardDataModule(LightningDataModule):
     Validation and testing score each record exactly once, on any number of ranks.
 
     Args:
-        train: Folder of the training data set.
-        val: Folder of the validation data set.
-        test: Folder of the test data set.
+        train: Folder of the training data set, or its address elsewhere: ``s3://bucket/train``,
+            ``https://host/train``, ``gs://``, ``hf://datasets/owner/name/train``, ...
+        val: Folder of the validation data set, or its address.
+        test: Folder of the test data set, or its address.
         batch_size: Records per step on each device.
         val_batch_size: Records per step on each device in validation and testing; as batch_size where not given.
         num_workers: Processes that read ahead; 0 reads in the training process.
@@ -199,10 +201,17 @@ class ShardDataModule(LightningDataModule):
             the others.
         fold_pattern: Regular expression whose group is the fold's number, searched in a record's id; ESC-50's by
             default, whose names begin with it.
+        cache: Folder for copies of data sets that lie elsewhere; the environment's VAB_CACHE, else ~/.cache/vab, where
+            not given.
+        cache_gb: Limit of all copies together, 10^9 bytes; those used longest ago make room for new ones. Nothing is
+            deleted where not given.
+        cache_local: Copy local folders into the cache, too: from a shared disk to one of the machine's own, or with
+            ``cache=/dev/shm/vab`` into memory.
 
     Raises:
-        UserError: If a folder holds no data set, the data sets differ in a number or in their labels, their records
-            have fewer than ``levels`` codebooks, a label is not in the vocabulary, or a fold is empty.
+        UserError: If a folder holds no data set, one cannot be fetched, the data sets differ in a number or in their
+            labels, their records have fewer than ``levels`` codebooks, a label is not in the vocabulary, or a fold is
+            empty.
     """
 
     def __init__(
@@ -222,6 +231,9 @@ class ShardDataModule(LightningDataModule):
         vocabulary: str | None = None,
         fold: int | None = None,
         fold_pattern: str = r"(?:^|/)(\d+)-[^/]*$",
+        cache: str | None = None,
+        cache_gb: float | None = None,
+        cache_local: bool = False,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -241,9 +253,10 @@ class ShardDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.data_resume = data_resume
-        self.train_dataset = ShardDataset(train, check_crc, levels)
-        self.val_dataset = ShardDataset(val, check_crc, levels)
-        self.test_dataset = None if test is None else ShardDataset(test, check_crc, levels)
+        kept = Cache(cache, cache_gb, cache_local)
+        self.train_dataset = ShardDataset(train, check_crc, levels, kept)
+        self.val_dataset = ShardDataset(val, check_crc, levels, kept)
+        self.test_dataset = None if test is None else ShardDataset(test, check_crc, levels, kept)
         if vocabulary is not None:
             names = read_vocabulary(vocabulary)
             for dataset in filter(None, (self.train_dataset, self.val_dataset, self.test_dataset)):

@@ -297,10 +297,25 @@ def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
             f" for tars made elsewhere: vab shards index {folder}"
         )
     text = path.read_bytes()
+    return parse_manifest(text, folder), hashlib.sha256(text).hexdigest()
+
+
+def parse_manifest(text: bytes, folder: str | Path) -> dict[str, Any]:
+    """The manifest of a data set.
+
+    Args:
+        text: Of the file.
+        folder: Where it lies, or the address there, for messages.
+
+    Raises:
+        UserError: If it is none, or one of another format or version.
+    """
+    path = f"{folder}/{MANIFEST}"
+    remedy = "upload it again" if "://" in str(folder) else f"restore it, or type: vab shards index {folder}"
     try:
         manifest = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): restore it, or type: vab shards index {folder}") from error
+        raise UserError(f"{path} is not JSON ({error}): {remedy}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path} does not describe a vab data set")
     if manifest.get("format_version") != FORMAT_VERSION:
@@ -309,8 +324,8 @@ def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
             " install the vab that wrote it, or extract again"
         )
     if missing := [name for name in _MANIFEST_ENTRIES if name not in manifest]:
-        raise UserError(f"{path} lacks {missing}: restore it, or type: vab shards index {folder}")
-    return manifest, hashlib.sha256(text).hexdigest()
+        raise UserError(f"{path} lacks {missing}: {remedy}")
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

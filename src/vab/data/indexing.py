@@ -18,6 +18,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from vab.data.cache import local_copy
 from vab.data.format import (
     CODE_TYPES,
     CODEBOOKS,
@@ -37,6 +38,7 @@ from vab.data.format import (
     write_side_files,
 )
 from vab.data.records import ShardDataset
+from vab.data.remote import is_address
 from vab.spec import SegmentSpec, UserError
 
 
@@ -57,7 +59,8 @@ def verify(folder: str | Path) -> list[str]:
     Returns:
         What is wrong, one line each; empty if nothing is.
     """
-    folder = Path(folder)
+    copy = local_copy(folder)  # held until the end
+    folder = copy.folder
     try:
         manifest = read_manifest(folder)[0]
         spec = SegmentSpec.from_dict(manifest["spec"])
@@ -111,7 +114,7 @@ def info(folder: str | Path) -> dict[str, Any]:
     label_ids = np.load(dataset.folder / LABEL_IDS, mmap_mode="r", allow_pickle=False)
     occurrences = np.bincount(label_ids, minlength=len(dataset.labels))
     return {
-        "folder": str(folder),
+        "folder": str(dataset.folder),
         "manifest_hash": dataset.manifest_hash,
         "records": len(dataset),
         "hours": round(float(index["steps"].sum(dtype=np.int64)) / dataset.spec.code_rate / 3600, 3),
@@ -147,6 +150,8 @@ def index_folder(folder: str | Path, spec: str | Path | None = None, codebooks: 
     Raises:
         UserError: If there are no tars, no spec, no codebooks, or a record does not fit the spec.
     """
+    if is_address(folder):
+        raise UserError(f"{folder}: tars are indexed where they lie; give a folder of this machine, and upload it then")
     folder = Path(folder)
     tars = sorted(folder.glob("*.tar"))
     if not tars:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vab.data.cache import Cache, local_copy
 from vab.data.format import (
     CODE_TYPES,
     CODEBOOKS,
@@ -44,25 +45,31 @@ class ShardDataset(Dataset[Batch]):
     set can be handed to forked and to spawned workers.
 
     Args:
-        folder: Of ``vab extract`` or ``vab shards index``.
+        folder: Of ``vab extract`` or ``vab shards index``; or its address elsewhere, such as ``s3://bucket/train``: it
+            is fetched once.
         check_crc: Compare each array read with its CRC-32. Costs about as much time again as reading.
         levels: Read only the first so many codebooks of each record, as a coarse model needs them; all by default.
+        cache: Where copies of data sets from elsewhere are kept; the default one where not given.
 
     Attributes:
+        folder: Of the data set on this machine.
         spec: The numbers of every record as it is read: ``num_codebooks`` is ``levels``.
         labels: Vocabulary; empty where the data set has no labels.
         manifest: The whole of ``manifest.json``.
         manifest_hash: SHA-256 of that file, and of which records are used: the data set's name in checkpoints.
 
     Raises:
-        UserError: If the folder is no finished data set, of another format version, files are missing or cut, or the
-            records have fewer than ``levels`` codebooks.
+        UserError: If the folder is no finished data set, of another format version, files are missing or cut, the
+            records have fewer than ``levels`` codebooks, or it cannot be fetched.
     """
 
-    def __init__(self, folder: str | Path, check_crc: bool = False, levels: int | None = None) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self, folder: str | Path, check_crc: bool = False, levels: int | None = None, cache: Cache | None = None
+    ) -> None:
+        self._copy = local_copy(folder, cache)
+        self.folder = self._copy.folder
         self.check_crc = check_crc
-        self.manifest, self.manifest_hash = read_manifest(folder)
+        self.manifest, self.manifest_hash = read_manifest(self.folder)
         self._stored_spec = stored = SegmentSpec.from_dict(self.manifest["spec"])
         if levels is not None and not 1 <= levels <= stored.num_codebooks:
             raise UserError(f"levels must be 1 to {stored.num_codebooks}, the codebooks of {folder}; got {levels}")
