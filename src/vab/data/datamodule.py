@@ -206,8 +206,11 @@ class ShardDataModule(LightningDataModule):
             for dataset in (self.train_dataset, *evaluated):
                 dataset.use_vocabulary(names)
         elif isinstance(self.train_dataset, MixedDataset):
-            for dataset in evaluated:
-                dataset.use_vocabulary(self.train_dataset.vocabulary)
+            try:
+                for dataset in evaluated:
+                    dataset.use_vocabulary(self.train_dataset.vocabulary)
+            except UserError as error:
+                raise UserError(f"{error}: give the list of all classes with --data.vocabulary FILE") from error
         if order not in ("shuffled", "class_balanced"):
             raise UserError(f'data.order must be "shuffled" or "class_balanced", got {order!r}')
         if isinstance(self.train_dataset, MixedDataset) and (fold is not None or order != "shuffled"):

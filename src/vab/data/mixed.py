@@ -208,4 +208,4 @@ def _resolved(name: str) -> str:
     try:
         return str(OmegaConf.create([name])[0])
     except OmegaConfBaseException as error:
-        raise UserError(f"data.train: {name}: {error}") from error
+        raise UserError(f"data.train: {name}: {str(error).splitlines()[0]}") from error
