@@ -263,5 +263,6 @@ def test_a_mixture_is_folders_and_weights(way, fit, shards, tmp_path, monkeypatc
     assert (state["records_per_epoch"], state["records_consumed"]) == ([30, 10], 32)
     # The run's own config gives the same mixture again, its data sets in the same order.
     main(["fit", "--config", str(run / "config.yaml"), f"--ckpt_path={run}", "--trainer.max_steps=5"])
+    capsys.readouterr()
     wrong = [f"--data.train={{{shards / 'train'}: 3, nowhere: 1}}"]
     assert complaint(capsys, "fit", "--config", RECIPE, *small(shards), *wrong).startswith("error: no folder nowhere")

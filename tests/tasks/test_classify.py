@@ -182,6 +182,6 @@ def test_spliced_records_need_the_loss_for_several(tmp_path):
     data = ShardDataModule(folder, folder, batch_size=4, num_workers=0, splice=1.0)
     trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
     with pytest.raises(UserError, match=r"a spliced record has the labels of two.*--data.splice 0, or --model.multi"):
-        trainer.fit(ClassifyTask(small_backbone(spec), LABELS), data)
-    trainer.fit(ClassifyTask(small_backbone(spec), LABELS, multi_label=True), data)
+        trainer.fit(ClassifyTask(small_backbone(spec), LABELS, warmup_steps=0), data)
+    trainer.fit(ClassifyTask(small_backbone(spec), LABELS, multi_label=True, warmup_steps=0), data)
     assert trainer.global_step == 1
