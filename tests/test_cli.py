@@ -246,3 +246,23 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[False, False, False]"
+
+
+@pytest.mark.parametrize("way", ["line", "file"])
+def test_a_mixture_is_folders_and_weights(way, fit, shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VAB_HERE", str(shards))
+    if way == "line":
+        mixture = [f"--data.train={{{shards / 'train'}: 3, {shards / 'val'}: 1}}"]
+    else:
+        # As names, not as values, which YAML readers take from the environment.
+        text = "data:\n  train:\n    ${oc.env:VAB_HERE}/train: 3\n    ${oc.env:VAB_HERE}/val: 1\n"
+        (tmp_path / "mixture.yaml").write_text(text)
+        mixture = ["--config=mixture.yaml"]
+    run = fit(*mixture, "--data.records_per_epoch=40")
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["ShardDataModule"]
+    assert (state["records_per_epoch"], state["records_consumed"]) == ([30, 10], 32)
+    # The run's own config gives the same mixture again, its data sets in the same order.
+    main(["fit", "--config", str(run / "config.yaml"), f"--ckpt_path={run}", "--trainer.max_steps=5"])
+    capsys.readouterr()
+    wrong = [f"--data.train={{{shards / 'train'}: 3, nowhere: 1}}"]
+    assert complaint(capsys, "fit", "--config", RECIPE, *small(shards), *wrong).startswith("error: no folder nowhere")

@@ -21,8 +21,8 @@ FOLDERS = ["trainer", "data", "task", "backbone"]
 
 
 def keys(value, prefix=""):
-    """Every dotted key of a YAML, but not those inside lists, or of the strategy, which is named or described."""
-    if not isinstance(value, dict) or prefix == "strategy.":
+    """Every dotted key of a YAML, but not those inside lists, of the strategy, named or described, or of data sets."""
+    if not isinstance(value, dict) or prefix in ("strategy.", "train."):
         return set()
     return {prefix + key for key in value} | {
         name for key, inner in value.items() for name in keys(inner, f"{prefix}{key}.")

@@ -153,7 +153,9 @@ class Batch:
     valid: Tensor
     """(B,) bool: False for a record that only fills a rank's last evaluation batch; it must not be scored."""
     source: Tensor
-    """(B,) int64: the same number for records that are cut from one recording."""
+    """(B,) int64: the same number for records that are cut from one recording; of a spliced record its beginning's."""
+    draw: Tensor
+    """(B,) int64: how often training has drawn the record before in the same epoch; 0 in evaluation."""
     ragged: bool
     """True if a record of the batch has fewer than T steps or V frames."""
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -172,3 +174,14 @@ def test_several_labels_need_the_loss_for_several(tmp_path):
     data = ShardDataModule(str(tmp_path / "s"), str(tmp_path / "s"), batch_size=1, num_workers=0)
     with pytest.raises(UserError, match=r"has 2 labels, a softmax needs one: give --model\.multi_label true"):
         quiet_trainer(max_steps=1).fit(ClassifyTask(small_backbone(), LABELS, warmup_steps=1, schedule_steps=9), data)
+
+
+def test_spliced_records_need_the_loss_for_several(tmp_path):
+    spec = replace(short_spec(), segment_seconds=2.0, num_steps=100, video_fps=12.0, num_frames=24)
+    folder = str(write_shards(tmp_path / "s", spec, 8))
+    data = ShardDataModule(folder, folder, batch_size=4, num_workers=0, splice=1.0)
+    trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
+    with pytest.raises(UserError, match=r"a spliced record has the labels of two.*--data.splice 0, or --model.multi"):
+        trainer.fit(ClassifyTask(small_backbone(spec), LABELS, warmup_steps=0), data)
+    trainer.fit(ClassifyTask(small_backbone(spec), LABELS, multi_label=True, warmup_steps=0), data)
+    assert trainer.global_step == 1

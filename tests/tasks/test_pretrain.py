@@ -18,7 +18,7 @@ from vab.tasks.base import build, decay_groups, find_checkpoint, fold, linear_wa
 from vab.tokens.decoding import Sampler
 from vab.tokens.expectation import expected_codes
 from vab.tokens.masking import Masking
-from vab.tokens.noise import record_keys
+from vab.tokens.noise import fold_in, record_keys
 
 
 def small_task(spec=None, **settings):
@@ -347,3 +347,14 @@ def test_a_fine_model_can_take_what_it_expects_in_one_pass(dataset):
     probabilities = task.logits(batch, mask).softmax(-1)
     assert torch.equal(made * sound, expected_codes(probabilities, dataset.codebooks, batch.codes, mask) * sound)
     assert sampler.total_steps == 1
+
+
+def test_a_record_that_is_drawn_again_in_an_epoch_has_another_mask(shards):
+    task = small_task()
+    batch = ShardDataset(shards / "train").read([3, 5, 3, 3])
+    batch.draw = torch.tensor([0, 0, 1, 2])
+    keys = task.training_keys(batch)
+    assert torch.equal(keys[:2], fold_in(record_keys(task.seed, batch.index[:2]), 0))
+    assert len(set(keys.tolist())) == 4
+    masks = task.mask_for(keys, batch.steps)
+    assert not any(torch.equal(masks[0], masks[row]) for row in (1, 2, 3))

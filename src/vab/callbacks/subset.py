@@ -84,7 +84,7 @@ class SharedSubset:
         self.ears = [Ear(load_judge(name, device), data.labels, task.device) for name in settings.judges]
         self._task = task
         shares = evaluation_batches(len(records), settings.batch_size or data.val_batch_size, world, rank)
-        self._shares = [Share(np.asarray(records)[numbers], valid) for numbers, valid in shares]
+        self._shares = [share._replace(numbers=np.asarray(records)[share.numbers]) for share in shares]
         self._real = [self.hear(batch.codes, batch) for batch in map(self._valid, self._shares)]
 
     @property
@@ -108,9 +108,8 @@ class SharedSubset:
             precision: In which the network computes.
         """
         with precision:
-            codes = [
-                self._task.generate_for(self.dataset.read(*share), self.settings.seed).cpu() for share in self._shares
-            ]
+            batches = (self.dataset.read(share.numbers, share.valid) for share in self._shares)
+            codes = [self._task.generate_for(batch, self.settings.seed).cpu() for batch in batches]
         pairs = zip(codes, self._shares, strict=True)
         return [self.hear(made[torch.from_numpy(share.valid)], self._valid(share)) for made, share in pairs]
 
@@ -166,7 +165,7 @@ class SharedSubset:
 
     def _valid(self, share: Share) -> Batch:
         """The records of a share that count, which may be none."""
-        batch = self.dataset.read(*share)
+        batch = self.dataset.read(share.numbers, share.valid)
         kept: dict[str, Any] = {
             name: value[batch.valid] for name, value in vars(batch).items() if isinstance(value, Tensor)
         }

@@ -5,44 +5,34 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from vab.data.augment import Augmentation
 from vab.data.cache import Cache
 from vab.data.labels import read_vocabulary
 from vab.data.loader import Loader
+from vab.data.mixed import MixedDataset, Records, open_training
 from vab.data.order import (
     Share,
+    earlier_draws,
     evaluation_batches,
     evaluation_steps,
-    permutation,
+    mixed_order,
     steps_per_epoch,
     train_batches,
     weighted_draws,
 )
 from vab.data.records import ShardDataset
+from vab.data.resume import LoopCounters, Position, processed_steps
 from vab.spec import Batch, UserError
-
-
-@dataclass
-class _Position:
-    """Where training stands in the order of records.
-
-    ``start`` records of the epoch were consumed when the current pass over the loader began; ``handed`` steps have been
-    given out since; the trainer, whose own count stood at ``processed`` then, may be still at work on the last of them.
-    """
-
-    epoch: int = 0
-    start: int = 0
-    handed: int = 0
-    processed: int = 0
 
 
 class _TrainLoader(Loader):
@@ -75,21 +65,25 @@ class _TrainLoader(Loader):
     def shares(self) -> Iterator[Share]:
         data, position = self._data, self._data.position
         epoch = 0 if self._trainer.overfit_batches else position.epoch  # type: ignore[attr-defined]
+        order = data.epoch_order(epoch)
+        draws = earlier_draws(order) if data.repeats else None
         rest = train_batches(
-            data.epoch_order(epoch),
-            data.batch_size,
-            self._trainer.world_size,
-            self._trainer.global_rank,
-            position.start,
+            np.arange(len(order)), data.batch_size, self._trainer.world_size, self._trainer.global_rank, position.start
         )
-        return itertools.islice(rest, data.steps_left(position.start))
+        for places, valid, *_ in itertools.islice(rest, data.steps_left(position.start)):
+            yield Share(
+                order[places],
+                valid,
+                None if draws is None else draws[places],
+                data.augmentation.changes(epoch, places, order) if data.augmentation.on else None,
+            )
 
     def _rest_of_epoch(self) -> Iterator[Batch]:
         # Runs at the first batch, not before: until then the checkpoint tells an epoch's end from the next one's start.
         position = self._data.position
         if not self._data.steps_left(position.start):
             position.epoch, position.start = position.epoch + 1, 0
-        position.processed = _processed_steps(self._trainer)
+        position.processed = processed_steps(self._trainer)
         for batch in self.batches():
             position.handed += 1
             yield batch
@@ -120,58 +114,6 @@ class _EvaluationLoader(Loader):
         return evaluation_batches(*self._plan)
 
 
-class _LoopCounters(Callback):
-    """Brings the trainer's counts in line with the records that are left, as it reads a checkpoint.
-
-    Three things go wrong without it. The trainer counts an epoch in steps, and with another number of ranks or another
-    batch size an epoch has another number of them: the saved count would end it too early or too late. A checkpoint
-    taken between two epochs, where no validation was due, makes the trainer run a step of the old one. And one taken
-    within a step, after an exception, counts that step twice.
-    """
-
-    def __init__(self, data: ShardDataModule) -> None:
-        self._data = data
-        self._new_epoch = False
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint.get(type(self._data).__qualname__)
-        self._new_epoch = False
-        if trainer.state.fn != TrainerFn.FITTING or not state or "loops" not in checkpoint:
-            return
-        counts = checkpoint["loops"]["fit_loop"]
-        steps, epochs = counts["epoch_loop.batch_progress"], counts["epoch_progress"]
-        done = steps["current"]["processed"]
-        if steps["current"]["ready"] > done:
-            # As if taken at the end of the step before, which the trainer takes up rightly.
-            for scope in ("total", "current"):
-                steps[scope] = dict.fromkeys(steps[scope], steps[scope]["processed"])
-            if done and done % trainer.accumulate_grad_batches == 0:
-                steps["total"]["completed"] -= 1
-                steps["current"]["completed"] -= 1
-                counts["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
-        whole, left = self._data.steps_left(0), self._data.steps_left(state["records_consumed"])
-        over = not state["steps_left"] or not left or self._data.starts_anew(state)
-        self._new_epoch = over or not state["records_consumed"]
-        if not self._new_epoch:
-            steps["current"] = {name: count + whole - left - done for name, count in steps["current"].items()}
-            steps["is_last_batch"] = False
-            return
-        inside = epochs["current"]["processed"] < epochs["current"]["started"]
-        if over and inside and state["records_consumed"]:
-            # The trainer would have counted the epoch and its last step a moment after the checkpoint.
-            counts["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
-        steps["current"] = dict.fromkeys(steps["current"], 0)
-        steps["is_last_batch"] = False
-        for scope, count in epochs.items():
-            epochs[scope] = dict.fromkeys(count, count["started" if over else "processed"])
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._new_epoch:
-            # An epoch begins as it would have without the interruption; there is nothing to go back to.
-            trainer.fit_loop.epoch_loop.restarting = False
-            self._new_epoch = False
-
-
 class ShardDataModule(LightningDataModule):
     """Reads data sets that ``vab extract`` made.
 
@@ -181,7 +123,8 @@ class ShardDataModule(LightningDataModule):
 
     Args:
         train: Folder of the training data set, or its address elsewhere: ``s3://bucket/train``,
-            ``https://host/train``, ``gs://``, ``hf://datasets/owner/name/train``, ...
+            ``https://host/train``, ``gs://``, ``hf://datasets/owner/name/train``, ...; or several of these and their
+            weights, such as {A: 3, B: 1}, of which each gives its share of every epoch, exact to a record.
         val: Folder of the validation data set, or its address.
         test: Folder of the test data set, or its address.
         batch_size: Records per step on each device.
@@ -207,16 +150,22 @@ class ShardDataModule(LightningDataModule):
             deleted where not given.
         cache_local: Copy local folders into the cache, too: from a shared disk to one of the machine's own, or with
             ``cache=/dev/shm/vab`` into memory.
+        records_per_epoch: Length of an epoch; as many records as the training data have where not given. Each data set
+            goes on in the next epoch where it stopped in this.
+        splice: Probability that a training record changes to another one at a whole second, sound and picture together;
+            0.5 in the authors' follow-up (VATT).
+        roll: Probability that a training record is moved on by whole seconds, its end coming round to its beginning;
+            0.1 in the authors' follow-up.
 
     Raises:
         UserError: If a folder holds no data set, one cannot be fetched, the data sets differ in a number or in their
-            labels, their records have fewer than ``levels`` codebooks, a label is not in the vocabulary, or a fold is
-            empty.
+            labels, their records have fewer than ``levels`` codebooks, a label is not in the vocabulary, a fold is
+            empty, or segments have no second to be spliced at.
     """
 
     def __init__(
         self,
-        train: str,
+        train: str | dict[str, float],
         val: str,
         test: str | None = None,
         batch_size: int = 32,
@@ -234,6 +183,9 @@ class ShardDataModule(LightningDataModule):
         cache: str | None = None,
         cache_gb: float | None = None,
         cache_local: bool = False,
+        records_per_epoch: int | None = None,
+        splice: float = 0.0,
+        roll: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -243,6 +195,7 @@ class ShardDataModule(LightningDataModule):
             ("seed", seed, 0),
             ("val_records", val_records, 1),
             ("levels", levels, 1),
+            ("records_per_epoch", records_per_epoch, 1),
         ):
             if value is not None and value < least:
                 raise UserError(f"data.{name} must be {least} or more, got {value}")
@@ -254,27 +207,42 @@ class ShardDataModule(LightningDataModule):
         self.seed = seed
         self.data_resume = data_resume
         kept = Cache(cache, cache_gb, cache_local)
-        self.train_dataset = ShardDataset(train, check_crc, levels, kept)
-        self.val_dataset = ShardDataset(val, check_crc, levels, kept)
-        self.test_dataset = None if test is None else ShardDataset(test, check_crc, levels, kept)
+        open_one = partial(ShardDataset, check_crc=check_crc, levels=levels, cache=kept)
+        self.train_dataset, self.train_parts, self.records_of_parts = open_training(train, records_per_epoch, open_one)
+        """The training data, the data sets of which they consist, how many records of each make an epoch."""
+        self.val_dataset = open_one(val)
+        self.test_dataset = None if test is None else open_one(test)
+        evaluated = [dataset for dataset in (self.val_dataset, self.test_dataset) if dataset is not None]
         if vocabulary is not None:
             names = read_vocabulary(vocabulary)
-            for dataset in filter(None, (self.train_dataset, self.val_dataset, self.test_dataset)):
+            for dataset in (self.train_dataset, *evaluated):
                 dataset.use_vocabulary(names)
-        if fold is not None:
-            _divide(self.train_dataset, self.val_dataset, fold, fold_pattern)
+        elif isinstance(self.train_dataset, MixedDataset):
+            try:
+                for dataset in evaluated:
+                    dataset.use_vocabulary(self.train_dataset.vocabulary)
+            except UserError as error:
+                raise UserError(f"{error}: give the list of all classes with --data.vocabulary FILE") from error
         if order not in ("shuffled", "class_balanced"):
             raise UserError(f'data.order must be "shuffled" or "class_balanced", got {order!r}')
+        if isinstance(self.train_dataset, MixedDataset) and (fold is not None or order != "shuffled"):
+            setting = "data.fold" if fold is not None else "data.order class_balanced"
+            raise UserError(f"{setting} is for one training data set; data.train has {len(self.train_parts)}")
+        if fold is not None:
+            _divide(self.train_parts[0], self.val_dataset, fold, fold_pattern)
+            self.records_of_parts = (records_per_epoch or len(self.train_dataset),)
         self.order = order
-        self._weights = self.train_dataset.class_weights() if order == "class_balanced" else None
+        self._weights = self.train_parts[0].class_weights() if order == "class_balanced" else None
         self.spec = self.train_dataset.spec
         """The numbers of all the data sets."""
         self.labels = self.train_dataset.labels
         """Their vocabulary of labels."""
         self.num_val_records = min(val_records or len(self.val_dataset), len(self.val_dataset))
-        for other in filter(None, (self.val_dataset, self.test_dataset)):
+        for other in evaluated:
             _require_alike(self.train_dataset, other)
-        self.position = _Position()
+        self.splice = splice
+        self.augmentation = Augmentation(self.spec, seed, splice, roll)
+        self.position = Position()
         self._position_of: Trainer | None = None
 
     @property
@@ -287,11 +255,21 @@ class ShardDataModule(LightningDataModule):
         """Records per training step on all ranks together."""
         return self.batch_size * self._trainer().world_size
 
+    @property
+    def records_per_epoch(self) -> int:
+        """Records of an epoch of training."""
+        return sum(self.records_of_parts)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a record may come more than once in an epoch."""
+        return self._weights is not None or self.records_of_parts != tuple(map(len, self.train_parts))
+
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """(records,) int64: what an epoch of training reads, one record after the other."""
+        """(records_per_epoch,) int64: what an epoch of training reads, one record after the other."""
         if self._weights is not None:
-            return weighted_draws(self.seed, epoch, self._weights)
-        return permutation(self.seed, epoch, len(self.train_dataset))
+            return weighted_draws(self.seed, epoch, self._weights, self.records_per_epoch)
+        return mixed_order(self.seed, epoch, [len(part) for part in self.train_parts], self.records_of_parts)
 
     def steps_left(self, consumed: int) -> int:
         """Training steps left in an epoch, a whole one being cut by the trainer's ``limit_train_batches``.
@@ -301,11 +279,11 @@ class ShardDataModule(LightningDataModule):
         """
         trainer = self._trainer()
         world_size = trainer.world_size
-        whole = steps_per_epoch(len(self.train_dataset), self.batch_size, world_size)
+        whole = steps_per_epoch(self.records_per_epoch, self.batch_size, world_size)
         limit = trainer.limit_train_batches
         steps = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
         # Uncut, the records that sit out this epoch may make a step after all if a checkpoint of other ranks left them.
-        records = len(self.train_dataset) if steps == whole else steps * self.global_batch_size
+        records = self.records_per_epoch if steps == whole else steps * self.global_batch_size
         return steps_per_epoch(records, self.batch_size, world_size, consumed)
 
     def setup(self, stage: str) -> None:
@@ -316,7 +294,7 @@ class ShardDataModule(LightningDataModule):
             self.val_dataset.manifest_hash,
             None if self.test_dataset is None else self.test_dataset.manifest_hash,
             *(self.batch_size, self.val_batch_size, self.seed, self.num_val_records, self.spec.num_codebooks),
-            *(self.order, self.labels),
+            *(self.order, self.labels, self.records_of_parts, self.augmentation.splice, self.augmentation.roll),
         )
         if trainer.world_size > 1 and torch.distributed.is_initialized():
             everyone: list[Any] = [None] * trainer.world_size
@@ -324,14 +302,15 @@ class ShardDataModule(LightningDataModule):
             if differing := [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]:
                 raise UserError(
                     f"ranks {differing} see other data than rank 0 (manifest hashes of train, val, test; batch sizes;"
-                    f" seed; val_records; levels; order; labels): {everyone[differing[0]]} != {everyone[0]};"
+                    " seed; val_records; levels; order; labels; records of an epoch; splice; roll):"
+                    f" {everyone[differing[0]]} != {everyone[0]};"
                     " give each node the same folders"
                 )
         if stage == "fit":
             if self._position_of is not trainer:
-                self.position, self._position_of = _Position(), trainer
-            if not any(isinstance(callback, _LoopCounters) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-                trainer.callbacks.append(_LoopCounters(self))  # type: ignore[attr-defined]
+                self.position, self._position_of = Position(), trainer
+            if not any(isinstance(callback, LoopCounters) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+                trainer.callbacks.append(LoopCounters(self))  # type: ignore[attr-defined]
 
     def train_dataloader(self) -> _TrainLoader:
         """The training records, from where training stands.
@@ -339,14 +318,18 @@ class ShardDataModule(LightningDataModule):
         Raises:
             UserError: If there are fewer records than one step takes.
         """
-        trainer, num_records = self._trainer(), len(self.train_dataset)
+        trainer, num_records = self._trainer(), self.records_per_epoch
         takes = f"{self.batch_size} x {trainer.world_size} ranks"
         steps = steps_per_epoch(num_records, self.batch_size, trainer.world_size)
         if not steps:
             raise UserError(
-                f"{self.train_dataset.folder} has {num_records} records, fewer than one step takes ({takes}):"
-                " lower --data.batch_size"
+                f"an epoch of {self.train_dataset.folder} has {num_records} records, fewer than one step takes"
+                f" ({takes}): lower --data.batch_size"
             )
+        if len(self.train_parts) > 1:
+            given = zip(self.train_parts, self.records_of_parts, strict=True)
+            shares = (f"{count} of {len(part)} from {part.folder}" for part, count in given)
+            rank_zero_info(f"records of an epoch: {', '.join(shares)}")
         rank_zero_info(
             f"an epoch: {num_records} records / ({takes}) = {steps} steps;"
             f" {num_records - steps * self.global_batch_size} records, others each time, sit out"
@@ -384,7 +367,7 @@ class ShardDataModule(LightningDataModule):
         """
         position, done = self.position, self.position.handed
         if done:
-            done = min(done, _processed_steps(self._trainer()) - position.processed)
+            done = min(done, processed_steps(self._trainer()) - position.processed)
         consumed = position.start + done * self.global_batch_size
         return {
             **self._identity,
@@ -403,9 +386,7 @@ class ShardDataModule(LightningDataModule):
             return
         if self.starts_anew(state_dict):
             differences = "; ".join(
-                f"{name}: {state_dict.get(name, 'shuffled')} != {mine}"
-                for name, mine in self._identity.items()
-                if state_dict.get(name, "shuffled") != mine
+                f"{name}: {theirs} != {mine}" for name, theirs, mine in self._differences(state_dict)
             )
             if self.data_resume == "error":
                 raise UserError(
@@ -413,21 +394,32 @@ class ShardDataModule(LightningDataModule):
                     f" {differences}): give the same data, or --data.data_resume restart to begin a new epoch on this"
                 )
             rank_zero_warn(f"a new epoch begins on {self.train_dataset.folder} (checkpoint != now: {differences})")
-            self.position = _Position(state_dict["epoch"] + 1)
+            self.position = Position(state_dict["epoch"] + 1)
         elif not state_dict["steps_left"]:
             # With fewer ranks a step might fit into what sat out, but that epoch is over for the trainer.
-            self.position = _Position(state_dict["epoch"] + 1)
+            self.position = Position(state_dict["epoch"] + 1)
         else:
-            self.position = _Position(state_dict["epoch"], state_dict["records_consumed"])
+            self.position = Position(state_dict["epoch"], state_dict["records_consumed"])
 
     def starts_anew(self, state: dict[str, Any]) -> bool:
         """Whether a checkpoint's place means nothing here, because the data or the seed are others."""
-        return any(state.get(name, "shuffled") != mine for name, mine in self._identity.items())
+        return bool(self._differences(state))
 
     @property
     def _identity(self) -> dict[str, Any]:
         """What a place in the order means nothing without."""
-        return {"manifest_hash": self.train_dataset.manifest_hash, "seed": self.seed, "order": self.order}
+        return {
+            "manifest_hash": self.train_dataset.manifest_hash,
+            "seed": self.seed,
+            "order": self.order,
+            "records_per_epoch": list(self.records_of_parts),
+        }
+
+    def _differences(self, state: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+        """Name, value in a checkpoint and value here, where they differ. What an older one lacks had one value then."""
+        before = {"order": "shuffled", "records_per_epoch": [len(self.train_dataset)]}
+        theirs = before | state
+        return [(name, theirs.get(name), mine) for name, mine in self._identity.items() if theirs.get(name) != mine]
 
     def _evaluation_loader(self, dataset: ShardDataset, num_records: int) -> _EvaluationLoader:
         trainer = self._trainer()
@@ -449,12 +441,7 @@ class ShardDataModule(LightningDataModule):
         return self.trainer
 
 
-def _processed_steps(trainer: Trainer) -> int:
-    """Training steps of the current epoch, as the trainer counts it, that are finished up to the weights' update."""
-    return int(trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
-
-
-def _require_alike(train: ShardDataset, other: ShardDataset) -> None:
+def _require_alike(train: Records, other: ShardDataset) -> None:
     differences = train.spec.differences(other.spec)
     if train.labels != other.labels:
         missing, extra = sorted({*train.labels} - {*other.labels}), sorted({*other.labels} - {*train.labels})

@@ -8,20 +8,26 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vab.data.augment import augment
+from vab.data.mixed import Records
 from vab.data.order import Share
 from vab.data.packed import PackedBatch
-from vab.data.records import ShardDataset
 from vab.spec import Batch
 
 
 class _Shares(Dataset[PackedBatch]):
     """A data set as the workers see it: a share of a step in, a batch out."""
 
-    def __init__(self, dataset: ShardDataset) -> None:
+    def __init__(self, dataset: Records) -> None:
         self.dataset = dataset
 
     def __getitems__(self, share: Share) -> PackedBatch:
-        return self.dataset.gather(share.numbers, share.valid)
+        packed = self.dataset.gather(share.numbers, share.valid)
+        if share.draws is not None:
+            packed.arrays()["draw"][:] = share.draws
+        if share.changes is not None:
+            augment(packed, self.dataset, share.changes)
+        return packed
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -34,7 +40,7 @@ class Loader:
     Workers start at the first batch and stay for the passes that follow.
     """
 
-    def __init__(self, dataset: ShardDataset, num_workers: int, pin_memory: bool) -> None:
+    def __init__(self, dataset: Records, num_workers: int, pin_memory: bool) -> None:
         self.dataset = dataset
         self._settings: dict[str, Any] = {
             "num_workers": num_workers,

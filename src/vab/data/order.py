@@ -4,17 +4,39 @@ Training: one permutation of all records per epoch; global batch t is the slice 
 on, and rank r takes the r-th ``batch_size`` of the slice. Any start in the epoch is a slice, too, so going on after an
 interruption needs no re-reading, and the number of ranks may change in between.
 
-Class-balanced training: the same, but the epoch's order is as many draws with replacement, by weight.
+Several data sets: each gives a fixed number of records to every epoch. It goes through permutations of its own, one
+behind the other from epoch to epoch, so that none of its records comes a second time before all others have come; a
+permutation of the epoch says at which places each data set gives its next record.
+
+Class-balanced training: the epoch's order is draws with replacement, by weight.
 
 Evaluation: each record once, in the data set's order, the same number of steps on every rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+
+# What random numbers are for, behind seed and epoch; a permutation of all records has none. The values are part of
+# every order. Never 0 at the end: numpy fills up with zeros, so that [seed, epoch, 0] is [seed, epoch].
+_DRAWS, _PLACES, CHANGES, _DATA_SETS = 1, 2, 3, 4
+
+
+class Changes(NamedTuple):
+    """How the records of a share are augmented: B entries each (``vab.data.augment``)."""
+
+    spliced: np.ndarray
+    """(B,) bool: from second ``cuts`` on it is another record."""
+    partners: np.ndarray
+    """(B,) int64: that record's number."""
+    cuts: np.ndarray
+    """(B,) int64, seconds."""
+    shifts: np.ndarray
+    """(B,) int64, seconds by which all of it is moved on, its end coming round to its beginning; 0: not at all."""
 
 
 class Share(NamedTuple):
@@ -24,9 +46,13 @@ class Share(NamedTuple):
     """(B,) int64 record numbers."""
     valid: np.ndarray
     """(B,) bool: False for a place that is only filled so that all ranks have as many; it must not be scored."""
+    draws: np.ndarray | None = None
+    """(B,) int64: how often each came before in the epoch; None where no record comes twice."""
+    changes: Changes | None = None
+    """None where nothing is augmented."""
 
 
-def permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
+def permutation(seed: int, epoch: int, num_records: int, stream: int | None = None) -> np.ndarray:
     """The order of all records in one epoch, the same on every machine and with every version of numpy.
 
     Sorting raw generator output, because numpy keeps that fixed for ever but not the order that its own ``permutation``
@@ -36,16 +62,98 @@ def permutation(seed: int, epoch: int, num_records: int) -> np.ndarray:
         seed: Of the run, 0 or more.
         epoch: From 0.
         num_records: In the data set.
+        stream: 1 or more: permutations of different streams are unrelated.
 
     Returns:
         (num_records,) int64.
     """
-    generator = np.random.Philox(np.random.SeedSequence([seed, epoch]))
+    entropy = [seed, epoch] if stream is None else [seed, epoch, stream]
+    generator = np.random.Philox(np.random.SeedSequence(entropy))
     return np.argsort(generator.random_raw(num_records), kind="stable")
 
 
-def weighted_draws(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
-    """As many records as there are, drawn with replacement by weight: one epoch of a class-balanced order.
+def passes(seed: int, num_records: int, start: int, count: int, stream: int | None = None) -> np.ndarray:
+    """A stretch of the endless way through a data set: its permutations one behind the other.
+
+    Args:
+        seed: Of the run, 0 or more.
+        num_records: In the data set.
+        start: Records that came before.
+        count: How many come.
+        stream: As ``permutation``'s, whose epochs these passes are.
+
+    Returns:
+        (count,) int64.
+    """
+    first, end = start // num_records, -(-(start + count) // num_records)
+    whole = [permutation(seed, number, num_records, stream) for number in range(first, end)]
+    return np.concatenate([np.empty(0, np.int64), *whole])[start - first * num_records :][:count]
+
+
+def apportion(weights: Sequence[float], total: int) -> tuple[int, ...]:
+    """Whole numbers that add up to ``total`` and are nearest to their shares of it: by largest remainder.
+
+    Args:
+        weights: Above 0; only their ratios count.
+        total: 0 or more.
+
+    Returns:
+        For each weight its share, rounded down or up. Of equal remainders the first goes up.
+    """
+    exact = [Fraction(weight) for weight in weights]
+    quotas = [total * weight / sum(exact) for weight in exact]
+    counts = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(counts)), key=lambda number: counts[number] - quotas[number])
+    for number in by_remainder[: total - sum(counts)]:
+        counts[number] += 1
+    return tuple(counts)
+
+
+def mixed_order(seed: int, epoch: int, sizes: Sequence[int], counts: Sequence[int]) -> np.ndarray:
+    """The order of one epoch of several data sets. Of one, whole, it is ``permutation``.
+
+    Args:
+        seed: Of the run, 0 or more.
+        epoch: From 0.
+        sizes: Records of each data set. Records are numbered through: those of the second follow on the first's.
+        counts: How many each gives to every epoch, 0 or more.
+
+    Returns:
+        (sum of counts,) int64.
+    """
+    if len(sizes) == 1:
+        return passes(seed, sizes[0], epoch * counts[0], counts[0])
+    giver = np.repeat(np.arange(len(sizes), dtype=np.int32), counts)
+    giver = giver[permutation(seed, epoch, len(giver), _PLACES)]
+    order = np.empty(len(giver), dtype=np.int64)
+    first = 0
+    for number, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        # At its places each data set's records stay in the order of its own way.
+        order[giver == number] = first + passes(seed, size, epoch * count, count, _DATA_SETS + number)
+        first += size
+    return order
+
+
+def earlier_draws(order: np.ndarray) -> np.ndarray:
+    """How many times each record of an epoch has come before in the same epoch.
+
+    Args:
+        order: (n,) int64.
+
+    Returns:
+        (n,) int64.
+    """
+    by_record = np.argsort(order, kind="stable")
+    records = order[by_record]
+    begins = np.flatnonzero(np.diff(records, prepend=records[:1] - 1))  # of each record's run
+    lengths = np.diff(begins, append=len(records))
+    earlier = np.empty_like(order)
+    earlier[by_record] = np.arange(len(order)) - np.repeat(begins, lengths)
+    return earlier
+
+
+def weighted_draws(seed: int, epoch: int, weights: np.ndarray, count: int | None = None) -> np.ndarray:
+    """Records drawn with replacement by weight: one epoch of a class-balanced order.
 
     The same on every machine: raw generator output, and one comparison of sums for each draw.
 
@@ -53,12 +161,15 @@ def weighted_draws(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
         seed: Of the run, 0 or more.
         epoch: From 0.
         weights: (num_records,) float64, 0 or more, not all 0. A record's chance is its share of the sum.
+        count: How many; as many as there are where not given.
 
     Returns:
-        (num_records,) int64.
+        (count,) int64.
     """
-    generator = np.random.Philox(np.random.SeedSequence([seed, epoch, 1]))
-    share = (generator.random_raw(len(weights)) >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1)
+    generator = np.random.Philox(np.random.SeedSequence([seed, epoch, _DRAWS]))
+    share = (generator.random_raw(len(weights) if count is None else count) >> np.uint64(11)).astype(
+        np.float64
+    ) * 2.0**-53  # [0, 1)
     ends = np.cumsum(weights)
     return np.searchsorted(ends, share * ends[-1], side="right").clip(max=len(weights) - 1).astype(np.int64)
 
@@ -70,7 +181,7 @@ def steps_per_epoch(num_records: int, batch_size: int, world_size: int, consumed
     epoch: fewer than ``batch_size * world_size`` records, others in each epoch.
 
     Args:
-        num_records: In the data set.
+        num_records: In an epoch.
         batch_size: Records per rank and step.
         world_size: Ranks.
         consumed: Records of this epoch that all ranks together have had.
@@ -82,7 +193,7 @@ def train_batches(order: np.ndarray, batch_size: int, world_size: int, rank: int
     """One rank's batches for the rest of an epoch.
 
     Args:
-        order: (num_records,) int64 from ``permutation`` or ``weighted_draws``.
+        order: (num_records,) int64 from ``mixed_order`` or ``weighted_draws``.
         batch_size: Records per rank and step.
         world_size: Ranks.
         rank: 0 to ``world_size - 1``.

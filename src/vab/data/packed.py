@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from vab.spec import Batch
+from vab.spec import Batch, SegmentSpec
 
 _ALIGNMENT = 64
 """Bytes: a cache line, and more than any type of an array needs."""
@@ -44,6 +44,21 @@ class PackedBatch:
             return cls(torch.from_numpy(np.empty(size, np.uint8)), layout)
         storage = torch.UntypedStorage._new_shared(size)
         return cls(torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,), (1,)), layout)
+
+    @classmethod
+    def of_records(
+        cls, count: int, spec: SegmentSpec, num_labels: int, codes: np.dtype[Any], features: np.dtype[Any]
+    ) -> PackedBatch:
+        """Room for ``count`` records, codes and features in the types in which they are stored."""
+        return cls.empty(
+            {
+                "codes": (codes, (count, spec.num_codebooks, spec.num_steps)),
+                "features": (features, (count, spec.num_frames, spec.feature_dim)),
+                "labels": (np.dtype(np.float32), (count, num_labels)),
+                "valid": (np.dtype(bool), (count,)),
+                **{name: (np.dtype(np.int64), (count,)) for name in ("steps", "frames", "index", "source", "draw")},
+            }
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays, which are parts of the buffer."""

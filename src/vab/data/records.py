@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,26 +143,42 @@ class ShardDataset(Dataset[Batch]):
     def gather(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> PackedBatch:
         """As ``read``, in the types that are stored and in one piece of memory: what workers hand on."""
         index = np.asarray(numbers, dtype=np.int64)
-        rows = self._index[self._rows(index)]
-        packed = PackedBatch.empty(
-            {
-                "codes": (self._layouts["codes"][0], (len(index), self.spec.num_codebooks, self.spec.num_steps)),
-                "features": (self._layouts["features"][0], (len(index), self.spec.num_frames, self.spec.feature_dim)),
-                "labels": (np.dtype(np.float32), (len(index), len(self.labels))),
-                "valid": (np.dtype(bool), (len(index),)),
-                **{name: (np.dtype(np.int64), (len(index),)) for name in ("steps", "frames", "index", "source")},
-            }
-        )
+        packed = PackedBatch.of_records(len(index), self.spec, len(self.labels), *self.stored_types)
         arrays = packed.arrays()
-        self._gather(rows, "codes", arrays["codes"])
-        self._gather(rows, "features", arrays["features"])
-        self._label_table(index, arrays["labels"])
-        arrays["steps"][:], arrays["frames"][:], arrays["index"][:] = rows["steps"], rows["frames"], index
-        arrays["valid"][:] = True if valid is None else valid
-        arrays["source"][:] = sources_of(rows["key"])
-        short = (rows["steps"] < self.spec.num_steps).any() or (rows["frames"] < self.spec.num_frames).any()
-        packed.ragged = bool(short)
+        arrays["index"][:], arrays["valid"][:], arrays["draw"][:] = index, True if valid is None else valid, 0
+        packed.ragged = self.fill(arrays, index)
         return packed
+
+    @property
+    def stored_types(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Types in which codes and features are stored."""
+        return self._layouts["codes"][0], self._layouts["features"][0]
+
+    def fill(self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, places: np.ndarray | None = None) -> bool:
+        """Read records into some places of a batch: all but ``index``, ``valid`` and ``draw``, the caller's.
+
+        Args:
+            arrays: Of a ``PackedBatch``, of these types or wider ones.
+            numbers: (n,) int64 record numbers.
+            places: (n,) int64: where in the batch each goes; 0 to n - 1 where not given.
+
+        Returns:
+            Whether one of them is shorter than the segment.
+        """
+        rows = self._index[self._rows(numbers)]
+        if places is None:
+            places = np.arange(len(numbers))
+        for name, (dtype, _) in self._layouts.items():
+            if arrays[name].dtype == dtype:
+                self._gather(rows, name, arrays[name], places)
+            else:
+                stored = np.empty((len(rows), *arrays[name].shape[1:]), dtype)
+                self._gather(rows, name, stored, np.arange(len(rows)))
+                arrays[name][places] = stored
+        arrays["labels"][places] = self._label_table(numbers)
+        arrays["steps"][places], arrays["frames"][places] = rows["steps"], rows["frames"]
+        arrays["source"][places] = sources_of(rows["key"])
+        return bool((rows["steps"] < self.spec.num_steps).any() or (rows["frames"] < self.spec.num_frames).any())
 
     def key(self, number: int) -> str:
         """The key of record ``number``."""
@@ -300,28 +316,26 @@ class ShardDataset(Dataset[Batch]):
             tar.flags.writeable = False
         return tar
 
-    def _gather(self, rows: np.ndarray, name: str, into: np.ndarray) -> None:
+    def _gather(self, rows: np.ndarray, name: str, into: np.ndarray, places: np.ndarray) -> None:
         """Copy the first rows of these records' arrays, as many as there is room for in ``into`` (B, count, ...)."""
         dtype, (stored, length) = self._layouts[name]
-        places = into.view(np.uint8).reshape(len(rows), -1)
-        size = places.shape[1]
+        bytes_of = into.view(np.uint8).reshape(len(into), -1)
+        size = bytes_of.shape[1]
         shards, starts = rows["shard"].tolist(), rows[f"{name}_offset"].tolist()
         tars = {shard: self._tar(shard) for shard in set(shards)}
-        for place, shard, start in zip(places, shards, starts, strict=True):
-            place[:] = tars[shard][start : start + size]
+        for place, shard, start in zip(places.tolist(), shards, starts, strict=True):
+            bytes_of[place] = tars[shard][start : start + size]
         if self.check_crc:
             whole = dtype.itemsize * stored * length
-            for row, array in zip(rows, places, strict=True):
+            for row, array in zip(rows, bytes_of[places], strict=True):
                 start = int(row[f"{name}_offset"])
                 rest = self._tar(int(row["shard"]))[start + size : start + whole]  # stored, but not wanted
                 if zlib.crc32(rest.data, zlib.crc32(array)) != row[f"{name}_crc"]:
                     raise self._damaged(row, name)
 
-    def _label_table(self, index: np.ndarray, table: np.ndarray | None = None) -> np.ndarray:
-        """(B, L) float32 of 0 and 1, in ``table`` if it is given."""
-        if table is None:
-            table = np.empty((len(index), len(self.labels)), dtype=np.float32)
-        table[:] = 0
+    def _label_table(self, index: np.ndarray) -> np.ndarray:
+        """(B, L) float32 of 0 and 1."""
+        table = np.zeros((len(index), len(self.labels)), dtype=np.float32)
         if self.labels:
             rows = self._rows(index)
             starts = self._label_starts[rows]

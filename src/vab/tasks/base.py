@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from vab.backbone import Backbone
 from vab.spec import Batch, SegmentSpec, UserError
+from vab.tokens.noise import fold_in, record_keys
 
 _LENGTHS = ("segment_seconds", "num_steps", "video_fps", "num_frames")
 """What may differ between a run and the one that it begins with: positions are computed, not learned."""
@@ -118,6 +119,11 @@ class BaseTask(LightningModule):
     def lr_factor(self, name: str) -> float:
         """What the learning rate of a parameter is multiplied by."""
         return 1.0
+
+    def training_keys(self, batch: Batch) -> Tensor:
+        """(B,) int64: a key for each record of a training batch, another in each epoch and each time it is drawn."""
+        keys = fold_in(record_keys(self.seed, batch.index), self.current_epoch)
+        return torch.where(batch.draw > 0, fold_in(keys, batch.draw), keys)
 
     def require_video(self, doing: str) -> None:
         """Refuse data of which some records are sound alone.

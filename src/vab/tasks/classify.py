@@ -16,7 +16,7 @@ from vab.backbone import Backbone
 from vab.metrics.classification import Classification
 from vab.spec import Batch, UserError
 from vab.tasks.base import BaseTask, sum_over
-from vab.tokens.noise import Stream, fold_in, record_keys, uniform
+from vab.tokens.noise import Stream, uniform
 
 Inputs = Literal["audio_video", "audio", "video"]
 _LISTED = 5
@@ -141,6 +141,11 @@ class ClassifyTask(BaseTask):
         if self.inputs == "video":
             self.require_video("see")
         datasets = [data.train_dataset, data.val_dataset] if stage == "fit" else []
+        if datasets and not self.multi_label and getattr(data, "splice", None):
+            raise UserError(
+                "a spliced record has the labels of two, a softmax needs one: give --data.splice 0, or "
+                "--model.multi_label true"
+            )
         for dataset in datasets:
             counts = dataset.labels_per_record()
             if not self.multi_label and (counts != 1).any():
@@ -270,7 +275,7 @@ class ClassifyTask(BaseTask):
         A number of the record's own, whatever its batch; a share is the ratio of two sums of ``mixup_order``
         exponential numbers, which is Beta distributed. The last of an odd batch has no neighbour.
         """
-        keys = fold_in(record_keys(self.seed, batch.index), self.current_epoch)
+        keys = self.training_keys(batch)
         waits = -uniform(keys, Stream.MIX_SHARE, (2, self.mixup_order)).log().sum(2)  # (B, 2)
         share = waits[:, 0] / waits.sum(1)
         alone = _neighbours(len(batch), keys.device) == torch.arange(len(batch), device=keys.device)

@@ -19,7 +19,7 @@ from vab.tasks.base import BaseTask
 from vab.tokens.decoding import Sampler, decode, guided_logits
 from vab.tokens.expectation import expected_codes
 from vab.tokens.masking import Masking
-from vab.tokens.noise import Stream, fold_in, record_keys, uniform
+from vab.tokens.noise import Stream, record_keys, uniform
 
 
 class PretrainTask(BaseTask):
@@ -126,7 +126,7 @@ class PretrainTask(BaseTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Hide codes, guess them, score the guess."""
-        keys = fold_in(record_keys(self.seed, batch.index), self.current_epoch)
+        keys = self.training_keys(batch)
         mask = self.mask_for(keys, batch.steps)
         dropped = uniform(keys, Stream.FEATURE_DROPOUT) < self.feature_dropout
         logits = self.logits(batch, mask, dropped)

@@ -1,0 +1,92 @@
+"""Going on after an interruption: the place in the order of records, and the trainer's counts in line with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+
+@dataclass
+class Position:
+    """Where training stands in the order of records.
+
+    ``start`` records of the epoch were consumed when the current pass over the loader began; ``handed`` steps have been
+    given out since; the trainer, whose own count stood at ``processed`` then, may be still at work on the last of them.
+    """
+
+    epoch: int = 0
+    start: int = 0
+    handed: int = 0
+    processed: int = 0
+
+
+class Resumable(Protocol):
+    """A datamodule that knows its place."""
+
+    def steps_left(self, consumed: int) -> int:
+        """Steps left in an epoch of which so many records are consumed."""
+
+    def starts_anew(self, state: dict[str, Any]) -> bool:
+        """Whether a checkpoint's place means nothing here."""
+
+
+class LoopCounters(Callback):
+    """Brings the trainer's counts in line with the records that are left, as it reads a checkpoint.
+
+    Three things go wrong without it. The trainer counts an epoch in steps, and with another number of ranks or another
+    batch size an epoch has another number of them: the saved count would end it too early or too late. A checkpoint
+    taken between two epochs, where no validation was due, makes the trainer run a step of the old one. And one taken
+    within a step, after an exception, counts that step twice.
+    """
+
+    def __init__(self, data: Resumable) -> None:
+        self._data = data
+        self._new_epoch = False
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Correct the counts that the trainer is about to take."""
+        state = checkpoint.get(type(self._data).__qualname__)
+        self._new_epoch = False
+        if trainer.state.fn != TrainerFn.FITTING or not state or "loops" not in checkpoint:
+            return
+        counts = checkpoint["loops"]["fit_loop"]
+        steps, epochs = counts["epoch_loop.batch_progress"], counts["epoch_progress"]
+        done = steps["current"]["processed"]
+        if steps["current"]["ready"] > done:
+            # As if taken at the end of the step before, which the trainer takes up rightly.
+            for scope in ("total", "current"):
+                steps[scope] = dict.fromkeys(steps[scope], steps[scope]["processed"])
+            if done and done % trainer.accumulate_grad_batches == 0:
+                steps["total"]["completed"] -= 1
+                steps["current"]["completed"] -= 1
+                counts["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        whole, left = self._data.steps_left(0), self._data.steps_left(state["records_consumed"])
+        over = not state["steps_left"] or not left or self._data.starts_anew(state)
+        self._new_epoch = over or not state["records_consumed"]
+        if not self._new_epoch:
+            steps["current"] = {name: count + whole - left - done for name, count in steps["current"].items()}
+            steps["is_last_batch"] = False
+            return
+        inside = epochs["current"]["processed"] < epochs["current"]["started"]
+        if over and inside and state["records_consumed"]:
+            # The trainer would have counted the epoch and its last step a moment after the checkpoint.
+            counts["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+        steps["current"] = dict.fromkeys(steps["current"], 0)
+        steps["is_last_batch"] = False
+        for scope, count in epochs.items():
+            epochs[scope] = dict.fromkeys(count, count["started" if over else "processed"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin an epoch, where the checkpoint was taken between two."""
+        if self._new_epoch:
+            # An epoch begins as it would have without the interruption; there is nothing to go back to.
+            trainer.fit_loop.epoch_loop.restarting = False
+            self._new_epoch = False
+
+
+def processed_steps(trainer: Trainer) -> int:
+    """Training steps of the current epoch, as the trainer counts it, that are finished up to the weights' update."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
