@@ -311,7 +311,7 @@ def train(arguments: list[str]) -> None:
     from lightning.pytorch.plugins.io import CheckpointIO
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from vab.callbacks import AtomicCheckpoints, Dashboard, Meters, PredictionWriter, StepProgress
+    from vab.callbacks import BackgroundCheckpoints, Dashboard, Meters, PredictionWriter, StepProgress
     from vab.data.datamodule import ShardDataModule
     from vab.spec import UserError
     from vab.tasks import BaseTask
@@ -339,7 +339,7 @@ def train(arguments: list[str]) -> None:
             plugins = settings.get("plugins") or []
             plugins = [*plugins] if isinstance(plugins, list) else [plugins]
             if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-                plugins.append(AtomicCheckpoints())
+                plugins.append(BackgroundCheckpoints())
             callbacks = settings.get("callbacks") or []
             callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
             has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
