@@ -22,9 +22,10 @@ import torch
 import yaml
 
 from bench.codecs import benchmark_codec
-from bench.measure import BF16, Conditions, Row, autoregressive, measure, paper_spec, parallel, pass_flops
+from bench.measure import BF16, Conditions, Row, autoregressive, measure, paper_spec, parallel
 from bench.timing import machine, matmul_rate, run_as_program
 from vab.data.format import write_atomically
+from vab.flops import pass_flops
 from vab.frozen import device_named
 from vab.spec import UserError
 from vab.tokens.decoding import Sampler

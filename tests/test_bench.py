@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.codecs import RandomEncodec, fitted
 from bench.generate import main
-from bench.measure import paper_spec, pass_flops
+from bench.measure import paper_spec
 from bench.timing import Timed, measured, peak_memory, reset_peak_memory
 from vab.backbone import Backbone
+from vab.flops import pass_flops
 from vab.frozen.codec import load_codec
 from vab.spec import SegmentSpec
 

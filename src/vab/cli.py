@@ -345,7 +345,9 @@ def train(arguments: list[str]) -> None:
             has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
             if settings.get("enable_progress_bar") is not False and not has_bar:
                 callbacks.append(StepProgress())
-            callbacks += [Meters(), Dashboard(), PredictionWriter()]  # a run cannot do without its meters
+            if not any(isinstance(callback, Meters) for callback in callbacks):
+                callbacks.append(Meters())  # a run cannot do without its meters
+            callbacks += [Dashboard(), PredictionWriter()]
             try:
                 return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
             except ValueError as error:  # Lightning's word for a value that no trainer takes

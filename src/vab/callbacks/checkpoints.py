@@ -47,9 +47,7 @@ class Checkpoints(ModelCheckpoint):
         """
         super().setup(trainer, pl_module, stage)
         if self.keep_last > 1 and not isinstance(trainer.strategy.checkpoint_io, AtomicCheckpoints):
-            raise UserError(
-                "Checkpoints: keep_last needs the trainer's plugins to have vab.callbacks.AtomicCheckpoints"
-            )
+            raise UserError("Checkpoints: keep_last needs vab.callbacks.AtomicCheckpoints among the trainer's plugins")
         if self.keep_last > 1 and "://" in str(self.dirpath):
             raise UserError(f"Checkpoints: keep_last needs a folder of this machine, got {self.dirpath}")
 
@@ -101,6 +99,5 @@ class Checkpoints(ModelCheckpoint):
             assert isinstance(files, AtomicCheckpoints)
             files.name_also(numbered, last)
             resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
-            files.keep_newest(
-                folder, f"{self.CHECKPOINT_NAME_LAST}-step=*{self.FILE_EXTENSION}", self.keep_last, resumed
-            )
+            pattern = f"{self.CHECKPOINT_NAME_LAST}-step=*{self.FILE_EXTENSION}"
+            files.keep_newest(folder, pattern, self.keep_last, resumed)

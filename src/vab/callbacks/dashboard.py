@@ -58,8 +58,10 @@ _HEALTH: dict[str, list[str]] = {
 }
 _THROUGHPUT: dict[str, list[str]] = {
     "codes and frames per second": [r"meters/positions_per_second$"],
+    "records per second": [r"meters/records_per_second$"],
     "seconds per step": [r"meters/seconds_per_step$"],
     "share of time waiting for data": [r"meters/data_wait_share$"],
+    "model FLOPs utilisation, MFU (on a GPU)": [r"meters/mfu$"],
     "peak memory (GiB)": [r"meters/peak_memory_gib$"],
 }
 _OPTIMISATION: dict[str, list[str]] = {

@@ -21,6 +21,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vab.backbone import Backbone
+from vab.flops import step_flops
 from vab.spec import Batch, SegmentSpec, UserError
 
 _LENGTHS = ("segment_seconds", "num_steps", "video_fps", "num_frames")
@@ -114,6 +115,10 @@ class BaseTask(LightningModule):
             raise self._beginning
         if self._beginning is not None:
             rank_zero_info(self._beginning)
+
+    def step_flops(self, records: int) -> int:
+        """Floating-point operations of the backbone in a training step of so many records, forward and backward."""
+        return step_flops(self.spec, self.backbone.init_args, records)
 
     def lr_factor(self, name: str) -> float:
         """What the learning rate of a parameter is multiplied by."""
