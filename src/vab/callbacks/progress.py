@@ -15,7 +15,7 @@ from vab.callbacks.meters import Meters
 
 
 class StepProgress(ProgressBar):
-    """One line for the whole run: steps, rate, time left, the losses, the meters. Off a terminal, a line per validation."""
+    """One line for the whole run: steps, rate, time left, losses, meters. Off a terminal, a line per validation."""
 
     def __init__(self) -> None:
         super().__init__()
