@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, Any]] = {
             "info": "vab.commands.shards:show_shards",
         },
     ),
+    "export": ("a trained model as a folder to pass on: weights, config, card", "vab.commands.export:export"),
     "generate": ("sound for a silent video or a still picture", "vab.commands.generate:generate"),
     "retrieve": (
         "recall on shards; with --query, what is nearest to a sound or a video",
@@ -361,6 +362,11 @@ def train(arguments: list[str]) -> None:
                 raise UserError(f"{self.config.subcommand} needs a trained model: --ckpt_path FILE, or a run's folder")
             if path and path not in ("best", "last", "hpc", "registry"):
                 settings.ckpt_path = str(find_checkpoint(path))
+                if settings.ckpt_path.endswith(".safetensors"):
+                    raise UserError(
+                        f"--ckpt_path {path} is an exported model, which has no state to go on with: give a run's "
+                        "checkpoint, or begin a run with its weights: --model.init_from"
+                    )
 
     try:
         TrainerCommands(

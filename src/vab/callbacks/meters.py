@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from vab.callbacks.ceiling import ceiling, precision_dtype
+from vab.callbacks.facts import run_facts
 from vab.callbacks.writing import finish_writing
 from vab.spec import Batch
 from vab.tasks import BaseTask
@@ -62,6 +64,7 @@ class Meters(Callback):
         self._saved = 0
         self._first_step = self._logged_step = 0
         self._summary: list[str] = []
+        self._validated_step: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the ceiling; start the clock."""
@@ -117,6 +120,15 @@ class Meters(Callback):
             _synchronize(pl_module.device)
             self._window.seconds += time.perf_counter() - self._mark
         self._paused = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember of which step the figures are."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._validated_step = trainer.global_step
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say what run it is of, which ``vab export`` puts on the model's card."""
+        checkpoint["run"] = run_facts(trainer, self._validated_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sum up, while the model is still on its device."""
