@@ -22,9 +22,10 @@ import torch
 import yaml
 
 from bench.codecs import benchmark_codec
-from bench.measure import BF16, Conditions, Row, autoregressive, measure, paper_spec, parallel, pass_flops
+from bench.measure import BF16, Conditions, Row, autoregressive, measure, paper_spec, parallel
 from bench.timing import machine, matmul_rate, run_as_program
 from vab.data.format import write_atomically
+from vab.flops import pass_flops
 from vab.frozen import device_named
 from vab.spec import UserError
 from vab.tokens.decoding import Sampler
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     device = device_named(options.device)
     on_gpu = device.type == "cuda"
     sizes = options.sizes or (list(SIZES) if on_gpu else ["small", "base"])
-    networks = {size: _arguments(size) for size in sizes}
+    networks = {size: arguments_of(size) for size in sizes}
     sampler = Sampler(decode_steps=options.steps)
     if min(*options.batches, 1 if options.repeats is None else options.repeats) < 1 or options.seconds < 1:
         raise UserError("batches, repeats and seconds must be at least 1")
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     here = machine(device)
     print(_head(here, on, sampler))
     work = _work(networks, options.batches, sampler, on)
-    print(_markdown(work) + "\n", flush=True)
+    print(markdown(work) + "\n", flush=True)
 
     rows: list[Row] = []
     has_twin = not options.skip_ar and importlib.util.find_spec("transformers") is not None
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
             del system  # before the next is made: its memory is not to be counted there
             gc.collect()
     rows.sort(key=lambda row: (sizes.index(row.size), row.batch, row.system != "vab"))
-    print(_markdown(_table(rows, options.seconds)))
+    print(markdown(_table(rows, options.seconds)))
     print(_notes(rows, sizes, options, has_twin, on_gpu))
     if options.json:
         content = {
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _arguments(size: str) -> dict[str, Any]:
+def arguments_of(size: str) -> dict[str, Any]:
     """Of `Backbone`, from configs/backbone."""
     path = BACKBONES / f"{size}.yaml"
     if not path.is_file():
@@ -194,7 +195,7 @@ def _notes(rows: list[Row], sizes: list[str], options: argparse.Namespace, has_t
     return "\n" + "\n".join(notes)
 
 
-def _markdown(table: list[dict[str, str]]) -> str:
+def markdown(table: list[dict[str, str]]) -> str:
     """Aligned columns, as Markdown has them."""
     names = list(table[0])
     widths = [max(len(name), *(len(line[name]) for line in table)) for name in names]

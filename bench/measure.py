@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bench.codecs import fitted
 from bench.timing import Timed, measured, peak_memory, reset_peak_memory
 from vab.backbone import Backbone
+from vab.flops import pass_flops
 from vab.frozen.codec import Codec
 from vab.spec import SegmentSpec
 from vab.tasks.pretrain import PretrainTask
@@ -99,25 +100,6 @@ def paper_spec(seconds: float = 10.0) -> SegmentSpec:
         vision="random",
         vision_hash="0",
     )
-
-
-def pass_flops(spec: SegmentSpec, arguments: dict[str, Any], rows: int) -> int:
-    """Floating-point operations of one pass: 2 per weight, position and row, and attention; norms and GELU left out.
-
-    Args:
-        spec: Of the segment.
-        arguments: Of `Backbone`.
-        rows: B, twice that with guidance.
-    """
-    dim, frames, steps = arguments["dim"], spec.num_frames, spec.num_steps
-    positions = frames + steps
-    layers = arguments["num_modality_layers"] + arguments["num_joint_layers"]
-    # A position passes through the attention's four matrices and one feed-forward network, in either kind of block.
-    block = positions * (4 + 2 * arguments["feedforward_ratio"]) * dim * dim + 2 * positions * positions * dim
-    hidden_rows = steps * spec.num_codebooks * spec.code_dim  # the learned vectors of hidden codes
-    inputs = frames * spec.feature_dim * dim + steps * spec.code_dim * dim + hidden_rows
-    heads = steps * spec.num_codebooks * spec.codebook_size * dim
-    return 2 * rows * (layers * block + inputs + heads)
 
 
 def weights_of(module: nn.Module) -> int:

@@ -149,6 +149,23 @@ def test_rotation_equals_complex_multiplication():
     torch.testing.assert_close(rotate(x, torch.stack([angles.cos(), angles.sin()]).float()), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_turning_in_place_changes_neither_values_nor_gradients(dtype):
+    turn = make_backbone().turn
+    angles, weight = turn[:, :5], torch.randn(2, 5, 2, 2, 8)
+    given = torch.randn(2, 5, 3, 2, 8, dtype=dtype)
+    found = []
+    for in_place in (False, True):
+        x = given.clone().requires_grad_()
+        turned = rotate((x * 1.0)[:, :, :2], angles, in_place)
+        (turned.float() * weight).sum().backward()
+        found.append((turned.detach(), x.grad))
+    (value, gradient), (other_value, other_gradient) = found
+    assert torch.equal(value, other_value)
+    assert torch.equal(gradient, other_gradient)
+    assert not torch.equal(value, given[:, :, :2])
+
+
 def test_rotated_products_depend_on_the_distance_in_time():
     query, key = torch.randn(1, 1, 1, 1, 8), torch.randn(1, 1, 1, 1, 8)
 

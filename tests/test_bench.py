@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.codecs import RandomEncodec, fitted
 from bench.generate import main
-from bench.measure import paper_spec, pass_flops
+from bench.measure import paper_spec
 from bench.timing import Timed, measured, peak_memory, reset_peak_memory
 from vab.backbone import Backbone
+from vab.flops import pass_flops
 from vab.frozen.codec import load_codec
 from vab.spec import SegmentSpec
 
@@ -176,3 +177,67 @@ def test_the_loaders_table_has_every_peer(capsys, tmp_path):
     assert rates.keys() == {"reading the tars' bytes, in order", "webdataset", "vab", "LitData"}
     assert rates["reading the tars' bytes, in order"] > rates["vab"] > rates["webdataset"] > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_the_training_table_has_every_peer_of_equal_work(capsys, tmp_path):
+    from bench.peers import PEERS, installed
+    from bench.train import main as train
+
+    file = tmp_path / "table.json"
+    train(
+        [
+            "--size",
+            "tiny",
+            "--batch_size",
+            "2",
+            "--rounds",
+            "2",
+            "--seconds",
+            "1",
+            "--device",
+            "cpu",
+            "--json",
+            str(file),
+        ]
+    )
+    rows = {row["system"]: row for row in json.loads(file.read_text())["rows"]}
+    assert list(rows) == ["vab", *installed()]
+    assert len({row["flops"] for row in rows.values()}) == 1
+    for row in rows.values():
+        assert len(row["seconds"]) == 2
+        assert 0 < row["outside"] < 1
+        assert row["peak_bytes"] > 16 * row["parameters"]
+    out = capsys.readouterr().out
+    best = max(1 / min(row["seconds"]) for name, row in rows.items() if name != "vab")
+    line = next(line for line in out.splitlines() if line.startswith("|") and " vab |" in line)
+    assert f"{1 / min(rows['vab']['seconds']) / best:.3f}" in line
+    assert set(installed()) <= set(PEERS)
+
+
+@pytest.mark.parametrize("name", ["torch.nn.TransformerEncoder", "x-transformers", "transformers' BERT"])
+def test_a_peer_has_the_same_width_layers_and_feed_forward(name):
+    from bench.peers import PEERS, Peer, installed
+    from vab.losses import masked_code_loss
+
+    if name not in installed():
+        pytest.skip(f"{name} is not installed")
+    sizes = {"dim": 16, "num_heads": 2, "num_modality_layers": 1, "num_joint_layers": 2, "feedforward_ratio": 3}
+    sizes["dropout"] = 0.0
+    peer = Peer(small_spec(), sizes, PEERS[name][1](sizes))
+    peer.set_codebooks(torch.randn(3, 32, 5))
+    matrices = [weight.numel() for weight in peer.encoder.parameters() if weight.dim() == 2]
+    assert sum(matrices) == 3 * (4 + 2 * 3) * 16**2
+    codes, features = torch.zeros(4, 3, 7, dtype=torch.int64), torch.randn(4, 2, 6)
+    loss = masked_code_loss(peer(codes, features, codes == 0), codes, codes == 0)
+    loss.backward()
+    trained = [weight.grad is not None for weight in peer.encoder.parameters() if weight.dim() == 2]
+    assert all(trained)
+
+
+def test_a_mistake_in_the_training_bench_is_one_line(capsys):
+    from bench.train import main as train
+
+    with pytest.raises(SystemExit) as stopped:
+        train(["--size", "huge", "--device", "cpu"])
+    assert stopped.value.code == 2
+    assert "no backbone 'huge'" in capsys.readouterr().err

@@ -42,10 +42,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, turn: Tensor | None, attention_mask: Tensor | None) -> Tensor:
         """(B, P, D) to (B, P, D). Both arguments as `Backbone._positions` gives them."""
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1))  # (B, P, 3, H, D / H)
-        qk, v = qkv.split([2, 1], dim=2)
+        qk, v = qkv[:, :, :2], qkv[:, :, 2]
         if turn is not None:
-            qk = rotate(qk, turn)
-        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), v.squeeze(2)))  # (B, H, P, D / H) each
+            qk = rotate(qk, turn, in_place=True)
+        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), v))  # (B, H, P, D / H) each
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
         return self.out(attended.transpose(1, 2).flatten(2))
 
@@ -379,11 +379,12 @@ def rotary_angles(seconds: Tensor, code_rate: float, head_dim: int) -> Tensor:
     return (seconds * code_rate)[:, None] * frequency
 
 
-def rotate(x: Tensor, turn: Tensor) -> Tensor:
+def rotate(x: Tensor, turn: Tensor, in_place: bool = False) -> Tensor:
     """Turn the pairs of channels (2 i, 2 i + 1) of (B, P, A, H, head_dim) by their position's angles.
 
     The product of two turned vectors depends on the difference of their angles: on how far apart in time they are.
-    ``turn`` is (2, P, head_dim / 2): cosines and sines.
+    ``turn`` is (2, P, head_dim / 2): cosines and sines. With ``in_place`` x may be written over, where that spares
+    memory: values beside it in one tensor would keep what it was for the gradient, which does not need it.
     """
     cos, sin = turn[:, :, None, None].float()  # (P, 1, 1, head_dim / 2) each
     pairs = x.float().unflatten(-1, (-1, 2))  # (..., head_dim / 2, 2)
@@ -391,7 +392,11 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
         a, b = pairs.unbind(-1)
         turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
     else:  # one product of complex numbers instead of six of strided halves
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
+        numbers, angles = torch.view_as_complex(pairs), torch.complex(cos, sin)
+        if in_place and x.dtype == torch.float32:
+            numbers.mul_(angles)
+            return x
+        turned = torch.view_as_real(numbers * angles)
     return turned.flatten(-2).type_as(x)
 
 

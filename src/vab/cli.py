@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, Any]] = {
             "info": "vab.commands.shards:show_shards",
         },
     ),
+    "export": ("a trained model as a folder to pass on: weights, config, card", "vab.commands.export:export"),
     "generate": ("sound for a silent video or a still picture", "vab.commands.generate:generate"),
     "retrieve": (
         "recall on shards; with --query, what is nearest to a sound or a video",
@@ -315,7 +316,7 @@ def train(arguments: list[str]) -> None:
     from lightning.pytorch.plugins.io import CheckpointIO
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from vab.callbacks import AtomicCheckpoints, Dashboard, Meters, PredictionWriter, StepProgress
+    from vab.callbacks import BackgroundCheckpoints, Dashboard, Meters, PredictionWriter, StepProgress
     from vab.data.datamodule import ShardDataModule
     from vab.tasks import BaseTask
     from vab.tasks.base import find_checkpoint
@@ -342,13 +343,15 @@ def train(arguments: list[str]) -> None:
             plugins = settings.get("plugins") or []
             plugins = [*plugins] if isinstance(plugins, list) else [plugins]
             if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-                plugins.append(AtomicCheckpoints())
+                plugins.append(BackgroundCheckpoints())
             callbacks = settings.get("callbacks") or []
             callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
             has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
             if settings.get("enable_progress_bar") is not False and not has_bar:
                 callbacks.append(StepProgress())
-            callbacks += [Meters(), Dashboard(), PredictionWriter()]  # a run cannot do without its meters
+            if not any(isinstance(callback, Meters) for callback in callbacks):
+                callbacks.append(Meters())  # a run cannot do without its meters
+            callbacks += [Dashboard(), PredictionWriter()]
             try:
                 return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
             except ValueError as error:  # Lightning's word for a value that no trainer takes
@@ -362,6 +365,11 @@ def train(arguments: list[str]) -> None:
                 raise UserError(f"{self.config.subcommand} needs a trained model: --ckpt_path FILE, or a run's folder")
             if path and path not in ("best", "last", "hpc", "registry"):
                 settings.ckpt_path = str(find_checkpoint(path))
+                if settings.ckpt_path.endswith(".safetensors"):
+                    raise UserError(
+                        f"--ckpt_path {path} is an exported model, which has no state to go on with: give a run's "
+                        "checkpoint, or begin a run with its weights: --model.init_from"
+                    )
 
     try:
         TrainerCommands(

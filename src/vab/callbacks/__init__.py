@@ -1,7 +1,7 @@
 """What watches a run: averaged weights, checkpoints, meters, the progress line, what generated sound is like."""
 
 from vab.callbacks.averaging import EMA
-from vab.callbacks.checkpoints import AtomicCheckpoints, Checkpoints
+from vab.callbacks.checkpoints import Checkpoints
 from vab.callbacks.class_table import ClassTable
 from vab.callbacks.dashboard import Dashboard
 from vab.callbacks.generation_eval import GenerationEval
@@ -10,10 +10,12 @@ from vab.callbacks.meters import Meters
 from vab.callbacks.pictures import spectrogram_picture
 from vab.callbacks.predictions import PredictionWriter
 from vab.callbacks.progress import StepProgress
+from vab.callbacks.writing import AtomicCheckpoints, BackgroundCheckpoints
 
 __all__ = [
     "EMA",
     "AtomicCheckpoints",
+    "BackgroundCheckpoints",
     "Checkpoints",
     "ClassTable",
     "Dashboard",

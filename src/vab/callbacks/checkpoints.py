@@ -1,19 +1,16 @@
-"""Checkpoints: when they are saved, and whole files only."""
+"""Checkpoints: when they are saved, and how many are kept."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from vab.callbacks.generation_eval import GENERATED, GenerationEval
-from vab.data.format import write_atomically
+from vab.callbacks.writing import AtomicCheckpoints, finish_writing
 from vab.spec import UserError
 
 
@@ -23,6 +20,36 @@ class Checkpoints(ModelCheckpoint):
     A monitored figure of `GenerationEval` is there only after the validations that it was due at: the others save no
     best checkpoint, and nothing is saved for a figure of earlier weights.
     """
+
+    def __init__(self, *args: Any, keep_last: int = 1, **kwargs: Any) -> None:
+        """Configure what is kept.
+
+        Args:
+            *args: As Lightning's ``ModelCheckpoint`` has them.
+            keep_last: How many of the last checkpoints stay, with ``save_last``. From 2 on each is
+                ``last-step=N.ckpt``, and ``last.ckpt`` is another name of the newest, which takes no space. What is
+                older goes once the newer one is whole on the disk.
+            **kwargs: As Lightning's ``ModelCheckpoint`` has them.
+
+        Raises:
+            UserError: If ``keep_last`` is below 1, or above it without ``save_last``.
+        """
+        super().__init__(*args, **kwargs)
+        if keep_last < 1 or (keep_last > 1 and self.save_last is not True):
+            raise UserError(f"Checkpoints: keep_last must be 1 or more, and needs save_last: true, got {keep_last}")
+        self.keep_last = keep_last
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to keep several where names cannot be given to files.
+
+        Raises:
+            UserError: Saying what is in the way.
+        """
+        super().setup(trainer, pl_module, stage)
+        if self.keep_last > 1 and not isinstance(trainer.strategy.checkpoint_io, AtomicCheckpoints):
+            raise UserError("Checkpoints: keep_last needs vab.callbacks.AtomicCheckpoints among the trainer's plugins")
+        if self.keep_last > 1 and "://" in str(self.dirpath):
+            raise UserError(f"Checkpoints: keep_last needs a folder of this machine, got {self.dirpath}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a figure of generated sound that nobody takes, before any time is spent on it.
@@ -52,24 +79,25 @@ class Checkpoints(ModelCheckpoint):
         if self.save_last and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """No run ends before its checkpoints are on the disk, whatever the strategy does at its end."""
+        finish_writing(trainer)
 
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are there whole or not at all.
-
-    Lightning's own are written to the system's temporary folder and moved; onto another disk that is a copy, which a
-    kill or a full disk leaves in halves under the final name.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write beside the final place, then rename. Remote paths (``s3://...``) are left to Lightning.
-
-        Raises:
-            UserError: If the disk is full.
-        """
-        if "://" in str(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """The newest under its own name first; then ``last.ckpt`` is moved on to it, and the oldest goes."""
+        if self.keep_last == 1 or not self.save_last:
+            super()._save_last_checkpoint(trainer, monitor_candidates)
             return
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), content.getbuffer())
+        assert self.dirpath is not None
+        folder = Path(self.dirpath)
+        numbered = folder / f"{self.CHECKPOINT_NAME_LAST}-step={trainer.global_step}{self.FILE_EXTENSION}"
+        last = folder / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
+        self.last_model_path = str(last)
+        self._save_checkpoint(trainer, str(numbered))
+        if trainer.is_global_zero:
+            files = trainer.strategy.checkpoint_io
+            assert isinstance(files, AtomicCheckpoints)
+            files.name_also(numbered, last)
+            resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
+            pattern = f"{self.CHECKPOINT_NAME_LAST}-step=*{self.FILE_EXTENSION}"
+            files.keep_newest(folder, pattern, self.keep_last, resumed)

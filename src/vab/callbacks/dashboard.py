@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from vab.callbacks.averaging import EMA
 from vab.callbacks.generation_eval import GenerationEval
 from vab.callbacks.media import MediaLog
+from vab.callbacks.meters import Meters
 from vab.data.datamodule import ShardDataModule
 from vab.metrics.recall import CUTS
 from vab.tasks import AlignTask, BaseTask, ClassifyTask, PretrainTask
@@ -58,10 +59,12 @@ _HEALTH: dict[str, list[str]] = {
 }
 _THROUGHPUT: dict[str, list[str]] = {
     "codes and frames per second": [r"meters/positions_per_second$"],
+    "records per second": [r"meters/records_per_second$"],
     "seconds per step": [r"meters/seconds_per_step$"],
     "share of time waiting for data": [r"meters/data_wait_share$"],
     "peak memory (GiB)": [r"meters/peak_memory_gib$"],
 }
+_UTILISATION: dict[str, list[str]] = {"model FLOPs utilisation, MFU": [r"meters/mfu$"]}
 _OPTIMISATION: dict[str, list[str]] = {
     "norm of the gradient, before clipping": [r"train/gradient_norm$"],
     "learning rate": [r"meters/learning_rate$"],
@@ -127,7 +130,9 @@ def layout(trainer: Trainer, task: BaseTask) -> Layout:
         pages["Synchrony of generated sound"] = _SYNCHRONY
     if any(isinstance(callback, MediaLog) for callback in callbacks) and isinstance(task, PretrainTask):
         pages["Health of generated sound"] = _HEALTH
-    return pages | {"Throughput and memory": _THROUGHPUT, "Optimisation": _OPTIMISATION}
+    has_ceiling = any(isinstance(callback, Meters) and callback.ceiling is not None for callback in callbacks)
+    throughput = _THROUGHPUT | (_UTILISATION if has_ceiling else {})
+    return pages | {"Throughput and memory": throughput, "Optimisation": _OPTIMISATION}
 
 
 def main_figures(trainer: Trainer) -> list[str]:

@@ -5,35 +5,83 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
+from vab.callbacks.ceiling import ceiling, precision_dtype
+from vab.callbacks.facts import run_facts
+from vab.callbacks.writing import finish_writing
 from vab.spec import Batch
 from vab.tasks import BaseTask
 
 
-class Meters(Callback):
-    """Speed, the share of time spent waiting for data, memory, the gradient's norm, the learning rate."""
+@dataclass
+class Tally:
+    """What was done in some time, on this rank."""
 
-    def __init__(self) -> None:
-        self._positions = self._steps = 0
-        self._waited = 0.0
-        self._since = self._batch_end = 0.0
-        self._interrupted = False
+    seconds: float = 0.0
+    """Of training: validations and the saving of checkpoints are left out."""
+    waited: float = 0.0
+    """Of these, s between two batches."""
+    records: int = 0
+    positions: int = 0
+    """Codec steps and frames, padding too."""
+    flops: int = 0
+    """Of the model, forward and backward (``vab.flops``); what is computed twice to save memory counts once."""
+
+    def add(self, other: Tally) -> None:
+        """Count what another has."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+class Meters(Callback):
+    """Speed, the share of time spent waiting for data, MFU, memory, the gradient's norm, the learning rate.
+
+    Rates are of all ranks together. A GPU is not waited for after each step, only where something is logged or
+    training pauses. MFU (model FLOPs utilisation) is the model's rate over that of a plain matrix product of the run's
+    type, which is measured once for each kind of device (`ceiling`).
+    """
+
+    def __init__(self, mfu: bool | None = None) -> None:
+        """Configure what is measured.
+
+        Args:
+            mfu: Whether MFU is; None: on GPUs.
+        """
+        self.mfu = mfu
+        self.ceiling: float | None = None
+        """FLOP/s of one device at most, where it was measured."""
+        self.words = ""
+        """The last rates, for the progress line."""
+        self._window, self._total = Tally(), Tally()
+        self._mark = 0.0  # the end of the last batch, or of a pause
+        self._paused = True
+        self._saved = 0
+        self._first_step = self._logged_step = 0
+        self._summary: list[str] = []
+        self._validated_step: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._since = self._batch_end = time.perf_counter()
-        self._positions, self._waited, self._interrupted = 0, 0.0, False
-        self._steps = trainer.global_step
+        """Measure the ceiling; start the clock."""
+        device, dtype = pl_module.device, precision_dtype(str(trainer.precision))
+        wanted = device.type == "cuda" if self.mfu is None else self.mfu
+        if wanted and dtype is not None and isinstance(pl_module, BaseTask):
+            self.ceiling = trainer.strategy.broadcast(ceiling(device, dtype) if trainer.is_global_zero else None)
+        self._window, self._total, self._paused = Tally(), Tally(), True
+        self._first_step = self._logged_step = trainer.global_step
+        self._saved = _last_saved(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Between two batches the trainer waits for the loader, if it was not validating or saving."""
-        if self._interrupted:
-            self.on_train_start(trainer, pl_module)
-        self._waited += time.perf_counter() - self._batch_end
+        now = time.perf_counter()
+        if self._paused or self._saved != _last_saved(trainer):
+            self._paused, self._saved, self._mark = False, _last_saved(trainer), now
+        self._window.waited += now - self._mark
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Log the norm before it is clipped."""
@@ -45,22 +93,85 @@ class Meters(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Log rates over the steps since the last log."""
-        self._positions += len(batch) * (batch.codes.shape[-1] + batch.features.shape[1])
-        self._batch_end = time.perf_counter()
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every > 0 and trainer.global_step % every == 0:
-            elapsed = self._batch_end - self._since
-            pl_module.log("meters/positions_per_second", self._positions * trainer.world_size / elapsed)
-            pl_module.log("meters/seconds_per_step", elapsed / max(1, trainer.global_step - self._steps))
-            pl_module.log("meters/data_wait_share", self._waited / elapsed)
+        self._window.records += len(batch)
+        self._window.positions += len(batch) * (batch.codes.shape[-1] + batch.features.shape[1])
+        if self.ceiling is not None and isinstance(pl_module, BaseTask):
+            self._window.flops += pl_module.step_flops(len(batch))
+        every, steps = trainer.log_every_n_steps, trainer.global_step - self._logged_step  # type: ignore[attr-defined]
+        # Steps that accumulate gradients have several batches, of which the last alone moves global_step.
+        logs = every > 0 and steps > 0 and trainer.global_step % every == 0
+        if logs:
+            _synchronize(pl_module.device)
+        now = time.perf_counter()
+        self._window.seconds += now - self._mark
+        self._mark = now
+        if logs:
+            rates = self._rates(self._window, trainer.world_size)
+            pl_module.log_dict({f"meters/{name}": value for name, value in rates.items()})
+            pl_module.log("meters/seconds_per_step", self._window.seconds / steps)
             pl_module.log("meters/peak_memory_gib", peak_memory(pl_module.device) / 2**30)
             pl_module.log("meters/learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
-            self._positions, self._waited, self._since = 0, 0.0, self._batch_end
-            self._steps = trainer.global_step
+            self.words = _short(rates)
+            self._turn_over(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What the device still has to do of the training is training time; what follows is not."""
+        if not self._paused:
+            _synchronize(pl_module.device)
+            self._window.seconds += time.perf_counter() - self._mark
+        self._paused = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Time spent validating, and saving after it, is not training time."""
-        self._interrupted = True
+        """Remember of which step the figures are."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._validated_step = trainer.global_step
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say what run it is of, which ``vab export`` puts on the model's card."""
+        checkpoint["run"] = run_facts(trainer, self._validated_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sum up, while the model is still on its device."""
+        self._total.add(self._window)
+        steps, total = trainer.global_step - self._first_step, self._total
+        self._summary = []
+        if steps == 0 or total.seconds == 0:
+            return
+        rates = self._rates(total, trainer.world_size)
+        peak = peak_memory(pl_module.device) / 2**30
+        self._summary = [
+            f"{steps} steps to step {trainer.global_step}, {total.seconds:.1f} s of training without validation and "
+            f"saving: {rates['records_per_second']:.4g} records/s, {rates['positions_per_second']:.4g} positions/s",
+            f"waiting for data {100 * rates['data_wait_share']:.1f} % of the time; peak memory {peak:.2f} GiB"
+            + (f" of each of {trainer.world_size} ranks" if trainer.world_size > 1 else ""),
+        ]
+        if "mfu" in rates:
+            assert self.ceiling is not None
+            self._summary.append(
+                f"MFU {100 * rates['mfu']:.1f} % of the {self.ceiling / 1e12:.4g} TFLOP/s of a plain "
+                f"{precision_dtype(str(trainer.precision))} product".replace("torch.", "")
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what the run was like and where its checkpoints are, once they are there."""
+        finish_writing(trainer)
+        if not (self._summary and trainer.is_global_zero):
+            return
+        print("\n".join(self._summary + _where(trainer)), flush=True)
+
+    def _rates(self, tally: Tally, world_size: int) -> dict[str, float]:
+        rates = {
+            "positions_per_second": tally.positions * world_size / tally.seconds,
+            "records_per_second": tally.records * world_size / tally.seconds,
+            "data_wait_share": tally.waited / tally.seconds,
+        }
+        if self.ceiling is not None:
+            rates["mfu"] = tally.flops / tally.seconds / self.ceiling
+        return rates
+
+    def _turn_over(self, trainer: Trainer) -> None:
+        self._total.add(self._window)
+        self._window, self._logged_step = Tally(), trainer.global_step
 
 
 def peak_memory(device: torch.device) -> int:
@@ -69,3 +180,31 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _short(rates: dict[str, float]) -> str:
+    """The rates in a few letters."""
+    words = f"{rates['records_per_second']:.4g} records/s data {100 * rates['data_wait_share']:.0f} %"
+    return words + (f" MFU {100 * rates['mfu']:.0f} %" if "mfu" in rates else "")
+
+
+def _where(trainer: Trainer) -> list[str]:
+    """The checkpoints of a run, in words."""
+    lines = []
+    for saver in trainer.checkpoint_callbacks:
+        best, score = getattr(saver, "best_model_path", ""), getattr(saver, "best_model_score", None)
+        if best and score is not None:
+            lines.append(f"best checkpoint, {getattr(saver, 'monitor', '')} {float(score):.4g}: {best}")
+        if last := getattr(saver, "last_model_path", ""):
+            lines.append(f"last checkpoint: {last}")
+    return lines
+
+
+def _last_saved(trainer: Trainer) -> int:
+    """The step of the newest checkpoint."""
+    return max((getattr(saver, "_last_global_step_saved", 0) for saver in trainer.checkpoint_callbacks), default=0)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -11,9 +11,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vab.callbacks.meters import Meters
+
 
 class StepProgress(ProgressBar):
-    """One line for the whole run: steps, rate, time left, the losses. Off a terminal, a line per validation."""
+    """One line for the whole run: steps, rate, time left, losses, meters. Off a terminal, a line per validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,4 +81,6 @@ class StepProgress(ProgressBar):
     @staticmethod
     def _words(trainer: Trainer) -> str:
         shown = trainer.progress_bar_metrics
-        return " ".join(f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, float))
+        words = [f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, float)]
+        meters = (callback.words for callback in trainer.callbacks if isinstance(callback, Meters))  # type: ignore[attr-defined]
+        return " ".join([*words, *filter(None, meters)])

@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from vab.backbone import Backbone
+from vab.flops import step_flops
 from vab.losses import info_nce
 from vab.metrics.recall import Retrieval
 from vab.spec import Batch, UserError
@@ -93,6 +94,12 @@ class AlignTask(BaseTask):
         """As every task; and refuse records that have no video to align."""
         super().setup(stage)
         self.require_video("align")
+
+    def step_flops(self, records: int) -> int:
+        """Each modality by itself, through the modality blocks; with micro-batches the second pass is not counted."""
+        sizes = self.backbone.init_args
+        alone = [{"visual": modality == "video", "audio": modality == "audio"} for modality in ("audio", "video")]
+        return sum(step_flops(self.spec, sizes, records, joint=False, **which) for which in alone)
 
     @property
     def scale(self) -> Tensor:

@@ -21,7 +21,9 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vab.backbone import Backbone
+from vab.flops import step_flops
 from vab.spec import Batch, SegmentSpec, UserError
+from vab.tasks.exported import WEIGHTS, is_exported, plain_names, read_exported
 from vab.tokens.noise import fold_in, record_keys
 
 _LENGTHS = ("segment_seconds", "num_steps", "video_fps", "num_frames")
@@ -115,6 +117,10 @@ class BaseTask(LightningModule):
             raise self._beginning
         if self._beginning is not None:
             rank_zero_info(self._beginning)
+
+    def step_flops(self, records: int) -> int:
+        """Floating-point operations of the backbone in a training step of so many records, forward and backward."""
+        return step_flops(self.spec, self.backbone.init_args, records)
 
     def lr_factor(self, name: str) -> float:
         """What the learning rate of a parameter is multiplied by."""
@@ -306,7 +312,7 @@ def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -
     """Read a trained task back, on the CPU and ready to use, whatever run or command wrote it.
 
     Args:
-        checkpoint: A ``.ckpt`` file, or a run's folder, of which the newest ``last.ckpt`` is taken.
+        checkpoint: A ``.ckpt`` file, a run's folder, of which the newest ``last.ckpt`` is taken, or an exported model.
         weights: The averaged weights where the run kept an average, or the live ones.
 
     Raises:
@@ -314,11 +320,16 @@ def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -
     """
     path = find_checkpoint(checkpoint)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if path.suffix == Path(WEIGHTS).suffix:
+            content = read_exported(path)
+            if weights == "live" and content["weights"] == "ema":
+                raise UserError(f"{path.parent} holds averaged weights only: leave --weights out, or export live ones")
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         settings = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
         task: BaseTask = _class(content["hyper_parameters"]["_class_path"], BaseTask)(**settings)
         live = content.get("live_state_dict", content["state_dict"])
-        task.load_state_dict(content["state_dict"] if weights == "ema" else live)
+        task.load_state_dict(plain_names(content["state_dict"] if weights == "ema" else live))
         task.on_load_checkpoint(content)
     except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError, OSError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -327,7 +338,7 @@ def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -
 
 
 def find_checkpoint(place: str | Path) -> Path:
-    """The checkpoint file that a path means: the file itself, or the newest ``last.ckpt`` under a folder.
+    """The file that a path means: itself, the newest ``last.ckpt`` under a folder, an exported model's weights.
 
     Raises:
         UserError: If there is none.
@@ -337,6 +348,8 @@ def find_checkpoint(place: str | Path) -> Path:
         return path
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: give a .ckpt file or a run's folder, such as runs/pretrain")
+    if is_exported(path):
+        return path / WEIGHTS
     found = sorted(path.rglob("last*.ckpt"), key=lambda file: file.stat().st_mtime)
     if not found:
         raise UserError(f"no last.ckpt under {path}: the run has not saved a checkpoint yet")

@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric
 
 from vab.backbone import Backbone
+from vab.flops import pass_flops, step_flops
 from vab.metrics.classification import Classification
 from vab.spec import Batch, UserError
 from vab.tasks.base import BaseTask, sum_over
@@ -131,6 +132,12 @@ class ClassifyTask(BaseTask):
             freeze_backbone=freeze_backbone,
             head_dropout=head_dropout,
         )
+
+    def step_flops(self, records: int) -> int:
+        """Of what is looked at, through the modality blocks; forward alone where the backbone stays as it is."""
+        count = pass_flops if self.freeze_backbone else step_flops
+        which = {"visual": self.inputs != "audio", "audio": self.inputs != "video"}
+        return count(self.spec, self.backbone.init_args, records, joint=False, **which)
 
     def setup(self, stage: str) -> None:
         """As every task; and refuse data whose records do not have what is to be learned."""

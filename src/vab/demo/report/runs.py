@@ -12,6 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vab.spec import UserError
 from vab.tasks import BaseTask, load_task
 from vab.tasks.base import find_checkpoint
 
@@ -40,6 +41,8 @@ def read_run(place: str) -> Run:
         UserError: If there is no checkpoint.
     """
     path = find_checkpoint(place)
+    if path.suffix == ".safetensors":
+        raise UserError(f"{place}: the report tells of a run, and an exported model is none: give the run's folder")
     task = load_task(path)
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     folder = path.parent.parent

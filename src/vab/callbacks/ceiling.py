@@ -1,0 +1,76 @@
+"""The most that a device computes: what the model's own rate is held against."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from vab.data.format import write_atomically
+
+_SECONDS = 0.3
+"""How long is measured."""
+_WIDTH = {"cuda": 8192, "cpu": 1024}
+"""Of the square matrices: large enough that a device is busy with them."""
+
+
+def precision_dtype(precision: str) -> torch.dtype | None:
+    """In what a trainer's precision, such as ``bf16-mixed``, multiplies matrices; None where that is not one type."""
+    names = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
+    return names.get(precision.partition("-")[0])
+
+
+def ceiling(device: torch.device, dtype: torch.dtype, cache: Path | None = None) -> float:
+    """FLOP/s of a plain matrix product, measured the first time that it is asked for on this kind of device.
+
+    Args:
+        device: On which.
+        dtype: Of the matrices; of float32 in what way torch is set to multiply them now.
+        cache: File of what was measured before; by default ``vab/matmul_rates.json`` in the user's cache folder. One
+            that cannot be read or written is done without.
+    """
+    path = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vab" / "matmul_rates.json"
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    way = f" {torch.get_float32_matmul_precision()}" if dtype == torch.float32 else ""
+    name = f"{kind}, {str(dtype).removeprefix('torch.')}{way}"
+    known = _read(path)
+    if name not in known:
+        known[name] = matmul_rate(_WIDTH.get(device.type, 1024), device, dtype)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, (json.dumps(known, indent=2) + "\n").encode())
+        except (OSError, ValueError):
+            pass  # a home that is full or read-only: measured again next time
+    return known[name]
+
+
+def matmul_rate(width: int, device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of some products of square matrices, in about a third of a second."""
+    a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + _SECONDS
+    a @ b  # the first call also prepares
+    while best == float("inf") or time.perf_counter() < end:
+        _synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * width**3 / best
+
+
+def _read(path: Path) -> dict[str, float]:
+    """What was measured before; nothing where there is no such file, or something else in it."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    pairs = content.items() if isinstance(content, dict) else ()
+    return {name: rate for name, rate in pairs if isinstance(rate, float) and rate > 0}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
