@@ -360,11 +360,11 @@ class Backbone(nn.Module):
 
         In bfloat16 an angle near 1 is known to 1 in 256, and a checkpoint would hold other codebooks than the codec's.
         """
-        kept = {name: self._buffers[name] for name in ("codebooks", "turn") if self._buffers.get(name) is not None}
+        kept = {name: tensor for name, tensor in self._buffers.items() if name in ("codebooks", "turn")}
         super()._apply(fn, recurse)
         for name, tensor in kept.items():
             moved = self._buffers[name]
-            if moved.dtype != tensor.dtype:
+            if tensor is not None and moved is not None and moved.dtype != tensor.dtype:
                 self._buffers[name] = tensor.to(moved.device)
         return self
 

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import re
+import shlex
 import sys
 import typing
 import warnings
@@ -73,6 +74,9 @@ COMMANDS: dict[str, tuple[str, Any]] = {
         },
     ),
 }
+
+
+_SHOWN = 160  # characters of a library's complaint
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -311,7 +315,16 @@ def train(arguments: list[str]) -> None:
     from lightning.pytorch.plugins.io import CheckpointIO
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from vab.callbacks import AtomicCheckpoints, Dashboard, Meters, PredictionWriter, StepProgress
+    from vab.callbacks import (
+        AtomicCheckpoints,
+        Dashboard,
+        Meters,
+        PredictionWriter,
+        StepProgress,
+        StopOnSignal,
+        StoppedError,
+    )
+    from vab.callbacks.stopping import requeue_checkpoint
     from vab.data.datamodule import ShardDataModule
     from vab.spec import UserError
     from vab.tasks import BaseTask
@@ -345,7 +358,11 @@ def train(arguments: list[str]) -> None:
             has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
             if settings.get("enable_progress_bar") is not False and not has_bar:
                 callbacks.append(StepProgress())
-            callbacks += [Meters(), Dashboard(), PredictionWriter()]  # a run cannot do without its meters
+            # A run cannot do without its meters, nor without ending well when it is told to.
+            callbacks += [Meters(), Dashboard(), PredictionWriter(), StopOnSignal()]
+            accumulated, interval = settings.get("accumulate_grad_batches"), settings.get("val_check_interval")
+            if settings.get("check_val_every_n_epoch", 1) is None and isinstance(interval, int) and accumulated:
+                kwargs["val_check_interval"] = interval * accumulated  # Lightning counts batches, a user steps
             try:
                 return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
             except ValueError as error:  # Lightning's word for a value that no trainer takes
@@ -357,7 +374,11 @@ def train(arguments: list[str]) -> None:
             path = settings.get("ckpt_path")
             if not path and self.config.subcommand != "fit":
                 raise UserError(f"{self.config.subcommand} needs a trained model: --ckpt_path FILE, or a run's folder")
-            if path and path not in ("best", "last", "hpc", "registry"):
+            left = requeue_checkpoint(settings.trainer.default_root_dir or ".")
+            if self.config.subcommand == "fit" and "SLURM_JOB_ID" in os.environ and left.is_file():
+                print(f"job {os.environ['SLURM_JOB_ID']} is back: going on with {left}", file=sys.stderr)
+                settings.ckpt_path = str(left)
+            elif path and path not in ("best", "last", "hpc", "registry"):
                 settings.ckpt_path = str(find_checkpoint(path))
 
     try:
@@ -376,6 +397,47 @@ def train(arguments: list[str]) -> None:
         )
     except MisconfigurationException as error:  # what Lightning finds wrong with the trainer's settings
         raise UserError(" ".join(str(error).split())) from error
+    except StoppedError as stopped:
+        if not is_started_by_other():
+            print(how_to_go_on(arguments, stopped), file=sys.stderr)
+            leave(stopped.exit_status)
+        leave(0)  # the process that started this one speaks for both, and would be killed if this one failed
+    except RuntimeError as error:
+        if not is_loss_of_a_rank(error):
+            raise
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"rank {os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))} has lost another rank, whose message, if"
+            f" it could leave one, says why ({words[:_SHOWN]}): go on with --ckpt_path and the run's folder"
+        ) from error
+
+
+def is_started_by_other() -> bool:
+    """Whether this is a rank that the first process of its machine has started, not torchrun or SLURM."""
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
+def is_loss_of_a_rank(error: RuntimeError) -> bool:
+    """Whether this is what torch says when another rank does not answer."""
+    import torch.distributed
+
+    in_gloo = re.search(r"gloo/|Connection (closed|reset) by peer|Timed out waiting", str(error))
+    return isinstance(error, torch.distributed.DistError) or in_gloo is not None
+
+
+def how_to_go_on(arguments: list[str], stopped: Any) -> str:
+    """One line on a run that was told to end."""
+    if stopped.requeued:
+        return f"{stopped}; the job is in the queue again and goes on with {stopped.checkpoint}"
+    if stopped.checkpoint is None:
+        return f"{stopped}; nothing is saved, as the run has no vab.callbacks.Checkpoints"
+    kept: list[str] = []
+    for argument in arguments:
+        if kept and kept[-1] == "--ckpt_path":
+            kept.pop()
+        elif not argument.startswith("--ckpt_path="):
+            kept.append(argument)
+    return f"{stopped}; go on with: {shlex.join(['vab', *kept, '--ckpt_path', str(stopped.checkpoint)])}"
 
 
 def quiet() -> None:

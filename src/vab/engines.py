@@ -112,9 +112,6 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], strict: bool 
     """``load_state_dict`` of whole weights into a network that may be sharded, from what each rank has itself."""
     if isinstance(module, FSDPModule):
         set_model_state_dict(module, dict(weights), options=StateDictOptions(full_state_dict=True, strict=strict))
-        for part in module.modules():
-            for hook in part._load_state_dict_post_hooks.values():
-                hook(part, torch.nn.modules.module._IncompatibleKeys([], []))
     else:
         module.load_state_dict(weights, strict=strict)
 

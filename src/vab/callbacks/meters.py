@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vab.engines import whole
 from vab.spec import Batch
 from vab.tasks import BaseTask
 
@@ -39,7 +40,7 @@ class Meters(Callback):
         """Log the norm before it is clipped."""
         if isinstance(pl_module, BaseTask) and pl_module.logs_this_step:
             gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-            pl_module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+            pl_module.log("train/gradient_norm", whole(torch.nn.utils.get_total_norm(gradients)))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -48,7 +49,7 @@ class Meters(Callback):
         self._positions += len(batch) * (batch.codes.shape[-1] + batch.features.shape[1])
         self._batch_end = time.perf_counter()
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every > 0 and trainer.global_step % every == 0:
+        if every > 0 and trainer.global_step % every == 0 and trainer.global_step > self._steps:
             elapsed = self._batch_end - self._since
             pl_module.log("meters/positions_per_second", self._positions * trainer.world_size / elapsed)
             pl_module.log("meters/seconds_per_step", elapsed / max(1, trainer.global_step - self._steps))

@@ -137,7 +137,9 @@ class BaseTask(LightningModule):
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim == 0 and parameter.requires_grad:
-                raise UserError(f"{name} is a single number, which cannot be sharded: train with --trainer.strategy ddp")
+                raise UserError(
+                    f"{name} is a single number, which cannot be sharded: train with --trainer.strategy ddp"
+                )
 
     def weighed(self, loss: Tensor, weight: Tensor) -> Tensor:
         """A mean for the gradient, in the proportion that it has in an optimizer step of several batches.
