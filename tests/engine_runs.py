@@ -16,7 +16,7 @@ train(json.loads(sys.argv[1]))
 
 
 def run(folder, shards, devices=1, **settings):
-    """Train; gives what `train` wrote: losses of the steps, figures of the last validation, the checkpoint's content."""
+    """Train; gives the losses of the steps, the last figures, the checkpoint's content, and what was said."""
     folder.mkdir()
     settings = {"folder": str(folder), "shards": str(shards), "devices": devices, **settings}
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]

@@ -451,7 +451,7 @@ def quiet() -> None:
         r".*Precision .* is not supported by the model summary.*",
         r".*LightningCLI's args parameter is intended.*",
         r".*your dataloader is not resumable.*",  # our order is resumable, by its own state
-        r".*It is recommended to use `self.log\('(val|test)/.*sync_dist=True`.*",  # the sums are synchronised already
+        r".*It is recommended to use `self.log\('(val|test)/.*sync_dist=True.*",  # the sums are synchronised already
         r".*therefore `best_model_score`.*won't be reloaded.*",
     ):
         warnings.filterwarnings("ignore", message=words)

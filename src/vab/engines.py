@@ -165,7 +165,7 @@ def _compiled_or_eager(block: nn.Module, backend: str, failed: list[str]) -> Cal
             try:
                 return compiled(*args, **kwargs)
             except TorchDynamoException as error:  # raised while compiling: nothing has been computed
-                reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+                reason = " ".join(str(error).partition("\n\n")[0].split())  # what comes after is advice
                 failed.append(reason)
                 rank_zero_info(f"torch.compile ({backend}) failed, training goes on without it: {reason}")
         return block._call_impl(*args, **kwargs)

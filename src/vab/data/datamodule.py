@@ -125,11 +125,12 @@ class _EvaluationLoader(Loader):
 class _LoopCounters(Callback):
     """Brings the trainer's counts in line with the records that are left, as it reads a checkpoint.
 
-    Four things go wrong without it. The trainer counts an epoch in steps, and with another number of ranks or another
+    Five things go wrong without it. The trainer counts an epoch in steps, and with another number of ranks or another
     batch size an epoch has another number of them: the saved count would end it too early or too late. A checkpoint
     taken between two epochs, where no validation was due, makes the trainer run a step of the old one. And one taken
     within a step, after an exception, counts that step twice. And where gradients are accumulated, one taken between
-    two optimizer steps counts batches whose gradients it does not hold.
+    two optimizer steps counts batches whose gradients it does not hold. And one from the last step of a run that ended
+    within an epoch counts that epoch as done.
     """
 
     def __init__(self, data: ShardDataModule) -> None:
@@ -159,6 +160,11 @@ class _LoopCounters(Callback):
         if not self._new_epoch:
             steps["current"] = {name: count + whole - left - done for name, count in steps["current"].items()}
             steps["is_last_batch"] = False
+            if epochs["current"]["processed"] == epochs["current"]["started"]:
+                # A run that came to its last step within an epoch has counted that as done; a longer one goes on in it.
+                for scope, count in epochs.items():
+                    less = {name: count[name] - 1 for name in ("processed", "completed")}
+                    epochs[scope] = count | less
             return
         inside = epochs["current"]["processed"] < epochs["current"]["started"]
         if over and inside and state["records_consumed"]:
