@@ -398,10 +398,10 @@ def train(arguments: list[str]) -> None:
     except MisconfigurationException as error:  # what Lightning finds wrong with the trainer's settings
         raise UserError(" ".join(str(error).split())) from error
     except StoppedError as stopped:
-        if not is_started_by_other():
+        if all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK")):
             print(how_to_go_on(arguments, stopped), file=sys.stderr)
-            leave(stopped.exit_status)
-        leave(0)  # the process that started this one speaks for both, and would be killed if this one failed
+        # A process that has started this one would be killed if this one failed.
+        leave(0 if is_started_by_other() else stopped.exit_status)
     except RuntimeError as error:
         if not is_loss_of_a_rank(error):
             raise
@@ -414,7 +414,7 @@ def train(arguments: list[str]) -> None:
 
 def is_started_by_other() -> bool:
     """Whether this is a rank that the first process of its machine has started, not torchrun or SLURM."""
-    return os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ
 
 
 def is_loss_of_a_rank(error: RuntimeError) -> bool:

@@ -77,9 +77,10 @@ class StopOnSignal(Checkpoint):
         if not signum:
             return
         requeues = signum == _requeue_signal(trainer)
-        checkpoint = _save_last(trainer)
-        if requeues:
-            checkpoint = requeue_checkpoint(trainer.default_root_dir)
+        checkpoint = requeue_checkpoint(trainer.default_root_dir) if requeues else None
+        if checkpoint is None:
+            checkpoint = _save_last(trainer)
+        else:
             trainer.save_checkpoint(checkpoint)
         requeued = requeues and (not trainer.is_global_zero or _requeue())
         raise StoppedError(signum, trainer.global_step, checkpoint, requeued)
