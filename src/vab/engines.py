@@ -94,23 +94,28 @@ def shard(task: LightningModule, blocks: list[nn.Module], mesh: DeviceMesh, half
         mesh: The ranks, one axis.
         half: Gather blocks in bfloat16, for computations in it; gradients are summed in float32 all the same.
     """
-    if isinstance(task, FSDPModule):
+    if is_sharded(task):
         return
     # Inputs stay as they are: the stream that blocks add to, and positions, are float32 under autocast.
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, None, False) if half else MixedPrecisionPolicy()
+    as_they_are = MixedPrecisionPolicy(cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if half else as_they_are
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    scalars = {parameter for parameter in task.parameters() if parameter.ndim == 0}  # frozen: see `whole_only`
-    whole = MixedPrecisionPolicy(cast_forward_inputs=False)
-    fully_shard(task, mesh=mesh, mp_policy=whole, reshard_after_forward=True, ignored_params=scalars)
+    scalars = {parameter for parameter in task.parameters() if parameter.ndim == 0}  # frozen ones: others are refused
+    fully_shard(task, mesh=mesh, mp_policy=as_they_are, reshard_after_forward=True, ignored_params=scalars)
     for name in _STEPS:
         if callable(getattr(task, name, None)):
             register_fsdp_forward_method(task, name)
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a rank has only a share of the weights, so that all ranks must use the network at once."""
+    return isinstance(module, FSDPModule)
+
+
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], strict: bool = True) -> None:
     """``load_state_dict`` of whole weights into a network that may be sharded, from what each rank has itself."""
-    if isinstance(module, FSDPModule):
+    if is_sharded(module):
         set_model_state_dict(module, dict(weights), options=StateDictOptions(full_state_dict=True, strict=strict))
     else:
         module.load_state_dict(weights, strict=strict)
