@@ -10,6 +10,7 @@ from engine_runs import run
 from tasks_help import quiet_trainer, small_backbone
 from vab.callbacks import EMA, Checkpoints
 from vab.data.datamodule import ShardDataModule
+from vab.engines import FSDP, is_sharded
 from vab.spec import UserError
 from vab.tasks import AlignTask, PretrainTask, load_task
 
@@ -201,8 +202,33 @@ def test_a_single_number_that_is_learned_cannot_be_sharded():
     AlignTask(small_backbone(), learn_temperature=False, **STEPS).require_shardable()
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """For a process that takes itself for the only rank; what it leaves behind is taken away."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "")  # so that it is put back as it was
+        monkeypatch.delenv(name)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_one_sharded_rank_trains_what_a_plain_one_trains_and_either_goes_on(shards, tmp_path, alone):
+    _, losses, plain = fit(shards, tmp_path / "plain")
+    task, sharded_losses, _ = fit(shards, tmp_path / "sharded", max_steps=2, strategy=FSDP())
+    assert is_sharded(task)
+    assert sharded_losses == losses[:2]
+    last = tmp_path / "sharded" / "last.ckpt"
+    for name, strategy in (("plainly", "auto"), ("on", FSDP())):
+        _, rest, end = fit(shards, tmp_path / name, resume=last, strategy=strategy)
+        assert rest == losses[2:], name
+        assert distance(end, plain) == 0, name
+        assert end["ema_updates"] == 4
+    assert load_task(last).backbone.has_codebooks
+
+
+@pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_two_sharded_ranks_train_as_two_whole_ones_and_exchange_checkpoints(shards, tmp_path):
     whole = run(tmp_path / "ddp", shards, 2, max_steps=4)
     first = run(tmp_path / "half", shards, 2, strategy="fsdp", max_steps=2)

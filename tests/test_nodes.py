@@ -49,7 +49,7 @@ def score(checkpoint):
 @pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("strategy", ["ddp", "vab.engines.FSDP"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_machines_of_two_ranks_train_what_one_process_trains(strategy, shards, machines, tmp_path):
     settings = {"dropout": 0, "steps": STEPS, "every": STEPS}
     command = [*PYTHON, "vab.cli", *flags(shards, "one", batch_size=8, **settings)]

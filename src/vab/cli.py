@@ -326,6 +326,7 @@ def train(arguments: list[str]) -> None:
     )
     from vab.callbacks.stopping import requeue_checkpoint
     from vab.data.datamodule import ShardDataModule
+    from vab.engines import FSDP
     from vab.spec import UserError
     from vab.tasks import BaseTask
     from vab.tasks.base import find_checkpoint
@@ -363,6 +364,8 @@ def train(arguments: list[str]) -> None:
             accumulated, interval = settings.get("accumulate_grad_batches"), settings.get("val_check_interval")
             if settings.get("check_val_every_n_epoch", 1) is None and isinstance(interval, int) and accumulated:
                 kwargs["val_check_interval"] = interval * accumulated  # Lightning counts batches, a user steps
+            if settings.get("strategy") == "fsdp":
+                kwargs["strategy"] = FSDP()  # Lightning means by it torch's first one
             try:
                 return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
             except ValueError as error:  # Lightning's word for a value that no trainer takes

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.checkpoint import checkpoint
@@ -96,6 +97,10 @@ class AlignTask(BaseTask):
         """As every task; and refuse records that have no video to align."""
         super().setup(stage)
         self.require_video("align")
+        if stage == "fit" and self.trainer.accumulate_grad_batches > 1:
+            rank_zero_info(
+                "accumulated batches are no negatives of each other: --model.micro_batch_size makes a batch large"
+            )
 
     @property
     def scale(self) -> Tensor:
