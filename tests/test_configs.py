@@ -1,12 +1,16 @@
 """Every shipped YAML against the code."""
 
 import inspect
+import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from command_line import parsed
 from vab.cli import main
 from vab.commands.extract import extract
 from vab.frozen.clip import parse
@@ -145,3 +149,31 @@ def test_weights_that_are_not_there_are_one_line(tmp_path, capsys, monkeypatch):
     complaint = capsys.readouterr().err
     assert complaint.startswith("error: codec audiogen_16khz needs audiogen_16khz/compression_state_dict.bin")
     assert len(complaint.splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "slurm").glob("*.sbatch")), ids=lambda path: path.stem)
+def test_a_job_script_is_sound_and_its_flags_are_known(path, capsys):
+    subprocess.run(["bash", "-n", path], check=True)
+    text = path.read_text()
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", text, re.MULTILINE))
+    assert options["ntasks-per-node"] == options["gpus-per-node"]
+    assert "#SBATCH --requeue" in text
+    assert re.fullmatch(r"USR1@\d+", options["signal"])  # to the tasks, not the script: no B: in front
+    (command,) = re.findall(r"^srun .*?[^\\]$", text, re.MULTILINE | re.DOTALL)
+    command = command.replace("$SLURM_NNODES", options["nodes"]).replace("\\\n", " ").replace('"$@"', "")
+    words = shlex.split(command.replace("$SLURM_NTASKS_PER_NODE", options["ntasks-per-node"]))
+    settings = parsed(words[words.index("vab") + 1 :], capsys)
+    assert [int(settings["trainer"][name]) for name in ("num_nodes", "devices")] == [2, 8]
+
+
+def test_a_recipe_takes_another_trainer(capsys):
+    recipe, trainer = CONFIGS / "pretrain.yaml", CONFIGS / "trainer" / "fsdp.yaml"
+    settings = parsed(["fit", "--config", str(recipe), "--trainer", str(trainer)], capsys)["trainer"]
+    assert settings["strategy"]["class_path"] == "vab.engines.FSDP"
+    assert settings["max_steps"] == yaml.safe_load(trainer.read_text())["max_steps"]
+
+
+def test_the_sharded_trainer_differs_in_its_strategy_alone():
+    whole, sharded = (yaml.safe_load((CONFIGS / "trainer" / f"{name}.yaml").read_text()) for name in ("ddp", "fsdp"))
+    assert whole.pop("strategy") != sharded.pop("strategy")
+    assert whole == sharded

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import re
+import shlex
 import sys
 import typing
 import warnings
@@ -83,6 +84,9 @@ COMMANDS: dict[str, tuple[str, Any]] = {
         },
     ),
 }
+
+
+_SHOWN = 160  # characters of a library's complaint
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -316,8 +320,18 @@ def train(arguments: list[str]) -> None:
     from lightning.pytorch.plugins.io import CheckpointIO
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from vab.callbacks import BackgroundCheckpoints, Dashboard, Meters, PredictionWriter, StepProgress
+    from vab.callbacks import (
+        BackgroundCheckpoints,
+        Dashboard,
+        Meters,
+        PredictionWriter,
+        StepProgress,
+        StopOnSignal,
+        StoppedError,
+    )
+    from vab.callbacks.stopping import requeue_checkpoint
     from vab.data.datamodule import ShardDataModule
+    from vab.engines import FSDP
     from vab.tasks import BaseTask
     from vab.tasks.base import find_checkpoint
 
@@ -351,7 +365,12 @@ def train(arguments: list[str]) -> None:
                 callbacks.append(StepProgress())
             if not any(isinstance(callback, Meters) for callback in callbacks):
                 callbacks.append(Meters())  # a run cannot do without its meters
-            callbacks += [Dashboard(), PredictionWriter()]
+            callbacks += [Dashboard(), PredictionWriter(), StopOnSignal()]  # nor without ending well when told to
+            accumulated, interval = settings.get("accumulate_grad_batches"), settings.get("val_check_interval")
+            if settings.get("check_val_every_n_epoch", 1) is None and isinstance(interval, int) and accumulated:
+                kwargs["val_check_interval"] = interval * accumulated  # Lightning counts batches, a user steps
+            if settings.get("strategy") == "fsdp":
+                kwargs["strategy"] = FSDP()  # Lightning means by it torch's first one
             try:
                 return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
             except ValueError as error:  # Lightning's word for a value that no trainer takes
@@ -363,7 +382,11 @@ def train(arguments: list[str]) -> None:
             path = settings.get("ckpt_path")
             if not path and self.config.subcommand != "fit":
                 raise UserError(f"{self.config.subcommand} needs a trained model: --ckpt_path FILE, or a run's folder")
-            if path and path not in ("best", "last", "hpc", "registry"):
+            left = requeue_checkpoint(settings.trainer.default_root_dir or ".")
+            if self.config.subcommand == "fit" and "SLURM_JOB_ID" in os.environ and left.is_file():
+                print(f"job {os.environ['SLURM_JOB_ID']} is back: going on with {left}", file=sys.stderr)
+                settings.ckpt_path = str(left)
+            elif path and path not in ("best", "last", "hpc", "registry"):
                 settings.ckpt_path = str(find_checkpoint(path))
                 if settings.ckpt_path.endswith(".safetensors"):
                     raise UserError(
@@ -387,6 +410,47 @@ def train(arguments: list[str]) -> None:
         )
     except MisconfigurationException as error:  # what Lightning finds wrong with the trainer's settings
         raise UserError(" ".join(str(error).split())) from error
+    except StoppedError as stopped:
+        if all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK")):
+            print(how_to_go_on(arguments, stopped), file=sys.stderr)
+        # A process that has started this one would be killed if this one failed.
+        leave(0 if is_started_by_other() else stopped.exit_status)
+    except RuntimeError as error:
+        if not is_loss_of_a_rank(error):
+            raise
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"rank {os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))} has lost another rank, whose message, if"
+            f" it could leave one, says why ({words[:_SHOWN]}): go on with --ckpt_path and the run's folder"
+        ) from error
+
+
+def is_started_by_other() -> bool:
+    """Whether this is a rank that the first process of its machine has started, not torchrun or SLURM."""
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ
+
+
+def is_loss_of_a_rank(error: RuntimeError) -> bool:
+    """Whether this is what torch says when another rank does not answer."""
+    import torch.distributed
+
+    in_gloo = re.search(r"gloo/|Connection (closed|reset) by peer|Timed out waiting", str(error))
+    return isinstance(error, torch.distributed.DistError) or in_gloo is not None
+
+
+def how_to_go_on(arguments: list[str], stopped: Any) -> str:
+    """One line on a run that was told to end."""
+    if stopped.requeued:
+        return f"{stopped}; the job is in the queue again and goes on with {stopped.checkpoint}"
+    if stopped.checkpoint is None:
+        return f"{stopped}; nothing is saved, as the run has no vab.callbacks.Checkpoints"
+    kept: list[str] = []
+    for argument in arguments:
+        if kept and kept[-1] == "--ckpt_path":
+            kept.pop()
+        elif not argument.startswith("--ckpt_path="):
+            kept.append(argument)
+    return f"{stopped}; go on with: {shlex.join(['vab', *kept, '--ckpt_path', str(stopped.checkpoint)])}"
 
 
 def quiet() -> None:
@@ -400,7 +464,7 @@ def quiet() -> None:
         r".*Precision .* is not supported by the model summary.*",
         r".*LightningCLI's args parameter is intended.*",
         r".*your dataloader is not resumable.*",  # our order is resumable, by its own state
-        r".*It is recommended to use `self.log\('(val|test)/.*sync_dist=True`.*",  # the sums are synchronised already
+        r".*It is recommended to use `self.log\('(val|test)/.*sync_dist=True.*",  # the sums are synchronised already
         r".*therefore `best_model_score`.*won't be reloaded.*",
     ):
         warnings.filterwarnings("ignore", message=words)

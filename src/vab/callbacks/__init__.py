@@ -10,6 +10,7 @@ from vab.callbacks.meters import Meters
 from vab.callbacks.pictures import spectrogram_picture
 from vab.callbacks.predictions import PredictionWriter
 from vab.callbacks.progress import StepProgress
+from vab.callbacks.stopping import StopOnSignal, StoppedError
 from vab.callbacks.writing import AtomicCheckpoints, BackgroundCheckpoints
 
 __all__ = [
@@ -24,5 +25,7 @@ __all__ = [
     "Meters",
     "PredictionWriter",
     "StepProgress",
+    "StopOnSignal",
+    "StoppedError",
     "spectrogram_picture",
 ]

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 
+from vab.engines import load_weights, local, local_share, whole
 from vab.spec import UserError
 
 
-class EMA(WeightAveraging):
+class EMA(Callback):
     """Exponential moving average of the weights: used to validate and to generate, never to train.
 
     A checkpoint's ``state_dict`` holds the average and ``live_state_dict`` the weights that are being trained. Before
-    the first update there is no average: nothing is swapped, and ``state_dict`` holds the live weights. (Lightning's
-    own callback puts the initial weights there, and leaves a run that ends early with them.)
+    the first update there is no average: nothing is swapped, and ``state_dict`` holds the live weights.
+
+    The average is float32 also of a network of bfloat16, in which 0.9999 of the past would never change. Where weights
+    are sharded each rank averages its share. (Lightning's own callback can do neither, and stores the initial weights
+    of a run that ends before the average starts.)
     """
+
+    keeps_average = True
+    """What tells this callback from others to those who must not import it."""
 
     def __init__(self, decay: float = 0.999, start_step: int = 0) -> None:
         """Configure the average.
@@ -28,44 +35,73 @@ class EMA(WeightAveraging):
         """
         if not 0 <= decay < 1:
             raise UserError(f"EMA decay must be in [0, 1), got {decay}")
-        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.decay = decay
         self.start_step = start_step
-        self._swapped = False  # whether the module holds the average, and the average the live weights
+        self._average: dict[str, Tensor] = {}  # of trained weights: this rank's share, float32, where the weights are
+        self._live: dict[str, Tensor] = {}  # the weights that the average has taken the place of, while it has
+        self._loaded: dict[str, Tensor] = {}  # a checkpoint's average, until the weights are on their device
+        self._updates = self._latest_step = 0
 
     @property
     def started(self) -> bool:
         """Whether the average holds anything yet."""
-        return self._average_model is not None and int(self._average_model.n_averaged) > 0
+        return self._updates > 0
 
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """After every optimizer step from ``start_step`` on."""
-        return step_idx is not None and step_idx >= self.start_step
+    def state_dict(self) -> dict[str, Any]:
+        """When the average was last updated; the average itself is in the checkpoint's ``state_dict``."""
+        return {"latest_update_step": self._latest_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._latest_step = state_dict["latest_update_step"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep the average where the model will be: at this point of a run the model is still on the CPU."""
-        self._device = self._device or trainer.strategy.root_device
-        pl_module.trainer = None  # or the copy would hold a copy of the whole run
-        super().setup(trainer, pl_module, stage)
-        pl_module.trainer = trainer
+        """Begin with nothing."""
+        if stage == "fit":
+            self._average, self._live, self._loaded = {}, {}, {}
+            self._updates = self._latest_step = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put a checkpoint's average where the weights are: while it was read they were not there yet."""
+        if self._loaded:
+            self._average = {
+                name: local_share(self._loaded[name], weight).to(weight.device, torch.float32, copy=True)
+                for name, weight in _trained(pl_module).items()
+            }
+            self._loaded = {}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *unused: Any) -> None:
+        """Update after every optimizer step from ``start_step`` on."""
+        step = trainer.global_step
+        if step <= self._latest_step or step <= self.start_step:
+            return
+        weights = {name: local(weight).detach() for name, weight in _trained(pl_module).items()}
+        if not self.started:
+            self._average = {name: weight.to(torch.float32, copy=True) for name, weight in weights.items()}
+        else:
+            current = [weights[name].float() for name in self._average]
+            torch._foreach_lerp_(list(self._average.values()), current, 1 - self.decay)
+        self._updates, self._latest_step = self._updates + 1, step
+
+    @torch.no_grad()
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""
         if self.started:
-            self._swap_models(pl_module)
-            self._swapped = True
+            for name, weight in _trained(pl_module).items():
+                self._live[name] = local(weight).detach().clone()
+                local(weight).copy_(self._average[name])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Back to the live weights."""
         self._swap_back(pl_module)
 
+    @torch.no_grad()
     def _swap_back(self, pl_module: LightningModule) -> None:
-        if self._swapped:
-            self._swap_models(pl_module)
-            self._swapped = False
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the live weights in place: a checkpoint written from here on must continue the run exactly."""
+        weights = _trained(pl_module)
+        for name, live in self._live.items():
+            local(weights[name]).copy_(live)
+        self._live = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Undo a swap that an error in validation left behind, before anything is saved."""
@@ -75,18 +111,32 @@ class EMA(WeightAveraging):
         """Store both sets of weights."""
         if not self.started:
             return
-        assert self._average_model is not None
-        stored = self._average_model.state_dict()
-        kept = {name.removeprefix("module."): value for name, value in stored.items() if name.startswith("module.")}
-        module = checkpoint["state_dict"]
-        # Within a validation, as when a cluster asks for the job back, the two have changed places.
-        checkpoint["state_dict"], checkpoint["live_state_dict"] = (module, kept) if self._swapped else (kept, module)
-        checkpoint["ema_updates"] = int(self._average_model.n_averaged)
+        module, weights = checkpoint["state_dict"], _trained(pl_module)
+        average = {name: _gathered(mine, weights[name]) for name, mine in self._average.items()}
+        live = {name: _gathered(mine, weights[name]) for name, mine in self._live.items()}
+        # Within a validation, as when a cluster asks for the job back, the module holds the average.
+        checkpoint["live_state_dict"] = module | live
+        checkpoint["state_dict"] = module | average
+        checkpoint["ema_updates"] = self._updates
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up both sets where they were left."""
-        if self._average_model is None or "live_state_dict" not in checkpoint:
+        if not trainer.training or "live_state_dict" not in checkpoint:
             return
-        self._average_model.module.load_state_dict(checkpoint["state_dict"])
-        self._average_model.n_averaged.fill_(checkpoint["ema_updates"])
-        pl_module.load_state_dict(checkpoint["live_state_dict"])
+        self._loaded = checkpoint["state_dict"]
+        self._updates = checkpoint["ema_updates"]
+        load_weights(pl_module, checkpoint["live_state_dict"])
+
+
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def _gathered(share: Tensor, like: Tensor) -> Tensor:
+    """The whole of which every rank has a share, divided as ``like`` is."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(like, DTensor):
+        return share
+    mesh, shape, stride = like.device_mesh, like.shape, like.stride()
+    return whole(DTensor.from_local(share, mesh, like.placements, shape=shape, stride=stride)).cpu()

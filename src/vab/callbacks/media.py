@@ -17,6 +17,7 @@ from vab.callbacks.pictures import spectrograms_figure
 from vab.data.datamodule import ShardDataModule
 from vab.data.media import MediaError, read_audio, read_frames
 from vab.data.order import spread_evenly
+from vab.engines import is_sharded
 from vab.frozen.codec import Codec, load_codec
 from vab.frozen.listening import sounds_of
 from vab.metrics.health import Health, audio_statistics, health, warnings_for
@@ -72,7 +73,6 @@ class MediaLog(Callback):
             sounds = self._decoded(batch.codes, batch, pl_module)
             pl_module.audio_statistics = audio_statistics(_health_of(batch.codes, batch, sounds, pl_module))
 
-    @rank_zero_only
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -82,7 +82,12 @@ class MediaLog(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Generate while the averaged weights are in place, which is until the end of validation's epoch."""
+        """Generate while the averaged weights are in place, which is until the end of validation's epoch.
+
+        On the first rank; where weights are sharded on all of them, as each has a part of what all need.
+        """
+        if not (trainer.is_global_zero or is_sharded(pl_module)):
+            return
         logger = trainer.logger
         data = getattr(trainer, "datamodule", None)
         if batch_idx > 0 or trainer.sanity_checking or not isinstance(logger, TensorBoardLogger):
@@ -97,6 +102,8 @@ class MediaLog(Callback):
         size = data.val_batch_size
         groups = [dataset.read(range(start, min(start + size, count))) for start in range(0, count, size)]
         made = torch.cat([pl_module.predict_step(part.to(pl_module.device), 0)["codes"].cpu() for part in groups])
+        if not trainer.is_global_zero:
+            return
         sounds = self._decoded(made, few, pl_module)
         if not self._shown:
             self._shown = self._references(data, few, pl_module)

@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from vab.callbacks.ceiling import ceiling, precision_dtype
 from vab.callbacks.facts import run_facts
 from vab.callbacks.writing import finish_writing
+from vab.engines import whole
 from vab.spec import Batch
 from vab.tasks import BaseTask
 
@@ -87,7 +88,7 @@ class Meters(Callback):
         """Log the norm before it is clipped."""
         if isinstance(pl_module, BaseTask) and pl_module.logs_this_step:
             gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-            pl_module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+            pl_module.log("train/gradient_norm", whole(torch.nn.utils.get_total_norm(gradients)))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -34,6 +34,9 @@ from vab.data.records import ShardDataset
 from vab.data.resume import LoopCounters, Position, processed_steps
 from vab.spec import Batch, UserError
 
+_LIMITS = ("limit_train_batches", "limit_val_batches", "overfit_batches")
+_SHOWN = 100  # characters of a value that ranks do not agree on
+
 
 class _TrainLoader(Loader):
     """The rest of the current epoch, from wherever training stands.
@@ -272,7 +275,7 @@ class ShardDataModule(LightningDataModule):
         return mixed_order(self.seed, epoch, [len(part) for part in self.train_parts], self.records_of_parts)
 
     def steps_left(self, consumed: int) -> int:
-        """Training steps left in an epoch, a whole one being cut by the trainer's ``limit_train_batches``.
+        """Batches for each rank left in an epoch, a whole one being cut by the trainer's ``limit_train_batches``.
 
         Args:
             consumed: Records of the epoch that all ranks together have had.
@@ -284,33 +287,39 @@ class ShardDataModule(LightningDataModule):
         steps = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
         # Uncut, the records that sit out this epoch may make a step after all if a checkpoint of other ranks left them.
         records = self.records_per_epoch if steps == whole else steps * self.global_batch_size
-        return steps_per_epoch(records, self.batch_size, world_size, consumed)
+        left = steps_per_epoch(records, self.batch_size, world_size, consumed)
+        return left - left % trainer.accumulate_grad_batches  # an epoch is whole optimizer steps
 
     def setup(self, stage: str) -> None:
         """Check that all ranks see the same data, before any of them can wait for the others in vain."""
         trainer = self._trainer()
-        seen = (
-            self.train_dataset.manifest_hash,
-            self.val_dataset.manifest_hash,
-            None if self.test_dataset is None else self.test_dataset.manifest_hash,
-            *(self.batch_size, self.val_batch_size, self.seed, self.num_val_records, self.spec.num_codebooks),
-            *(self.order, self.labels, self.records_of_parts, self.augmentation.splice, self.augmentation.roll),
-        )
-        if trainer.world_size > 1 and torch.distributed.is_initialized():
-            everyone: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(everyone, seen)
-            if differing := [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]:
-                raise UserError(
-                    f"ranks {differing} see other data than rank 0 (manifest hashes of train, val, test; batch sizes;"
-                    " seed; val_records; levels; order; labels; records of an epoch; splice; roll):"
-                    f" {everyone[differing[0]]} != {everyone[0]};"
-                    " give each node the same folders"
-                )
+        _require_same_on_all_ranks(trainer, self._what_all_ranks_share(trainer))
         if stage == "fit":
             if self._position_of is not trainer:
                 self.position, self._position_of = Position(), trainer
             if not any(isinstance(callback, LoopCounters) for callback in trainer.callbacks):  # type: ignore[attr-defined]
                 trainer.callbacks.append(LoopCounters(self))  # type: ignore[attr-defined]
+
+    def _what_all_ranks_share(self, trainer: Trainer) -> dict[str, Any]:
+        """What decides how many steps there are and what is in them, by the name that a user knows it by."""
+        folders = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}
+        data = {
+            f"data.{name}": (dataset.manifest_hash[:12], f"{len(dataset)} records")
+            for name, dataset in folders.items()
+            if dataset is not None
+        }
+        names = ("batch_size", "val_batch_size", "seed", "order", "labels")
+        limits = ("accumulate_grad_batches", "max_steps", "max_epochs", "val_check_interval")
+        return {
+            **data,
+            **{f"data.{name}": getattr(self, name) for name in names},
+            "data.val_records": self.num_val_records,
+            "data.records_per_epoch": self.records_of_parts,
+            "data.splice": self.augmentation.splice,
+            "data.roll": self.augmentation.roll,
+            "data.levels": self.spec.num_codebooks,
+            **{f"trainer.{name}": getattr(trainer, name) for name in (*limits, *_LIMITS)},
+        }
 
     def train_dataloader(self) -> _TrainLoader:
         """The training records, from where training stands.
@@ -319,12 +328,20 @@ class ShardDataModule(LightningDataModule):
             UserError: If there are fewer records than one step takes.
         """
         trainer, num_records = self._trainer(), self.records_per_epoch
-        takes = f"{self.batch_size} x {trainer.world_size} ranks"
-        steps = steps_per_epoch(num_records, self.batch_size, trainer.world_size)
+        accumulated = trainer.accumulate_grad_batches
+        takes = f"{self.batch_size} x {trainer.world_size} ranks" + (f" x {accumulated}" if accumulated > 1 else "")
+        per_step = self.global_batch_size * accumulated
+        steps = num_records // per_step
         if not steps:
             raise UserError(
                 f"an epoch of {self.train_dataset.folder} has {num_records} records, fewer than one step takes"
                 f" ({takes}): lower --data.batch_size"
+                + (" or --trainer.accumulate_grad_batches" if accumulated > 1 else "")
+            )
+        if trainer.limit_train_batches and not self.steps_left(0):
+            raise UserError(
+                f"--trainer.limit_train_batches {trainer.limit_train_batches} leaves no optimizer step of "
+                f"{accumulated} batches: raise it"
             )
         if len(self.train_parts) > 1:
             given = zip(self.train_parts, self.records_of_parts, strict=True)
@@ -332,7 +349,7 @@ class ShardDataModule(LightningDataModule):
             rank_zero_info(f"records of an epoch: {', '.join(shares)}")
         rank_zero_info(
             f"an epoch: {num_records} records / ({takes}) = {steps} steps;"
-            f" {num_records - steps * self.global_batch_size} records, others each time, sit out"
+            f" {num_records - steps * per_step} records, others each time, sit out"
         )
         return _TrainLoader(self, trainer, self._pin_memory())
 
@@ -363,17 +380,21 @@ class ShardDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The place in the order: plain numbers and strings, for the checkpoint.
 
-        Only records that a finished training step has used count, not those that workers have read ahead.
+        Only records that a finished optimizer step has used count, not those that workers have read ahead, nor those
+        whose gradients wait for others: they are lost with the process.
         """
-        position, done = self.position, self.position.handed
+        position, done, pending = self.position, self.position.handed, 0
         if done:
-            done = min(done, processed_steps(self._trainer()) - position.processed)
+            processed = processed_steps(self._trainer())
+            pending = processed % self._trainer().accumulate_grad_batches
+            done = min(done, processed - position.processed) - pending
         consumed = position.start + done * self.global_batch_size
         return {
             **self._identity,
             "epoch": position.epoch,
             "records_consumed": consumed,
             "steps_left": self.steps_left(consumed),
+            "pending_batches": pending,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -439,6 +460,30 @@ class ShardDataModule(LightningDataModule):
         if self.trainer is None:
             raise RuntimeError("a datamodule gives batches to a trainer; without one, read from its data sets")
         return self.trainer
+
+
+def _require_same_on_all_ranks(trainer: Trainer, mine: dict[str, Any]) -> None:
+    """Compare with the other ranks, before any of them can wait for the others in vain.
+
+    Raises:
+        UserError: On every rank, if any two differ; it names what in.
+    """
+    if trainer.world_size == 1 or not torch.distributed.is_initialized():
+        return
+    everyone: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(everyone, mine)
+    first = everyone[0]
+    if differing := [rank for rank, theirs in enumerate(everyone) if theirs != first]:
+        theirs = everyone[differing[0]]
+        values = "; ".join(
+            f"{name}: {str(theirs.get(name))[:_SHOWN]} != {str(first.get(name))[:_SHOWN]}"
+            for name in {**first, **theirs}
+            if first.get(name) != theirs.get(name)
+        )
+        raise UserError(
+            f"ranks {differing} see other data than rank 0, or have other settings ({values}): give each process the"
+            " same folders and flags"
+        )
 
 
 def _require_alike(train: Records, other: ShardDataset) -> None:

@@ -36,10 +36,12 @@ class Resumable(Protocol):
 class LoopCounters(Callback):
     """Brings the trainer's counts in line with the records that are left, as it reads a checkpoint.
 
-    Three things go wrong without it. The trainer counts an epoch in steps, and with another number of ranks or another
+    Five things go wrong without it. The trainer counts an epoch in steps, and with another number of ranks or another
     batch size an epoch has another number of them: the saved count would end it too early or too late. A checkpoint
     taken between two epochs, where no validation was due, makes the trainer run a step of the old one. And one taken
-    within a step, after an exception, counts that step twice.
+    within a step, after an exception, counts that step twice. And where gradients are accumulated, one taken between
+    two optimizer steps counts batches whose gradients it does not hold. And one from the last step of a run that ended
+    within an epoch counts that epoch as done.
     """
 
     def __init__(self, data: Resumable) -> None:
@@ -54,12 +56,13 @@ class LoopCounters(Callback):
             return
         counts = checkpoint["loops"]["fit_loop"]
         steps, epochs = counts["epoch_loop.batch_progress"], counts["epoch_progress"]
-        done = steps["current"]["processed"]
-        if steps["current"]["ready"] > done:
+        pending = state.get("pending_batches", 0)
+        done = steps["current"]["processed"] - pending
+        if pending or steps["current"]["ready"] > done:
             # As if taken at the end of the step before, which the trainer takes up rightly.
             for scope in ("total", "current"):
-                steps[scope] = dict.fromkeys(steps[scope], steps[scope]["processed"])
-            if done and done % trainer.accumulate_grad_batches == 0:
+                steps[scope] = dict.fromkeys(steps[scope], steps[scope]["processed"] - pending)
+            if done:
                 steps["total"]["completed"] -= 1
                 steps["current"]["completed"] -= 1
                 counts["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
@@ -69,6 +72,11 @@ class LoopCounters(Callback):
         if not self._new_epoch:
             steps["current"] = {name: count + whole - left - done for name, count in steps["current"].items()}
             steps["is_last_batch"] = False
+            if epochs["current"]["processed"] == epochs["current"]["started"]:
+                # A run that came to its last step within an epoch has counted that as done; a longer one goes on in it.
+                for scope, count in epochs.items():
+                    less = {name: count[name] - 1 for name in ("processed", "completed")}
+                    epochs[scope] = count | less
             return
         inside = epochs["current"]["processed"] < epochs["current"]["started"]
         if over and inside and state["records_consumed"]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.checkpoint import checkpoint
@@ -43,6 +44,7 @@ class AlignTask(BaseTask):
         temperature: float = 0.05,
         learn_temperature: bool = True,
         micro_batch_size: int | None = None,
+        compile: bool | str = False,
     ) -> None:
         """Configure the stage.
 
@@ -60,11 +62,12 @@ class AlignTask(BaseTask):
             micro_batch_size: Records that go through the network at once. Their activations are made again for the
                 gradient, which stays that of the whole batch (as GradCache's, Gao et al. 2021): memory for this many
                 records, about a third more time. None: all at once.
+            compile: Compile the backbone's blocks for training (``torch.compile``); a string names the backend.
 
         Raises:
             UserError: If a number is out of range.
         """
-        super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from)
+        super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from, compile)
         if embedding_dim < 1 or temperature <= 0 or (micro_batch_size is not None and micro_batch_size < 1):
             raise UserError(
                 "embedding_dim and micro_batch_size must be 1 or more and temperature above 0, got "
@@ -84,6 +87,7 @@ class AlignTask(BaseTask):
             final_lr_ratio=final_lr_ratio,
             seed=seed,
             init_from=init_from,
+            compile=compile,
             embedding_dim=embedding_dim,
             temperature=temperature,
             learn_temperature=learn_temperature,
@@ -94,6 +98,10 @@ class AlignTask(BaseTask):
         """As every task; and refuse records that have no video to align."""
         super().setup(stage)
         self.require_video("align")
+        if stage == "fit" and self.trainer.accumulate_grad_batches > 1:
+            rank_zero_info(
+                "accumulated batches are no negatives of each other: --model.micro_batch_size makes a batch large"
+            )
 
     def step_flops(self, records: int) -> int:
         """Each modality by itself, through the modality blocks; with micro-batches the second pass is not counted."""
@@ -111,14 +119,14 @@ class AlignTask(BaseTask):
         positions = self.backbone.encode(codes=codes, steps=steps)[1]
         assert positions is not None
         total, count = sum_over(positions, steps)
-        return F.normalize(self.audio_projection(total / count).float(), dim=1)
+        return F.normalize(self.audio_projection((total / count).to(self.audio_projection.weight.dtype)).float(), dim=1)
 
     def embed_video(self, features: Tensor, frames: Tensor | None = None) -> Tensor:
         """(B, V, C) float features, (B,) valid frames or None, to (B, E) float32 of unit length; nothing is heard."""
         positions = self.backbone.encode(features=features, frames=frames)[0]
         assert positions is not None
         total, count = sum_over(positions, frames)
-        return F.normalize(self.video_projection(total / count).float(), dim=1)
+        return F.normalize(self.video_projection((total / count).to(self.video_projection.weight.dtype)).float(), dim=1)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Audio and video embeddings, (B, E) float32 each, of unit length."""

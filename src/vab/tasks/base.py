@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vab.backbone import Backbone
+from vab.engines import FSDP, compile_blocks, local, shard
 from vab.flops import step_flops
 from vab.spec import Batch, SegmentSpec, UserError
 from vab.tasks.exported import WEIGHTS, is_exported, plain_names, read_exported
@@ -28,6 +28,8 @@ from vab.tokens.noise import fold_in, record_keys
 
 _LENGTHS = ("segment_seconds", "num_steps", "video_fps", "num_frames")
 """What may differ between a run and the one that it begins with: positions are computed, not learned."""
+_FREE = ("spec", "dropout", "num_joint_layers", "activation_checkpointing")
+"""Arguments of a backbone that may differ, too."""
 Built = dict[str, Any]
 """An object as plain JSON: ``{"class_path": ..., "init_args": {...}}``, the form that configs have."""
 
@@ -48,6 +50,7 @@ class BaseTask(LightningModule):
         final_lr_ratio: float = 0.0,
         seed: int = 0,
         init_from: str | None = None,
+        compile: bool | str = False,
     ) -> None:
         """Configure the optimisation.
 
@@ -60,6 +63,7 @@ class BaseTask(LightningModule):
             final_lr_ratio: Learning rate at the end of the fall, as a share of the top one.
             seed: Of the task's own randomness (masks, feature dropout, dropout), apart from the order's.
             init_from: Checkpoint, or a run's folder, with whose weights a run begins; of whatever task.
+            compile: Compile the backbone's blocks for training (``torch.compile``); a string names the backend.
         """
         super().__init__()
         self.backbone = backbone if isinstance(backbone, nn.Module) else build(backbone)
@@ -70,6 +74,8 @@ class BaseTask(LightningModule):
         self.final_lr_ratio = final_lr_ratio
         self.seed = seed
         self.init_from = init_from
+        self.compile_backend = compile if isinstance(compile, str) else "inductor" if compile else None
+        self._weights: list[Tensor] = []  # of the losses since the last optimizer step
         self._beginning: str | UserError | None = None
 
     @property
@@ -111,8 +117,66 @@ class BaseTask(LightningModule):
             except UserError as error:
                 self._beginning = error
 
+    def configure_model(self) -> None:
+        """Make the network what the run's engine needs, in place; names and shapes of weights stay.
+
+        Raises:
+            UserError: If this task cannot be trained on that engine.
+        """
+        blocks = self.backbone.blocks
+        trainer = self._trainer
+        if self.compile_backend is not None and trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            compile_blocks(blocks, self.compile_backend)
+        if trainer is not None and isinstance(trainer.strategy, FSDP):
+            self.require_shardable()
+            mesh = trainer.strategy.device_mesh["data_parallel"]
+            shard(self, blocks, mesh, half=trainer.precision == "bf16-mixed")
+
+    def require_shardable(self) -> None:
+        """Refuse weights that cannot be sharded.
+
+        Raises:
+            UserError: If there are any that are trained.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 0 and parameter.requires_grad:
+                raise UserError(
+                    f"{name} is a single number, which cannot be sharded: train with --trainer.strategy ddp"
+                )
+
+    def weighed(self, loss: Tensor, weight: Tensor) -> Tensor:
+        """A mean for the gradient, in the proportion that it has in an optimizer step of several batches.
+
+        A step on several ranks, or with gradients accumulated, takes the mean of the batches' losses. Of batches with
+        unlike numbers of hidden codes that is not the mean over codes which one large batch would have. So each mean
+        is multiplied by its weight here, and the gradient divided by all ranks' and batches' weights at the end.
+
+        Args:
+            loss: Scalar, a mean.
+            weight: Scalar, how much it is a mean of.
+        """
+        trainer = self.trainer
+        if trainer.world_size * trainer.accumulate_grad_batches == 1:
+            return loss
+        self._weights.append(weight.detach().float())
+        return loss * weight
+
+    def on_after_backward(self) -> None:
+        """Once a step's gradients are all there, divide them by what they are a sum of. See `weighed`."""
+        trainer = self.trainer
+        if not self._weights or trainer.fit_loop._should_accumulate():
+            return
+        total = self.trainer.strategy.reduce(torch.stack(self._weights).sum(), reduce_op="sum")
+        self._weights.clear()
+        # The trainer has divided by the batches of a step, and the strategy by the ranks.
+        factor = trainer.world_size * trainer.accumulate_grad_batches / total
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                local(parameter.grad).mul_(factor.to(parameter.grad.dtype))
+
     def on_fit_start(self) -> None:
         """Say what a new run began with, or why it could not."""
+        self._weights.clear()
         if isinstance(self._beginning, UserError):
             raise self._beginning
         if self._beginning is not None:
@@ -162,7 +226,7 @@ class BaseTask(LightningModule):
         sizes = [
             f"{name}: {other.backbone.init_args[name]} != {mine}"
             for name, mine in self.backbone.init_args.items()
-            if name not in ("spec", "dropout", "num_joint_layers") and other.backbone.init_args[name] != mine
+            if name not in _FREE and other.backbone.init_args[name] != mine
         ]
         if sizes:
             raise UserError(
@@ -191,7 +255,7 @@ class BaseTask(LightningModule):
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING or "live_state_dict" not in checkpoint:
             return
-        if not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if not any(getattr(callback, "keeps_average", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             # Without an average the run goes on with the weights that its optimizer state belongs to.
             checkpoint["state_dict"] = checkpoint["live_state_dict"]
 
@@ -269,12 +333,14 @@ def sum_over(positions: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]
         lengths: (B,) int64, 0 or more: the first so many count; None if all do.
 
     Returns:
-        (B, D) and (B, 1), to be divided for a mean.
+        (B, D) and (B, 1) float32, to be divided for a mean.
     """
     if lengths is None:
-        return positions.sum(1), positions.new_full((len(positions), 1), positions.shape[1])
+        total = positions.sum(1, dtype=torch.float32)
+        return total, total.new_full((len(positions), 1), positions.shape[1])
     counted = torch.arange(positions.shape[1], device=lengths.device) < lengths[:, None]  # (B, P)
-    return positions.masked_fill(~counted[..., None], 0.0).sum(1), lengths[:, None].to(positions.dtype)
+    kept = positions.masked_fill(~counted[..., None], 0.0)
+    return kept.sum(1, dtype=torch.float32), lengths[:, None].to(torch.float32)
 
 
 def fold(*values: int) -> int:

@@ -50,6 +50,7 @@ class ClassifyTask(BaseTask):
         layer_lr_decay: float = 1.0,
         freeze_backbone: bool = False,
         head_dropout: float = 0.0,
+        compile: bool | str = False,
     ) -> None:
         """Configure the stage.
 
@@ -74,11 +75,12 @@ class ClassifyTask(BaseTask):
             layer_lr_decay: Learning rate of each block as a share of that of the block above it; 1 for all alike.
             freeze_backbone: Train the linear layer alone, on features that stay as they are: a linear probe.
             head_dropout: Share of the mean's channels that training drops before the linear layer.
+            compile: Compile the backbone's blocks for training (``torch.compile``); a string names the backend.
 
         Raises:
             UserError: If a number is out of range, there are fewer than two labels, or one is there twice.
         """
-        super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from)
+        super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from, compile)
         if inputs not in get_args(Inputs):
             raise UserError(f"inputs must be one of {', '.join(get_args(Inputs))}, got {inputs!r}")
         if len(labels) < 2 or len(set(labels)) < len(labels):
@@ -122,6 +124,7 @@ class ClassifyTask(BaseTask):
             final_lr_ratio=final_lr_ratio,
             seed=seed,
             init_from=init_from,
+            compile=compile,
             inputs=inputs,
             multi_label=multi_label,
             label_smoothing=label_smoothing,
@@ -226,7 +229,7 @@ class ClassifyTask(BaseTask):
         ]
         # Over all positions that are there, whosever: many more steps than frames, as the paper has it.
         mean = sum(total for total, _ in sides) / sum(count for _, count in sides)
-        logits: Tensor = self.classifier(self.dropout(mean))
+        logits: Tensor = self.classifier(self.dropout(mean).to(self.classifier.weight.dtype))
         return logits.float()
 
     @torch.no_grad()
@@ -301,7 +304,7 @@ class ClassifyTask(BaseTask):
                 f"the data have {batch.labels.shape[1]} classes, this model knows {len(self.labels)} "
                 f"({', '.join(self.labels[:_LISTED])}, ...): give --data.vocabulary, the list that it was trained on"
             )
-        return batch.labels
+        return batch.labels.float()
 
     def _losses(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         """(B,) float32, nats: cross-entropy of each record; for several labels the mean over classes."""

@@ -42,6 +42,7 @@ class PretrainTask(BaseTask):
         sampler: Sampler | None = None,
         conditioning_levels: int = 0,
         init_from: str | None = None,
+        compile: bool | str = False,
     ) -> None:
         """Configure the stage.
 
@@ -59,8 +60,9 @@ class PretrainTask(BaseTask):
             conditioning_levels: The first levels, never hidden and never guessed: the model fills the finer ones for
                 them, as the second stage of VAB-DAC does. 0 for a model that makes all of its levels.
             init_from: Checkpoint, or a run's folder, with whose weights the run begins.
+            compile: Compile the backbone's blocks for training (``torch.compile``); a string names the backend.
         """
-        super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from)
+        super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from, compile)
         if not 0 <= conditioning_levels < self.spec.num_codebooks:
             raise UserError(
                 f"conditioning_levels must be at least 0 and leave a level to make of the shards' "
@@ -89,6 +91,7 @@ class PretrainTask(BaseTask):
             sampler=asdict(self.sampler),
             conditioning_levels=conditioning_levels,
             init_from=init_from,
+            compile=compile,
         )
 
     @property
@@ -135,7 +138,7 @@ class PretrainTask(BaseTask):
         if self.logs_this_step:
             table = guessing_table(*self.guessing_sums(logits, batch, mask))
             self.log_dict({f"train/codes/{name}": value.float() for name, value in table.items()})
-        return loss
+        return self.weighed(loss, mask.float().mean())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Guess codes hidden by a mask that depends on the record alone."""

@@ -1,0 +1,205 @@
+"""Runs that are told to end, lose a rank, or have ranks that do not agree."""
+
+import os
+import signal
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from fit_runs import PYTHON, flags, last, said, same_weights, start, status, wait_for_steps
+from tasks_help import quiet_trainer, small_backbone
+from tone_shards import short_spec, write_shards
+from vab.callbacks import EMA, Checkpoints, StopOnSignal, StoppedError
+from vab.cli import how_to_go_on, is_loss_of_a_rank
+from vab.data.datamodule import ShardDataModule
+from vab.tasks import PretrainTask
+
+VAB = [*PYTHON, "vab.cli"]
+MANY = 100_000
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+def torchrun(*, nodes=1, node=0, ranks=2, host="127.0.0.1", port=None):
+    place = [
+        f"--nnodes={nodes}",
+        f"--node_rank={node}",
+        f"--master_addr={host}",
+        f"--master_port={port or free_port()}",
+    ]
+    return [*PYTHON, "torch.distributed.run", f"--nproc_per_node={ranks}", *place, "-m", "vab.cli"]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Signal(Callback):
+    """Sends the process a signal in the middle of a batch."""
+
+    def __init__(self, batch, signum=signal.SIGTERM):
+        self.batch, self.signum = batch, signum
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            os.kill(os.getpid(), self.signum)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_run_that_is_told_to_end_saves_its_step_and_goes_on_bit_for_bit(accumulated, shards, tmp_path):
+    def fit(name, *callbacks, resume=None):
+        data = ShardDataModule(f"{shards}/train", f"{shards}/val", batch_size=4, num_workers=0)
+        task = PretrainTask(small_backbone(data.spec, dropout=0.1), warmup_steps=2, schedule_steps=50)
+        keep = Checkpoints(dirpath=str(tmp_path / name), save_last=True, save_top_k=0)
+        trainer = quiet_trainer(
+            max_steps=8, max_epochs=-1, enable_checkpointing=True, limit_val_batches=0,
+            accumulate_grad_batches=accumulated, callbacks=[EMA(0.9), *callbacks, StopOnSignal(), keep],
+        )  # fmt: skip
+        trainer.fit(task, data, ckpt_path=resume, weights_only=True)
+        return torch.load(tmp_path / name / "last.ckpt", weights_only=True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedError) as stopped:
+        fit("cut", Signal(2 * accumulated))  # within the third step
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert stopped.value.exit_status == 128 + signal.SIGTERM
+    assert str(stopped.value) == "stopped by SIGTERM after step 3"
+    checkpoint = stopped.value.checkpoint
+    assert checkpoint == tmp_path / "cut" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 3
+    assert same_weights(fit("whole"), fit("on", resume=checkpoint))
+
+
+def test_the_line_tells_how_to_go_on():
+    stopped = StoppedError(signal.SIGTERM, 7, Path("runs/a b/last.ckpt"), requeued=False)
+    arguments = ["fit", "--config", "x.yaml", "--ckpt_path", "old.ckpt", "--data.seed", "1", "--ckpt_path=older.ckpt"]
+    assert how_to_go_on(arguments, stopped) == (
+        "stopped by SIGTERM after step 7; go on with: vab fit --config x.yaml --data.seed 1"
+        " --ckpt_path 'runs/a b/last.ckpt'"
+    )
+    nothing = StoppedError(signal.SIGTERM, 7, None, requeued=False)
+    assert "nothing is saved" in how_to_go_on(arguments, nothing)
+    back = StoppedError(signal.SIGUSR1, 7, Path("slurm_5.ckpt"), requeued=True)
+    assert back.exit_status == 0
+    assert how_to_go_on(arguments, back).endswith("the job is in the queue again and goes on with slurm_5.ckpt")
+
+
+def test_a_lost_rank_is_told_from_other_faults():
+    gone = "[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:21323"
+    assert is_loss_of_a_rank(RuntimeError(gone))
+    assert is_loss_of_a_rank(torch.distributed.DistNetworkError("the server is not there"))
+    assert not is_loss_of_a_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", ["one process", "two processes", "torchrun"])
+def test_sigterm_ends_the_command_with_a_line_and_it_goes_on_bit_for_bit(kind, shards, tmp_path):
+    command = torchrun() if kind == "torchrun" else VAB
+    more = [] if kind == "one process" else TWO
+    process = start(tmp_path, "cut", [*command, *flags(shards, "cut", steps=MANY), *more])
+    wait_for_steps(process, tmp_path, "cut", 4)
+    process.terminate()  # torchrun passes it on to the ranks, as Lightning's first process does
+    assert status(process) == (1 if kind == "torchrun" else 143)  # torchrun has a status of its own
+    words = said(tmp_path, "cut")
+    assert "stopped by SIGTERM after step " in words
+    assert "--ckpt_path runs/cut/version_0/checkpoints/last.ckpt" in words
+    if kind != "torchrun":  # which shows where it was itself
+        assert "Traceback" not in words
+    stopped = last(tmp_path, "cut")["global_step"]
+    end = stopped + 3
+    resume = "--ckpt_path=runs/cut/version_0/checkpoints/last.ckpt"
+    # Validation is left out: where it falls is no part of the weights.
+    runs = {"on": [resume], "whole": []}
+    for name, extra in runs.items():
+        arguments = [*flags(shards, name, steps=end, every=MANY), *more, *extra]
+        assert status(start(tmp_path, name, [*VAB, *arguments])) == 0, said(tmp_path, name)
+    assert same_weights(last(tmp_path, "on"), last(tmp_path, "whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_slurms_warning_puts_the_job_back_into_the_queue_and_it_goes_on_by_itself(shards, tmp_path):
+    queue = tmp_path / "bin" / "scontrol"
+    queue.parent.mkdir()
+    queue.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/queue.txt\n')
+    queue.chmod(queue.stat().st_mode | stat.S_IXUSR)
+    job = {
+        "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1",
+        "PATH": f"{queue.parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    process = start(tmp_path, "first", [*VAB, *flags(shards, "first", steps=MANY)], **job)
+    wait_for_steps(process, tmp_path, "first", 4)
+    process.send_signal(signal.SIGUSR1)
+    assert status(process) == 0
+    assert "the job is in the queue again and goes on with" in said(tmp_path, "first")
+    assert (tmp_path / "queue.txt").read_text() == "requeue 77\n"
+    kept = tmp_path / "slurm_77.ckpt"
+    end = torch.load(kept, weights_only=True)["global_step"] + 3
+    assert status(start(tmp_path, "back", [*VAB, *flags(shards, "back", steps=end, every=MANY)], **job)) == 0
+    assert "job 77 is back: going on with" in said(tmp_path, "back")
+    assert not kept.exists()
+    assert status(start(tmp_path, "whole", [*VAB, *flags(shards, "whole", steps=end, every=MANY)])) == 0
+    assert same_weights(last(tmp_path, "back"), last(tmp_path, "whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.timeout(600)
+def test_a_rank_that_dies_ends_the_other_with_a_line(shards, tmp_path):
+    """Two processes that the test starts itself, as a cluster does, so that nothing else ends the second."""
+    ranks = []
+    place = {"MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2",
+             "TORCHELASTIC_RUN_ID": "none"}  # fmt: skip
+    for rank in range(2):
+        command = [*VAB, *flags(shards, "both", steps=MANY), *TWO]
+        ranks.append(start(tmp_path, f"rank{rank}", command, RANK=str(rank), LOCAL_RANK=str(rank), **place))
+    wait_for_steps(ranks[0], tmp_path, "rank0", 4)
+    ranks[1].kill()
+    assert status(ranks[0], seconds=60) == 2
+    words = said(tmp_path, "rank0").splitlines()[-1]
+    assert words.startswith("error: rank 0 has lost another rank")
+    assert "--ckpt_path" in words
+    assert "Traceback" not in said(tmp_path, "rank0")
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("what", ["records", "accumulation"])
+def test_ranks_that_do_not_agree_end_with_a_line_before_the_first_step(what, shards, tmp_path):
+    for name, count in (("here", 48), ("there", 40)):
+        write_shards(tmp_path / name / "train", short_spec(), count)
+        write_shards(tmp_path / name / "val", short_spec(), 20, seed=1)
+    place = {"MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2",
+             "TORCHELASTIC_RUN_ID": "none"}  # fmt: skip
+    ranks = []
+    for rank in range(2):
+        folder = tmp_path / ("there" if rank and what == "records" else "here")
+        more = ["--trainer.accumulate_grad_batches=2"] if rank and what == "accumulation" else []
+        command = [*VAB, *flags(folder, "both"), *TWO, *more]
+        ranks.append(start(tmp_path, f"rank{rank}", command, RANK=str(rank), LOCAL_RANK=str(rank), **place))
+    for rank, process in enumerate(ranks):
+        assert status(process, seconds=200) == 2
+        words = said(tmp_path, f"rank{rank}").splitlines()[-1]
+        assert words.startswith("error: ranks [1] see other data than rank 0, or have other settings (")
+        wanted = {"records": "40 records') != ", "accumulation": "trainer.accumulate_grad_batches: 2 != 1"}
+        assert wanted[what] in words
+
+
+def test_a_second_signal_changes_nothing(shards, tmp_path):
+    data = ShardDataModule(f"{shards}/train", f"{shards}/val", batch_size=4, num_workers=0)
+    task = PretrainTask(small_backbone(data.spec), warmup_steps=2, schedule_steps=50)
+    keep = Checkpoints(dirpath=str(tmp_path), save_last=True, save_top_k=0)
+    settings = {"max_steps": 8, "max_epochs": -1, "enable_checkpointing": True, "limit_val_batches": 0}
+    trainer = quiet_trainer(callbacks=[Signal(2), Signal(2), StopOnSignal(), keep], **settings)
+    with pytest.raises(StoppedError, match="after step 3"):
+        trainer.fit(task, data)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
