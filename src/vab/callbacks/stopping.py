@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info
 
+from vab.callbacks.writing import finish_writing
+
 
 class StoppedError(Exception):
     """A run was told to end and has saved its state."""
@@ -82,6 +84,7 @@ class StopOnSignal(Checkpoint):
             checkpoint = _save_last(trainer)
         else:
             trainer.save_checkpoint(checkpoint)
+        finish_writing(trainer)  # before the job is asked back, which ends this one
         requeued = requeues and (not trainer.is_global_zero or _requeue())
         raise StoppedError(signum, trainer.global_step, checkpoint, requeued)
 
