@@ -14,11 +14,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -111,10 +106,12 @@ def is_sharded(module: nn.Module) -> bool:
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], strict: bool = True) -> None:
     """``load_state_dict`` of whole weights into a network that may be sharded, from what each rank has itself."""
-    if is_sharded(module):
-        set_model_state_dict(module, dict(weights), options=StateDictOptions(full_state_dict=True, strict=strict))
-    else:
+    if not is_sharded(module):
         module.load_state_dict(weights, strict=strict)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict  # half a second
+
+    set_model_state_dict(module, dict(weights), options=StateDictOptions(full_state_dict=True, strict=strict))
 
 
 def load_optimizer(module: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -123,6 +120,8 @@ def load_optimizer(module: nn.Module, optimizer: Optimizer, state: dict[str, Any
     The numbers by which a file calls weights are no more than labels, others under each engine: what counts is their
     place in the parameter groups, as it does for torch.
     """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict  # half a second
+
     names = {parameter: name for name, parameter in module.named_parameters()}
     called = {
         number: names[parameter]
