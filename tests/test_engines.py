@@ -217,9 +217,10 @@ def test_one_sharded_rank_trains_what_a_plain_one_trains_and_either_goes_on(shar
     task, sharded_losses, _ = fit(shards, tmp_path / "sharded", max_steps=2, strategy=FSDP())
     assert is_sharded(task)
     assert sharded_losses == losses[:2]
+    fit(shards, tmp_path / "half", max_steps=2)
     last = tmp_path / "sharded" / "last.ckpt"
-    for name, strategy in (("plainly", "auto"), ("on", FSDP())):
-        _, rest, end = fit(shards, tmp_path / name, resume=last, strategy=strategy)
+    for name, half, strategy in (("plainly", "sharded", "auto"), ("on", "sharded", FSDP()), ("then", "half", FSDP())):
+        _, rest, end = fit(shards, tmp_path / name, resume=tmp_path / half / "last.ckpt", strategy=strategy)
         assert rest == losses[2:], name
         assert distance(end, plain) == 0, name
         assert end["ema_updates"] == 4

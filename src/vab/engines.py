@@ -14,17 +14,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     FSDPModule,
-    FullyShardedDataParallel,
     MixedPrecisionPolicy,
-    OptimStateKeyType,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -83,7 +76,7 @@ class FSDP(ModelParallelStrategy):
             load_optimizer(self.lightning_module, optimizer, state)
 
 
-def shard(task: LightningModule, blocks: list[nn.Module], mesh: DeviceMesh, half: bool) -> None:
+def shard(task: LightningModule, blocks: list[nn.Module], mesh: DeviceMesh) -> None:
     """Leave this rank its share of each weight; once.
 
     A block is gathered for its turn and let go after it; what belongs to no block is gathered for a whole step.
@@ -92,15 +85,13 @@ def shard(task: LightningModule, blocks: list[nn.Module], mesh: DeviceMesh, half
         task: Whose weights.
         blocks: Its large parts, used one after the other.
         mesh: The ranks, one axis.
-        half: Gather blocks in bfloat16, for computations in it; gradients are summed in float32 all the same.
     """
     if is_sharded(task):
         return
-    # Inputs stay as they are: the stream that blocks add to, and positions, are float32 under autocast.
+    # Weights and inputs keep their types: autocast sees what it sees under DDP, and the results are the same.
     as_they_are = MixedPrecisionPolicy(cast_forward_inputs=False)
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if half else as_they_are
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=as_they_are)
     scalars = {parameter for parameter in task.parameters() if parameter.ndim == 0}  # frozen ones: others are refused
     fully_shard(task, mesh=mesh, mp_policy=as_they_are, reshard_after_forward=True, ignored_params=scalars)
     for name in _STEPS:
@@ -115,15 +106,34 @@ def is_sharded(module: nn.Module) -> bool:
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], strict: bool = True) -> None:
     """``load_state_dict`` of whole weights into a network that may be sharded, from what each rank has itself."""
-    if is_sharded(module):
-        set_model_state_dict(module, dict(weights), options=StateDictOptions(full_state_dict=True, strict=strict))
-    else:
+    if not is_sharded(module):
         module.load_state_dict(weights, strict=strict)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict  # half a second
+
+    set_model_state_dict(module, dict(weights), options=StateDictOptions(full_state_dict=True, strict=strict))
 
 
 def load_optimizer(module: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """``load_state_dict`` of a whole optimizer's state, numbered as torch does it, for sharded weights."""
-    by_name = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, module)
+    """``load_state_dict`` of a whole optimizer's state for sharded weights.
+
+    The numbers by which a file calls weights are no more than labels, others under each engine: what counts is their
+    place in the parameter groups, as it does for torch.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict  # half a second
+
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    called = {
+        number: names[parameter]
+        for theirs, mine in zip(state["param_groups"], optimizer.param_groups, strict=True)
+        for number, parameter in zip(theirs["params"], mine["params"], strict=True)
+    }
+    by_name: dict[str, Any] = {
+        "state": {called[number]: values for number, values in state["state"].items()},
+        "param_groups": [
+            group | {"params": [called[number] for number in group["params"]]} for group in state["param_groups"]
+        ],
+    }
     set_optimizer_state_dict(module, optimizer, by_name, options=StateDictOptions(full_state_dict=True))
 
 

@@ -130,7 +130,7 @@ class BaseTask(LightningModule):
         if trainer is not None and isinstance(trainer.strategy, FSDP):
             self.require_shardable()
             mesh = trainer.strategy.device_mesh["data_parallel"]
-            shard(self, blocks, mesh, half=trainer.precision == "bf16-mixed")
+            shard(self, blocks, mesh)
 
     def require_shardable(self) -> None:
         """Refuse weights that cannot be sharded.
