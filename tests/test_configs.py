@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from vab.cli import main
 from vab.commands.extract import extract
-from vab.frozen.clip import parse
+from vab.frozen.clip_files import parse
 from vab.frozen.codec import CODECS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
