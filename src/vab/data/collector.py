@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vab.data.format import Left, make_key
+from vab.data.format import Left, library_versions, make_key
 from vab.data.report import ExtractionReport, nothing_made, report_of, write_report
 from vab.data.results import Place, Result, Results, source_hash
 from vab.data.shards import ShardWriter
@@ -204,8 +204,12 @@ class Collector:
         at = int(np.searchsorted(self._hashes, np.uint64(source)))
         return int(self._by_hash[at]) if at < len(self._hashes) and int(self._hashes[at]) == source else -1
 
-    def finish(self, codebooks: torch.Tensor) -> ExtractionReport:
+    def finish(self, codebooks: torch.Tensor, packages: Iterable[str] = ()) -> ExtractionReport:
         """All sources are written: index, manifest and report.
+
+        Args:
+            codebooks: (K, S, code_dim) of the codec.
+            packages: Distributions that the frozen networks come from.
 
         Raises:
             UserError: If there is not one record.
@@ -217,7 +221,8 @@ class Collector:
         pairs = self.results.duplicates.items()
         named = {self.sources[self._number_of(own)].name: self.sources[self._number_of(of)].name for own, of in pairs}
         inputs = fingerprint(self.sources, self.sizes)
-        manifest = self.writer.finish(codebooks, inputs, {"duplicates": named} if named else {})
+        further = {"versions": library_versions(packages)} | ({"duplicates": named} if named else {})
+        manifest = self.writer.finish(codebooks, inputs, further)
         self.results.delete()
         report = report_of(self.out, manifest)
         assert report.inputs == total, f"{report.inputs} inputs accounted for, {total} were given"
