@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from command_line import parsed
 from vab.cli import main
 from vab.commands.extract import extract
-from vab.frozen.clip import parse
+from vab.frozen.clip_files import parse
 from vab.frozen.codec import CODECS
 
 CONFIGS = Path(__file__).parents[1] / "configs"

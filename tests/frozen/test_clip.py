@@ -8,52 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clip_weights import CLIP, MODELS, SIGLIP, TIMM, VIT, publish
 from PIL import Image
 
-from vab.frozen import clip
-from vab.frozen.clip import Wanted, parse
+from vab.frozen import clip_files
+from vab.frozen.clip_files import Wanted, parse
 from vab.frozen.vision import load_vision
 from vab.spec import UserError
 
 open_clip = pytest.importorskip("open_clip")
-
-TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
-VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
-SIGLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
-CLIP = {
-    "mean": [0.48145466, 0.4578275, 0.40821073],
-    "std": [0.26862954, 0.26130258, 0.27577711],
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-}
-TIMM = {"image_size": 32, "timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_proj": None}
-MODELS = {
-    "clip": ({"embed_dim": 12, "vision_cfg": VIT, "text_cfg": TEXT}, CLIP),
-    "quick": ({"embed_dim": 12, "quick_gelu": True, "vision_cfg": VIT, "text_cfg": TEXT}, CLIP),
-    "siglip": (
-        {
-            "embed_dim": 12,
-            "custom_text": True,
-            "vision_cfg": {**TIMM, "timm_pool": "token"},
-            "text_cfg": TEXT,
-        },
-        SIGLIP,
-    ),
-}
-
-
-def publish(folder, config, preprocessing):
-    """A folder as on the hub; gives open_clip's own model of the same weights."""
-    folder.mkdir(parents=True)
-    facts = {"model_cfg": config, "preprocess_cfg": preprocessing}
-    (folder / "open_clip_config.json").write_text(json.dumps(facts))
-    torch.manual_seed(5)
-    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    with torch.no_grad():
-        for parameter in model.visual.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape) / parameter.shape[-1] ** 0.5)
-    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
-    return open_clip.create_model(f"local-dir:{folder}").eval()
 
 
 @pytest.fixture(scope="module")
@@ -296,8 +259,74 @@ def test_names():
 def test_published_models_get_the_pixels_and_the_gelu_that_they_were_trained_with(name, size, resize, mean):
     """Of the models that the field uses, what is asked of open_clip; their weights are not here."""
     wanted = parse(name)
-    place = clip._place(wanted, Path("anywhere.bin"), open_clip)
+    place = clip_files.place_of(wanted, Path("anywhere.bin"), open_clip)
     assert place.preprocessing["mean"][0] == mean
     assert place.preprocessing.get("resize_mode", "shortest") == resize
     assert place.quick_gelu == (name.endswith(("/openai", "/dfn5b")))
     assert open_clip.get_model_config(place.model)["vision_cfg"]["image_size"] == size
+
+
+def test_a_model_whose_text_half_only_the_hub_has_needs_no_network(published, tmp_path):
+    root, models = published
+    for name, more in (("hub_text", {"hf_model_name": "nobody/no-such-model"}), ("captions", {"vocab_size": 64})):
+        shutil.copytree(root / "clip", tmp_path / name)
+        config = tmp_path / name / "open_clip_config.json"
+        facts = json.loads(config.read_text())
+        facts["model_cfg"]["text_cfg"] = {**facts["model_cfg"]["text_cfg"], **more}
+        if name == "captions":  # CoCa
+            facts["model_cfg"]["custom_text"] = True
+            facts["model_cfg"]["multimodal_cfg"] = {"context_length": 8, "width": 12, "heads": 2, "layers": 1}
+        config.write_text(json.dumps(facts))
+        encoder = load_vision(f"local-dir:{tmp_path / name}")
+        pixels = encoder.preprocess(wide_frames())
+        with torch.no_grad():
+            torch.testing.assert_close(encoder.encode(pixels), models["clip"].encode_image(pixels))
+
+
+def test_weights_of_another_image_size_are_refused_and_not_stretched(built_in, published, monkeypatch):
+    bigger = MODELS["clip"][0] | {"vision_cfg": {**VIT, "image_size": 64}}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Small", bigger)
+    expected = r"visual\.positional_embedding is \(17, 32\), expected \(65, 32\): it is for another image size"
+    with pytest.raises(UserError, match=expected):
+        load_vision("Small/plain", weights=published[0] / "clip/open_clip_pytorch_model.bin")
+
+
+def test_weights_of_which_some_have_another_shape_are_refused(published, tmp_path):
+    shutil.copytree(published[0] / "siglip", tmp_path / "a")
+    file = tmp_path / "a/open_clip_pytorch_model.bin"
+    state = torch.load(file)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, file)
+    assert load_vision(f"local-dir:{tmp_path / 'a'}").feature_dim == 12  # as its trainer had them
+    state["visual.trunk.pos_embed"] = state["visual.trunk.pos_embed"][:, :-7]
+    torch.save(state, file)
+    with pytest.raises(
+        UserError, match=r"pos_embed is \(1, 94, 64\), expected \(1, 101, 64\): it is for another image"
+    ):
+        load_vision(f"local-dir:{tmp_path / 'a'}")
+    del state["visual.trunk.pos_embed"]
+    torch.save(state, file)
+    with pytest.raises(UserError, match=r"does not hold the weights of .*Missing key.*trunk\.pos_embed"):
+        load_vision(f"local-dir:{tmp_path / 'a'}")
+
+
+def test_pictures_that_the_network_does_not_take_are_refused(published, tmp_path):
+    shutil.copytree(published[0] / "clip", tmp_path / "a")
+    config = tmp_path / "a/open_clip_config.json"
+    facts = json.loads(config.read_text())
+    facts["model_cfg"]["vision_cfg"]["image_size"] = 34  # positions for 32, as 34 is not a multiple of the patch
+    config.write_text(json.dumps(facts))
+    assert load_vision(f"local-dir:{tmp_path / 'a'}").preprocess(wide_frames()).shape[-1] == 34
+    facts["model_cfg"]["vision_cfg"] = {**TIMM, "timm_model_name": "vit_tiny_patch16_224"}
+    model = open_clip.create_model("ViT-B-32", load_weights=False, vision_cfg=facts["model_cfg"]["vision_cfg"])
+    torch.save(model.state_dict(), tmp_path / "a/open_clip_pytorch_model.bin")
+    facts["model_cfg"]["embed_dim"] = 512
+    config.write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="does not take pictures of 32 x 32: Input height"):
+        load_vision(f"local-dir:{tmp_path / 'a'}")
+
+
+def test_packages_are_those_of_its_layers(published):
+    own = ("open_clip_torch", "torchvision", "pillow")
+    assert load_vision(f"local-dir:{published[0] / 'clip'}").packages == own
+    assert load_vision(f"local-dir:{published[0] / 'siglip'}").packages == (*own, "timm")
+    assert load_vision("tiny").packages == ()

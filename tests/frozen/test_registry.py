@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from vab.frozen import clip
+from vab.frozen import clip_files
 from vab.frozen.codec import CODECS
 from vab.frozen.judges import JUDGES
 from vab.frozen.registry import VISION, all_weights, files_in, published_as
@@ -60,17 +60,17 @@ def test_other_names_are_one_line(name, words):
         published_as(name)
 
 
-@pytest.mark.parametrize("name", list(clip.PUBLISHED))
+@pytest.mark.parametrize("name", list(clip_files.PUBLISHED))
 def test_the_address_of_a_vision_encoder_is_open_clips(name, tmp_path, monkeypatch):
     open_clip = pytest.importorskip("open_clip")
-    wanted = clip.parse(name)
+    wanted = clip_files.parse(name)
     facts = open_clip.get_pretrained_cfg(wanted.model, wanted.tag)
-    assert facts["hf_hub"].strip("/") == clip.PUBLISHED[name].repository
+    assert facts["hf_hub"].strip("/") == clip_files.PUBLISHED[name].repository
     monkeypatch.setenv("VAB_WEIGHTS", str(tmp_path))
-    for place in reversed(clip.PUBLISHED[name].names):
+    for place in reversed(clip_files.PUBLISHED[name].names):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).touch()
-        assert clip._file_of_tag(wanted, facts, open_clip) == tmp_path / place
+        assert clip_files.file_of_tag(wanted, facts, open_clip) == tmp_path / place
 
 
 def test_the_address_of_passt_is_its_packages():

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vab.data.format import Left, make_key
+from vab.data.format import Left, library_versions, make_key
 from vab.data.report import REPORT, ExtractionReport, nothing_made, report_of, write_report
 from vab.data.results import Place, Result, Results, text_hash
 from vab.data.shards import ShardWriter
@@ -226,8 +226,12 @@ class Collector:
         at = int(np.searchsorted(self._hashes, np.uint64(source)))
         return int(self._by_hash[at]) if at < len(self._hashes) and int(self._hashes[at]) == source else -1
 
-    def finish(self, codebooks: torch.Tensor) -> ExtractionReport:
+    def finish(self, codebooks: torch.Tensor, packages: Iterable[str] = ()) -> ExtractionReport:
         """All sources are written: index, manifest and report.
+
+        Args:
+            codebooks: (K, S, code_dim) of the codec.
+            packages: Distributions that the frozen networks come from.
 
         Raises:
             UserError: If there is not one record.
@@ -238,7 +242,8 @@ class Collector:
             raise nothing_made(self.out, total, self.left_out)
         pairs = [(self._number_of(own), self._number_of(of)) for own, of in self.results.duplicates.items()]
         named = {self.sources[own].name: self.sources[of].name for own, of in pairs if min(own, of) >= 0}
-        manifest = self.writer.finish(codebooks, self._fingerprint, {"duplicates": named} if named else {})
+        further = {"versions": library_versions(packages)} | ({"duplicates": named} if named else {})
+        manifest = self.writer.finish(codebooks, self._fingerprint, further)
         self.results.delete()
         report = report_of(self.out, manifest)
         assert report.inputs == total, f"{report.inputs} inputs accounted for, {total} were given"

@@ -3,7 +3,8 @@
 Ranks take files from one list, each whenever it has a worker free. What a rank finishes goes to its log
 (``vab.data.results``); rank 0 puts it into shards in the order of the list. Records and shards are therefore the same,
 bit for bit, whatever the ranks and workers, and whether or not the run was interrupted; a kill at any moment costs the
-files in flight and nothing else.
+files in flight and nothing else. Devices of one kind are meant: another GPU or processor may round otherwise, and so
+may another version of a library, which the manifest tells.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Encoders:
         A segment without video has features of zeros, ``num_frames`` of them.
 
         Frames go segment by segment and a codec's codes do not depend on the batch, so which segments come together,
-        which differs after a resume, leaves no trace.
+        which differs after a resume, leaves no trace. Nor does the number of threads, on a CPU.
         """
         waveform = torch.from_numpy(np.stack([segment.waveform for segment in segments]))[:, None]  # (B, 1, N)
         codes = self.codec.encode(waveform.to(self.device), self.codec.sample_rate).cpu().numpy().astype(np.uint16)
@@ -135,7 +136,8 @@ def extract_sources(
         if collector is not None:
             while not collector.is_finished:
                 collector.wait_for_others()
-            report = collector.finish(encoders.codec.codebooks())
+            packages = dict.fromkeys((*encoders.codec.packages, *encoders.vision.packages))
+            report = collector.finish(encoders.codec.codebooks(), packages)
         ranks.gather(None)  # nobody leaves before the last shard is there
         return report
     finally:

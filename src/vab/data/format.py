@@ -26,7 +26,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vab.spec import SegmentSpec, UserError
+from vab.spec import NOT_STATED, SegmentSpec, UserError
 
 FORMAT = "vab-shards"
 FORMAT_VERSION = 1
@@ -232,9 +232,20 @@ def save_array(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of what shapes a data set's bytes, for the manifest."""
-    return {name: version(name) for name in ("vab", "torch", "numpy", "webdataset", "av", "soxr")}
+def library_versions(further: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of what shapes a data set's bytes, for the manifest.
+
+    Args:
+        further: Distributions besides those that always do, such as ``vab.frozen.Frozen.packages``; ``NOT_STATED`` for
+            one that is installed under another name, as forks are.
+    """
+    versions = {name: version(name) for name in ("vab", "torch", "numpy", "webdataset", "av", "soxr")}
+    for name in further:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = NOT_STATED
+    return versions
 
 
 def is_complete(folder: str | Path) -> bool:

@@ -1,17 +1,20 @@
 """Networks that are used and never trained: codecs, vision encoders, judges.
 
 Each kind has one protocol and one loader, by name: `vab.frozen.codec.load_codec`, `vab.frozen.vision.load_vision`,
-`vab.frozen.judges.load_judge`. What they share is here: being frozen, and computing in full precision.
+`vab.frozen.judges.load_judge`. What they share is here: being frozen, and computing in full precision, on a CPU with
+one result for any number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vab.spec import UserError
 
@@ -38,6 +41,8 @@ class Frozen(nn.Module):
     """What its loader was asked for."""
     weight_hash: str
     """SHA-256 of the file of its weights, in hex: two networks of one hash give the same numbers."""
+    packages: tuple[str, ...] = ()
+    """Distributions that its layers come from, besides torch: another version may compute something else."""
 
     def freeze(self) -> Self:
         """Stop gradients and switch to evaluation mode; the loaders call this last."""
@@ -64,3 +69,59 @@ def full_precision(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = cudnn
+
+
+_counting = threading.RLock()
+"""Held while the number of threads is another: what the next one took for the user's number would be ours."""
+
+
+@contextmanager
+def single_threaded(device: torch.device) -> Iterator[int]:
+    """On a CPU, compute in one thread: how a sum is shared out to threads decides how it is rounded.
+
+    It holds for the thread that asks for it, and for those that it starts.
+
+    Args:
+        device: Where the computation is; elsewhere than on a CPU nothing is done.
+
+    Yields:
+        How many threads there were.
+    """
+    if device.type != "cpu":
+        yield 1
+        return
+    with _counting:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield threads
+        finally:
+            torch.set_num_threads(threads)
+
+
+def one_by_one(run: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Run a network so that on a CPU what it gives for a row depends on nothing but this row.
+
+    On a CPU each row goes through it alone and in one thread; there are as many rows at a time as torch has threads, so
+    that all of them are used. Elsewhere all rows go through it together.
+
+    Args:
+        run: (B, ...) to (B, ...), with no memory of what it has run before.
+        rows: (B, ...).
+
+    Returns:
+        (B, ...), without gradients.
+    """
+
+    @torch.no_grad()  # each thread has a switch of its own
+    def alone(row: Tensor) -> Tensor:
+        return run(row.clone())  # at an address of its own: where a row lies in memory is not to matter either
+
+    if rows.device.type != "cpu" or not len(rows):
+        with torch.no_grad():
+            return run(rows)
+    with single_threaded(rows.device) as threads:
+        if min(threads, len(rows)) == 1:
+            return torch.cat([alone(row) for row in rows.split(1)])
+        with ThreadPoolExecutor(min(threads, len(rows)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return torch.cat(list(pool.map(alone, rows.split(1))))

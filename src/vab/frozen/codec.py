@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vab.frozen import Frozen, full_precision
+from vab.frozen import Frozen, full_precision, one_by_one
 from vab.spec import UserError
 
 PIECE_SECONDS = 30
@@ -24,7 +24,8 @@ PIECE_SECONDS = 30
 class Codec(Frozen, ABC):
     """Turns sound into K levels of codes, each level refining the sum of those above it (residual quantisation).
 
-    Equal waveforms of equal length give equal codes, alone or in any batch.
+    Equal waveforms of equal length give equal codes, alone or in any batch, and on a CPU with any number of threads.
+    Other devices, other kinds of processor and other versions of torch may round otherwise, and a few codes with it.
     """
 
     sample_rate: int
@@ -79,7 +80,7 @@ class Codec(Frozen, ABC):
         if not bool(torch.isfinite(waveform).all()):
             raise ValueError(f"codec {self.name}: the waveform has samples that are not finite")
         with full_precision(waveform.device):
-            return self._encode(waveform.float())
+            return one_by_one(self._encode, waveform.float())
 
     @torch.no_grad()
     def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from vab.frozen.codec import PIECE_SECONDS, Codec
 from vab.frozen.convolutions import Weights, down_reach, fold_weight_norm, in_pieces, up_reach
-from vab.frozen.published import Published, read_checkpoint, refusing_other_weights, sha256_of, tell_licence
+from vab.frozen.published import (
+    Published,
+    read_checkpoint,
+    read_weights,
+    refusing_other_weights,
+    sha256_of,
+    tell_licence,
+)
 from vab.spec import UserError
 
 PUBLISHED = Published(
@@ -47,18 +54,27 @@ class Dac(Codec):
     Source: Kumar et al. 2023, "High-fidelity audio compression with improved RVQGAN".
     """
 
+    packages = ("transformers",)
+
     def __init__(self, name: str = "dac_16khz", weights: Path | None = None) -> None:
         super().__init__()
         path = PUBLISHED.find(weights)
         settings, state, file = _of_folder(path) if path.is_dir() else _of_descript(path)
         try:
+            from huggingface_hub.errors import StrictDataclassError
             from transformers import DacConfig, DacModel
         except ImportError as error:
             raise UserError(f"codec dac_16khz needs a package ({error}): pip install 'vab[dac]'") from error
-        config = DacConfig.from_dict(settings)
+        try:
+            config = DacConfig.from_dict(settings)
+            self.network = DacModel(config)
+        except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{path}: its configuration is of a network that transformers cannot make ({reason}); fetch it anew"
+            ) from error
         if config.sampling_rate != SAMPLE_RATE:
             raise UserError(f"{file} is for {config.sampling_rate} Hz, codec dac_16khz for {SAMPLE_RATE} Hz")
-        self.network = DacModel(config)
         with refusing_other_weights(file, "a DAC"):
             self.network.load_state_dict(fold_weight_norm(state))
         self.name, self.weight_hash = name, sha256_of(file)
@@ -109,17 +125,12 @@ def _of_folder(folder: Path) -> tuple[dict[str, Any], Weights, Path]:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{config} is not JSON: {error}; fetch it anew") from error
-    if settings.get("model_type") != "dac":
-        raise UserError(f"{config} is of a model of type {settings.get('model_type')!r}, expected 'dac'")
-    if file.suffix == ".bin":
-        return settings, read_checkpoint(file), file
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return settings, load_file(file), file
-    except SafetensorError as error:
-        raise UserError(f"{file} cannot be read: {error}; fetch it anew") from error
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if kind != "dac":
+        raise UserError(
+            f"{config} is of a model of type {kind!r}, expected 'dac': fetch it anew, or give another folder"
+        )
+    return settings, read_weights(file), file
 
 
 _SETTINGS = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
@@ -41,6 +42,15 @@ PUBLISHED = {
 }
 
 
+AUDIOGEN_RATE = 16000
+"""Hz. MusicGen's codec is published in the same form, for 32 kHz."""
+_NO_NETWORK = (
+    *(TypeError, ValueError, AttributeError, LookupError, RuntimeError),
+    *(AssertionError, ArithmeticError),
+)
+"""What the package raises at numbers of which there is no network; it checks none."""
+
+
 class EnCodec(Codec):
     """A SEANet with a residual quantiser, out of the modules of the package encodec.
 
@@ -57,6 +67,8 @@ class EnCodec(Codec):
     Source: Defossez et al. 2022, "High fidelity neural audio compression"; Kreuk et al. 2023, "AudioGen".
     """
 
+    packages = ("encodec",)
+
     def __init__(self, name: str, weights: Path | None = None) -> None:
         super().__init__()
         kind, _, bandwidth = name.partition(":")
@@ -70,7 +82,16 @@ class EnCodec(Codec):
             state = contents
         else:
             numbers, state = numbers_of(contents, path), contents["best_state"]
-        self.encoder, self.decoder, self.quantizer = networks(numbers)
+        try:
+            self.encoder, self.decoder, self.quantizer = networks(numbers)
+        except UserError:
+            raise
+        except _NO_NETWORK as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise UserError(
+                f"{path}: its xp.cfg is of a network that the package encodec cannot make ({reason}); fetch it anew, "
+                "or take another file"
+            ) from error
         _fill(
             nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder, "quantizer": self.quantizer}), state, path
         )
@@ -96,7 +117,7 @@ class EnCodec(Codec):
     def _codes(self, waveform: Tensor) -> Tensor:
         """(1, 1, N) -> (1, K, T)."""
         layers = self.encoder.model
-        recurrent = _recurrent(layers)
+        recurrent = _recurrent(layers, len(layers) - 2)
         front, back = layers[:recurrent], layers[recurrent:]
         size = PIECE_SECONDS * self.sample_rate // self.hop * self.hop
         latent = back(in_pieces(front, waveform, Fraction(1, self.hop), size, down_reach(front)))
@@ -105,7 +126,7 @@ class EnCodec(Codec):
 
     def _decode(self, codes: Tensor) -> Tensor:
         layers = self.decoder.model
-        recurrent = _recurrent(layers)
+        recurrent = _recurrent(layers, 0)
         front, back = layers[: recurrent + 1], layers[recurrent + 1 :]
         size = int(PIECE_SECONDS * self.code_rate)
         return in_pieces(
@@ -147,11 +168,12 @@ def networks(numbers: Numbers) -> tuple[Any, Any, Any]:
             warnings.simplefilter("ignore", FutureWarning)  # of torch's older weight norm, which the package takes
             from encodec.modules import SEANetDecoder, SEANetEncoder
             from encodec.quantization import ResidualVectorQuantizer
-
-            encoder = SEANetEncoder(**numbers.seanet)
-            decoder = SEANetDecoder(**numbers.seanet, **numbers.decoder)
     except (ImportError, OSError, RuntimeError) as error:  # a torchaudio for another torch raises any of them
         raise UserError(f"EnCodec needs a package ({error}): pip install 'vab[encodec]'; see vab doctor") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's older weight norm, which the package takes
+        encoder = SEANetEncoder(**numbers.seanet)
+        decoder = SEANetDecoder(**numbers.seanet, **numbers.decoder)
     quantizer = ResidualVectorQuantizer(
         dimension=encoder.dimension, n_q=numbers.num_codebooks, bins=numbers.codebook_size
     )
@@ -197,10 +219,19 @@ def numbers_of(contents: dict[str, Any], path: Path) -> Numbers:
         if encoder:
             raise UserError(f"{path}: its encoder has settings of its own ({encoder}), which cannot be read")
         seanet.pop("disable_norm_outer_blocks", None)
-        return Numbers(int(config["sample_rate"]), int(rvq["n_q"]), int(rvq["bins"]), seanet, decoder)
-    except (OmegaConfBaseException, KeyError, TypeError) as error:
+        numbers = Numbers(int(config["sample_rate"]), int(rvq["n_q"]), int(rvq["bins"]), seanet, decoder)
+    except UserError:
+        raise
+    except (OmegaConfBaseException, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path}: its xp.cfg does not say what the network is: {reason}") from error
+        raise UserError(
+            f"{path}: its xp.cfg does not say what the network is: {reason}; fetch it anew, or take another file"
+        ) from error
+    if numbers.sample_rate != AUDIOGEN_RATE:
+        raise UserError(
+            f"{path} is for {numbers.sample_rate} Hz, codec audiogen_16khz for {AUDIOGEN_RATE} Hz: take AudioGen's file"
+        )
+    return numbers
 
 
 def _plain(part: Any, name: str) -> dict[str, Any]:
@@ -210,10 +241,9 @@ def _plain(part: Any, name: str) -> dict[str, Any]:
     return {str(key): value for key, value in OmegaConf.to_container(part, resolve=True).items()}  # type: ignore[union-attr]
 
 
-def _recurrent(layers: nn.Sequential) -> int:
-    """Which of the layers is recurrent; one before the last two if none is."""
-    found = [number for number, layer in enumerate(layers) if hasattr(layer, "lstm")]
-    return found[0] if found else len(layers) - 2
+def _recurrent(layers: nn.Sequential, otherwise: int) -> int:
+    """Which of the layers is recurrent, and ``otherwise`` if none is: one that runs at the rate of the codes."""
+    return next((number for number, layer in enumerate(layers) if hasattr(layer, "lstm")), otherwise)
 
 
 def _fill(network: nn.Module, state: Any, path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from vab.frozen.downloading import download, progress
@@ -64,8 +67,8 @@ class Published:
         if weights:
             if weights.exists():
                 return weights
-            if self.files and re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)):
-                return self._of_hub(str(weights), f"{wanted}: there is no folder {weights}", "give a folder")
+            if self.files and _may_be_repository(weights):
+                return self._of_hub(str(weights), f"{wanted}: there is no {weights}", "give a file or a folder")
             raise UserError(f"{wanted}: there is no {weights}")
         if place := self.local():
             return place
@@ -102,6 +105,15 @@ class Published:
         except (UserError, OSError) as error:
             raise UserError(f"{wanted}, and {error}; {advice}") from error
         return place
+
+
+def _may_be_repository(name: Path) -> bool:
+    """Whether it can be ``owner/name`` on the hub, and not a misspelt path."""
+    return (
+        re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None
+        and not name.parent.is_dir()
+        and name.suffix not in (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".th")
+    )
 
 
 def folders() -> list[Path]:
@@ -166,12 +178,28 @@ def tell_licence(owner: str, licence: str) -> None:
         print(f"{owner}: weights under {licence}", file=sys.stderr)
 
 
+def read_weights(path: Path) -> dict[str, Any]:
+    """The contents of a file of weights, safetensors by its name or else of torch.save; nothing in it can run code.
+
+    Raises:
+        UserError: If it is no such file.
+    """
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path)
+    try:
+        return dict(safetensors.torch.load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The contents of a file that torch.save wrote; nothing in it can run code.
 
     Raises:
         UserError: If it is no such file, or holds more than tensors, numbers, text and arrays.
     """
+    if is_torchscript(path):
+        raise UserError(f"{path} is TorchScript, which holds a program and is not read; take another form of it")
     # Some authors left numpy arrays of their sampler's state beside the weights; an older numpy wrote them.
     rebuild, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
     allowed: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
@@ -180,12 +208,41 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(allowed):
             contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise UserError(f"{path} cannot be read as a file of weights: {reason}; fetch it anew") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise _unreadable(path, error) from error
     if not isinstance(contents, dict):
         raise UserError(f"{path} holds a {type(contents).__name__}, expected weights by name; fetch it anew")
     return contents
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a network with its program, as ``torch.jit.save`` writes it: to read it is to trust it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return any(name.endswith("/constants.pkl") for name in file.namelist())
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    """Why a file of weights cannot be read, in a user's words."""
+    if not path.is_file():
+        return UserError(
+            f"there is no file {path}{': it is a folder' if path.is_dir() else ''}; give a file of weights"
+        )
+    with path.open("rb") as file:
+        begin = file.read(40)
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if not begin:
+        reason = "it is empty"
+    elif begin.lstrip().startswith(b"<"):
+        reason = "it is a web page"
+    elif begin.startswith(b"version https://git-lfs"):
+        reason = "it only says where Git LFS has the file"
+    elif isinstance(error, pickle.UnpicklingError):
+        reason = f"it holds {named[1]}, which could run code" if named else "it is none"
+    else:
+        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    return UserError(f"{path} cannot be read as a file of weights: {reason}; fetch it anew")
 
 
 def fill(network: nn.Module, path: Path) -> None:

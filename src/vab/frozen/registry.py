@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vab.frozen import clap, clip, dac, encodec, panns, passt, vggish
+from vab.frozen import clap, clip_files, dac, encodec, panns, passt, vggish
 from vab.frozen.codec import CODECS
 from vab.frozen.downloading import download, progress
 from vab.frozen.hashes import digest_like, is_digest, sha256_of
@@ -18,11 +18,11 @@ from vab.frozen.judges import JUDGES
 from vab.frozen.published import Published
 from vab.spec import UserError
 
-VISION: tuple[str, ...] = ("tiny", *clip.PUBLISHED)
-"""Vision encoders of the shipped recipes; there are many more (`vab.frozen.clip.parse`)."""
+VISION: tuple[str, ...] = ("tiny", *clip_files.PUBLISHED)
+"""Vision encoders of the shipped recipes; there are many more (`vab.frozen.clip_files.parse`)."""
 _PUBLISHED: dict[str, dict[str, Published]] = {
     "codec": {**encodec.PUBLISHED, "dac_16khz": dac.PUBLISHED},
-    "vision encoder": clip.PUBLISHED,
+    "vision encoder": clip_files.PUBLISHED,
     "judge": {
         "vggish": vggish.PUBLISHED,
         "vggish_relu": vggish.PUBLISHED,

@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from vab.audio import log_mel
+from vab.frozen import single_threaded
 from vab.frozen.codec import Codec
 from vab.frozen.judges import Judge, JudgeOutput
 from vab.frozen.vision import VisionEncoder, check_frames
@@ -509,6 +510,8 @@ class TinyCodec8(TinyCodec):
 class TinyVision(VisionEncoder):
     """128 numbers per frame that say which of the demo world's objects are seen, where, how large and how they move.
 
+    Frames of a call go through it together: which ones, may change their last bits.
+
     Args:
         weights: A file made by `vab.demo.weights`; the shipped one if None.
     """
@@ -532,7 +535,8 @@ class TinyVision(VisionEncoder):
         return partial(squash, size=self.size)
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.network(pixels)
+        with single_threaded(pixels.device):
+            features: Tensor = self.network(pixels)
         return features
 
 

@@ -15,7 +15,11 @@ from vab.spec import UserError
 
 
 class VisionEncoder(Frozen, ABC):
-    """Turns frames into feature vectors. Preparing pixels is apart from encoding, so that decode workers can do it."""
+    """Turns frames into feature vectors. Preparing pixels is apart from encoding, so that decode workers can do it.
+
+    The same frames, given together, have the same features bit for bit, on a CPU with any number of threads. Whether
+    other frames beside it change a frame's last bits, each encoder says.
+    """
 
     feature_dim: int
     """C."""
@@ -30,7 +34,7 @@ class VisionEncoder(Frozen, ABC):
 
     @abstractmethod
     def _encode(self, pixels: Tensor) -> Tensor:
-        """(M, 3, h, w) float32 -> (M, C) float32."""
+        """(M, 3, h, w) float32 -> (M, C) float32, on a CPU free of any effect of the number of threads."""
 
     def preprocess(self, frames: np.ndarray) -> Tensor:
         """Make frames into what the network reads.
