@@ -12,7 +12,7 @@ from vab.callbacks import EMA, Checkpoints
 from vab.data.datamodule import ShardDataModule
 from vab.engines import FSDP, is_sharded
 from vab.spec import UserError
-from vab.tasks import AlignTask, PretrainTask, load_task
+from vab.tasks import AlignTask, ClassifyTask, PretrainTask, load_task
 
 STEPS = {"warmup_steps": 2, "schedule_steps": 50}
 
@@ -185,6 +185,8 @@ def test_sixteen_bits_train_near_thirty_two(precision, shards, tmp_path):
     task, near, content = fit(shards, tmp_path / "near", max_steps=6, precision=precision)
     assert near == pytest.approx(losses, rel=0.02)
     assert near != losses
+    task.quality.reset()
+    assert task.quality.per_level.dtype == torch.float64
     assert task.backbone.turn.dtype == task.backbone.codebooks.dtype == torch.float32
     assert torch.equal(content["state_dict"]["backbone.codebooks"], plain["state_dict"]["backbone.codebooks"])
     dtypes = {name: content[name]["backbone.audio_input.weight"].dtype for name in ("state_dict", "live_state_dict")}
@@ -193,6 +195,18 @@ def test_sixteen_bits_train_near_thirty_two(precision, shards, tmp_path):
     average = content["state_dict"]["backbone.audio_input.weight"]
     assert not torch.equal(average.bfloat16().float(), average)  # the average is finer than bfloat16
     assert load_task(tmp_path / "near" / "last.ckpt").dtype == torch.float32
+
+
+def test_metrics_are_no_coarser_than_before_when_the_network_is():
+    whole = ClassifyTask(small_backbone(), ["a", "b"], **STEPS)
+    task = ClassifyTask(small_backbone(), ["a", "b"], **STEPS).to(torch.bfloat16)
+    assert task.classifier.weight.dtype == torch.bfloat16
+    for name, metric in task.named_modules():
+        for state, value in getattr(metric, "_defaults", {}).items():
+            if isinstance(value, torch.Tensor):
+                expected = whole.get_submodule(name)._defaults[state].dtype
+                assert value.dtype == getattr(metric, state).dtype == expected, f"{name}.{state}"
+    assert task.mean_loss.mean_value.dtype == torch.float64
 
 
 def test_a_single_number_that_is_learned_cannot_be_sharded():
@@ -284,6 +298,7 @@ def test_sharded_ranks_train_in_sixteen_bits(precision, shards, tmp_path):
     one = run(tmp_path / "one", shards)
     two = run(tmp_path / "two", shards, 2, strategy="fsdp", precision=precision)
     assert two["losses"] == pytest.approx(one["losses"], rel=0.02)
+    assert two["figures"]["val/loss"] == pytest.approx(one["figures"]["val/loss"], rel=1e-3)
     assert two["checkpoint"]["state_dict"]["backbone.audio_input.weight"].dtype == torch.float32
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
 
 from vab.backbone import Backbone
 from vab.engines import FSDP, compile_blocks, local, shard
@@ -116,6 +117,23 @@ class BaseTask(LightningModule):
                 self._beginning = self.begin_with(self.init_from)
             except UserError as error:
                 self._beginning = error
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BaseTask:
+        """Move or convert the network; sums of metrics stay in their own types, also where weights are bfloat16."""
+        types = [
+            (metric, name, default.dtype)
+            for metric in self.modules()
+            if isinstance(metric, Metric)
+            for name, default in metric._defaults.items()
+            if isinstance(default, Tensor)
+        ]
+        super()._apply(fn, recurse)
+        for metric, name, dtype in types:
+            default = metric._defaults[name]
+            assert isinstance(default, Tensor)
+            metric._defaults[name] = default.to(dtype)
+            setattr(metric, name, getattr(metric, name).to(dtype))
+        return self
 
     def configure_model(self) -> None:
         """Make the network what the run's engine needs, in place; names and shapes of weights stay.
