@@ -63,6 +63,7 @@ def results(shards, folder, devices, count, batch_size):
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(devices)]
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.timeout(400)
 def test_two_processes_find_what_one_finds(shards, tmp_path):

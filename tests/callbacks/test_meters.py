@@ -191,6 +191,7 @@ PROGRAM = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.timeout(200)
 def test_rates_are_of_all_ranks_together(shards, tmp_path):

@@ -445,6 +445,7 @@ def start(checkpoint, videos, out, *arguments):
                               "--format=wav", *arguments)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.timeout(300)
 def test_two_ranks_make_what_one_makes(checkpoint, videos, tmp_path, capsys):

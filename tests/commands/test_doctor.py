@@ -60,6 +60,7 @@ def finding(report, section, name):
     return next(found for found in report[section] if found["name"] == name)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_an_installation_that_works(tmp_path, monkeypatch):
     monkeypatch.setenv("VAB_WEIGHTS", str(tmp_path / "nowhere"))

@@ -326,6 +326,7 @@ def test_a_copy_that_was_changed_is_mended_also_while_it_is_read(address, cache,
     same(ShardDataset(dataset.folder).read(range(NUM_RECORDS)), before)
 
 
+@pytest.mark.slow
 def test_who_waits_goes_on_with_what_a_killed_process_left(tmp_path, server, address, cache, made, capfd):
     server.closed_after = sum(size for name, size in sizes(made).items() if name.endswith(".tar")) // 2
     process = start(tmp_path, address, cache)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
 from vab.data.format import MANIFEST, sync_folder
@@ -152,55 +154,55 @@ class Remote:
         """
         part = folder / (name + PART_SUFFIX)
         for _ in range(_HASH_TRIES):
-            found = self._fill(name, facts.size, part, moved, stop)
-            if found == facts.sha256:
-                part.replace(folder / name)
-                sync_folder(folder)
-                return
-            part.unlink()
+            with _alone(part) as file:
+                found = self._fill(name, facts.size, file, moved, stop)
+                if found == facts.sha256:
+                    part.replace(folder / name)
+                    sync_folder(folder)
+                    return
+                part.unlink()
             moved(-facts.size)
         raise UserError(
             f"{self.shown}/{name} has SHA-256 {found}, its manifest says {facts.sha256} ({_HASH_TRIES} tries): "
             "the file there is damaged or another one; upload the data set again"
         )
 
-    def _fill(self, name: str, size: int, part: Path, moved: Callable[[int], None], stop: Event) -> str:
+    def _fill(self, name: str, size: int, file: IO[bytes], moved: Callable[[int], None], stop: Event) -> str:
         """Fill a file up to its size; answer its SHA-256."""
         whole, failures = False, 0  # whole: from a server that gives no parts of files
-        with part.open("a+b") as file:
-            if file.tell() > size:
+        if file.seek(0, os.SEEK_END) > size:
+            file.truncate(0)
+        digest, done = hash_of(file)
+        moved(done)
+        while done < size:
+            if stop.is_set():
+                raise StoppedError
+            if whole and done:
                 file.truncate(0)
-            digest, done = hash_of(file)
-            moved(done)
-            while done < size:
-                if stop.is_set():
-                    raise StoppedError
-                if whole and done:
-                    file.truncate(0)
-                    moved(-done)
-                    digest, done = hashlib.sha256(), 0
-                try:
-                    for piece in self._pieces(name, done, size, whole):
-                        if stop.is_set():
-                            raise StoppedError
-                        file.write(piece)
-                        digest.update(piece)
-                        done += len(piece)
-                        moved(len(piece))
-                        failures = 0 if not whole else failures
-                except _BrokenError as error:
-                    cause = error.__cause__ or error
-                    whole = whole or (self._web and isinstance(cause, ValueError))
-                    failures += 1
-                    if _status(cause) or failures == _TRIES:
-                        words, advice = {
-                            "missing": ("is missing", "upload the data set again"),
-                            "refused": ("may not be read", "check the credentials"),
-                        }.get(_status(cause), ("broke off", "run it again, it goes on from there"))
-                        raise UserError(f"{self.shown}/{name} {words} ({_in_words(cause)}): {advice}") from cause
-                    stop.wait(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1))
-            file.flush()
-            os.fsync(file.fileno())
+                moved(-done)
+                digest, done = hashlib.sha256(), 0
+            try:
+                for piece in self._pieces(name, done, size, whole):
+                    if stop.is_set():
+                        raise StoppedError
+                    file.write(piece)
+                    digest.update(piece)
+                    done += len(piece)
+                    moved(len(piece))
+                    failures = 0 if not whole else failures
+            except _BrokenError as error:
+                cause = error.__cause__ or error
+                whole = whole or (self._web and isinstance(cause, ValueError))
+                failures += 1
+                if _status(cause) or failures == _TRIES:
+                    words, advice = {
+                        "missing": ("is missing", "upload the data set again"),
+                        "refused": ("may not be read", "check the credentials"),
+                    }.get(_status(cause), ("broke off", "run it again, it goes on from there"))
+                    raise UserError(f"{self.shown}/{name} {words} ({_in_words(cause)}): {advice}") from cause
+                stop.wait(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1))
+        file.flush()
+        os.fsync(file.fileno())
         return digest.hexdigest()
 
     def _pieces(self, name: str, start: int, size: int, whole: bool) -> Iterator[bytes]:
@@ -227,6 +229,20 @@ class Remote:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{quote(name) if self._web else name}{self._query}"
+
+
+@contextmanager
+def _alone(part: Path) -> Iterator[IO[bytes]]:
+    """An unfinished file, to be appended to by nobody else.
+
+    A thread of an attempt that was given up may still be about to put down what it has heard.
+    """
+    while True:
+        with part.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if part.exists() and os.path.samestat(part.stat(), os.fstat(file.fileno())):  # not finished by that thread
+                yield file
+                return
 
 
 def hash_of(file: Any) -> tuple[Any, int]:

@@ -66,6 +66,7 @@ def gets(server):
     return [path for method, path, _ in server.log if method == "GET"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_from_the_hub_to_codecs_without_a_network(server, places, tmp_path, monkeypatch):
     pytest.importorskip("encodec")
