@@ -353,6 +353,7 @@ class ShardWriter:
         if not numbers:
             reasons = sorted({entry.reason for entry in self._left_out})
             raise UserError(f"nothing to write to {self.folder}: no record was made; left out because: {reasons}")
+        self._done, self._keys = set(), set()  # a tenth of a gigabyte each for a million, and not asked for any more
         index = np.zeros(self.num_records, index_dtype(max(shard.longest_key for shard in self._committed.values())))
         label_counts, label_ids = np.zeros(len(index), np.int64), array("i")
         left_out: list[Left] = []

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeVar, overload
 
+import numpy as np
+
 from vab.spec import UserError
 
 _VIDEO_SUFFIXES = (
@@ -326,11 +328,12 @@ def _start(text: str, path: Path, line: int) -> float | None:
 
 def _refuse_twins(media: Path, sources: Sequence[Source]) -> None:
     """Two inputs of one name, or whose records would have one key, cannot be told apart afterwards."""
-    if twins := _repeated(source.name for source in sources):
+    if twins := _repeated(lambda: (source.name for source in sources)):
         raise UserError(f"{media} lists {twins[0]!r} more than once ({len(twins)} such): name each file and start once")
     # To the millisecond, as keys have it.
-    keys = ((source.id, None if source.start is None else round(source.start * 1000)) for source in sources)
-    if same := _repeated(keys):
+    if same := _repeated(
+        lambda: ((source.id, None if source.start is None else round(source.start * 1000)) for source in sources)
+    ):
         raise UserError(
             f"{media} gives the id {same[0][0]!r} and one start to several inputs ({len(same)} such): ids must differ,"
             " or starts by a millisecond"
@@ -346,13 +349,17 @@ def _refuse_twins(media: Path, sources: Sequence[Source]) -> None:
 K = TypeVar("K", bound=Hashable)
 
 
-def _repeated(keys: Iterable[K]) -> list[K]:
-    """Those that come again. Hashes alone are remembered, so two keys of one hash would be taken for one."""
+def _repeated(keys: Callable[[], Iterable[K]]) -> list[K]:
+    """Those that come again. Hashes alone are compared, so two keys of one hash would be taken for one."""
+    hashes = np.fromiter(map(hash, keys()), np.int64)  # an array: a set of a million takes a tenth of a gigabyte
+    values, counts = np.unique(hashes, return_counts=True)
+    several = set(values[counts > 1].tolist())
     seen: set[int] = set()
     again: dict[K, None] = {}
-    for key in keys:
+    for key in keys() if several else ():
         number = hash(key)
         if number in seen:
             again[key] = None
-        seen.add(number)
+        if number in several:
+            seen.add(number)
     return list(again)
