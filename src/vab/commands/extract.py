@@ -101,7 +101,7 @@ def extract(
         known = names
         sources.relabel(lambda label: known.names[known.number(label)])
     ranks = start_ranks(device, devices, num_nodes)
-    # A core of each rank is the encoders': with as many decoders as cores, two cores came to two thirds of the speed.
+    # A core of each rank is the encoders': on two cores two decoders came to 0.64 of pure decoding, one to 0.86.
     workers = max(1, len(os.sched_getaffinity(0)) // devices - 1) if num_workers is None else num_workers
     with ranks.ending_together():
         where = device_named(ranks.device)
