@@ -42,7 +42,7 @@ BY_EPOCHS = {"max_steps": -1, "max_epochs": 3, "val_check_interval": 1.0, "check
     [
         pytest.param({}, id="validated every 2 steps"),
         pytest.param({"limit_train_batches": 2}, id="limited", marks=pytest.mark.slow),
-        pytest.param({"accumulate_grad_batches": 2, "val_check_interval": 3}, id="accumulated", marks=pytest.mark.slow),
+        pytest.param({"accumulate_grad_batches": 2, "val_check_interval": 4}, id="accumulated", marks=pytest.mark.slow),
         pytest.param(
             {"val_check_interval": 1.0, "check_val_every_n_epoch": 1},
             id="validated every epoch",
