@@ -1,39 +1,21 @@
 """A short pretraining under any engine, in processes of its own."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
-PROGRAM = """
-import json, sys
-from engine_runs import train
-train(json.loads(sys.argv[1]))
-"""
+from ranks import in_ranks
 
 
 def run(folder, shards, devices=1, **settings):
     """Train; gives the losses of the steps, the last figures, the checkpoint's content, and what was said."""
     folder.mkdir()
     settings = {"folder": str(folder), "shards": str(shards), "devices": devices, **settings}
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
-    program = folder / "program.py"  # a file, which Lightning starts once more for each further rank
-    program.write_text(PROGRAM)
-    command = [sys.executable, str(program), json.dumps(settings)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=250, env=environment, cwd=folder, check=False
-    )
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
+    in_ranks(devices, train, settings, said=folder / "said.txt")
     told = json.loads((folder / "told.json").read_text())
-    return told | {"checkpoint": torch.load(folder / "last.ckpt", weights_only=True), "said": done.stderr}
+    said = (folder / "said.txt").read_text()
+    return told | {"checkpoint": torch.load(folder / "last.ckpt", weights_only=True), "said": said}
 
 
 def train(settings):
@@ -54,7 +36,6 @@ def train(settings):
             loss = trainer.callback_metrics["train/loss"].detach()
             self.losses.append(float(trainer.strategy.reduce(loss, reduce_op="mean")))
 
-    torch.set_num_threads(1)
     seed_everything(0)
     folder, shards, devices = (settings.pop(name) for name in ("folder", "shards", "devices"))
     strategy = settings.pop("strategy", "ddp" if devices > 1 else "auto")

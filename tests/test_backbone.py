@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from vab.backbone import Attention, Backbone, rotary_angles, rotate, sincos_table, symmetric_alibi
+from vab.backbone import (
+    Attention,
+    Backbone,
+    rotary_angles,
+    rotate,
+    sincos_table,
+    symmetric_alibi,
+    turn_queries_and_keys,
+)
 from vab.losses import masked_code_loss
 from vab.spec import SegmentSpec, UserError
 
@@ -151,19 +159,24 @@ def test_rotation_equals_complex_multiplication():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_turning_in_place_changes_neither_values_nor_gradients(dtype):
-    turn = make_backbone().turn
-    angles, weight = turn[:, :5], torch.randn(2, 5, 2, 2, 8)
-    given = torch.randn(2, 5, 3, 2, 8, dtype=dtype)
+    angles, weight = make_backbone().turn[:, :5], torch.randn(2, 5, 3 * 2 * 8)
+    given = torch.randn(2, 5, 3 * 2 * 8, dtype=dtype)
+
+    def beside(qkv):
+        qkv = qkv.unflatten(-1, (3, 2, 8))
+        return torch.cat([rotate(qkv[:, :, :2], angles), qkv[:, :, 2:]], dim=2).flatten(2)
+
     found = []
-    for in_place in (False, True):
+    for turned_by in (beside, lambda qkv: turn_queries_and_keys(qkv, angles, 2)):
         x = given.clone().requires_grad_()
-        turned = rotate((x * 1.0)[:, :, :2], angles, in_place)
+        turned = turned_by(x * 1.0)
         (turned.float() * weight).sum().backward()
         found.append((turned.detach(), x.grad))
     (value, gradient), (other_value, other_gradient) = found
     assert torch.equal(value, other_value)
     assert torch.equal(gradient, other_gradient)
-    assert not torch.equal(value, given[:, :, :2])
+    assert not torch.equal(value[..., :32], given[..., :32])
+    assert torch.equal(value[..., 32:], given[..., 32:])
 
 
 def test_rotated_products_depend_on_the_distance_in_time():

@@ -1,26 +1,21 @@
 """Two processes (gloo) are one: the same records, the same numbers."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch.optim import SGD
 
+from ranks import in_ranks
 from tone_shards import short_spec, write_shards
+from vab.backbone import Backbone
+from vab.data.datamodule import ShardDataModule
+from vab.tasks import AlignTask, ClassifyTask, PretrainTask
 
-PROGRAM = textwrap.dedent(
-    """
-    import json, sys, torch
-    from lightning.pytorch import Callback, Trainer, seed_everything
-    from vab.backbone import Backbone
-    from vab.data.datamodule import ShardDataModule
-    from vab.tasks import PretrainTask
 
-    shards, out, devices, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    torch.set_num_threads(1)
+def train_and_write(shards, out, devices, batch_size):
+    """Five steps on one of ``devices`` ranks: what it saw, what it measured, the weights."""
 
     class Seen(Callback):
         def __init__(self):
@@ -30,18 +25,28 @@ PROGRAM = textwrap.dedent(
             self.train.append(batch.index.tolist())
 
         def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
-            self.val.append([i for i, valid in zip(batch.index.tolist(), batch.valid.tolist()) if valid])
+            self.val.append([i for i, valid in zip(batch.index.tolist(), batch.valid.tolist(), strict=True) if valid])
 
     seed_everything(0)
-    data = ShardDataModule(train=shards + "/train", val=shards + "/val", batch_size=batch_size, num_workers=0)
+    data = ShardDataModule(train=f"{shards}/train", val=f"{shards}/val", batch_size=batch_size, num_workers=0)
     backbone = Backbone(data.spec, dim=32, num_heads=2, num_modality_layers=1, num_joint_layers=1, dropout=0.0)
     # No code is masked twice as often on one rank as on another: a fixed share makes the mean over ranks exact enough.
     task = PretrainTask(backbone, warmup_steps=1, schedule_steps=100, masking={"law": "fixed", "ratio": 1.0})
     seen = Seen()
     trainer = Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=5, logger=False,
-        callbacks=[seen], use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False,
-        enable_checkpointing=False, num_sanity_val_steps=0, val_check_interval=5, check_val_every_n_epoch=None,
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        max_steps=5,
+        logger=False,
+        callbacks=[seen],
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        val_check_interval=5,
+        check_val_every_n_epoch=None,
     )
     trainer.fit(task, data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
@@ -49,16 +54,11 @@ PROGRAM = textwrap.dedent(
         json.dump({"train": seen.train, "val": seen.val, "metrics": metrics}, file)
     if trainer.is_global_zero:
         torch.save(task.state_dict(), f"{out}/weights.pt")
-    """
-)
 
 
 def run(shards, folder, devices, batch_size):
     folder.mkdir()
-    (folder / "program.py").write_text(PROGRAM)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, folder / "program.py", shards, folder, devices, batch_size]
-    subprocess.run(list(map(str, command)), check=True, timeout=250, env=environment, cwd=folder)
+    in_ranks(devices, train_and_write, shards, folder, devices, batch_size)
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(devices)]
     return ranks, torch.load(folder / "weights.pt", weights_only=True)
 
@@ -86,18 +86,9 @@ def test_two_processes_see_what_one_sees_and_score_the_same(shards, tmp_path):
         torch.testing.assert_close(weights_of_two[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-STEP = textwrap.dedent(
-    """
-    import sys, torch
-    from lightning.pytorch import Callback, Trainer, seed_everything
-    from torch.optim import SGD
-    from vab.backbone import Backbone
-    from vab.data.datamodule import ShardDataModule
-    from vab.tasks import AlignTask, ClassifyTask, PretrainTask
-
-    shards, out, devices, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    torch.set_num_threads(1)
-    CASES = {
+def step_of_each_task(shards, out, devices, batch_size):
+    """Loss and gradient of one step of each kind of task."""
+    cases = {
         "align": (AlignTask, "plain", {"embedding_dim": 16}, {}),
         "align in parts": (AlignTask, "plain", {"embedding_dim": 16, "micro_batch_size": 3}, {}),
         "align ragged": (AlignTask, "ragged", {"embedding_dim": 16}, {}),
@@ -111,7 +102,7 @@ STEP = textwrap.dedent(
             self.loss = trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")
 
     results = {}
-    for name, (kind, folder, settings, reading) in CASES.items():
+    for name, (kind, folder, settings, reading) in cases.items():
         seed_everything(0)
         place = f"{shards}/{folder}"
         data = ShardDataModule(train=place, val=place, batch_size=batch_size, num_workers=0, **reading)
@@ -123,17 +114,24 @@ STEP = textwrap.dedent(
         before = {name: value.clone() for name, value in task.state_dict().items()}
         seen = Losses()
         trainer = Trainer(
-            accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=1, logger=False,
-            callbacks=[seen], use_distributed_sampler=False, enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=False, num_sanity_val_steps=0, limit_val_batches=0,
+            accelerator="cpu",
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            max_steps=1,
+            logger=False,
+            callbacks=[seen],
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
         )
         trainer.fit(task, data)
         step = {key: before[key] - value for key, value in task.state_dict().items() if "codebooks" not in key}
         results[name] = {"loss": seen.loss, **step}
     if trainer.is_global_zero:
         torch.save(results, f"{out}/results.pt")
-    """
-)
 
 
 @pytest.mark.ddp
@@ -145,10 +143,7 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
     for devices in (1, 2):
         folder = tmp_path / f"devices{devices}"
         folder.mkdir()
-        (folder / "program.py").write_text(STEP)
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-        command = [sys.executable, folder / "program.py", tmp_path, folder, devices, 12 // devices]
-        subprocess.run(list(map(str, command)), check=True, timeout=250, env=environment, cwd=folder)
+        in_ranks(devices, step_of_each_task, tmp_path, folder, devices, 12 // devices)
         results.append(torch.load(folder / "results.pt", weights_only=True))
     one, two = results
     assert len(one) == 6

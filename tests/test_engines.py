@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from engine_runs import run
 from tasks_help import quiet_trainer, small_backbone
@@ -195,6 +196,13 @@ def test_sixteen_bits_train_near_thirty_two(precision, shards, tmp_path):
     average = content["state_dict"]["backbone.audio_input.weight"]
     assert not torch.equal(average.bfloat16().float(), average)  # the average is finer than bfloat16
     assert load_task(tmp_path / "near" / "last.ckpt").dtype == torch.float32
+
+
+def test_a_fused_optimizer_is_not_clipped_where_gradients_are_scaled(shards, tmp_path):
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(UserError, match=r"bf16-mixed, or --model\.optimizer\.fused false"):
+        fit(shards, tmp_path / "clipped", plugins=[scaled])
+    fit(shards, tmp_path / "whole", plugins=[scaled], gradient_clip_val=None)
 
 
 def test_metrics_are_no_coarser_than_before_when_the_network_is():

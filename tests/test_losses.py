@@ -1,12 +1,13 @@
 """The masked loss against closed forms and plain loops; sums that add up over batches."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from vab.losses import MaskedCodeSums, mask_ratio_bucket, masked_code_loss, masked_code_sums
+from vab.losses import MaskedCodeSums, hidden_code_loss, mask_ratio_bucket, masked_code_loss, masked_code_sums
 
 B, K, T, S = 3, 4, 5, 7
 
@@ -38,6 +39,60 @@ def test_loss_is_selecting_before_the_softmax(guess):
     torch.testing.assert_close(
         masked_code_loss(logits, codes, mask), F.cross_entropy(logits[mask], codes[mask], label_smoothing=0.1)
     )
+
+
+@pytest.fixture
+def heads():
+    return torch.randn(B, T, 6), torch.randn(K, S, 6)
+
+
+def of_all_logits(x, heads, codes, mask, smoothing):
+    return masked_code_loss(torch.einsum("btd,ksd->bkts", x, heads), codes, mask, smoothing)
+
+
+@pytest.mark.parametrize("select", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_loss_of_the_heads_is_that_of_their_logits(guess, heads, dtype, smoothing, select):
+    _, codes, mask = guess
+    mask[:, 1] = False  # a level that is given
+    found = []
+    for of in (of_all_logits, partial(hidden_code_loss, select=select)):
+        x, weights = (value.to(dtype).requires_grad_() for value in heads)
+        loss = of(x, weights, codes, mask, smoothing)
+        (3 * loss).backward()
+        found.append((loss, x.grad, weights.grad))
+    tolerance = {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    torch.testing.assert_close(found[1], found[0], **tolerance)
+
+
+@pytest.mark.parametrize("select", [True, False])
+def test_gradient_of_the_heads_loss_is_its_slope(guess, heads, select):
+    _, codes, mask = guess
+    given = [value.double().requires_grad_() for value in heads]
+    assert torch.autograd.gradcheck(lambda x, w: hidden_code_loss(x, w, codes, mask, 0.1, select), given)
+
+
+@pytest.mark.parametrize("select", [True, False])
+def test_loss_of_the_heads_under_autocast_is_near_and_keeps_types(guess, heads, select):
+    _, codes, mask = guess
+    x, weights = (value.requires_grad_() for value in heads)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = hidden_code_loss(x.bfloat16(), weights, codes, mask, select=select)
+    loss.backward()
+    assert loss.dtype == weights.grad.dtype == torch.float32
+    expected = of_all_logits(x, weights, codes, mask, 0.1)
+    gradient = torch.autograd.grad(expected, weights)[0]
+    torch.testing.assert_close(loss, expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(weights.grad, gradient, rtol=0.05, atol=0.02)
+
+
+def test_codes_that_are_seen_are_not_read_by_the_heads_loss(guess, heads):
+    _, codes, mask = guess
+    rubbish = torch.where(mask, codes, -1)
+    for select in (True, False):
+        loss = hidden_code_loss(*heads, codes, mask, select=select)
+        assert torch.equal(hidden_code_loss(*heads, rubbish, mask, select=select), loss)
 
 
 def test_guessing_evenly_scores_log_s(guess):

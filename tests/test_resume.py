@@ -3,82 +3,110 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
+from engine_runs import run
+from fit_runs import PYTHON, flags, last, said, same_weights, start, status
+from moments import VALIDATING
 from tasks_help import quiet_trainer, small_backbone
 from vab.callbacks import EMA, Checkpoints
 from vab.data.datamodule import ShardDataModule
+from vab.data.format import TEMPORARY_SUFFIX
 from vab.data.records import ShardDataset
 from vab.tasks import AlignTask, ClassifyTask
 from vab.tasks.base import find_checkpoint
 
-RECIPE = Path(__file__).parents[1] / "configs" / "demo" / "pretrain.yaml"
-STEPS = 24
+STEPS = 80
+KILLS = 5
 
 
-def start(shards, folder, name, workers, *flags):
-    """``vab fit`` in a process of its own group; validation and a checkpoint every 4 steps, dropout on."""
-    command = [
-        *(sys.executable, "-m", "vab.cli", "fit", "--config", str(RECIPE)),
-        *(f"--data.train={shards / 'train'}", f"--data.val={shards / 'val'}", f"--data.num_workers={workers}"),
-        *("--data.batch_size=8", "--model.backbone.dim=32", "--model.backbone.num_heads=2"),
-        *("--model.backbone.num_modality_layers=1", "--model.backbone.num_joint_layers=1"),
-        *("--model.backbone.dropout=0.1", "--model.warmup_steps=2", "--model.sampler.decode_steps=1"),
-        *(f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=4", "--trainer.accelerator=cpu"),
-        *(f"--trainer.logger.init_args.name={name}", *flags),
-    ]
-    log = (folder / f"{name}.log").open("a")
-    return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+def begin(shards, folder, workers, resume=None):
+    """``vab fit`` in a process group of its own; validation and a checkpoint every 4 steps, dropout on."""
+    folder.mkdir(exist_ok=True)
+    (folder / VALIDATING).unlink(missing_ok=True)
+    more = [f"--data.num_workers={workers}", "--data.val_batch_size=1", "--trainer.callbacks+=moments.Marks"]
+    more += [f"--ckpt_path={resume}"] if resume else []
+    command = [*PYTHON, "vab.cli", *flags(shards, "run", batch_size=8, steps=STEPS), *more]
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return start(folder, "run", command, PYTHONPATH=os.pathsep.join(paths))
 
 
-def finish(process, folder, name):
-    assert process.wait(timeout=300) == 0, (folder / f"{name}.log").read_text()[-3000:]
-    return torch.load(find_checkpoint(folder / "runs" / name), weights_only=True)
-
-
-def kill_after_a_checkpoint(process, run, delay):
-    """Kill hard, a random moment after the first checkpoint is there."""
+def wait_until(process, folder, happens):
+    """Look again and again, all the time, as what is waited for may be over in a millisecond."""
     limit = time.monotonic() + 200
-    while not list(run.rglob("last.ckpt")):
-        assert process.poll() is None, "the run ended before its first checkpoint"
+    while not happens():
+        assert process.poll() is None, f"the run ended: {said(folder, 'run')[-2000:]}"
         assert time.monotonic() < limit
-        time.sleep(0.02)
-    time.sleep(delay)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        time.sleep(0.0001)
 
 
-def assert_same_weights(one, other):
-    for name in ("state_dict", "live_state_dict"):
-        assert one[name].keys() == other[name].keys()
-        assert all(torch.equal(one[name][key], other[name][key]) for key in one[name])
-    assert one["global_step"] == other["global_step"] == STEPS
+def end(shards, folder, workers, resume=None):
+    assert status(begin(shards, folder, workers, resume)) == 0, said(folder, "run")[-3000:]
+    return last(folder, "run")
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory):
+    """The last checkpoint of a run that was left alone."""
+    return end(shards, tmp_path_factory.mktemp("resume") / "whole", 0)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_killed_runs_end_like_one_that_was_left_alone(shards, tmp_path):
-    whole = finish(start(shards, tmp_path, "whole", 0), tmp_path, "whole")
-    with_workers = finish(start(shards, tmp_path, "workers", 2), tmp_path, "workers")
-    assert_same_weights(whole, with_workers)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("moment", ["anywhere", "writing", "validating"])
+def test_a_run_killed_again_and_again_ends_like_one_that_was_left_alone(moment, workers, shards, whole, tmp_path):
+    folder, draws = tmp_path / "killed", random.Random(f"{moment} {workers}")
+    checkpoints = folder / "runs"
+    hits, steps, resume = 0, [0], None
 
-    moments = random.Random(0)
-    for first, second in ((0, 2), (2, 0)):
-        name = f"killed_{first}_{second}"
-        process = start(shards, tmp_path, name, first)
-        kill_after_a_checkpoint(process, tmp_path / "runs" / name, moments.uniform(0, 0.4))
-        checkpoint = find_checkpoint(tmp_path / "runs" / name)
-        stopped_at = torch.load(checkpoint, weights_only=True)["global_step"]
-        assert 0 < stopped_at < STEPS
-        process = start(shards, tmp_path, name, second, f"--ckpt_path={checkpoint}")
-        assert_same_weights(whole, finish(process, tmp_path, name))
+    def written():
+        return {(file, file.stat().st_mtime_ns) for file in checkpoints.rglob("last.ckpt")}
+
+    def is_writing():
+        return any(checkpoints.rglob(f"*{TEMPORARY_SUFFIX}"))
+
+    for number in range(KILLS):
+        before = written()
+        # Other numbers of workers than the run before, by turns.
+        process = begin(shards, folder, workers if number % 2 else 2 - workers, resume)
+        wait_until(process, folder, lambda before=before: written() - before)  # it has come further
+        if moment == "anywhere":
+            time.sleep(draws.uniform(0, 0.3))
+        elif moment == "writing":
+            wait_until(process, folder, is_writing)
+        else:
+            wait_until(process, folder, (folder / VALIDATING).exists)
+            time.sleep(draws.uniform(0, 0.01))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        hits += {"anywhere": True, "writing": is_writing(), "validating": (folder / VALIDATING).exists()}[moment]
+        resume = find_checkpoint(folder / "runs" / "run")
+        steps.append(torch.load(resume, weights_only=True)["global_step"])
+    assert all(0 < later - earlier < STEPS for earlier, later in pairwise(steps)), steps
+    assert steps[-1] < STEPS
+    assert hits, "no kill fell where it was meant to"
+    assert same_weights(end(shards, folder, workers, resume), whole), steps
+    print(f"{moment}, {workers} workers: killed at {steps[1:]}, {hits} of {KILLS} where they were meant to")
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.timeout(900)
+def test_a_checkpoint_of_two_ranks_goes_on_on_any_number_of_them(shards, tmp_path):
+    """The global batch stays, so the losses go on as if nothing had happened; an epoch is 6 steps."""
+    whole = run(tmp_path / "whole", shards, 2, max_steps=8)
+    run(tmp_path / "half", shards, 2, max_steps=3)
+    for ranks in (1, 2, 4):
+        resume = str(tmp_path / "half" / "last.ckpt")
+        on = run(tmp_path / f"on{ranks}", shards, ranks, max_steps=8, resume=resume)
+        assert on["losses"] == pytest.approx(whole["losses"][3:], rel=1e-5), ranks
+        assert on["figures"]["val/loss"] == pytest.approx(whole["figures"]["val/loss"], rel=1e-5), ranks
 
 
 @pytest.mark.parametrize("kind", ["align", "classify"])
@@ -93,7 +121,7 @@ def test_later_stages_that_stop_and_go_on_end_alike(kind, shards, tmp_path):
             return AlignTask(backbone, micro_batch_size=3, embedding_dim=16, **shared)
         return ClassifyTask(backbone, labels, mixup=0.5, multi_label=True, head_dropout=0.1, **shared)
 
-    def end(name, *parts):
+    def end_of(name, *parts):
         checkpoint = None
         for steps in parts:
             data = ShardDataModule(str(shards / "train"), str(shards / "val"), batch_size=4, num_workers=0)
@@ -104,7 +132,7 @@ def test_later_stages_that_stop_and_go_on_end_alike(kind, shards, tmp_path):
             checkpoint = tmp_path / name / "last.ckpt"
         return torch.load(checkpoint, weights_only=True)
 
-    whole, parts = end("whole", 8), end("parts", 3, 8)
+    whole, parts = end_of("whole", 8), end_of("parts", 3, 8)
     for name in ("state_dict", "live_state_dict"):
         assert all(torch.equal(whole[name][key], parts[name][key]) for key in whole[name]), name
     assert parts["global_step"] == 8

@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from vab.spec import SegmentSpec, UserError
@@ -43,11 +44,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, turn: Tensor | None, attention_mask: Tensor | None) -> Tensor:
         """(B, P, D) to (B, P, D). Both arguments as `Backbone._positions` gives them."""
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1))  # (B, P, 3, H, D / H)
-        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        qkv = self.qkv(self.norm(x))  # (B, P, 3 * D)
         if turn is not None:
-            qk = rotate(qk, turn, in_place=True)
-        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), v))  # (B, H, P, D / H) each
+            qkv = turn_queries_and_keys(qkv, turn, self.num_heads)
+        q, k, v = (part.transpose(1, 2) for part in _apart(qkv, self.num_heads).unbind(2))  # (B, H, P, D / H) each
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
         return self.out(attended.transpose(1, 2).flatten(2))
 
@@ -260,15 +260,32 @@ class Backbone(nn.Module):
         Returns:
             (B, K, T, S) float logits, also at visible codes and at padding, where they mean nothing.
         """
+        return self.score(self.trunk(codes, features, mask, drop_features=drop_features, steps=steps, frames=frames))
+
+    def score(self, x: Tensor) -> Tensor:
+        """(B, T, D) of `trunk` to (B, K, T, S) logits."""
+        logits = F.linear(x, self.heads.flatten(0, 1))  # (B, T, K * S): one product for all heads
+        return logits.unflatten(-1, self.heads.shape[:2]).transpose(1, 2)
+
+    def trunk(
+        self,
+        codes: Tensor,
+        features: Tensor,
+        mask: Tensor | None = None,
+        *,
+        drop_features: Tensor | None = None,
+        steps: Tensor | None = None,
+        frames: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, D): what the heads read, from what `forward` takes."""
         visual = self.embed_features(features, drop_features)
         audio = self.embed_codes(codes, mask)
         turn, attention_mask = self._positions(slice(None), frames, steps)
         x = self._modality_stack(torch.cat([visual, audio], dim=1), visual.shape[1], turn, attention_mask)
         for block in self.joint_blocks:
             x = self._through(block, x, turn, attention_mask)
-        x = self.joint_norm(x[:, visual.shape[1] :])  # (B, T, D)
-        logits = F.linear(x, self.heads.flatten(0, 1))  # (B, T, K * S): one product for all heads
-        return logits.unflatten(-1, self.heads.shape[:2]).transpose(1, 2)  # (B, K, T, S)
+        normed: Tensor = self.joint_norm(x[:, visual.shape[1] :])
+        return normed
 
     def encode(
         self,
@@ -412,25 +429,63 @@ def rotary_angles(seconds: Tensor, code_rate: float, head_dim: int) -> Tensor:
     return (seconds * code_rate)[:, None] * frequency
 
 
-def rotate(x: Tensor, turn: Tensor, in_place: bool = False) -> Tensor:
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
     """Turn the pairs of channels (2 i, 2 i + 1) of (B, P, A, H, head_dim) by their position's angles.
 
     The product of two turned vectors depends on the difference of their angles: on how far apart in time they are.
-    ``turn`` is (2, P, head_dim / 2): cosines and sines. With ``in_place`` x may be written over, where that spares
-    memory: values beside it in one tensor would keep what it was for the gradient, which does not need it.
+    ``turn`` is (2, P, head_dim / 2): cosines and sines.
     """
+    if not torch.compiler.is_compiling():  # one product of complex numbers instead of six of strided halves
+        return torch.view_as_real(_as_complex(x.float()) * _angles(turn)).flatten(-2).type_as(x)
     cos, sin = turn[:, :, None, None].float()  # (P, 1, 1, head_dim / 2) each
-    pairs = x.float().unflatten(-1, (-1, 2))  # (..., head_dim / 2, 2)
-    if torch.compiler.is_compiling():  # fuses real arithmetic, and knows no complex numbers
-        a, b = pairs.unbind(-1)
-        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
-    else:  # one product of complex numbers instead of six of strided halves
-        numbers, angles = torch.view_as_complex(pairs), torch.complex(cos, sin)
-        if in_place and x.dtype == torch.float32:
-            numbers.mul_(angles)
-            return x
-        turned = torch.view_as_real(numbers * angles)
-    return turned.flatten(-2).type_as(x)
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # a compiler fuses real arithmetic, and knows no complex numbers
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).type_as(x)
+
+
+def turn_queries_and_keys(qkv: Tensor, turn: Tensor, num_heads: int) -> Tensor:
+    """`rotate` the first two thirds of (B, P, 3 * D), which may be written over: nothing is kept for the gradient."""
+    if qkv.dtype == torch.float32 and not torch.compiler.is_compiling():
+        turned: Tensor = _TurnInPlace.apply(qkv, _angles(turn), num_heads)
+        return turned
+    qk, v = _apart(qkv, num_heads).split((2, 1), dim=2)
+    return torch.cat([rotate(qk, turn), v], dim=2).flatten(2)
+
+
+class _TurnInPlace(torch.autograd.Function):
+    """Autograd's own rule for a product in place of a part would copy the whole gradient three times a block."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, angles: Tensor, num_heads: int) -> Tensor:
+        _as_complex(_apart(qkv, num_heads)[:, :, :2]).mul_(angles)
+        ctx.save_for_backward(angles)
+        ctx.num_heads = num_heads
+        ctx.mark_dirty(qkv)
+        return qkv
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (angles,) = ctx.saved_tensors
+        back = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        given, turned = _apart(gradient, ctx.num_heads), _apart(back, ctx.num_heads)
+        torch.mul(_as_complex(given[:, :, :2]), angles.conj(), out=_as_complex(turned[:, :, :2]))
+        turned[:, :, 2] = given[:, :, 2]
+        return back, None, None
+
+
+def _apart(qkv: Tensor, num_heads: int) -> Tensor:
+    """(B, P, 3 * D) as (B, P, 3, H, D / H)."""
+    return qkv.unflatten(-1, (3, num_heads, -1))
+
+
+def _as_complex(x: Tensor) -> Tensor:
+    """(..., head_dim) float32 as (..., head_dim / 2) complex, over the same memory."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def _angles(turn: Tensor) -> Tensor:
+    """(2, P, head_dim / 2) cosines and sines as (P, 1, 1, head_dim / 2) complex numbers."""
+    return torch.complex(*turn[:, :, None, None].float())
 
 
 def symmetric_alibi(num_positions: int, num_heads: int) -> Tensor:

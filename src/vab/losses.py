@@ -7,10 +7,12 @@ that trains on noise: here both go through one pair of functions, at the end of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _VISIBLE = -100  # what cross_entropy skips unless told otherwise
 
@@ -32,8 +34,90 @@ def masked_code_loss(logits: Tensor, codes: Tensor, mask: Tensor, label_smoothin
 
     Source: VAB, Su et al. 2024 (hidden tokens only); label smoothing 0.1: the authors' follow-up code.
     """
-    # Not logits[mask]: a shape that depends on data makes a GPU wait and cannot be compiled. On a CPU it is slower too.
+    # Not logits[mask]: a shape that depends on data makes a GPU wait and cannot be compiled.
     return F.cross_entropy(_by_step(logits), _targets(codes, mask), label_smoothing=label_smoothing)
+
+
+def hidden_code_loss(
+    x: Tensor,
+    heads: Tensor,
+    codes: Tensor,
+    mask: Tensor,
+    label_smoothing: float = 0.1,
+    select: bool | None = None,
+) -> Tensor:
+    """`masked_code_loss` of the logits ``x @ heads``, without ever holding them: a level at a time, gradient and all.
+
+    Logits are the largest tensor of a training step, and the plain loss makes four of their size: for 64 records of the
+    paper's size 4 GB. Here it is two of a level's, for a moment.
+
+    Args:
+        x: (B, T, D) float. What the heads read.
+        heads: (K, S, D) float. As `vab.backbone.Backbone.heads`.
+        codes: (B, K, T) int64 in [0, S). Unread where nothing is hidden.
+        mask: (B, K, T) bool. True where the code was hidden; at least one.
+        label_smoothing: As for `masked_code_loss`.
+        select: Score hidden codes alone. It is less work, but a shape that depends on data makes a GPU wait; on a CPU
+            where not given. The result is the same to rounding.
+
+    Returns:
+        As `masked_code_loss`. Under autocast products are made in its type, and the softmax is float32.
+    """
+    select = x.device.type == "cpu" if select is None else select
+    loss: Tensor = _HeadsAndLoss.apply(x, heads, codes, mask, label_smoothing, select)
+    return loss
+
+
+class _HeadsAndLoss(torch.autograd.Function):
+    """Of each level the products, the loss and both gradients, which in a cross entropy do not wait for what follows.
+
+    The gradient of a row of logits is its softmax less the smoothed target. Gradients are of the sum over codes and are
+    divided by their number at the end: between -1 and 1 they keep their digits in 16 bits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, heads: Tensor, codes: Tensor, mask: Tensor, smoothing: float, select: bool
+    ) -> Tensor:
+        device = x.device.type
+        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        wide = torch.promote_types(narrow, torch.float32)
+        learns = any(ctx.needs_input_grad)
+        with torch.autocast(device, enabled=False):
+            steps = x.flatten(0, 1).to(narrow)  # (B * T, D)
+            total = steps.new_zeros((), dtype=wide)
+            of_steps, of_heads = steps.new_zeros(steps.shape, dtype=wide), torch.zeros_like(heads, dtype=wide)
+            for level, head in enumerate(heads.to(narrow)):
+                hidden, target = mask[:, level].flatten(), codes[:, level].flatten()
+                if select:
+                    at = hidden.nonzero()[:, 0]
+                    given, target = steps[at], target[at][:, None]
+                else:
+                    given, target = steps, target.masked_fill(~hidden, 0)[:, None]
+                log_p = F.log_softmax(F.linear(given, head), -1, dtype=wide)  # (rows, S)
+                loss = -(1 - smoothing) * log_p.gather(-1, target)[:, 0] - smoothing * log_p.mean(-1)
+                total += (loss if select else torch.where(hidden, loss, 0)).sum()
+                if not learns:
+                    continue
+                off = log_p.exp_().sub_(smoothing / log_p.shape[-1])
+                off.scatter_add_(-1, target, off.new_full(target.shape, smoothing - 1))
+                off = (off if select else off.mul_(hidden[:, None])).to(narrow)
+                back = (off @ head).to(wide)
+                of_steps = of_steps.index_add_(0, at, back) if select else of_steps.add_(back)
+                of_heads[level] = off.T @ given
+            count = mask.sum()
+        ctx.save_for_backward(of_steps.view(x.shape), of_heads, count)
+        ctx.dtypes = x.dtype, heads.dtype
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        *gradients, count = ctx.saved_tensors
+        of_x, of_heads = (
+            (value * (gradient / count)).to(dtype) for value, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
+        return of_x, of_heads, None, None, None, None
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 import json
 import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
 from torchmetrics.retrieval import RetrievalRecall
 
+from ranks import in_ranks
+from vab.metrics.classification import Classification
 from vab.metrics.recall import Retrieval, match_ranks, retrieval_table
+from vab.metrics.synchrony import Synchrony
 
 
 def naive(queries, gallery):
@@ -141,38 +141,29 @@ def test_nothing_is_an_error():
         metric.compute()
 
 
-PROGRAM = textwrap.dedent(
-    """
-    import json, sys, torch
-    import torch.distributed as dist
-    from vab.metrics.classification import Classification
-    from vab.metrics.recall import Retrieval
-    from vab.metrics.synchrony import Synchrony
-
-    torch.set_num_threads(1)
-    rank, folder = int(sys.argv[1]), sys.argv[2]
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def measure(folder):
+    """On one of two ranks: the metrics of its shares."""
+    rank = int(os.environ["LOCAL_RANK"])
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     data = torch.load(f"{folder}/data.pt", weights_only=True)
     retrieval, classification, synchrony = Retrieval(), Classification(3), Synchrony()
     for rows in data["shares"][rank]:
         retrieval.update(data["audio"][rows], data["video"][rows], rows)
         classification.update(data["scores"][rows], data["labels"][rows], rows)
-        synchrony.update([(data["true"][row], data["generated"][row]) for row in dict.fromkeys(rows.tolist())
-                          if rank == 0 or row != data["repeated"]])
+        synchrony.update(
+            [
+                (data["true"][row], data["generated"][row])
+                for row in dict.fromkeys(rows.tolist())
+                if rank == 0 or row != data["repeated"]
+            ]
+        )
     tables = [metric.compute() for metric in (retrieval, classification, synchrony)]
     with open(f"{folder}/rank{rank}.json", "w") as file:
         json.dump([{name: value.tolist() for name, value in table.items()} for table in tables], file)
-    """
-)
 
 
-@pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.timeout(120)
 def test_two_ranks_are_one(tmp_path):
-    from vab.metrics.classification import Classification
-    from vab.metrics.synchrony import Synchrony
-
     audio, video = pairs(21)
     labels = torch.arange(21) % 3
     data = {
@@ -187,13 +178,7 @@ def test_two_ranks_are_one(tmp_path):
         "shares": [[torch.arange(0, 8), torch.tensor([20, 8])], [torch.arange(9, 21), torch.arange(0)]],
     }
     torch.save(data, tmp_path / "data.pt")
-    (tmp_path / "program.py").write_text(PROGRAM)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([sys.executable, tmp_path / "program.py", str(rank), tmp_path], env=environment)
-        for rank in range(2)
-    ]
-    assert [process.wait(100) for process in ranks] == [0, 0]
+    in_ranks(2, measure, tmp_path)
     two = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     retrieval, classification, synchrony = Retrieval(), Classification(3), Synchrony()
     retrieval.update(audio, video, torch.arange(21))

@@ -1,12 +1,7 @@
-"""A metric's number does not depend on how the records are split over batches and ranks.
-
-This file is also the program that a rank runs.
-"""
+"""A metric's number does not depend on how the records are split over batches and ranks."""
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ranks import in_ranks
 from vab.metrics.classification import Classification
 from vab.metrics.divergence import VARIANTS, PairedDivergence
 from vab.metrics.frechet import FrechetDistance
@@ -147,9 +143,7 @@ def test_states_merge_and_start_anew(name):
 def ranks(tmp_path_factory):
     """What each of two ranks found; started once, since starting takes longer than all metrics."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    started = [subprocess.Popen([sys.executable, __file__, folder, str(rank)], env=environment) for rank in range(2)]
-    assert [process.wait(timeout=200) for process in started] == [0, 0]
+    in_ranks(2, lambda: run_rank(folder, int(os.environ["LOCAL_RANK"])))
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -161,7 +155,3 @@ def test_two_ranks_are_one(ranks, way, name):
     expected = measured(CASES[name], torch.arange(RECORDS), RECORDS)
     for found in ranks:
         same(found[way][name], expected)
-
-
-if __name__ == "__main__":
-    run_rank(Path(sys.argv[1]), int(sys.argv[2]))

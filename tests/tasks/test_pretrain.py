@@ -210,9 +210,9 @@ def test_a_training_step_hides_withholds_and_scores_as_stated(task, dataset, mon
 
     def spy(batch, mask, drop_features):
         given.update(mask=mask, dropped=drop_features)
-        return PretrainTask.logits(task, batch, mask, drop_features)
+        return PretrainTask.trunk(task, batch, mask, drop_features)
 
-    monkeypatch.setattr(task, "logits", spy)
+    monkeypatch.setattr(task, "trunk", spy)
     task.feature_dropout = 0.5
     task.trainer = quiet_trainer(max_steps=1)
     task.trainer.log_every_n_steps = 0
@@ -221,7 +221,7 @@ def test_a_training_step_hides_withholds_and_scores_as_stated(task, dataset, mon
     again = task.training_step(batch, 0)
     assert torch.equal(loss, again)
     assert 0 < int(given["dropped"].sum()) < 20
-    logits = PretrainTask.logits(task, batch, given["mask"], given["dropped"])
+    logits = task.logits(batch, given["mask"], given["dropped"])
     expected = F.cross_entropy(logits[given["mask"]], batch.codes[given["mask"]], label_smoothing=task.label_smoothing)
     torch.testing.assert_close(loss, expected)
 

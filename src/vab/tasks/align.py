@@ -34,7 +34,9 @@ class AlignTask(BaseTask):
     def __init__(
         self,
         backbone: Backbone,
-        optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(params, lr=1e-4, weight_decay=1e-6),
+        optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(
+            params, lr=1e-4, weight_decay=1e-6, fused=True
+        ),
         warmup_steps: int = 2_000,
         schedule_steps: int | None = None,
         final_lr_ratio: float = 0.0,

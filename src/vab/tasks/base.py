@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -45,7 +46,9 @@ class BaseTask(LightningModule):
     def __init__(
         self,
         backbone: Backbone,
-        optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(params, lr=2e-4, weight_decay=1e-6),
+        optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(
+            params, lr=2e-4, weight_decay=1e-6, fused=True
+        ),
         warmup_steps: int = 20_000,
         schedule_steps: int | None = 300_000,
         final_lr_ratio: float = 0.0,
@@ -280,6 +283,29 @@ class BaseTask(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed this step's dropout from its place in the run, so that a resumed run draws what it would have drawn."""
         torch.manual_seed(fold(self.seed, self.current_epoch, batch_idx, self.global_rank))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Any | None = None,
+    ) -> None:
+        """Clip as the trainer does, and a fused optimizer's gradients too, which it refuses with bfloat16 for no cause.
+
+        The reason for refusing is a scale on the gradients, which a fused optimizer takes off after the clipping.
+        Only 16-mixed has one.
+
+        Raises:
+            UserError: If that is the precision.
+        """
+        precision = self.trainer.precision_plugin
+        if gradient_clip_val and getattr(precision, "scaler", None) is not None and optimizer.defaults.get("fused"):
+            raise UserError(
+                "a fused optimizer cannot have its gradients clipped in 16-mixed: --trainer.precision bf16-mixed, or "
+                "--model.optimizer.fused false"
+            )
+        algorithm = gradient_clip_algorithm or GradClipAlgorithmType.NORM
+        Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
 
     def configure_optimizers(self) -> Any:
         """Groups with and without weight decay, and a linear rise and fall of the learning rate."""

@@ -35,7 +35,9 @@ class ClassifyTask(BaseTask):
         self,
         backbone: Backbone,
         labels: Sequence[str],
-        optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(params, lr=1e-4, weight_decay=5e-7),
+        optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(
+            params, lr=1e-4, weight_decay=5e-7, fused=True
+        ),
         warmup_steps: int = 1_000,
         schedule_steps: int | None = None,
         final_lr_ratio: float = 0.0,

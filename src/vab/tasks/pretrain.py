@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from vab.backbone import Backbone
-from vab.losses import mask_ratio_bucket, masked_code_loss, masked_code_sums
+from vab.losses import hidden_code_loss, mask_ratio_bucket, masked_code_sums
 from vab.metrics.codes import BUCKETS, GuessingQuality, guessing_table
 from vab.spec import Batch, UserError
 from vab.tasks.base import BaseTask
@@ -31,7 +31,9 @@ class PretrainTask(BaseTask):
     def __init__(
         self,
         backbone: Backbone,
-        optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(params, lr=2e-4, weight_decay=1e-6),
+        optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(
+            params, lr=2e-4, weight_decay=1e-6, fused=True
+        ),
         warmup_steps: int = 20_000,
         schedule_steps: int | None = 300_000,
         final_lr_ratio: float = 0.0,
@@ -105,18 +107,21 @@ class PretrainTask(BaseTask):
         return F.pad(mask, (0, 0, self.conditioning_levels, 0))
 
     def logits(self, batch: Batch, mask: Tensor, drop_features: Tensor | None = None) -> Tensor:
-        """The network's guess at every code of a batch.
+        """The network's guess at every code of a batch: (B, K, T, S) float. Arguments as `trunk` has them."""
+        return self.backbone.score(self.trunk(batch, mask, drop_features))
+
+    def trunk(self, batch: Batch, mask: Tensor, drop_features: Tensor | None = None) -> Tensor:
+        """(B, T, D) float: what the backbone's heads read.
 
         Args:
             batch: Records.
             mask: (B, K, T) bool. True = hidden.
             drop_features: (B,) bool. Records that are to be guessed without their video.
-
-        Returns:
-            (B, K, T, S) float.
         """
         steps, frames = batch.lengths
-        return self.backbone(batch.codes, batch.features, mask, drop_features=drop_features, steps=steps, frames=frames)
+        return self.backbone.trunk(
+            batch.codes, batch.features, mask, drop_features=drop_features, steps=steps, frames=frames
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what belongs to the model but is no weight."""
@@ -132,11 +137,13 @@ class PretrainTask(BaseTask):
         keys = self.training_keys(batch)
         mask = self.mask_for(keys, batch.steps)
         dropped = uniform(keys, Stream.FEATURE_DROPOUT) < self.feature_dropout
-        logits = self.logits(batch, mask, dropped)
-        loss = masked_code_loss(logits, batch.codes, mask, self.label_smoothing)
+        x = self.trunk(batch, mask, dropped)
+        made = slice(self.conditioning_levels, None)
+        loss = hidden_code_loss(x, self.backbone.heads[made], batch.codes[:, made], mask[:, made], self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True)
         if self.logs_this_step:
-            table = guessing_table(*self.guessing_sums(logits, batch, mask))
+            with torch.no_grad():
+                table = guessing_table(*self.guessing_sums(self.backbone.score(x), batch, mask))
             self.log_dict({f"train/codes/{name}": value.float() for name, value in table.items()})
         return self.weighed(loss, mask.float().mean())
 
