@@ -114,7 +114,7 @@ format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench:  ## how fast sound is made; BENCH=train, loader, evaluate, extract: the rest; ARGS="--help" lists what can be set
+bench:  ## how fast sound is made; BENCH=train, engines, loader, soak, evaluate, extract: the rest; ARGS="--help" lists what can be set
 	@$(MAKE) --no-print-directory setup EXTRAS=$(EXTRAS),bench
 	$(BIN)/python -m bench.$(BENCH) $(ARGS)
 

@@ -73,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Both runs, then the tables."""
-    if options.steps < 12 * options.every or options.every < 1:
-        raise UserError("steps must be at least 12 times --every, and every at least 1")
+    if options.steps < 6 * options.every or options.every < 1:
+        raise UserError("steps must be at least 6 times --every, and every at least 1")
     for folder in (options.train, options.val):
         if not Path(folder).is_dir():
             raise UserError(f"there is no data set at {folder}: make demo-data, or give --train and --val")
