@@ -21,7 +21,7 @@ from vab.data.records import ShardDataset
 from vab.tasks import AlignTask, ClassifyTask
 from vab.tasks.base import find_checkpoint
 
-STEPS = 80
+STEPS = 60
 KILLS = 5
 
 
