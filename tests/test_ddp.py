@@ -94,6 +94,8 @@ def step_of_each_task(shards, out, devices, batch_size):
         "align ragged": (AlignTask, "ragged", {"embedding_dim": 16}, {}),
         "classify": (ClassifyTask, "ragged", {"mixup": 0.5}, {}),
         "classify several": (ClassifyTask, "plain", {"multi_label": True}, {"order": "class_balanced"}),
+        "classify sound": (ClassifyTask, "ragged", {"inputs": "audio"}, {}),
+        "classify video": (ClassifyTask, "plain", {"inputs": "video"}, {}),
         "pretrain": (PretrainTask, "plain", {"masking": {"law": "fixed", "ratio": 1.0}}, {}),
     }
 
@@ -146,7 +148,7 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
         in_ranks(devices, step_of_each_task, tmp_path, folder, devices, 12 // devices)
         results.append(torch.load(folder / "results.pt", weights_only=True))
     one, two = results
-    assert len(one) == 6
+    assert len(one) == 8
     for case, values in one.items():
         largest = max(float(value.abs().max()) for name, value in values.items() if name != "loss")
         assert largest > 0.1, case

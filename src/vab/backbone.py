@@ -236,6 +236,11 @@ class Backbone(nn.Module):
         for name in ("joint_blocks", "joint_norm", "heads", "mask_code"):
             setattr(self, name, None)
 
+    def freeze_modality(self, name: Literal["visual", "audio"]) -> None:
+        """Train nothing of what one modality alone uses, for tasks that never see it: DDP waits for every gradient."""
+        for module in (getattr(self, f"{name}_input"), *(getattr(block, name) for block in self.modality_blocks)):
+            module.requires_grad_(False)
+
     def forward(
         self,
         codes: Tensor,

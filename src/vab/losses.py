@@ -82,6 +82,7 @@ class _HeadsAndLoss(torch.autograd.Function):
         device = x.device.type
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         wide = torch.promote_types(narrow, torch.float32)
+        summed = wide if narrow == torch.float16 else narrow  # a sum over all rows, which float16 may be too short for
         learns = any(ctx.needs_input_grad)
         with torch.autocast(device, enabled=False):
             steps = x.flatten(0, 1).to(narrow)  # (B * T, D)
@@ -104,7 +105,7 @@ class _HeadsAndLoss(torch.autograd.Function):
                 off = (off if select else off.mul_(hidden[:, None])).to(narrow)
                 back = (off @ head).to(wide)
                 of_steps = of_steps.index_add_(0, at, back) if select else of_steps.add_(back)
-                of_heads[level] = off.T @ given
+                of_heads[level] = off.T.to(summed) @ given.to(summed)
             count = mask.sum()
         ctx.save_for_backward(of_steps.view(x.shape), of_heads, count)
         ctx.dtypes = x.dtype, heads.dtype

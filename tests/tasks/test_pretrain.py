@@ -7,7 +7,9 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.nn import functional as F
+from torch.optim import AdamW
 
+from tasks_help import small_backbone
 from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
 from vab.data.datamodule import ShardDataModule
@@ -224,6 +226,38 @@ def test_a_training_step_hides_withholds_and_scores_as_stated(task, dataset, mon
     logits = task.logits(batch, given["mask"], given["dropped"])
     expected = F.cross_entropy(logits[given["mask"]], batch.codes[given["mask"]], label_smoothing=task.label_smoothing)
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_run_goes_on_with_the_optimizer_settings_of_its_config(shards, tmp_path, caplog):
+    def fit(steps, resume=None, **settings):
+        data = ShardDataModule(f"{shards}/train", f"{shards}/val", batch_size=8, num_workers=0)
+        task = PretrainTask(
+            small_backbone(data.spec), optimizer=lambda p: AdamW(p, **settings), warmup_steps=2, schedule_steps=10
+        )
+        trainer = quiet_trainer(max_steps=steps, max_epochs=-1, limit_val_batches=0)
+        trainer.fit(task, data, ckpt_path=resume, weights_only=True)
+        trainer.save_checkpoint(path := tmp_path / "last.ckpt")
+        return path, trainer.optimizers[0], [value.clone() for value in task.state_dict().values()]
+
+    old = {"lr": 1e-3, "weight_decay": 0.1}
+    begun, _, _ = fit(3, **old)
+    begun = begun.rename(tmp_path / "begun.ckpt")
+    with caplog.at_level("INFO"):
+        _, optimizer, _ = fit(5, begun, lr=2e-3, weight_decay=0.0, betas=(0.8, 0.9), fused=True)
+    told = [record.getMessage() for record in caplog.records if "goes on with the config's" in record.getMessage()]
+    assert len(told) == 1
+    for words in ("lr: 0.001 -> 0.002", "weight_decay: 0.1 -> 0.0", "betas: (0.9, 0.999) -> (0.8, 0.9)"):
+        assert words in told[0]
+    for group in optimizer.param_groups:
+        assert (group["weight_decay"], [*group["betas"]], group["fused"]) == (0.0, [0.8, 0.9], True)
+        assert group["lr"] == pytest.approx(2e-3 * (10 - 5) / (10 - 2))
+        assert group["initial_lr"] == 2e-3
+    caplog.clear()
+    _, _, plain = fit(5, begun, **old)
+    _, optimizer, again = fit(5, begun, **old, foreach=False)
+    assert not caplog.records or all("goes on with the config's" not in r.getMessage() for r in caplog.records)
+    assert all(map(torch.equal, plain, again))
+    assert optimizer.param_groups[0]["foreach"] is False
 
 
 def test_a_run_without_its_average_goes_on_from_the_live_weights(task):

@@ -76,7 +76,9 @@ class Checkpoints(ModelCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save ``last.ckpt`` if the run has gone on since."""
-        if self.save_last and self._last_global_step_saved != trainer.global_step:
+        if self._should_skip_saving_checkpoint(trainer):  # as Lightning's own: in a fast_dev_run, and where it is saved
+            return
+        if self.save_last:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -88,7 +88,11 @@ class Meters(Callback):
         """Log the norm before it is clipped."""
         if isinstance(pl_module, BaseTask) and pl_module.logs_this_step:
             gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-            pl_module.log("train/gradient_norm", whole(torch.nn.utils.get_total_norm(gradients)))
+            norm = whole(torch.nn.utils.get_total_norm(gradients))
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                norm = norm / scaler.get_scale()  # a fused optimizer takes the scale off itself, later
+            pl_module.log("train/gradient_norm", norm)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -274,7 +274,12 @@ class BaseTask(LightningModule):
         backbone = checkpoint["hyper_parameters"]["backbone"]["init_args"]
         SegmentSpec.from_dict(dict(backbone["spec"])).require(self.spec, "checkpoint", "shards")
         trainer = self._trainer
-        if trainer is None or trainer.state.fn != TrainerFn.FITTING or "live_state_dict" not in checkpoint:
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        made = self.make_optimizer(decay_groups(self, self.lr_factor))
+        if changes := take_settings(checkpoint, made):
+            rank_zero_info(f"the optimizer goes on with the config's settings ({', '.join(changes)})")
+        if "live_state_dict" not in checkpoint:
             return
         if not any(getattr(callback, "keeps_average", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             # Without an average the run goes on with the weights that its optimizer state belongs to.
@@ -349,6 +354,45 @@ def linear_warmup_decay(warmup: int, end: int, final: float) -> Callable[[int], 
         return final + (1 - final) * left
 
     return factor
+
+
+_HOW = ("fused", "foreach", "capturable", "differentiable")
+"""Settings of optimizers that change how a step is computed and not what."""
+
+
+def take_settings(checkpoint: dict[str, Any], optimizer: Optimizer) -> list[str]:
+    """Give a checkpoint's optimizer the settings of one that was just made: a run is what its config says.
+
+    torch restores settings with the state, so that a new learning rate would count for nothing, silently. Learning
+    rates keep their place in the schedule.
+
+    Returns:
+        What changes, in words.
+    """
+
+    def listed(value: Any) -> Any:
+        return [*value] if isinstance(value, tuple) else value
+
+    changes: dict[str, None] = {}
+    for state in checkpoint.get("optimizer_states", [])[:1]:
+        if len(state["param_groups"]) != len(optimizer.param_groups):
+            return []  # of another make: torch says so
+        for saved, made in zip(state["param_groups"], optimizer.param_groups, strict=True):
+            top = saved.get("initial_lr", saved["lr"])
+            settings = {name: value for name, value in made.items() if name not in ("params", "lr")}
+            lr = made["lr"] * made["lr_factor"]
+            if lr != top:
+                changes[f"lr: {top:g} -> {lr:g}"] = None
+                settings |= {"lr": saved["lr"] * lr / top if top else lr, "initial_lr": lr}
+            changes |= {
+                f"{name}: {saved.get(name)} -> {value}": None
+                for name, value in settings.items()
+                if name not in ("lr", "initial_lr", "lr_factor", *_HOW) and listed(saved.get(name)) != listed(value)
+            }
+            saved |= settings
+        for schedule in checkpoint.get("lr_schedulers", [])[:1]:
+            schedule["base_lrs"] = [group.get("initial_lr", group["lr"]) for group in state["param_groups"]]
+    return [*changes]
 
 
 def decay_groups(module: nn.Module, lr_factor: Callable[[str], float] = lambda name: 1.0) -> list[dict[str, Any]]:

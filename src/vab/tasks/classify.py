@@ -111,6 +111,8 @@ class ClassifyTask(BaseTask):
         self.classifier = nn.Linear(self.backbone.dim, len(self.labels))
         nn.init.normal_(self.classifier.weight, std=0.02)
         nn.init.zeros_(self.classifier.bias)
+        if inputs != "audio_video":
+            self.backbone.freeze_modality("visual" if inputs == "audio" else "audio")
         if freeze_backbone:
             self.backbone.requires_grad_(False)
         self.classification = Classification(self.labels)
