@@ -234,8 +234,9 @@ def test_a_datamodule_reads_addresses(address, cache, made):
     data = ShardDataModule(train=address, val=address, test=address, cache=cache.folder, cache_gb=1.0)
     assert data.train_dataset.folder == data.val_dataset.folder == data.test_dataset.folder
     all_same(data.test_dataset, made)
-    with pytest.raises(UserError, match=r"data.cache_gb must be above 0, got -1"):
-        ShardDataModule(train=address, val=address, cache_gb=-1)
+    for limit in (-1, float("inf")):
+        with pytest.raises(UserError, match=rf"data.cache_gb must be above 0 and finite .*, got {limit}"):
+            ShardDataModule(train=address, val=address, cache_gb=limit)
     copied = ShardDataModule(train=str(made), val=str(made), cache=cache.folder, cache_local=True)
     all_same(copied.train_dataset, made)
     assert copied.train_dataset.folder not in (made, data.train_dataset.folder)

@@ -348,3 +348,73 @@ def test_mistakes_get_one_line(folders):
         UserError, match=r"has 14 records, fewer than one step takes \(15 x 1 ranks\): lower --data.batch"
     ):
         run(folders, batch_size=15)
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(0.75, 2), (0.34, 1), (1.0, 3), (2, 2)])
+def test_part_of_an_epoch_is_taken_once(folders, limit, steps):
+    """An epoch has 3 steps; the trainer takes a share of the loader's length, which must not be cut before."""
+    settings = {"limit_train_batches": limit, "max_steps": -1, "max_epochs": 3, "val_check_interval": 1000}
+    seen = run(folders, trainer_settings=settings).seen
+    orders = [permutation(0, epoch, NUM_TRAIN)[: steps * BATCH_SIZE].tolist() for epoch in range(3)]
+    assert [number for *_, numbers in seen for number in numbers] == [*chain(*orders)]
+    assert [entry[:2] for entry in seen] == [(epoch, step) for epoch in range(3) for step in range(steps)]
+
+
+def test_overfitting_on_a_share_sees_the_same_records_in_each_epoch(folders):
+    settings = {"overfit_batches": 0.7, "max_steps": -1, "max_epochs": 3, "val_check_interval": 1000}
+    seen = run(folders, trainer_settings=settings).seen
+    order = permutation(0, 0, NUM_TRAIN).tolist()
+    assert [numbers for *_, numbers in seen] == [order[:4], order[4:8]] * 3
+
+
+def test_a_limit_below_an_optimizer_step_names_the_flag_that_was_given(folders):
+    for flag, settings in {
+        "fast_dev_run": {"fast_dev_run": 1},
+        "overfit_batches": {"overfit_batches": 1},
+        "limit_train_batches": {"limit_train_batches": 1},
+    }.items():
+        with pytest.raises(UserError, match=rf"--trainer\.{flag} 1 leaves no optimizer step of 2 batches"):
+            run(folders, trainer_settings={"accumulate_grad_batches": 2, **settings})
+
+
+def test_a_trainer_that_is_given_other_data_asks_them_for_the_place(folders, tmp_path, make_shards):
+    saver = SaveEverywhere(tmp_path)
+    whole = run(folders, callbacks=[saver])
+    other = str(make_shards(tmp_path / "other", 9, start=50))
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    settings |= {"enable_model_summary": False, "limit_val_batches": 0, "max_epochs": -1}
+    trainer = Trainer(max_steps=1, **settings)
+    trainer.fit(SmallTask(), ShardDataModule(other, folders[1], batch_size=BATCH_SIZE, num_workers=0))
+    trainer.fit_loop.epoch_loop.max_steps = MAX_STEPS
+    task = SmallTask()
+    data = ShardDataModule(*folders, batch_size=BATCH_SIZE, num_workers=0)
+    trainer.fit(task, data, ckpt_path=saver.paths["04-batch_end"], weights_only=True)
+    assert [entry[3] for entry in task.seen] == [entry[3] for entry in whole.seen[4:]]
+
+
+def test_a_batch_that_failed_is_done_again_by_the_same_trainer(folders):
+    class Broken(SmallTask):
+        def before_step(self, number):
+            if number == 2:
+                raise RuntimeError("out of memory")
+
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_epochs=1, enable_model_summary=False, limit_val_batches=0, **settings)
+    task, data = Broken(), ShardDataModule(*folders, batch_size=BATCH_SIZE, num_workers=0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.fit(task, data)
+    trainer.fit(task, data)
+    assert task.seen[1][3] == task.seen[2][3] == permutation(0, 0, NUM_TRAIN)[4:8].tolist()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_a_worker_finds_wrong_is_said_in_one_line(folders, tmp_path, make_shards, num_workers):
+    damaged = make_shards(tmp_path / "damaged", NUM_TRAIN)
+    row = ShardDataset(damaged).index_row(3)
+    tar = sorted(damaged.glob("*.tar"))[row["shard"]]
+    content = bytearray(tar.read_bytes())
+    content[row["codes_offset"]] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(UserError, match="is not what was written") as raised:
+        run((str(damaged), folders[1]), check_crc=True, num_workers=num_workers)
+    assert len(str(raised.value).splitlines()) == 1

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from vab.data import format as shard_format
 from vab.data import indexing
+from vab.data.datamodule import ShardDataModule
 from vab.data.records import ShardDataset
 from vab.data.shards import ShardWriter, is_complete, make_key
 from vab.spec import UserError
@@ -585,6 +586,51 @@ def test_tars_made_elsewhere_can_be_indexed(
     assert indexing.verify(folder) == []
     (folder / "spec.json").write_text(json.dumps(small_spec.to_dict()))
     assert indexing.index_folder(folder, folder / "spec.json", codebooks) == manifest
+
+
+def test_keys_of_others_may_end_with_a_number(ten, pack, tmp_path, make_record):
+    """Each is a recording of its own, though a key of ours ends with its start; and need have no id."""
+    (tmp_path / "elsewhere").mkdir()
+    names = [f"sample_{number:08d}" for number in range(4)]
+    records = [members(number, make_record) for number in range(4)]
+    pack(
+        [(f"{name}.{field.split('.', 2)[2]}", content) for name, record in zip(names, records, strict=True)
+         for field, content in record],
+        "elsewhere/0.tar",
+    )  # fmt: skip
+    indexing.index_folder(tmp_path / "elsewhere", ten / "manifest.json")
+    dataset = ShardDataset(tmp_path / "elsewhere")
+    assert [dataset.record_id(number) for number in range(4)] == names
+    assert len(dataset.read(range(4)).source.unique()) == 4
+    data = ShardDataModule(str(dataset.folder), str(dataset.folder), fold=3, fold_pattern=r"(\d+)$", batch_size=1)
+    assert (len(data.train_dataset), len(data.val_dataset)) == (3, 1)
+    ours = ShardDataset(ten)
+    expected = len({ours.record(number)["source"] for number in range(10)})
+    assert len(ours.read(range(10)).source.unique()) == expected
+
+
+@pytest.mark.parametrize("name", ["label_starts.npy", "label_ids.npy"])
+def test_damaged_labels_are_refused(ten, name):
+    stored = np.load(ten / name)
+    content = (ten / name).read_bytes()
+    assert len(content) == len(npy(stored))
+    swapped = stored.copy()
+    swapped[1], swapped[2] = stored[2] + (name == "label_starts.npy"), stored[1]
+    np.save(ten / name, swapped)
+    with pytest.raises(UserError, match=rf"{name} is not what was written"):
+        ShardDataset(ten, check_crc=True)
+    if name == "label_starts.npy":
+        with pytest.raises(UserError, match=r"index of .* is wrong \(label_starts.npy does not rise from 0 to"):
+            ShardDataset(ten)
+
+
+def test_a_mask_is_no_list_of_records(ten):
+    dataset = ShardDataset(ten)
+    mask = np.arange(10) > 6
+    with pytest.raises(TypeError, match=r"must be whole numbers, got bool: of a mask, give np.flatnonzero\(mask\)"):
+        dataset.choose(mask)
+    dataset.choose(np.flatnonzero(mask))
+    assert len(dataset) == 3
 
 
 def test_lost_index_is_made_again(ten):

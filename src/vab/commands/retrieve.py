@@ -238,7 +238,7 @@ def _of_shards(
     task.spec.require(dataset.spec, "checkpoint", "shards")
     if not len(dataset):
         raise UserError(f"{folder} has no record")
-    names = [str(dataset.record(number)["id"]) for number in range(len(dataset))]
+    names = [dataset.record_id(number) for number in range(len(dataset))]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if wanted is not None and twice and not set(twice).isdisjoint(wanted):
         repeated = sorted(set(twice) & set(wanted))

@@ -8,12 +8,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
-from threading import Event
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from typing import Any, NamedTuple
 
 from vab.data.copies import Copy, Lock, make_room
@@ -52,8 +53,8 @@ class Cache:
 
     def __post_init__(self) -> None:
         """Refuse a limit that nothing fits into."""
-        if self.gb is not None and not self.gb > 0:
-            raise UserError(f"data.cache_gb must be above 0, got {self.gb}")
+        if self.gb is not None and not 0 < self.gb < inf:
+            raise UserError(f"data.cache_gb must be above 0 and finite (null: no limit), got {self.gb}")
 
     @property
     def path(self) -> Path:
@@ -175,19 +176,34 @@ def files_of(manifest: Mapping[str, Any], shown: str) -> dict[str, FileFacts]:
 def _fetch(remote: Remote, files: Mapping[str, FileFacts], copy: Copy) -> None:
     """Bring all files; those that are there already are kept if they are what the manifest says."""
     total, stop = sum(facts.size for facts in files.values()), Event()
-    pool = ThreadPoolExecutor(_THREADS)
+    todo, done = SimpleQueue[tuple[str, FileFacts]](), SimpleQueue[BaseException | None]()
+    for item in files.items():
+        todo.put(item)
     with _progress(remote.shown, total) as moved:
-        tasks = [pool.submit(_bring, remote, name, facts, copy.folder, moved, stop) for name, facts in files.items()]
+
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    _bring(remote, *todo.get_nowait(), copy.folder, moved, stop)
+                except Empty:
+                    return
+                except BaseException as error:
+                    done.put(error)
+                else:
+                    done.put(None)
+
+        # Daemons, which nobody waits for at the end of the process: one may be listening, for a minute, to a server
+        # that says nothing. What it hears after a failure or Ctrl-C it does not write.
+        for _ in range(min(_THREADS, len(files))):
+            Thread(target=work, daemon=True).start()
         try:
-            for task in as_completed(tasks):
-                task.result()
+            for _ in files:
+                if (error := done.get()) is not None:
+                    raise error
         except OSError as error:
             raise explain_full_disk(error, copy.folder, total - copy.size()) from error
         finally:
-            # Not waited for: a thread may be listening, for a minute, to a server that says nothing. What it hears
-            # after a failure or Ctrl-C it does not write.
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _bring(

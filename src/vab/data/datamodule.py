@@ -290,6 +290,12 @@ class ShardDataModule(LightningDataModule):
         left = steps_per_epoch(records, self.batch_size, world_size, consumed)
         return left - left % trainer.accumulate_grad_batches  # an epoch is whole optimizer steps
 
+    def forget_unfinished(self) -> None:
+        """Give a batch out again that an exception has kept from being trained on."""
+        position = self.position
+        if position.handed:
+            position.handed = min(position.handed, processed_steps(self._trainer()) - position.processed)
+
     def setup(self, stage: str) -> None:
         """Check that all ranks see the same data, before any of them can wait for the others in vain."""
         trainer = self._trainer()
@@ -297,8 +303,8 @@ class ShardDataModule(LightningDataModule):
         if stage == "fit":
             if self._position_of is not trainer:
                 self.position, self._position_of = Position(), trainer
-            if not any(isinstance(callback, LoopCounters) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-                trainer.callbacks.append(LoopCounters(self))  # type: ignore[attr-defined]
+            others = [callback for callback in trainer.callbacks if not isinstance(callback, LoopCounters)]  # type: ignore[attr-defined]
+            trainer.callbacks[:] = [*others, LoopCounters(self)]  # type: ignore[attr-defined]
 
     def _what_all_ranks_share(self, trainer: Trainer) -> dict[str, Any]:
         """What decides how many steps there are and what is in them, by the name that a user knows it by."""
@@ -338,11 +344,17 @@ class ShardDataModule(LightningDataModule):
                 f" ({takes}): lower --data.batch_size"
                 + (" or --trainer.accumulate_grad_batches" if accumulated > 1 else "")
             )
-        if trainer.limit_train_batches and not self.steps_left(0):
+        limit = trainer.limit_train_batches
+        if limit and not self.steps_left(0):
+            flag = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"  # type: ignore[attr-defined]
+            flag = "fast_dev_run" if trainer.fast_dev_run else flag  # type: ignore[attr-defined]
             raise UserError(
-                f"--trainer.limit_train_batches {trainer.limit_train_batches} leaves no optimizer step of "
-                f"{accumulated} batches: raise it"
+                f"--trainer.{flag} {limit} leaves no optimizer step of {accumulated} batches: raise it, or lower "
+                "--trainer.accumulate_grad_batches"
             )
+        if isinstance(limit, float) and limit != 1.0:
+            # The trainer takes its share of the loader's length, which is cut already: of batches, nothing is to do.
+            trainer.limit_train_batches = int(steps_per_epoch(num_records, self.batch_size, trainer.world_size) * limit)
         if len(self.train_parts) > 1:
             given = zip(self.train_parts, self.records_of_parts, strict=True)
             shares = (f"{count} of {len(part)} from {part.folder}" for part, count in given)
@@ -515,7 +527,7 @@ def _divide(train: ShardDataset, val: ShardDataset, fold: int, pattern: str) -> 
     for dataset, of_fold in ((train, False), (val, True)):
         folds = []
         for number in range(len(dataset)):
-            record_id = dataset.record(number)["id"]
+            record_id = dataset.record_id(number)
             found = search(record_id)
             if not found or not found.groups() or not found.group(1).isdecimal():
                 raise UserError(

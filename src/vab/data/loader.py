@@ -12,21 +12,24 @@ from vab.data.augment import augment
 from vab.data.mixed import Records
 from vab.data.order import Share
 from vab.data.packed import PackedBatch
-from vab.spec import Batch
+from vab.spec import Batch, UserError
 
 
-class _Shares(Dataset[PackedBatch]):
+class _Shares(Dataset[PackedBatch | UserError]):
     """A data set as the workers see it: a share of a step in, a batch out."""
 
     def __init__(self, dataset: Records) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, share: Share) -> PackedBatch:
-        packed = self.dataset.gather(share.numbers, share.valid)
-        if share.draws is not None:
-            packed.arrays()["draw"][:] = share.draws
-        if share.changes is not None:
-            augment(packed, self.dataset, share.changes)
+    def __getitems__(self, share: Share) -> PackedBatch | UserError:
+        try:
+            packed = self.dataset.gather(share.numbers, share.valid)
+            if share.draws is not None:
+                packed.arrays()["draw"][:] = share.draws
+            if share.changes is not None:
+                augment(packed, self.dataset, share.changes)
+        except UserError as error:
+            return error  # raised in a worker, it would arrive with twenty lines of where
         return packed
 
 
@@ -47,7 +50,7 @@ class Loader:
             "persistent_workers": num_workers > 0,
             "pin_memory": pin_memory,
         }
-        self._workers: DataLoader[PackedBatch] | None = None
+        self._workers: DataLoader[PackedBatch | UserError] | None = None
 
     def shares(self) -> Iterator[Share]:
         """What this rank reads in the pass that now begins."""
@@ -75,6 +78,8 @@ class Loader:
                 **self._settings,
             )
         for packed in self._workers:
+            if isinstance(packed, UserError):
+                raise packed
             yield packed.unpack()
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from vab.data.labels import Vocabulary
 from vab.data.order import apportion
 from vab.data.packed import PackedBatch
-from vab.data.records import ShardDataset
+from vab.data.records import ShardDataset, as_numbers
 from vab.spec import Batch, UserError
 
 
@@ -94,7 +94,7 @@ class MixedDataset(Dataset[Batch]):
 
     def gather(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> PackedBatch:
         """As ``read``, in the types that are stored (the wider one where they differ) and in one piece of memory."""
-        index = np.asarray(numbers, dtype=np.int64)
+        index = as_numbers(numbers)
         packed = PackedBatch.of_records(len(index), self.spec, len(self.labels), *self._types)
         arrays = packed.arrays()
         arrays["index"][:], arrays["valid"][:], arrays["draw"][:] = index, True if valid is None else valid, 0
@@ -135,7 +135,7 @@ class MixedDataset(Dataset[Batch]):
 
     def frames(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """(B,) int64: how many frames of these records are picture; 0 for a record of sound alone."""
-        owners, own = self._places(np.asarray(numbers, dtype=np.int64))
+        owners, own = self._places(as_numbers(numbers))
         frames = np.empty(len(owners), dtype=np.int64)
         for owner in np.unique(owners).tolist():
             frames[owners == owner] = self.datasets[owner].frames(own[owners == owner])

@@ -27,6 +27,7 @@ from vab.data.format import (
     LABEL_IDS,
     LABEL_STARTS,
     check_codebooks,
+    make_key,
     read_manifest,
 )
 from vab.data.labels import Vocabulary
@@ -87,6 +88,7 @@ class ShardDataset(Dataset[Batch]):
         self._check_files()
         self._open()
         self._check_index()
+        self._keys_have_starts = self._keys_are_ours()
 
     def __len__(self) -> int:
         return len(self._index) if self._chosen is None else len(self._chosen)
@@ -177,7 +179,7 @@ class ShardDataset(Dataset[Batch]):
                 arrays[name][places] = stored
         arrays["labels"][places] = self._label_table(numbers)
         arrays["steps"][places], arrays["frames"][places] = rows["steps"], rows["frames"]
-        arrays["source"][places] = sources_of(rows["key"])
+        arrays["source"][places] = sources_of(rows["key"], self._keys_have_starts)
         return bool((rows["steps"] < self.spec.num_steps).any() or (rows["frames"] < self.spec.num_frames).any())
 
     def key(self, number: int) -> str:
@@ -193,6 +195,10 @@ class ShardDataset(Dataset[Batch]):
             raise self._damaged(row, "json")
         meta: dict[str, Any] = json.loads(text)
         return meta
+
+    def record_id(self, number: int) -> str:
+        """The id of record ``number``; of shards made elsewhere, which need have none, its key."""
+        return str(self.record(number).get("id", self.key(number)))
 
     def label_names(self, number: int) -> list[str]:
         """The labels of record ``number``."""
@@ -258,6 +264,14 @@ class ShardDataset(Dataset[Batch]):
         self.__dict__.update(state)
         self._open()
 
+    def _keys_are_ours(self) -> bool:
+        """Whether keys are made by ``make_key``, and not by whoever made shards that were only indexed here."""
+        try:
+            first = self.record(0)
+            return make_key(first["id"], first["start_seconds"]) == self.key(0)
+        except (KeyError, TypeError, ValueError):  # what is damaged is said when it is read
+            return False
+
     def _check_files(self) -> None:
         sizes = {name: entry["bytes"] for name, entry in self.manifest["files"].items()}
         sizes |= {shard["name"]: shard["bytes"] for shard in self.manifest["shards"]}
@@ -267,6 +281,13 @@ class ShardDataset(Dataset[Batch]):
             if got != size:
                 found = "is missing" if got is None else f"has {got} bytes instead of {size}"
                 raise UserError(f"{path} {found}: for all that is wrong, type: vab shards verify {self.folder}")
+        for name, entry in self.manifest["files"].items() if self.check_crc else ():
+            with (self.folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                    raise UserError(
+                        f"{self.folder / name} is not what was written: for all that is wrong, type: vab shards verify "
+                        f"{self.folder}"
+                    )
 
     def _open(self) -> None:
         try:
@@ -291,8 +312,10 @@ class ShardDataset(Dataset[Batch]):
             problem = f"{len(index)} records instead of {count}"
         elif count and index["shard"].max() >= len(self._tars):
             problem = f"shard {index['shard'].max()} of {len(self._tars)}"
-        elif len(self._label_ids) and self._label_ids.max() >= len(self.labels):
-            problem = f"label {self._label_ids.max()} of {len(self.labels)}"
+        elif len(self._label_ids) and not 0 <= self._label_ids.min() <= self._label_ids.max() < len(self.labels):
+            problem = f"labels {self._label_ids.min()} to {self._label_ids.max()} of {len(self.labels)}"
+        elif self._label_starts[0] or self._label_starts[-1] != len(self._label_ids) or self._falls(self._label_starts):
+            problem = f"{LABEL_STARTS} does not rise from 0 to {len(self._label_ids)}"
         else:
             limits = np.array([shard["bytes"] for shard in self.manifest["shards"]], dtype=np.uint64)[index["shard"]]
             for name in ("codes", "features", "json"):
@@ -303,6 +326,10 @@ class ShardDataset(Dataset[Batch]):
                     problem = f"{name} of another size than {shape} {dtype}"
         if problem:
             raise UserError(f"index of {self.folder} is wrong ({problem}): type: vab shards index {self.folder}")
+
+    @staticmethod
+    def _falls(starts: np.ndarray) -> bool:
+        return bool((starts[1:] < starts[:-1]).any())
 
     def _tar(self, number: int) -> np.ndarray:
         tar = self._tars[number]
@@ -351,7 +378,7 @@ class ShardDataset(Dataset[Batch]):
 
     def _rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Rows of the index at which these records are."""
-        index = np.asarray(numbers, dtype=np.int64)
+        index = as_numbers(numbers)
         if not len(index) or index.min() < 0 or index.max() >= len(self):
             raise IndexError(f"record numbers must be in 0..{len(self) - 1}, got {list(numbers)[:8]}")
         return index if self._chosen is None else self._chosen[index]
@@ -372,11 +399,26 @@ class ShardDataset(Dataset[Batch]):
         )
 
 
-def sources_of(keys: np.ndarray) -> np.ndarray:
+def as_numbers(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(B,) int64 record numbers.
+
+    Raises:
+        TypeError: If they are none, such as a mask, whose True would be record 1.
+    """
+    index = np.asarray(numbers)
+    if len(index) and index.dtype.kind not in "iu":
+        raise TypeError(
+            f"record numbers must be whole numbers, got {index.dtype}: of a mask, give np.flatnonzero(mask)"
+        )
+    return index.astype(np.int64, copy=False)
+
+
+def sources_of(keys: np.ndarray, with_starts: bool = True) -> np.ndarray:
     """A number for the recording that each record is cut from: 64 bits of a hash of its key without the start.
 
     Args:
         keys: (B,) bytes (``S``) of any length.
+        with_starts: Whether they end with a start, as those of ``make_key`` do. Others may end with a number, too.
 
     Returns:
         (B,) int64; equal for keys of one recording whatever the length of the longest key.
@@ -387,7 +429,7 @@ def sources_of(keys: np.ndarray) -> np.ndarray:
     tails = np.take_along_axis(letters, np.maximum(ends[:, None] + np.arange(-_START_LENGTH, 0), 0), axis=1)
     digits = (tails[:, 1:] >= ord("0")) & (tails[:, 1:] <= ord("9"))
     has_start = (ends > _START_LENGTH) & (tails[:, 0] == ord("_")) & digits.all(1)
-    kept = np.where(has_start, ends - _START_LENGTH, ends)
+    kept = np.where(has_start & with_starts, ends - _START_LENGTH, ends)
     words = np.where(np.arange(length) < kept[:, None], letters, 0).astype(np.uint8).view(np.uint64)  # (B, length / 8)
     # Each word by its place, then well mixed (splitmix64's finaliser, which leaves 0 as it is: more room, same number).
     words = words * (2 * np.arange(words.shape[1], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))

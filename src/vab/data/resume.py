@@ -32,6 +32,9 @@ class Resumable(Protocol):
     def starts_anew(self, state: dict[str, Any]) -> bool:
         """Whether a checkpoint's place means nothing here."""
 
+    def forget_unfinished(self) -> None:
+        """Give a batch out again that an exception has kept from being trained on."""
+
 
 class LoopCounters(Callback):
     """Brings the trainer's counts in line with the records that are left, as it reads a checkpoint.
@@ -86,6 +89,11 @@ class LoopCounters(Callback):
         steps["is_last_batch"] = False
         for scope, count in epochs.items():
             epochs[scope] = dict.fromkeys(count, count["started" if over else "processed"])
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """For another ``fit`` by the same trainer; a checkpoint does not count the batch anyway."""
+        if trainer.training:
+            self._data.forget_unfinished()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin an epoch, where the checkpoint was taken between two."""
