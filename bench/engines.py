@@ -32,8 +32,8 @@ _CONFIGS = Path(__file__).parents[1] / "configs"
 _ENGINES = {
     "plain": [],
     "compiled": ["--model.compile=true"],
-    "FSDP, one rank": ["--trainer.strategy=vab.engines.FSDP"],
-    "FSDP, one rank, compiled": ["--trainer.strategy=vab.engines.FSDP", "--model.compile=true"],
+    "FSDP, one rank": ["--trainer.strategy=fsdp"],
+    "FSDP, one rank, compiled": ["--trainer.strategy=fsdp", "--model.compile=true"],
 }
 
 
@@ -107,7 +107,7 @@ def _fit(folder: Path, engine: str, flags: list[str], options: argparse.Namespac
         *(f"--trainer.max_steps={options.steps}", f"--trainer.log_every_n_steps={options.steps // 4}"),
         *(f"--trainer.val_check_interval={options.steps}", "--trainer.limit_val_batches=0"),
         *(f"--trainer.logger={json.dumps(logger)}", f"--trainer.callbacks={json.dumps([average, meters])}"),
-        *("--trainer.enable_checkpointing=false", *flags),
+        *flags,
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:

@@ -103,7 +103,8 @@ def write_records(folder: Path, count: int) -> None:
                 make_key(name, 0.0), codes, features, meta | {"steps": SPEC.num_steps, "frames": SPEC.num_frames}
             )
             writer.finish_source(name)
-        writer.finish(torch.zeros(SPEC.num_codebooks, SPEC.codebook_size, SPEC.code_dim))
+        shape = (SPEC.num_codebooks, SPEC.codebook_size, SPEC.code_dim)
+        writer.finish(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
 
 
 def _read_plainly(paths: list[str], records: int) -> float:
