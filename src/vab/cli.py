@@ -352,6 +352,17 @@ def train(arguments: list[str]) -> None:
             )
             parser.link_arguments("data.labels", "model.init_args.labels", compute_fn=list, apply_on="instantiate")
 
+        def instantiate_classes(self) -> None:
+            try:
+                super().instantiate_classes()
+            except ValueError as error:  # the parser's, about all that an argument might have been
+                told = cause_of(error, UserError, MisconfigurationException)
+                if told is not None:
+                    raise told from error
+                if cause_of(error, TypeError, LookupError, AttributeError) is not None:
+                    raise  # no value that a user gave, but a mistake in a program
+                raise UserError(explain(str(error).partition("\nGiven value")[0])) from error
+
         def instantiate_trainer(self, **kwargs: Any) -> Trainer:
             settings = self._get(self.config_init, "trainer")
             plugins = settings.get("plugins") or []
@@ -365,16 +376,25 @@ def train(arguments: list[str]) -> None:
                 callbacks.append(StepProgress())
             if not any(isinstance(callback, Meters) for callback in callbacks):
                 callbacks.append(Meters())  # a run cannot do without its meters
-            callbacks += [Dashboard(), PredictionWriter(), StopOnSignal()]  # nor without ending well when told to
+            callbacks += [Dashboard(), PredictionWriter()]
             accumulated, interval = settings.get("accumulate_grad_batches"), settings.get("val_check_interval")
+            if accumulated is not None and accumulated < 1:
+                raise UserError(f"--trainer.accumulate_grad_batches must be 1 or more, got {accumulated}")
+            clipped = settings.get("gradient_clip_val")
+            if clipped is not None and not clipped >= 0:
+                raise UserError(f"--trainer.gradient_clip_val must be 0 (no clipping) or more, got {clipped}")
             if settings.get("check_val_every_n_epoch", 1) is None and isinstance(interval, int) and accumulated:
                 kwargs["val_check_interval"] = interval * accumulated  # Lightning counts batches, a user steps
             if settings.get("strategy") == "fsdp":
                 kwargs["strategy"] = FSDP()  # Lightning means by it torch's first one
             try:
-                return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
+                trainer = super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
             except ValueError as error:  # Lightning's word for a value that no trainer takes
                 raise UserError(" ".join(str(error).split())) from error
+            # A run ends well when it is told to. Last, and after Lightning has looked for callbacks that save where
+            # none may: this one saves only what others keep.
+            trainer.callbacks.append(StopOnSignal())  # type: ignore[attr-defined]
+            return trainer
 
         def _parse_ckpt_path(self) -> None:
             """A run is what its config says and a checkpoint is its state: neither changes the other."""
@@ -386,7 +406,7 @@ def train(arguments: list[str]) -> None:
             if self.config.subcommand == "fit" and "SLURM_JOB_ID" in os.environ and left.is_file():
                 print(f"job {os.environ['SLURM_JOB_ID']} is back: going on with {left}", file=sys.stderr)
                 settings.ckpt_path = str(left)
-            elif path and path not in ("best", "last", "hpc", "registry"):
+            elif path:  # Lightning's "best" and "last" mean a run of the same process, which there is none of
                 settings.ckpt_path = str(find_checkpoint(path))
                 if settings.ckpt_path.endswith(".safetensors"):
                     raise UserError(
@@ -410,6 +430,11 @@ def train(arguments: list[str]) -> None:
         )
     except MisconfigurationException as error:  # what Lightning finds wrong with the trainer's settings
         raise UserError(" ".join(str(error).split())) from error
+    except ValueError as error:
+        # The one setting that Lightning can hold against the data only, and then calls by this name.
+        if isinstance(error, UserError) or "`val_check_interval`" not in str(error):
+            raise
+        raise UserError(" ".join(str(error).split())) from error
     except StoppedError as stopped:
         if all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK")):
             print(how_to_go_on(arguments, stopped), file=sys.stderr)
@@ -423,6 +448,14 @@ def train(arguments: list[str]) -> None:
             f"rank {os.environ.get('RANK', os.environ.get('LOCAL_RANK', '0'))} has lost another rank, whose message, if"
             f" it could leave one, says why ({words[:_SHOWN]}): go on with --ckpt_path and the run's folder"
         ) from error
+
+
+def cause_of(error: BaseException, *kinds: type[BaseException]) -> BaseException | None:
+    """The first of these kinds among an error, what it was raised from, and so on; None where there is none."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, kinds):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 def is_started_by_other() -> bool:

@@ -24,6 +24,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from vab.spec import UserError
+
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step", "generate", "embed_audio", "embed_video")
 """Methods of tasks that use weights, besides ``forward``: each must find them whole."""
 
@@ -163,6 +165,9 @@ def compile_blocks(blocks: list[nn.Module], backend: str) -> None:
     Args:
         blocks: Modules. Names of their weights stay.
         backend: torch.compile's, ``inductor`` for speed.
+
+    Raises:
+        UserError: If torch knows no such backend.
     """
     failed: list[str] = []
     for block in blocks:
@@ -171,9 +176,13 @@ def compile_blocks(blocks: list[nn.Module], backend: str) -> None:
 
 
 def _compiled_or_eager(block: nn.Module, backend: str, failed: list[str]) -> Callable[..., Any]:
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import InvalidBackend, TorchDynamoException
 
-    compiled = torch.compile(block._call_impl, backend=backend)
+    try:
+        compiled = torch.compile(block._call_impl, backend=backend)
+    except InvalidBackend as error:
+        known = ", ".join(torch._dynamo.list_backends())
+        raise UserError(f"--model.compile: torch has no backend {backend!r}; true, or one of {known}") from error
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if not failed:

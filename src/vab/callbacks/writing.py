@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vab.data.format import TEMPORARY_SUFFIX, sync_folder, write_atomically
 from vab.spec import UserError
+from vab.tasks.base import reading
 
 _WAITING = 1
 """Checkpoints that may still be in memory, as bytes, when the next one is made."""
@@ -41,6 +42,20 @@ class AtomicCheckpoints(TorchCheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)
         self._write(Path(path), content)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read one of ours.
+
+        Raises:
+            UserError: If the file is something else, or not whole.
+        """
+        with reading(path):
+            content: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+            # What Lightning, and then the task, look up first.
+            for name in ("pytorch-lightning_version", "state_dict"):
+                content[name]
+            content["hyper_parameters"]["_class_path"]
+        return content
 
     def name_also(self, path: Path, name: Path) -> None:
         """Make ``name`` another name of the file ``path``, in one moment: before it, it is what it was."""

@@ -6,7 +6,8 @@ import importlib
 import inspect
 import json
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,8 @@ _LENGTHS = ("segment_seconds", "num_steps", "video_fps", "num_frames")
 """What may differ between a run and the one that it begins with: positions are computed, not learned."""
 _FREE = ("spec", "dropout", "num_joint_layers", "activation_checkpointing")
 """Arguments of a backbone that may differ, too."""
+_SHOWN = 3
+"""Weights that are named where many do not fit."""
 Built = dict[str, Any]
 """An object as plain JSON: ``{"class_path": ..., "init_args": {...}}``, the form that configs have."""
 
@@ -68,11 +71,20 @@ class BaseTask(LightningModule):
             seed: Of the task's own randomness (masks, feature dropout, dropout), apart from the order's.
             init_from: Checkpoint, or a run's folder, with whose weights a run begins; of whatever task.
             compile: Compile the backbone's blocks for training (``torch.compile``); a string names the backend.
+
+        Raises:
+            UserError: If a number is out of range, or the optimizer refuses its arguments.
         """
         super().__init__()
+        if warmup_steps < 0 or not 0 <= final_lr_ratio <= 1:
+            raise UserError(
+                f"warmup_steps must be 0 or more and final_lr_ratio in [0, 1], got {warmup_steps} and {final_lr_ratio}"
+            )
         self.backbone = backbone if isinstance(backbone, nn.Module) else build(backbone)
         # By its description: a callable of the command line's drags its parser into every copy of the module.
-        self.make_optimizer = build_later(described_as(optimizer))
+        described = described_as(optimizer)
+        self.optimizer_class: str = described["class_path"]
+        self.make_optimizer = build_later(described)
         self.warmup_steps = warmup_steps
         self.schedule_steps = schedule_steps
         self.final_lr_ratio = final_lr_ratio
@@ -244,16 +256,7 @@ class BaseTask(LightningModule):
         other = load_task(checkpoint)
         lengths = {name: getattr(self.spec, name) for name in _LENGTHS}
         replace(other.spec, **lengths).require(self.spec, "init_from", "shards")
-        sizes = [
-            f"{name}: {other.backbone.init_args[name]} != {mine}"
-            for name, mine in self.backbone.init_args.items()
-            if name not in _FREE and other.backbone.init_args[name] != mine
-        ]
-        if sizes:
-            raise UserError(
-                f"init_from {checkpoint} has another backbone (its value != this one's: {'; '.join(sizes)}): give the"
-                f" same --model.backbone"
-            )
+        self._require_sizes(other.backbone.init_args, f"init_from {checkpoint}", _FREE)
         mine, theirs = self.state_dict(), other.state_dict()
         taken = {name: value for name, value in theirs.items() if name in mine and mine[name].shape == value.shape}
         self.load_state_dict(taken, strict=False)
@@ -271,8 +274,7 @@ class BaseTask(LightningModule):
         Weights do not show it: their shapes fit, and the codebooks of the checkpoint would take the data's place.
         """
         self._beginning = None
-        backbone = checkpoint["hyper_parameters"]["backbone"]["init_args"]
-        SegmentSpec.from_dict(dict(backbone["spec"])).require(self.spec, "checkpoint", "shards")
+        self._require_own(checkpoint)
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -284,6 +286,91 @@ class BaseTask(LightningModule):
         if not any(getattr(callback, "keeps_average", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             # Without an average the run goes on with the weights that its optimizer state belongs to.
             checkpoint["state_dict"] = checkpoint["live_state_dict"]
+
+    def _require_own(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the state of another task, network or optimizer, whose names and shapes torch would stumble over.
+
+        Where no trainer has read the file the task was made from it, and the segments alone are compared.
+
+        Raises:
+            UserError: Saying what differs.
+        """
+        theirs, trainer = checkpoint["hyper_parameters"], self._trainer
+        path = None if trainer is None else trainer.ckpt_path
+        is_fitting = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        if path is not None and not self._is_kind(theirs["_class_path"]):
+            mine, other = type(self).__name__, theirs["_class_path"].rpartition(".")[2]
+            remedy = (
+                f"another, or begin with its weights: --model.init_from {path}" if is_fitting else "its own --config"
+            )
+            raise UserError(f"checkpoint {path} is of the task {other}, this one is {mine}: give {remedy}")
+        backbone = theirs["backbone"]["init_args"]
+        SegmentSpec.from_dict(dict(backbone["spec"])).require(self.spec, "checkpoint", "shards")
+        if path is None:
+            return
+        has_joint_part = self.backbone.joint_blocks is not None
+        free = [name for name in _FREE if name != "num_joint_layers" or not has_joint_part]
+        self._require_sizes(backbone, f"checkpoint {path}", free)
+        if self.strict_loading:
+            self._require_weights(checkpoint["state_dict"], f"checkpoint {path}")
+        if not is_fitting:
+            return
+        if "optimizer_states" not in checkpoint:
+            raise UserError(
+                f"checkpoint {path} holds weights alone, no state to go on with: --model.init_from {path} begins a run"
+                " with them"
+            )
+        optimizer = theirs.get("optimizer", {}).get("class_path", self.optimizer_class)
+        if _class_or_none(optimizer, Optimizer) is not _class_or_none(self.optimizer_class, Optimizer):
+            raise UserError(
+                f"checkpoint {path} has the state of the optimizer {optimizer}, this run's is {self.optimizer_class}:"
+                f" give the same --model.optimizer, or begin with its weights: --model.init_from {path}"
+            )
+
+    def _is_kind(self, class_path: str) -> bool:
+        """Whether that is the name of this task's class; the command line may write a shorter one than Python."""
+        kind = _class_or_none(class_path, BaseTask)
+        is_kin = kind is not None and (isinstance(self, kind) or issubclass(kind, type(self)))
+        return is_kin or class_path == self.hparams["_class_path"]
+
+    def _require_sizes(self, theirs: Built, called: str, free: Iterable[str]) -> None:
+        """Refuse a backbone with other arguments than this one's, but for the ``free`` ones.
+
+        Raises:
+            UserError: With both values of each.
+        """
+        defaults = {name: parameter.default for name, parameter in inspect.signature(Backbone).parameters.items()}
+        sizes = [
+            f"{name}: {theirs.get(name, defaults[name])} != {mine}"
+            for name, mine in self.backbone.init_args.items()
+            if name not in free and theirs.get(name, defaults[name]) != mine
+        ]
+        if sizes:
+            raise UserError(
+                f"{called} has another backbone (its value != this one's: {'; '.join(sizes)}): give the same"
+                " --model.backbone"
+            )
+
+    def _require_weights(self, theirs: dict[str, Tensor], called: str) -> None:
+        """Refuse weights of other names or shapes than this task's.
+
+        Raises:
+            UserError: With the first that do not fit.
+        """
+        mine = self.state_dict()
+        wrong = [f"it has no {name}" for name in mine.keys() - theirs.keys()]
+        wrong += [f"there is no {name} here" for name in theirs.keys() - mine.keys()]
+        wrong += [
+            f"{name}: {tuple(theirs[name].shape)} != {tuple(mine[name].shape)}"
+            for name in mine.keys() & theirs.keys()
+            if theirs[name].shape != mine[name].shape
+        ]
+        if wrong:
+            more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+            raise UserError(
+                f"the weights of {called} do not fit this model ({'; '.join(sorted(wrong)[:_SHOWN])}{more}): give the"
+                " config.yaml of its run as --config"
+            )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed this step's dropout from its place in the run, so that a resumed run draws what it would have drawn."""
@@ -313,8 +400,12 @@ class BaseTask(LightningModule):
         Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
 
     def configure_optimizers(self) -> Any:
-        """Groups with and without weight decay, and a linear rise and fall of the learning rate."""
-        optimizer = self.make_optimizer(decay_groups(self, self.lr_factor))
+        """Groups with and without weight decay, and a linear rise and fall of the learning rate.
+
+        Raises:
+            UserError: If the optimizer refuses its arguments or these weights, or the schedule ends before its top.
+        """
+        optimizer = _made_optimizer(self.make_optimizer, decay_groups(self, self.lr_factor))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
         end = self.schedule_steps if self.schedule_steps is not None else int(self.trainer.estimated_stepping_batches)
@@ -450,11 +541,15 @@ def build_later(described: Built) -> Callable[[Iterable], Optimizer]:
 
 
 def described_as(value: Any) -> Any:
-    """A constructor argument as JSON: modules and optimizers by class and arguments, all else as it is."""
+    """A constructor argument as JSON: modules and optimizers by class and arguments, all else as it is.
+
+    Raises:
+        UserError: If an optimizer refuses its arguments.
+    """
     if isinstance(value, Backbone):
         return {"class_path": f"{type(value).__module__}.{type(value).__name__}", "init_args": value.init_args}
     if callable(value):
-        optimizer = value([nn.Parameter(torch.zeros(1))])
+        optimizer = _made_optimizer(value, [nn.Parameter(torch.zeros(1))])
         kind = type(optimizer)
         taken = inspect.signature(kind).parameters
         arguments = {name: default for name, default in optimizer.defaults.items() if name in taken}
@@ -473,7 +568,7 @@ def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -
         UserError: If there is no checkpoint there, or it is not one of vab's.
     """
     path = find_checkpoint(checkpoint)
-    try:
+    with reading(path):
         if path.suffix == Path(WEIGHTS).suffix:
             content = read_exported(path)
             if weights == "live" and content["weights"] == "ema":
@@ -485,10 +580,26 @@ def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -
         live = content.get("live_state_dict", content["state_dict"])
         task.load_state_dict(plain_names(content["state_dict"] if weights == "ema" else live))
         task.on_load_checkpoint(content)
+    return task.eval()
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Within it, whatever a file that is no checkpoint of ours, or half of one, makes torch and us raise is one line.
+
+    Raises:
+        UserError: That line.
+    """
+    try:
+        yield
     except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError, OSError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is not a checkpoint of this version of vab: {reason}") from error
-    return task.eval()
+        reason = reason.partition(". ")[0]  # what follows in torch's words is advice for programs
+        if isinstance(error, KeyError):
+            reason = f"it has no {reason}" if isinstance(error.args[0], str) else f"{type(error).__name__} {reason}"
+        raise UserError(
+            f"{path} is not a checkpoint of this version of vab: {reason}; give another .ckpt file, or a run's folder"
+        ) from error
 
 
 def find_checkpoint(place: str | Path) -> Path:
@@ -521,6 +632,26 @@ def _class(path: str, base: type) -> type:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise TypeError(f"{path} is no {base.__name__}")
     return found
+
+
+def _class_or_none(path: str, base: type) -> type | None:
+    """The same, or None if it is not to be had here."""
+    try:
+        return _class(path, base)
+    except (TypeError, ImportError, ValueError):
+        return None
+
+
+def _made_optimizer(make: Callable[[Iterable], Optimizer], parameters: Iterable) -> Optimizer:
+    """An optimizer; which arguments it takes only its class knows, and says in one of three ways.
+
+    Raises:
+        UserError: If it refuses them.
+    """
+    try:
+        return make(parameters)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise UserError(f"--model.optimizer cannot be made: {' '.join(str(error).split())}") from error
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

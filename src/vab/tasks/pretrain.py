@@ -63,12 +63,20 @@ class PretrainTask(BaseTask):
                 them, as the second stage of VAB-DAC does. 0 for a model that makes all of its levels.
             init_from: Checkpoint, or a run's folder, with whose weights the run begins.
             compile: Compile the backbone's blocks for training (``torch.compile``); a string names the backend.
+
+        Raises:
+            UserError: If a number is out of range.
         """
         super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from, compile)
         if not 0 <= conditioning_levels < self.spec.num_codebooks:
             raise UserError(
                 f"conditioning_levels must be at least 0 and leave a level to make of the shards' "
                 f"{self.spec.num_codebooks}, got {conditioning_levels}"
+            )
+        if not 0 <= feature_dropout <= 1 or not 0 <= label_smoothing < 1:
+            raise UserError(
+                "feature_dropout must be in [0, 1] and label_smoothing in [0, 1), got "
+                f"{feature_dropout} and {label_smoothing}"
             )
         self.conditioning_levels = conditioning_levels
         self.masking = _made(Masking, masking)
