@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fit_runs import PYTHON, flags, last, said, start, status
-from test_stopping import free_port, torchrun
+from ranks import free_port
+from test_stopping import torchrun
 
 STEPS = 20
 

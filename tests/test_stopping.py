@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import stat
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 
 from fit_runs import PYTHON, flags, last, said, same_weights, start, status, wait_for_steps
+from ranks import free_port
 from tasks_help import quiet_trainer, small_backbone
 from tone_shards import short_spec, write_shards
 from vab.callbacks import EMA, Checkpoints, StopOnSignal, StoppedError
@@ -31,12 +31,6 @@ def torchrun(*, nodes=1, node=0, ranks=2, host="127.0.0.1", port=None):
         f"--master_port={port or free_port()}",
     ]
     return [*PYTHON, "torch.distributed.run", f"--nproc_per_node={ranks}", *place, "-m", "vab.cli"]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Signal(Callback):
