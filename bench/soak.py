@@ -5,7 +5,8 @@
 ``vab fit`` on the demo world, as ``make pretrain`` runs it: validation, sound made and judged, averaged weights,
 checkpoints. One run is killed hard (the whole process group) some seconds after validations a third and two thirds of
 the way to its middle, so that its last life is the longest. Both run at once, one thread each. Memory is what the
-processes of a run hold together (Pss), every few seconds; its slope is fitted to each life without its first third.
+processes of a run hold together, without pages of files (whose share depends on who else has them open), every few
+seconds; its slope is fitted to each life without its first third.
 Exit status 1 where the two do not end alike.
 """
 
@@ -148,24 +149,29 @@ def _last(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _held(group: int) -> float | None:
-    """MiB that a process group holds, what several share counted once; None if it is gone."""
+    """MiB that a process group holds, what several share counted once, without files' pages; None if it is gone."""
     held = 0
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if int((process / "stat").read_text().rpartition(")")[2].split()[2]) == group:
                 lines = (process / "smaps_rollup").read_text().splitlines()
-                held += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+                held += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
         except OSError:
             continue
     return held / 1024 if held else None
 
 
 def _figures(folder: Path, name: str) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a run: (step, value) of each of its lines."""
-    (events,) = {file.parent for file in (folder / "runs" / name).rglob("events.out.tfevents.*")}
-    read = EventAccumulator(str(events), size_guidance={"scalars": 0})
-    read.Reload()
-    return {tag: [(point.step, point.value) for point in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    """What TensorBoard shows of a run: (step, value) of each of its lines, a later life's from its first step on."""
+    lives = sorted((folder / "runs" / name).glob("version_*"), key=lambda life: int(life.name.rpartition("_")[2]))
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for life in lives:
+        read = EventAccumulator(str(life), size_guidance={"scalars": 0})
+        read.Reload()
+        for tag in read.Tags()["scalars"]:
+            points = [(point.step, point.value) for point in read.Scalars(tag)]
+            lines[tag] = [point for point in lines.get(tag, []) if point[0] < points[0][0]] + points
+    return lines
 
 
 def _print(folder: Path, lives: list[Life]) -> bool:

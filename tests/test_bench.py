@@ -1,5 +1,6 @@
 """The benchmark measures what it says: work counted as torch counts it, a twin that decodes rightly, a table of it."""
 
+import gc
 import importlib.util
 import json
 
@@ -97,6 +98,7 @@ def test_the_clock_counts_every_call_and_nothing_else():
 def test_peak_memory_sees_what_came_and_went():
     if peak_memory(CPU) is None:
         pytest.skip("the system does not say")
+    gc.collect()  # what earlier tests left must not go in between
     reset_peak_memory(CPU)
     before = peak_memory(CPU)
     torch.ones(64 * 2**20, dtype=torch.uint8)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from itertools import pairwise
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine_runs import run
 from fit_runs import PYTHON, flags, last, said, same_weights, start, status
 from moments import VALIDATING
 from tasks_help import quiet_trainer, small_backbone
 from vab.callbacks import EMA, Checkpoints
+from vab.cli import main
 from vab.data.datamodule import ShardDataModule
 from vab.data.format import TEMPORARY_SUFFIX
 from vab.data.records import ShardDataset
@@ -93,6 +96,36 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_left_alone(moment, 
     assert hits, "no kill fell where it was meant to"
     assert same_weights(end(shards, folder, workers, resume), whole), steps
     print(f"{moment}, {workers} workers: killed at {steps[1:]}, {hits} of {KILLS} where they were meant to")
+
+
+def test_a_run_that_goes_on_as_it_began_is_one_run(shards, tmp_path, monkeypatch):
+    """In one folder, with one best, and a line of TensorBoard without a step back; another setting, another folder."""
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "runs" / "run"
+
+    def fit(steps, *more):
+        main([*flags(shards, "run", batch_size=8, steps=steps, every=2), "--trainer.log_every_n_steps=1", *more])
+        return sorted(path.name for path in place.iterdir())
+
+    fit(4)
+    shutil.copytree(place, tmp_path / "killed")
+    fit(6, f"--ckpt_path={place}")
+    shutil.rmtree(place / "version_0" / "checkpoints")  # as if the run had been killed after step 6 was logged ...
+    shutil.copytree(tmp_path / "killed" / "version_0" / "checkpoints", place / "version_0" / "checkpoints")
+    assert fit(8, f"--ckpt_path={place}") == ["version_0"]  # ... and before anything was saved
+    assert len(list((place / "version_0").glob("events.*"))) == 3
+    state = torch.load(place / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (best,) = (value for name, value in state.items() if "Checkpoints" in name)
+    assert set(best["best_k_models"]) == {best["best_model_path"]}
+    read = EventAccumulator(str(place / "version_0"))
+    read.Reload()
+    assert [point.step for point in read.Scalars("train/loss")] == list(range(8))
+    assert [point.step for point in read.Scalars("val/loss")] == [1, 3, 5, 7]
+    checkpoint = f"--ckpt_path={place / 'version_0'}"
+    assert fit(10, checkpoint, "--model.label_smoothing=0.2") == ["version_0", "version_1"]
+    earlier = place / "version_0" / "checkpoints" / "earlier.ckpt"
+    shutil.copy(tmp_path / "killed" / "version_0" / "checkpoints" / "last.ckpt", earlier)
+    assert fit(8, f"--ckpt_path={earlier}") == ["version_0", "version_1", "version_2"]
 
 
 @pytest.mark.slow

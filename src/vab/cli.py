@@ -17,6 +17,7 @@ import typing
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vab import UserError, __version__
@@ -413,6 +414,9 @@ def train(arguments: list[str]) -> None:
                         f"--ckpt_path {path} is an exported model, which has no state to go on with: give a run's "
                         "checkpoint, or begin a run with its weights: --model.init_from"
                     )
+                if self.config.subcommand == "fit":
+                    words = self._parser("fit").dump(settings, skip_none=False)
+                    go_on_in_place(settings, Path(settings.ckpt_path), words)
 
     try:
         TrainerCommands(
@@ -456,6 +460,53 @@ def cause_of(error: BaseException, *kinds: type[BaseException]) -> BaseException
     while found is not None and not isinstance(found, kinds):
         found = found.__cause__ or found.__context__
     return found
+
+
+def go_on_in_place(settings: Any, checkpoint: Path, words: str) -> None:
+    """Let a run that goes on as it began write where it did, and so be one run: one line of TensorBoard, one best.
+
+    That is so with the config that lies beside the checkpoint, but for its end, and from where the run has come to.
+    Whoever changes a setting, or goes back to an earlier checkpoint, gets a folder of its own, and nothing is lost.
+
+    Args:
+        settings: Of ``fit``; the logger's version is changed.
+        checkpoint: That the run goes on with.
+        words: The same settings, as they would be saved.
+    """
+    import torch
+    from lightning.pytorch.utilities import rank_zero_info
+
+    from vab.tasks.base import find_checkpoint, reading
+
+    logger, folder = settings.trainer.get("logger"), checkpoint.absolute().parent.parent
+    if getattr(logger, "class_path", None) != "lightning.pytorch.loggers.TensorBoardLogger":
+        return
+    place = logger.init_args
+    home = Path(place.save_dir, place.get("name") or "", place.get("sub_dir") or "").absolute()
+    saved = folder / "config.yaml"
+    if place.get("version") is not None or folder.parent != home or not saved.is_file():
+        return
+    if find_checkpoint(folder).absolute() == checkpoint.absolute() and _but_for_its_end(words) == _but_for_its_end(
+        saved.read_text()
+    ):
+        with reading(checkpoint):
+            step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        place.version, place.purge_step = folder.name, step  # what was logged after it is done, and shown, again
+        rank_zero_info(f"going on in {folder}")
+
+
+def _but_for_its_end(config: str) -> dict[str, Any]:
+    """A saved config without what says where it goes on and ends."""
+    import yaml
+
+    settings: dict[str, Any] = yaml.safe_load(config)
+    for name in ("max_steps", "max_epochs"):
+        settings["trainer"].pop(name, None)
+    logger = settings["trainer"].get("logger")
+    if isinstance(logger, dict):
+        for name in ("version", "purge_step"):
+            logger["init_args"].pop(name, None)
+    return {name: value for name, value in settings.items() if name not in ("ckpt_path", "config")}
 
 
 def is_started_by_other() -> bool:

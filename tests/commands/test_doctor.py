@@ -92,6 +92,7 @@ def test_an_installation_that_works(tmp_path, monkeypatch):
         assert (found["state"] == "absent") == any(number is None for number in found["versions"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_malware_is_refused_and_never_imported_and_broken_extras_are_a_line(faulty, tmp_path):
     marker = tmp_path / "stolen"

@@ -44,6 +44,7 @@ def test_a_worker_hands_on_what_this_process_would_read(data, way):
         same(batch.widened(), data.read(np.arange(24)[::-1][step * 5 : step * 5 + 5]))
 
 
+@pytest.mark.slow
 def test_batches_stay_what_they_are_while_others_come(data):
     loader = Loader(data, 1, pin_memory=False)
     loader.shares = lambda: train_batches(np.arange(24), 4, 1, 0)

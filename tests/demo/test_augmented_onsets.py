@@ -46,6 +46,7 @@ def heard(dataset, codec, codes):
     return find_onsets(waveform, codec.sample_rate)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_sound_and_picture_are_at_the_transformed_times(world):
     dataset, known = world

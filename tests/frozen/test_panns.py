@@ -18,9 +18,10 @@ except UserError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 
-@pytest.fixture(
-    scope="module", params=["panns_16k", pytest.param("panns_32k", marks=pytest.mark.slow)], ids=lambda name: name
-)
+pytestmark = pytest.mark.slow  # the package alone takes half a minute to come in
+
+
+@pytest.fixture(scope="module", params=["panns_16k", "panns_32k"], ids=lambda name: name)
 def loaded(request, tmp_path_factory):
     """The package's network with random weights, and the judge loaded from its file."""
     torch.manual_seed(0)
