@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from time import monotonic, sleep
+from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from vab.frozen import device_named
@@ -47,6 +47,8 @@ class Ranks:
     fabric: Fabric | None = None
     """None for a process by itself, which needs no ``torch.distributed``."""
     _heard: list[_Heartbeats] = field(default_factory=list, compare=False, repr=False)
+    _beating: list[threading.Thread] = field(default_factory=list, compare=False, repr=False)
+    _parting: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
@@ -84,7 +86,9 @@ class Ranks:
         else:
             # A connection of its own: one that is asked from two threads mixes up the answers.
             own = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
-            threading.Thread(target=_beat, args=(own, self.rank), daemon=True).start()
+            beating = threading.Thread(target=_beat, args=(own, self.rank, self._parting), daemon=True)
+            beating.start()
+            self._beating.append(beating)
 
         def count() -> int:
             with _end_of_others():
@@ -150,6 +154,12 @@ class Ranks:
         import torch.distributed
 
         if self.fabric is not None and torch.distributed.is_initialized():
+            self._parting.set()
+            for beating in self._beating:
+                beating.join()
+            # Rank 0 holds what the others speak to: it goes when they have all said their last.
+            with suppress(RuntimeError):  # one that is gone already has nothing to say
+                torch.distributed.barrier()
             torch.distributed.destroy_process_group()
 
 
@@ -181,12 +191,12 @@ class _Heartbeats:
         return [rank for rank, since in self.since.items() if now - since > _SILENT_SECONDS]
 
 
-def _beat(store: TCPStore, rank: int) -> None:
-    """Say that this rank is there, until rank 0 is not."""
+def _beat(store: TCPStore, rank: int, parting: threading.Event) -> None:
+    """Say that this rank is there, until it or rank 0 is not."""
     with suppress(RuntimeError):
-        while True:
+        store.add(f"beat{rank}", 1)
+        while not parting.wait(_BEAT_SECONDS):
             store.add(f"beat{rank}", 1)
-            sleep(_BEAT_SECONDS)
 
 
 def start_ranks(device: str, devices: int, num_nodes: int) -> Ranks:

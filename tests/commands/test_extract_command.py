@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -109,6 +110,14 @@ def test_two_ranks_make_what_one_makes(folder, whole, tmp_path):
     assert contents(tmp_path / "two") == contents(whole[0])
 
 
+def state(folder):
+    found = set()
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):  # it has got its last name in between
+            found.add((path.name, path.stat().st_size))
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.timeout(1500)
@@ -117,10 +126,16 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(folder, whole, t
     """The process group is killed, as a node that fails would be, and the next run may have another number of ranks."""
     moments = random.Random(ranks)
     out, killed = tmp_path / "out", 0
-    for attempt in range(20 if ranks == 1 else 6):
+    for attempt in range(20 if ranks == 1 else 9):
+        before = state(out)
         run = start(folder, out, f"--devices={1 + attempt % ranks}", "--num_workers=1", "--batch_size=1")
         # From before the first file, through decoding, to the writing of the last shard.
-        time.sleep(moments.uniform(2.0, 9.0 if ranks == 1 else 25.0))
+        if attempt % 3:
+            while run.poll() is None and state(out) == before:
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0.0, 2.0))
+        else:
+            time.sleep(moments.uniform(2.0, 9.0))
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
             killed += 1
