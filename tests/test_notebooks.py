@@ -25,7 +25,7 @@ def test_a_notebook_is_stored_without_output(path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_all_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     folder = tmp_path / "notebooks"
@@ -33,7 +33,7 @@ def test_all_run_one_after_the_other(tmp_path, monkeypatch):
     shown = {}
     for path in NOTEBOOKS:
         notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+        NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(folder)}}).execute()
         shown[path.stem] = [
             kind
             for cell in notebook.cells
