@@ -102,11 +102,11 @@ def _both(folder: Path, options: argparse.Namespace) -> list[Life]:
             for life in list(at_work):
                 life.sample()
                 if life.process.poll() is not None:
-                    life.ended, life.last_step = time.monotonic(), _last(folder, life.name)["global_step"]
                     at_work.remove(life)
                     if life.process.returncode:
-                        said = (folder / f"{life.name}.log").read_text()[-2000:]
-                        raise UserError(f"the run {life.name} ended with status {life.process.returncode}:\n{said}")
+                        said = (folder / f"{life.name}.log").read_text().strip().splitlines()[-1]
+                        raise UserError(f"the run {life.name} ended with status {life.process.returncode}: {said}")
+                    life.ended, life.last_step = time.monotonic(), _last(folder, life.name)["global_step"]
             if not kills or killed not in at_work:
                 continue
             if not kill_at and f"step {kills[0]}:" in (folder / "killed.log").read_text():

@@ -1,10 +1,12 @@
+import csv
 import dataclasses
 import json
 from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.nn import functional as F
 from torch.optim import AdamW
@@ -226,6 +228,23 @@ def test_a_training_step_hides_withholds_and_scores_as_stated(task, dataset, mon
     logits = task.logits(batch, given["mask"], given["dropped"])
     expected = F.cross_entropy(logits[given["mask"]], batch.codes[given["mask"]], label_smoothing=task.label_smoothing)
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_share_of_hidden_codes_that_a_batch_does_not_have_is_not_logged_again(shards, tmp_path):
+    class Switch(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            module.masking = Masking(law="fixed", ratio=(0.55, 0.85, 0.55)[batch_idx])
+
+    data = ShardDataModule(f"{shards}/train", f"{shards}/val", batch_size=8, num_workers=0)
+    task = PretrainTask(small_backbone(data.spec), warmup_steps=1, schedule_steps=10)
+    trainer = quiet_trainer(max_steps=3, limit_val_batches=0, log_every_n_steps=1, callbacks=[Switch()])
+    trainer.loggers = [CSVLogger(tmp_path)]
+    trainer.fit(task, data)
+    (file,) = tmp_path.rglob("metrics.csv")
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    for name, steps in {"50_60": ["0", "2"], "80_90": ["1"]}.items():
+        assert [row["step"] for row in rows if row.get(f"train/codes/loss_hidden_{name}")] == steps, name
 
 
 def test_a_run_goes_on_with_the_optimizer_settings_of_its_config(shards, tmp_path, caplog):
