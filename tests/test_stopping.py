@@ -14,6 +14,7 @@ from ranks import free_port
 from tasks_help import quiet_trainer, small_backbone
 from tone_shards import short_spec, write_shards
 from vab.callbacks import EMA, Checkpoints, StopOnSignal, StoppedError
+from vab.callbacks.stopping import folder_of_returned_job
 from vab.cli import how_to_go_on, is_loss_of_a_rank
 from vab.data.datamodule import ShardDataModule
 from vab.tasks import PretrainTask
@@ -64,7 +65,7 @@ def test_a_run_that_is_told_to_end_saves_its_step_and_goes_on_bit_for_bit(accumu
     assert stopped.value.exit_status == 128 + signal.SIGTERM
     assert str(stopped.value) == "stopped by SIGTERM after step 3"
     checkpoint = stopped.value.checkpoint
-    assert checkpoint == tmp_path / "cut" / "last.ckpt"
+    assert Path(checkpoint) == tmp_path / "cut" / "last.ckpt"
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 3
     assert same_weights(fit("whole"), fit("on", resume=checkpoint))
 
@@ -78,9 +79,9 @@ def test_the_line_tells_how_to_go_on():
     )
     nothing = StoppedError(signal.SIGTERM, 7, None, requeued=False)
     assert "nothing is saved" in how_to_go_on(arguments, nothing)
-    back = StoppedError(signal.SIGUSR1, 7, Path("slurm_5.ckpt"), requeued=True)
+    back = StoppedError(signal.SIGUSR1, 7, Path("slurm_5/last.ckpt"), requeued=True)
     assert back.exit_status == 0
-    assert how_to_go_on(arguments, back).endswith("the job is in the queue again and goes on with slurm_5.ckpt")
+    assert how_to_go_on(arguments, back).endswith("the job is in the queue again and goes on with slurm_5/last.ckpt")
 
 
 def test_a_lost_rank_is_told_from_other_faults():
@@ -117,31 +118,93 @@ def test_sigterm_ends_the_command_with_a_line_and_it_goes_on_bit_for_bit(kind, s
     assert same_weights(last(tmp_path, "on"), last(tmp_path, "whole"))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_slurms_warning_puts_the_job_back_into_the_queue_and_it_goes_on_by_itself(shards, tmp_path):
-    queue = tmp_path / "bin" / "scontrol"
+def slurm_job(folder):
+    """What SLURM tells the one task of a job, with a queue that writes down what it is asked."""
+    queue = folder / "bin" / "scontrol"
     queue.parent.mkdir()
-    queue.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/queue.txt\n')
+    queue.write_text(f'#!/bin/sh\necho "$@" >> {folder}/queue.txt\n')
     queue.chmod(queue.stat().st_mode | stat.S_IXUSR)
-    job = {
+    return {
         "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
         "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1",
         "PATH": f"{queue.parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
-    process = start(tmp_path, "first", [*VAB, *flags(shards, "first", steps=MANY)], **job)
-    wait_for_steps(process, tmp_path, "first", 4)
-    process.send_signal(signal.SIGUSR1)
-    assert status(process) == 0
-    assert "the job is in the queue again and goes on with" in said(tmp_path, "first")
-    assert (tmp_path / "queue.txt").read_text() == "requeue 77\n"
-    kept = tmp_path / "slurm_77.ckpt"
-    end = torch.load(kept, weights_only=True)["global_step"] + 3
-    assert status(start(tmp_path, "back", [*VAB, *flags(shards, "back", steps=end, every=MANY)], **job)) == 0
-    assert "job 77 is back: going on with" in said(tmp_path, "back")
-    assert not kept.exists()
-    assert status(start(tmp_path, "whole", [*VAB, *flags(shards, "whole", steps=end, every=MANY)])) == 0
-    assert same_weights(last(tmp_path, "back"), last(tmp_path, "whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("warned", [True, False], ids=["warned", "node lost"])
+def test_a_job_that_slurm_starts_again_is_one_run(warned, shards, tmp_path):
+    job = slurm_job(tmp_path)
+    process = start(tmp_path, "job", [*VAB, *flags(shards, "job", steps=MANY)], **job)
+    wait_for_steps(process, tmp_path, "job", 8)
+    link = tmp_path / "slurm_77"
+    checkpoints = tmp_path / "runs" / "job" / "version_0" / "checkpoints"
+    assert link.resolve() == checkpoints
+    if warned:
+        process.send_signal(signal.SIGUSR1)
+        assert status(process) == 0
+        assert "the job is in the queue again and goes on with" in said(tmp_path, "job")
+        assert (tmp_path / "queue.txt").read_text() == "requeue 77\n"
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    end = last(tmp_path, "job")["global_step"] + 3
+    again = [*VAB, *flags(shards, "job", steps=end)]
+    assert status(start(tmp_path, "job", again, **job, SLURM_RESTART_COUNT="1")) == 0
+    assert f"job 77 is back: going on with the run in {checkpoints}" in said(tmp_path, "job")
+    assert [path.name for path in (tmp_path / "runs" / "job").iterdir()] == ["version_0"]
+    assert not link.is_symlink()
+    assert status(start(tmp_path, "whole", [*VAB, *flags(shards, "whole", steps=end)])) == 0
+    assert same_weights(last(tmp_path, "job"), last(tmp_path, "whole"))
+
+
+def under_slurm(monkeypatch, **more):
+    places = {"JOB_ID": "5", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in (places | more).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
+def test_a_job_goes_on_only_when_slurm_has_started_it_again(monkeypatch, tmp_path):
+    (tmp_path / "slurm_5").mkdir()
+    under_slurm(monkeypatch)
+    assert folder_of_returned_job(tmp_path) is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert folder_of_returned_job(tmp_path) is None  # it had saved nothing yet
+    (tmp_path / "slurm_5" / "last.ckpt").touch()
+    assert folder_of_returned_job(tmp_path) == tmp_path / "slurm_5"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "4")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert folder_of_returned_job(tmp_path) is None
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert folder_of_returned_job(tmp_path) is None
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_job_leaves_its_state_where_it_finds_it_again(keeps, monkeypatch, shards, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no scontrol: the job is not put back
+    under_slurm(monkeypatch, RESTART_COUNT="1")
+
+    def fit(*callbacks):
+        data = ShardDataModule(f"{shards}/train", f"{shards}/val", batch_size=4, num_workers=0)
+        task = PretrainTask(small_backbone(data.spec), warmup_steps=2, schedule_steps=50)
+        if keeps:
+            callbacks = (*callbacks, Checkpoints(dirpath=str(tmp_path / "run"), save_last=True, save_top_k=0))
+        settings = {"max_steps": 4, "max_epochs": -1, "enable_checkpointing": True, "limit_val_batches": 0}
+        trainer = quiet_trainer(callbacks=[*callbacks, StopOnSignal()], default_root_dir=tmp_path, **settings)
+        trainer.fit(task, data)
+
+    with pytest.raises(StoppedError) as stopped:
+        fit(Signal(2, signal.SIGUSR1))
+    assert not stopped.value.requeued
+    assert stopped.value.exit_status == 128 + signal.SIGUSR1
+    folder = folder_of_returned_job(tmp_path)
+    assert folder == tmp_path / ("run" if keeps else "slurm_5")
+    assert Path(stopped.value.checkpoint) == folder / "last.ckpt"
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
+    fit()
+    assert folder_of_returned_job(tmp_path) is None
+    assert (tmp_path / "run").exists() == keeps
 
 
 @pytest.mark.slow

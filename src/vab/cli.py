@@ -330,7 +330,7 @@ def train(arguments: list[str]) -> None:
         StopOnSignal,
         StoppedError,
     )
-    from vab.callbacks.stopping import requeue_checkpoint
+    from vab.callbacks.stopping import folder_of_returned_job
     from vab.data.datamodule import ShardDataModule
     from vab.engines import FSDP
     from vab.tasks import BaseTask
@@ -403,11 +403,12 @@ def train(arguments: list[str]) -> None:
             path = settings.get("ckpt_path")
             if not path and self.config.subcommand != "fit":
                 raise UserError(f"{self.config.subcommand} needs a trained model: --ckpt_path FILE, or a run's folder")
-            left = requeue_checkpoint(settings.trainer.default_root_dir or ".")
-            if self.config.subcommand == "fit" and "SLURM_JOB_ID" in os.environ and left.is_file():
-                print(f"job {os.environ['SLURM_JOB_ID']} is back: going on with {left}", file=sys.stderr)
-                settings.ckpt_path = str(left)
-            elif path:  # Lightning's "best" and "last" mean a run of the same process, which there is none of
+            if self.config.subcommand == "fit" and (
+                left := folder_of_returned_job(settings.trainer.default_root_dir or ".")
+            ):
+                path = left
+                print(f"job {os.environ['SLURM_JOB_ID']} is back: going on with the run in {left}", file=sys.stderr)
+            if path:  # Lightning's "best" and "last" mean a run of the same process, which there is none of
                 settings.ckpt_path = str(find_checkpoint(path))
                 if settings.ckpt_path.endswith(".safetensors"):
                     raise UserError(

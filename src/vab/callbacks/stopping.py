@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -22,7 +23,7 @@ from vab.callbacks.writing import finish_writing
 class StoppedError(Exception):
     """A run was told to end and has saved its state."""
 
-    def __init__(self, signum: int, step: int, checkpoint: Path | None, requeued: bool) -> None:
+    def __init__(self, signum: int, step: int, checkpoint: str | Path | None, requeued: bool) -> None:
         self.signal_name = signal.Signals(signum).name
         self.exit_status = 0 if requeued else 128 + signum  # as a shell gives it
         self.step = step
@@ -64,6 +65,8 @@ class StopOnSignal(Checkpoint):
                 if launcher is not None:
                     launcher.kill(signum)  # the ranks that this process has started
 
+        if requeue is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            _leave_a_link(requeue_folder(trainer.default_root_dir), _folder_of_last(trainer))
         for signum in signals:
             signal.signal(signum, take_note)
 
@@ -79,19 +82,18 @@ class StopOnSignal(Checkpoint):
         if not signum:
             return
         requeues = signum == _requeue_signal(trainer)
-        checkpoint = requeue_checkpoint(trainer.default_root_dir) if requeues else None
-        if checkpoint is None:
-            checkpoint = _save_last(trainer)
-        else:
+        checkpoint = _save_last(trainer)
+        if requeues and _folder_of_last(trainer) is None:
+            checkpoint = requeue_folder(trainer.default_root_dir) / "last.ckpt"
             trainer.save_checkpoint(checkpoint)
         finish_writing(trainer)  # before the job is asked back, which ends this one
         requeued = requeues and (not trainer.is_global_zero or _requeue())
         raise StoppedError(signum, trainer.global_step, checkpoint, requeued)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that has come to its end needs no checkpoint to begin again with."""
+        """A run that has come to its end is not one to go on with."""
         if trainer.is_global_zero and _requeue_signal(trainer) is not None:
-            requeue_checkpoint(trainer.default_root_dir).unlink(missing_ok=True)
+            _leave_a_link(requeue_folder(trainer.default_root_dir), None)
 
     def _first_note(self, trainer: Trainer) -> int:
         """The signal that any rank has received, the same on all of them; 0 for none."""
@@ -101,15 +103,41 @@ class StopOnSignal(Checkpoint):
         return int(note)
 
 
-def requeue_checkpoint(folder: str | Path) -> Path:
-    """Where a SLURM job that is put back into the queue leaves its state: a job has the same number when it returns.
+def requeue_folder(root: str | Path) -> Path:
+    """Where a SLURM job that comes back finds its run: a link to the folder of the run's checkpoints.
+
+    It is there from the start of the run, as a node can fail without a warning. For a run that keeps no checkpoints it
+    is a folder with the one that is saved at the warning.
 
     Args:
-        folder: The trainer's ``default_root_dir``.
+        root: The trainer's ``default_root_dir``.
     """
     job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", "0"))
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
-    return Path(folder) / f"slurm_{job}{'' if task is None else '_' + task}.ckpt"
+    return Path(root) / f"slurm_{job}{'' if task is None else '_' + task}"
+
+
+def folder_of_returned_job(root: str | Path) -> Path | None:
+    """The folder of checkpoints that a job goes on with which SLURM has started again; None for any other.
+
+    Args:
+        root: The trainer's ``default_root_dir``.
+    """
+    if "SLURM_JOB_ID" not in os.environ or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return None
+    folder = requeue_folder(root)
+    return folder.resolve() if any(folder.glob("last*.ckpt")) else None
+
+
+def _leave_a_link(place: Path, target: Path | None) -> None:
+    """Let a place be a link to a folder, or nothing, whatever it was before."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+    if target is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()))
 
 
 def _requeue_signal(trainer: Trainer) -> int | None:
@@ -119,18 +147,32 @@ def _requeue_signal(trainer: Trainer) -> int | None:
     return None
 
 
-def _save_last(trainer: Trainer) -> Path | None:
-    """``last.ckpt`` of the run, or None where it keeps no checkpoints."""
+def _folder_of_last(trainer: Trainer) -> Path | None:
+    """Where the run keeps its ``last.ckpt``, if that is a folder of this machine."""
+    keeper = _keeper_of_last(trainer)
+    if keeper is None:
+        return None
+    folder = str(keeper.dirpath or trainer.default_root_dir)
+    return None if "://" in folder else Path(folder)
+
+
+def _keeper_of_last(trainer: Trainer) -> ModelCheckpoint | None:
+    """The callback that saves ``last.ckpt``, else the first that saves any, else None."""
     keepers = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
-    for keeper in keepers:
-        if keeper.save_last:
-            keeper._save_last_checkpoint(trainer, keeper._monitor_candidates(trainer))
-            return Path(keeper.last_model_path)
-    for keeper in keepers:
-        path = Path(keeper.dirpath or trainer.default_root_dir) / "last.ckpt"
-        trainer.save_checkpoint(path)
-        return path
-    return None
+    return next((keeper for keeper in keepers if keeper.save_last), keepers[0] if keepers else None)
+
+
+def _save_last(trainer: Trainer) -> str | Path | None:
+    """``last.ckpt`` of the run, or None where it keeps no checkpoints."""
+    keeper = _keeper_of_last(trainer)
+    if keeper is None:
+        return None
+    if keeper.save_last:
+        keeper._save_last_checkpoint(trainer, keeper._monitor_candidates(trainer))
+        return keeper.last_model_path
+    path = os.path.join(keeper.dirpath or trainer.default_root_dir, "last.ckpt")  # of an object store, perhaps
+    trainer.save_checkpoint(path)
+    return path
 
 
 def _requeue() -> bool:
