@@ -32,7 +32,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bench.timing import machine, run_as_program
 from vab.spec import UserError
-from vab.tasks.base import find_checkpoint
+from vab.tasks.checkpoints import find_checkpoint
 
 _RECIPE = Path(__file__).parents[1] / "configs" / "demo" / "pretrain.yaml"
 _AT_REST = 1 / 3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vab.tasks.base import find_checkpoint
+from vab.tasks.checkpoints import find_checkpoint
 
 RECIPE = Path(__file__).parents[1] / "configs" / "demo" / "pretrain.yaml"
 PYTHON = [sys.executable, "-m"]

@@ -22,7 +22,7 @@ from vab.data.datamodule import ShardDataModule
 from vab.data.format import TEMPORARY_SUFFIX
 from vab.data.records import ShardDataset
 from vab.tasks import AlignTask, ClassifyTask
-from vab.tasks.base import find_checkpoint
+from vab.tasks.checkpoints import find_checkpoint
 
 STEPS = 60
 KILLS = 5

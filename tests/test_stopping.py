@@ -15,9 +15,9 @@ from tasks_help import quiet_trainer, small_backbone
 from tone_shards import short_spec, write_shards
 from vab.callbacks import EMA, Checkpoints, StopOnSignal, StoppedError
 from vab.callbacks.stopping import folder_of_returned_job
-from vab.cli import how_to_go_on, is_loss_of_a_rank
 from vab.data.datamodule import ShardDataModule
 from vab.tasks import PretrainTask
+from vab.training import how_to_go_on, is_loss_of_a_rank
 
 VAB = [*PYTHON, "vab.cli"]
 MANY = 100_000

@@ -12,7 +12,7 @@ import torch
 from vab.callbacks import AtomicCheckpoints, BackgroundCheckpoints, Checkpoints
 from vab.cli import main
 from vab.spec import UserError
-from vab.tasks.base import find_checkpoint
+from vab.tasks.checkpoints import find_checkpoint
 
 RECIPE = Path(__file__).parents[2] / "configs" / "demo" / "align.yaml"
 

@@ -15,7 +15,7 @@ from vab.data.datamodule import ShardDataModule
 from vab.data.records import ShardDataset
 from vab.spec import UserError
 from vab.tasks import AlignTask, ClassifyTask, PretrainTask, load_task
-from vab.tasks.base import find_checkpoint
+from vab.tasks.checkpoints import find_checkpoint
 from vab.tasks.exported import CARD, CONFIG, WEIGHTS
 
 

@@ -35,7 +35,7 @@ NUM_RECORDS = 40
 PROGRAM = textwrap.dedent(
     f"""
     import sys
-    from vab.cli import fail
+    from vab.complaints import fail
     from vab.data import remote
     from vab.data.cache import Cache
     from vab.data.records import ShardDataset

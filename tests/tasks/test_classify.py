@@ -12,7 +12,7 @@ from vab.data.records import ShardDataset
 from vab.data.shards import ShardWriter
 from vab.spec import UserError
 from vab.tasks import ClassifyTask, load_task
-from vab.tasks.base import decay_groups
+from vab.tasks.optim import decay_groups
 
 
 def classifying(dataset=None, **settings):

@@ -18,7 +18,10 @@ from vab.data.datamodule import ShardDataModule
 from vab.data.records import ShardDataset
 from vab.spec import UserError
 from vab.tasks import BaseTask, PretrainTask, load_task
-from vab.tasks.base import build, decay_groups, find_checkpoint, fold, linear_warmup_decay
+from vab.tasks.base import fold
+from vab.tasks.building import build
+from vab.tasks.checkpoints import find_checkpoint
+from vab.tasks.optim import decay_groups, linear_warmup_decay
 from vab.tokens.decoding import Sampler
 from vab.tokens.expectation import expected_codes
 from vab.tokens.masking import Masking

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vab.data.format import TEMPORARY_SUFFIX, sync_folder, write_atomically
 from vab.spec import UserError
-from vab.tasks.base import reading
+from vab.tasks.checkpoints import reading
 
 _WAITING = 1
 """Checkpoints that may still be in memory, as bytes, when the next one is made."""

@@ -33,7 +33,7 @@ from vab.data.format import library_versions
 from vab.data.media import MediaError
 from vab.ranks import start_ranks
 from vab.spec import UserError
-from vab.tasks.base import find_checkpoint
+from vab.tasks.checkpoints import find_checkpoint
 from vab.tokens.sampler import Sampler
 
 _LISTED_ERRORS = 20

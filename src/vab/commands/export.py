@@ -22,7 +22,7 @@ from vab.data.format import sync_folder, write_atomically
 from vab.frozen import dac, encodec
 from vab.spec import SegmentSpec, UserError
 from vab.tasks import AlignTask, BaseTask, ClassifyTask, PretrainTask, load_task
-from vab.tasks.base import find_checkpoint
+from vab.tasks.checkpoints import find_checkpoint
 from vab.tasks.exported import CARD, CONFIG, FORMAT, FORMAT_VERSION, WEIGHTS, is_exported
 
 _USES = {

@@ -31,7 +31,7 @@ from vab.frozen import device_named
 from vab.frozen.codec import load_codec
 from vab.spec import UserError
 from vab.tasks import AlignTask, load_task
-from vab.tasks.base import find_checkpoint
+from vab.tasks.checkpoints import find_checkpoint
 
 _OTHER = {"audio": "video", "video": "audio"}
 

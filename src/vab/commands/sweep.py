@@ -26,7 +26,7 @@ from vab.data.order import spread_evenly
 from vab.data.records import ShardDataset
 from vab.frozen.judges import Judge, load_judge
 from vab.spec import UserError
-from vab.tasks.base import find_checkpoint
+from vab.tasks.checkpoints import find_checkpoint
 from vab.tokens.sampler import Sampler, sampler_from
 
 Metric = Literal["kld", "fad", "agreement", "warnings", "seconds"]

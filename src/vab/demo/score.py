@@ -23,7 +23,7 @@ from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
 from vab.metrics.agreement import class_agreement
 from vab.metrics.codes import GuessingQuality
 from vab.spec import Batch, UserError
-from vab.tasks.base import find_checkpoint
+from vab.tasks.checkpoints import find_checkpoint
 
 CONDITIONS = ("true", "shuffled", "none")
 """The video that the model is given: the record's own, another record's, or none at all."""

@@ -19,7 +19,7 @@ from vab.data.format import write_atomically
 from vab.data.records import ShardDataset
 from vab.frozen.codec import Codec
 from vab.spec import Batch, UserError
-from vab.tasks.base import find_checkpoint
+from vab.tasks.checkpoints import find_checkpoint
 from vab.tokens.noise import Stream, fold_in, record_keys, uniform
 from vab.tokens.sampler import Sampler
 

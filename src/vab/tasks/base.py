@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-import pickle
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +23,10 @@ from vab.backbone import Backbone
 from vab.engines import FSDP, compile_blocks, local, shard
 from vab.flops import step_flops
 from vab.spec import Batch, SegmentSpec, UserError
-from vab.tasks.exported import WEIGHTS, is_exported, plain_names, read_exported
+from vab.tasks.building import Built, build, build_later, class_of, class_or_none, described_as
+from vab.tasks.checkpoints import find_checkpoint, reading
+from vab.tasks.exported import WEIGHTS, plain_names, read_exported
+from vab.tasks.optim import decay_groups, linear_warmup_decay, made_optimizer, take_settings
 from vab.tokens.noise import fold_in, record_keys
 
 _LENGTHS = ("segment_seconds", "num_steps", "video_fps", "num_frames")
@@ -35,8 +35,6 @@ _FREE = ("spec", "dropout", "num_joint_layers", "activation_checkpointing")
 """Arguments of a backbone that may differ, too."""
 _SHOWN = 3
 """Weights that are named where many do not fit."""
-Built = dict[str, Any]
-"""An object as plain JSON: ``{"class_path": ..., "init_args": {...}}``, the form that configs have."""
 
 
 class BaseTask(LightningModule):
@@ -321,7 +319,7 @@ class BaseTask(LightningModule):
                 " with them"
             )
         optimizer = theirs.get("optimizer", {}).get("class_path", self.optimizer_class)
-        if _class_or_none(optimizer, Optimizer) is not _class_or_none(self.optimizer_class, Optimizer):
+        if class_or_none(optimizer, Optimizer) is not class_or_none(self.optimizer_class, Optimizer):
             raise UserError(
                 f"checkpoint {path} has the state of the optimizer {optimizer}, this run's is {self.optimizer_class}:"
                 f" give the same --model.optimizer, or begin with its weights: --model.init_from {path}"
@@ -329,7 +327,7 @@ class BaseTask(LightningModule):
 
     def _is_kind(self, class_path: str) -> bool:
         """Whether that is the name of this task's class; the command line may write a shorter one than Python."""
-        kind = _class_or_none(class_path, BaseTask)
+        kind = class_or_none(class_path, BaseTask)
         is_kin = kind is not None and (isinstance(self, kind) or issubclass(kind, type(self)))
         return is_kin or class_path == self.hparams["_class_path"]
 
@@ -405,7 +403,7 @@ class BaseTask(LightningModule):
         Raises:
             UserError: If the optimizer refuses its arguments or these weights, or the schedule ends before its top.
         """
-        optimizer = _made_optimizer(self.make_optimizer, decay_groups(self, self.lr_factor))
+        optimizer = made_optimizer(self.make_optimizer, decay_groups(self, self.lr_factor))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
         end = self.schedule_steps if self.schedule_steps is not None else int(self.trainer.estimated_stepping_batches)
@@ -422,86 +420,6 @@ def _parts(names: Iterable[str]) -> str:
     """Names of weights as a short list of the modules that they belong to."""
     modules = (name.removeprefix("backbone.").partition(".")[0] for name in names)
     return ", ".join(dict.fromkeys(sorted(modules)))
-
-
-def linear_warmup_decay(warmup: int, end: int, final: float) -> Callable[[int], float]:
-    """Learning-rate factor: 0 to 1 over ``warmup`` steps, then down to ``final`` at step ``end``, and level after.
-
-    A function, not an object: schedulers save objects, and a resumed run's config would not count.
-
-    Args:
-        warmup: Steps of the rise.
-        end: Step at which the fall ends.
-        final: Factor from there on.
-
-    Returns:
-        Factor for the update after a number of updates; the first update is already above 0.
-    """
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        left = max(0.0, (end - step) / max(1, end - warmup))
-        return final + (1 - final) * left
-
-    return factor
-
-
-_HOW = ("fused", "foreach", "capturable", "differentiable")
-"""Settings of optimizers that change how a step is computed and not what."""
-
-
-def take_settings(checkpoint: dict[str, Any], optimizer: Optimizer) -> list[str]:
-    """Give a checkpoint's optimizer the settings of one that was just made: a run is what its config says.
-
-    torch restores settings with the state, so that a new learning rate would count for nothing, silently. Learning
-    rates keep their place in the schedule.
-
-    Returns:
-        What changes, in words.
-    """
-
-    def listed(value: Any) -> Any:
-        return [*value] if isinstance(value, tuple) else value
-
-    changes: dict[str, None] = {}
-    for state in checkpoint.get("optimizer_states", [])[:1]:
-        if len(state["param_groups"]) != len(optimizer.param_groups):
-            return []  # of another make: torch says so
-        for saved, made in zip(state["param_groups"], optimizer.param_groups, strict=True):
-            top = saved.get("initial_lr", saved["lr"])
-            settings = {name: value for name, value in made.items() if name not in ("params", "lr")}
-            lr = made["lr"] * made["lr_factor"]
-            if lr != top:
-                changes[f"lr: {top:g} -> {lr:g}"] = None
-                settings |= {"lr": saved["lr"] * lr / top if top else lr, "initial_lr": lr}
-            changes |= {
-                f"{name}: {saved.get(name)} -> {value}": None
-                for name, value in settings.items()
-                if name not in ("lr", "initial_lr", "lr_factor", *_HOW) and listed(saved.get(name)) != listed(value)
-            }
-            saved |= settings
-        for schedule in checkpoint.get("lr_schedulers", [])[:1]:
-            schedule["base_lrs"] = [group.get("initial_lr", group["lr"]) for group in state["param_groups"]]
-    return [*changes]
-
-
-def decay_groups(module: nn.Module, lr_factor: Callable[[str], float] = lambda name: 1.0) -> list[dict[str, Any]]:
-    """Parameter groups: matrices decay; norms, biases and learned vectors (stacked ones too) do not.
-
-    Args:
-        module: Whose parameters; frozen ones are left out.
-        lr_factor: Name of a parameter to what its learning rate is multiplied by, ``lr_factor`` of its group.
-    """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            is_vector = parameter.ndim < 2 or name.rpartition(".")[2] in ("modality", "mask_code")
-            groups.setdefault((lr_factor(name), is_vector), []).append(parameter)
-    return [
-        {"params": parameters, "lr_factor": factor} | ({"weight_decay": 0.0} if is_vector else {})
-        for (factor, is_vector), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]
 
 
 def sum_over(positions: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -530,33 +448,6 @@ def fold(*values: int) -> int:
     return (folded >> 32) % 2**31
 
 
-def build(described: Built) -> Any:
-    """Make the network that ``{"class_path", "init_args"}`` describes."""
-    return _class(described["class_path"], Backbone)(**described.get("init_args", {}))
-
-
-def build_later(described: Built) -> Callable[[Iterable], Optimizer]:
-    """The optimizer that ``{"class_path", "init_args"}`` describes, once it is given parameters."""
-    return lambda params: _class(described["class_path"], Optimizer)(params, **described.get("init_args", {}))
-
-
-def described_as(value: Any) -> Any:
-    """A constructor argument as JSON: modules and optimizers by class and arguments, all else as it is.
-
-    Raises:
-        UserError: If an optimizer refuses its arguments.
-    """
-    if isinstance(value, Backbone):
-        return {"class_path": f"{type(value).__module__}.{type(value).__name__}", "init_args": value.init_args}
-    if callable(value):
-        optimizer = _made_optimizer(value, [nn.Parameter(torch.zeros(1))])
-        kind = type(optimizer)
-        taken = inspect.signature(kind).parameters
-        arguments = {name: default for name, default in optimizer.defaults.items() if name in taken}
-        return {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": _plain(arguments)}
-    return value
-
-
 def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -> BaseTask:
     """Read a trained task back, on the CPU and ready to use, whatever run or command wrote it.
 
@@ -576,83 +467,8 @@ def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -
         else:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         settings = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
-        task: BaseTask = _class(content["hyper_parameters"]["_class_path"], BaseTask)(**settings)
+        task: BaseTask = class_of(content["hyper_parameters"]["_class_path"], BaseTask)(**settings)
         live = content.get("live_state_dict", content["state_dict"])
         task.load_state_dict(plain_names(content["state_dict"] if weights == "ema" else live))
         task.on_load_checkpoint(content)
     return task.eval()
-
-
-@contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """Within it, whatever a file that is no checkpoint of ours, or half of one, makes torch and us raise is one line.
-
-    Raises:
-        UserError: That line.
-    """
-    try:
-        yield
-    except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError, OSError, TypeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        reason = reason.partition(". ")[0]  # what follows in torch's words is advice for programs
-        if isinstance(error, KeyError):
-            reason = f"it has no {reason}" if isinstance(error.args[0], str) else f"{type(error).__name__} {reason}"
-        raise UserError(
-            f"{path} is not a checkpoint of this version of vab: {reason}; give another .ckpt file, or a run's folder"
-        ) from error
-
-
-def find_checkpoint(place: str | Path) -> Path:
-    """The file that a path means: itself, the newest ``last.ckpt`` under a folder, an exported model's weights.
-
-    Raises:
-        UserError: If there is none.
-    """
-    path = Path(place)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise UserError(f"no checkpoint at {path}: give a .ckpt file or a run's folder, such as runs/pretrain")
-    if is_exported(path):
-        return path / WEIGHTS
-    found = sorted(path.rglob("last*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if not found:
-        raise UserError(f"no last.ckpt under {path}: the run has not saved a checkpoint yet")
-    return found[-1]
-
-
-def _class(path: str, base: type) -> type:
-    """The class of that name, if it is a ``base``: a checkpoint must not name just anything to be called.
-
-    Raises:
-        TypeError: If it is something else, or not there.
-    """
-    module, _, name = path.rpartition(".")
-    found = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise TypeError(f"{path} is no {base.__name__}")
-    return found
-
-
-def _class_or_none(path: str, base: type) -> type | None:
-    """The same, or None if it is not to be had here."""
-    try:
-        return _class(path, base)
-    except (TypeError, ImportError, ValueError):
-        return None
-
-
-def _made_optimizer(make: Callable[[Iterable], Optimizer], parameters: Iterable) -> Optimizer:
-    """An optimizer; which arguments it takes only its class knows, and says in one of three ways.
-
-    Raises:
-        UserError: If it refuses them.
-    """
-    try:
-        return make(parameters)
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"--model.optimizer cannot be made: {' '.join(str(error).split())}") from error
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vab.spec import UserError
 from vab.tasks import BaseTask, load_task
-from vab.tasks.base import find_checkpoint
+from vab.tasks.checkpoints import find_checkpoint
 
 _CURVES = {"train/loss": "training", "val/loss": "unseen by training"}
 _COLOURS = ("#1f5fa8", "#c65d13")

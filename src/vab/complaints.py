@@ -1,0 +1,109 @@
+"""What a user is told when something is wrong, and how the process then ends."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from vab import UserError
+
+
+def fail(message: str) -> NoReturn:
+    """One line, or a few, on stderr; exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process where it stands, for one that was stopped in the middle of its work.
+
+    What was to be closed has been, on the way here. Threads may still be at work inside a library, and one that is
+    there while the interpreter takes itself apart can crash it.
+    """
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``; did you mean ...?`` where something known is close to ``word``, else nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+_UNKNOWN_NAME = re.compile(
+    r"(?:does not accept (?:nested key|option|argument)|[Uu]nrecognized arguments?:|No action for key) ['\"]?-*([\w.]+)"
+)
+_UNKNOWN_ARGUMENT = re.compile(r"Parser key ['\"]([\w.]+)['\"].*Option ['\"](\w+)['\"] is not accepted", re.DOTALL)
+
+
+class OneLineErrors:
+    """A parser whose complaint is one line, with the nearest name that it knows."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the complaint as a UserError instead of printing the usage."""
+        text = explain(ex if ex is not None else message)
+        deep = _UNKNOWN_ARGUMENT.search(text)
+        if deep:
+            hint = nearest(deep.group(2), _argument_names())
+            raise UserError(f"{deep.group(1)}: there is no option {deep.group(2)!r}{hint}")
+        known = list(_option_names(self))
+        unknown = _UNKNOWN_NAME.search(text)
+        hint = ""
+        if unknown:
+            word = unknown.group(1)
+            names = set(known) if "." in word else {name.rsplit(".", 1)[-1] for name in known}
+            in_sampler = "sampler" in known and word in _sampler_settings()
+            hint = f"; type --sampler.{word}" if in_sampler else nearest(word, sorted(names))
+        elif text.endswith("expected one argument"):
+            hint = "; one that begins with '-' is joined with '=', as in --keep=-2"
+        raise UserError(text + hint)
+
+
+def _option_names(parser: Any) -> Iterator[str]:
+    """Names of a parser's options, those of its subcommands included."""
+    for action in parser._actions:
+        yield from (name.lstrip("-") for name in action.option_strings)
+        if isinstance(action.choices, dict):
+            for inner in action.choices.values():
+                yield from _option_names(inner)
+
+
+def _sampler_settings() -> set[str]:
+    from vab.tokens.sampler import Sampler
+
+    return set(Sampler.__dataclass_fields__)
+
+
+def _argument_names() -> list[str]:
+    """Names of what tasks and backbones take, for hints."""
+    from vab import tasks
+    from vab.backbone import Backbone
+    from vab.tokens.decoding import Sampler
+    from vab.tokens.masking import Masking
+
+    classes = [getattr(tasks, name) for name in tasks.__all__ if inspect.isclass(getattr(tasks, name))]
+    known = (*classes, Backbone, Sampler, Masking)
+    return sorted({name for kind in known for name in inspect.signature(kind).parameters})
+
+
+def explain(problem: Exception | str) -> str:
+    """The innermost words of a parser's complaint, in one line."""
+    lines = [line.strip(" -") for line in str(problem).strip().splitlines()]
+    return " ".join(line for line in lines if line)
+
+
+def cause_of(error: BaseException, *kinds: type[BaseException]) -> BaseException | None:
+    """The first of these kinds among an error, what it was raised from, and so on; None where there is none."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, kinds):
+        found = found.__cause__ or found.__context__
+    return found

@@ -1,0 +1,70 @@
+"""Networks and optimizers as plain JSON, the form that configs have, and made from it again."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from vab.backbone import Backbone
+from vab.tasks.optim import made_optimizer
+
+Built = dict[str, Any]
+"""An object as plain JSON: ``{"class_path": ..., "init_args": {...}}``, the form that configs have."""
+
+
+def build(described: Built) -> Any:
+    """Make the network that ``{"class_path", "init_args"}`` describes."""
+    return class_of(described["class_path"], Backbone)(**described.get("init_args", {}))
+
+
+def build_later(described: Built) -> Callable[[Iterable], Optimizer]:
+    """The optimizer that ``{"class_path", "init_args"}`` describes, once it is given parameters."""
+    return lambda params: class_of(described["class_path"], Optimizer)(params, **described.get("init_args", {}))
+
+
+def described_as(value: Any) -> Any:
+    """A constructor argument as JSON: modules and optimizers by class and arguments, all else as it is.
+
+    Raises:
+        UserError: If an optimizer refuses its arguments.
+    """
+    if isinstance(value, Backbone):
+        return {"class_path": f"{type(value).__module__}.{type(value).__name__}", "init_args": value.init_args}
+    if callable(value):
+        optimizer = made_optimizer(value, [nn.Parameter(torch.zeros(1))])
+        kind = type(optimizer)
+        taken = inspect.signature(kind).parameters
+        arguments = {name: default for name, default in optimizer.defaults.items() if name in taken}
+        return {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": _plain(arguments)}
+    return value
+
+
+def class_of(path: str, base: type) -> type:
+    """The class of that name, if it is a ``base``: a checkpoint must not name just anything to be called.
+
+    Raises:
+        TypeError: If it is something else, or not there.
+    """
+    module, _, name = path.rpartition(".")
+    found = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise TypeError(f"{path} is no {base.__name__}")
+    return found
+
+
+def class_or_none(path: str, base: type) -> type | None:
+    """The same, or None if it is not to be had here."""
+    try:
+        return class_of(path, base)
+    except (TypeError, ImportError, ValueError):
+        return None
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
