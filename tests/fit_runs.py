@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback
 
 from vab.tasks.checkpoints import find_checkpoint
 
@@ -40,11 +41,33 @@ def start(folder, name, command, **environment):
 
 def wait_for_steps(process, folder, name, steps):
     """Until the run has validated after so many."""
+    wait_for_words(process, folder, name, f"step {steps}:")
+
+
+def wait_for_words(process, folder, name, words):
+    """Until the run has said so."""
     limit = time.monotonic() + 300
-    while f"step {steps}:" not in (folder / f"{name}.log").read_text():
+    while words not in said(folder, name):
         assert process.poll() is None, said(folder, name)
         assert time.monotonic() < limit, said(folder, name)
         time.sleep(0.05)
+
+
+class EndlessValidation(Callback):
+    """A validation that never ends, after the sanity check."""
+
+    def on_validation_start(self, trainer, module):
+        if not trainer.sanity_checking:
+            print("validating for ever", flush=True)
+            while True:
+                time.sleep(0.1)
+
+
+class EndAfterValidation(Callback):
+    """The run is cut off once it has validated."""
+
+    def on_validation_end(self, trainer, module):
+        raise SystemExit(3)
 
 
 def status(process, seconds=300):

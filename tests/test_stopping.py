@@ -3,13 +3,14 @@
 import os
 import signal
 import stat
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 
-from fit_runs import PYTHON, flags, last, said, same_weights, start, status, wait_for_steps
+from fit_runs import PYTHON, flags, last, said, same_weights, start, status, wait_for_steps, wait_for_words
 from ranks import free_port
 from tasks_help import quiet_trainer, small_backbone
 from tone_shards import short_spec, write_shards
@@ -116,6 +117,53 @@ def test_sigterm_ends_the_command_with_a_line_and_it_goes_on_bit_for_bit(kind, s
         arguments = [*flags(shards, name, steps=end, every=MANY), *more, *extra]
         assert status(start(tmp_path, name, [*VAB, *arguments])) == 0, said(tmp_path, name)
     assert same_weights(last(tmp_path, "on"), last(tmp_path, "whole"))
+
+
+def press_ctrl_c(process):
+    """As a terminal does it: every process of the group hears it."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", ["workers", "two processes", "torchrun"])
+def test_ctrl_c_saves_the_step_and_the_run_goes_on_bit_for_bit(kind, shards, tmp_path):
+    more = {"workers": ["--data.num_workers=2"], "two processes": TWO, "torchrun": TWO}.get(kind, [])
+    command = torchrun() if kind == "torchrun" else VAB
+    process = start(tmp_path, "cut", [*command, *flags(shards, "cut", steps=MANY), *more])
+    wait_for_steps(process, tmp_path, "cut", 4)
+    press_ctrl_c(process)
+    assert status(process) == (1 if kind == "torchrun" else 130)  # torchrun has a status of its own
+    words = said(tmp_path, "cut")
+    assert words.count("stopping after this step, which is saved; Ctrl-C again stops at once") == 1
+    assert "stopped by SIGINT after step " in words
+    if kind != "torchrun":  # which shows where it was itself
+        assert "Traceback" not in words
+    end = last(tmp_path, "cut")["global_step"] + 3
+    resume = "--ckpt_path=runs/cut/version_0/checkpoints/last.ckpt"
+    for name, extra in {"on": [resume], "whole": []}.items():
+        arguments = [*flags(shards, name, steps=end, every=MANY), *more, *extra]
+        assert status(start(tmp_path, name, [*VAB, *arguments])) == 0, said(tmp_path, name)
+    assert same_weights(last(tmp_path, "on"), last(tmp_path, "whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_second_ctrl_c_does_not_wait_for_a_validation(shards, tmp_path):
+    endless = ["--trainer.callbacks+=fit_runs.EndlessValidation", "--data.num_workers=2"]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    process = start(tmp_path, "cut", [*VAB, *flags(shards, "cut"), *endless], PYTHONPATH=path)
+    wait_for_words(process, tmp_path, "cut", "validating for ever")
+    press_ctrl_c(process)
+    wait_for_words(process, tmp_path, "cut", "Ctrl-C again stops at once")
+    time.sleep(1.5)
+    assert process.poll() is None
+    press_ctrl_c(process)
+    assert status(process, 60) == 130
+    words = said(tmp_path, "cut")
+    assert words.endswith("stopped\n")
+    assert "Traceback" not in words
 
 
 def slurm_job(folder):

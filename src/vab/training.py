@@ -70,6 +70,10 @@ def train(arguments: list[str]) -> None:
             print(how_to_go_on(arguments, stopped), file=sys.stderr)
         # A process that has started this one would be killed if this one failed.
         leave(0 if is_started_by_other() else stopped.exit_status)
+    except SystemExit as ended:
+        if cause_of(ended, KeyboardInterrupt) is None:
+            raise
+        raise KeyboardInterrupt from ended  # Lightning makes it status 1
     except RuntimeError as error:
         if not is_loss_of_a_rank(error):
             raise

@@ -64,7 +64,7 @@ def test_mean_and_sample_deviation():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_one_command_trains_all_folds_and_goes_on_where_it_stopped(data, tmp_path):
     recipe = {
         "seed_everything": 0,
@@ -92,7 +92,8 @@ def test_one_command_trains_all_folds_and_goes_on_where_it_stopped(data, tmp_pat
 
     def run(*more):
         command = [sys.executable, "-m", "vab.cli", "folds", "--config", str(tmp_path / "recipe.yaml"), "--folds", "2"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         return subprocess.run(
             [*command, *more], capture_output=True, text=True, timeout=250, env=environment, cwd=tmp_path, check=False
         )
@@ -110,6 +111,8 @@ def test_one_command_trains_all_folds_and_goes_on_where_it_stopped(data, tmp_pat
     assert "last validation of each run" in again.stdout
     other = run("--trainer.max_steps", "2")
     assert "fold 1 of 2" in other.stdout
+    assert run("--trainer.callbacks+=fit_runs.EndAfterValidation").returncode == 3
+    assert "fold 1 of 2" in run("--trainer.max_steps", "2").stdout  # its figures are of the run that was cut off
     wrong = run("--model.init_args.dimm", "2")
     assert wrong.returncode == 2
     assert len(wrong.stderr.strip().splitlines()) == 1

@@ -134,6 +134,12 @@ def test_training_tells_the_classes_apart(shards, tmp_path, freeze):
     )
 
 
+@pytest.mark.parametrize("name", ["label_smoothing", "head_dropout"])
+def test_a_share_that_leaves_nothing_is_refused(name):
+    with pytest.raises(UserError, match=f"{name} must be 0 or more and below 1, got 1"):
+        classifying(**{name: 1})
+
+
 def test_labels_that_are_none_are_refused(shards, tmp_path):
     with pytest.raises(UserError, match="two different labels"):
         ClassifyTask(small_backbone(), [])

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,14 @@ class StoppedError(Exception):
         super().__init__(f"stopped by {self.signal_name} after step {step}")
 
 
+_ONE_PRESS = 1.0
+"""Seconds within which a second SIGINT is the same Ctrl-C: a launcher passes on what the terminal sent already."""
+
+
 class StopOnSignal(Checkpoint):
-    """On SIGTERM end after the current step with a checkpoint; on SLURM's warning signal also ask for the job back.
+    """On SIGTERM and Ctrl-C end after the current step with a checkpoint; a second Ctrl-C ends the run at once.
+
+    On SLURM's warning signal also ask for the job back.
 
     Lightning's own handlers exchange tensors, and save, wherever in a step the signal finds each rank: between two
     gradients, say, where others wait for something else. Here a handler only takes note. After each optimizer step the
@@ -45,6 +52,7 @@ class StopOnSignal(Checkpoint):
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._noted_at = 0.0  # by the monotonic clock
         self._group: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,18 +63,27 @@ class StopOnSignal(Checkpoint):
         if threading.current_thread() is not threading.main_thread():
             return
         signals: set[int] = {signal.SIGTERM}
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a run in the background has it
+            signals.add(signal.SIGINT)
         if (requeue := _requeue_signal(trainer)) is not None:
             signals.add(requeue)
 
         def take_note(signum: int, frame: Any) -> None:
-            if self._received is None:
-                self._received = signum
-                launcher = trainer.strategy.launcher
-                if launcher is not None:
-                    launcher.kill(signum)  # the ranks that this process has started
+            now = time.monotonic()
+            if self._received is not None:
+                if signum == signal.SIGINT and now - self._noted_at > _ONE_PRESS:
+                    raise KeyboardInterrupt
+                return
+            self._received, self._noted_at = signum, now
+            if signum != signal.SIGINT:
+                if trainer.strategy.launcher is not None:
+                    trainer.strategy.launcher.kill(signum)  # the ranks that this process has started
+            elif trainer.is_global_zero:  # not print, which may be at work where the signal came
+                os.write(2, b"\nstopping after this step, which is saved; Ctrl-C again stops at once\n")
 
-        if requeue is not None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            _leave_a_link(requeue_folder(trainer.default_root_dir), _folder_of_last(trainer))
+        folder = _folder_of_last(trainer)
+        if requeue is not None and folder and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            _leave_a_link(requeue_folder(trainer.default_root_dir), folder)
         for signum in signals:
             signal.signal(signum, take_note)
 

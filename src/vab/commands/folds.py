@@ -50,7 +50,8 @@ def cross_validate(arguments: Sequence[str], folds: int = 5, overwrite: bool = F
         folder = home / f"fold_{fold}"
         done, command = folder / FIGURES, {"arguments": list(arguments), "fold": fold, "vab": __version__}
         if overwrite or not done.is_file() or _read(folder / _COMMAND) != command:
-            done.unlink(missing_ok=True)
+            for old in (folder / _COMMAND, done):  # a run that is cut off is done again
+                old.unlink(missing_ok=True)
             print(f"fold {fold} of {folds}", flush=True)
             own = [f"--data.fold={fold}", f"--trainer.logger.init_args.version=fold_{fold}"]
             _vab(["fit", *arguments, *own])
@@ -86,18 +87,18 @@ def _home(arguments: Sequence[str]) -> Path:
 
 def _vab(arguments: Sequence[str], capture: bool = False) -> str:
     """Run a command of vab's in a process of its own; its complaints are ours."""
-    try:
-        run = subprocess.run(
-            [sys.executable, "-m", "vab.cli", *arguments],
-            check=False,
-            stdout=subprocess.PIPE if capture else None,
-            text=True,
-        )
-    except KeyboardInterrupt:  # it was interrupted as well, and has said so
-        raise SystemExit(130) from None
-    if run.returncode:
-        raise SystemExit(run.returncode)
-    return run.stdout or ""
+    interrupted, out = False, ""
+    with subprocess.Popen(
+        [sys.executable, "-m", "vab.cli", *arguments], stdout=subprocess.PIPE if capture else None, text=True
+    ) as run:
+        while run.returncode is None:
+            try:
+                out = run.communicate()[0] or ""
+            except KeyboardInterrupt:  # it hears Ctrl-C as well, ends as it should, and says so
+                interrupted = True
+    if interrupted or run.returncode:
+        raise SystemExit(130 if interrupted else run.returncode)
+    return out
 
 
 def _read(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,11 @@ class _Shares(Dataset[PackedBatch | UserError]):
         except UserError as error:
             return error  # raised in a worker, it would arrive with twenty lines of where
         return packed
+
+
+def _begin(worker: int) -> None:
+    """A worker's first act. Ctrl-C goes to all processes of a terminal: the main one decides for the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -73,6 +79,7 @@ class Loader:
                 _Shares(self.dataset),
                 batch_sampler=_Sampler(self),  # type: ignore[arg-type]
                 collate_fn=_as_it_is,
+                worker_init_fn=_begin,
                 # Else starting a pass would take a number from torch's global generator, and so change the dropout.
                 generator=torch.Generator(),
                 **self._settings,

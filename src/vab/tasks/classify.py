@@ -90,10 +90,11 @@ class ClassifyTask(BaseTask):
                 f"classification needs two different labels or more, got {list(labels)[:_LISTED]}: extract with labels "
                 "(a CSV with a column labels, or --labels_from folder), or give --data.vocabulary FILE"
             )
-        shares = {"label_smoothing": label_smoothing, "mixup": mixup, "head_dropout": head_dropout}
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise UserError(f"{name} must be in 0..1, got {share}")
+        if not 0 <= mixup <= 1:
+            raise UserError(f"mixup must be in 0..1, got {mixup}")
+        for name, share in {"label_smoothing": label_smoothing, "head_dropout": head_dropout}.items():
+            if not 0 <= share < 1:
+                raise UserError(f"{name} must be 0 or more and below 1, got {share}")
         if mixup_order < 1 or head_lr_factor <= 0 or not 0 < layer_lr_decay <= 1:
             raise UserError(
                 "mixup_order must be 1 or more, head_lr_factor above 0 and layer_lr_decay in (0, 1], got "
