@@ -33,8 +33,8 @@ def train(settings):
             self.losses = []
 
         def on_train_batch_end(self, trainer, module, *unused):
-            loss = trainer.callback_metrics["train/loss"].detach()
-            self.losses.append(float(trainer.strategy.reduce(loss, reduce_op="mean")))
+            if not trainer.fit_loop._should_accumulate():
+                self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
     seed_everything(0)
     folder, shards, devices = (settings.pop(name) for name in ("folder", "shards", "devices"))

@@ -101,7 +101,7 @@ def step_of_each_task(shards, out, devices, batch_size):
 
     class Losses(Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            self.loss = trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")
+            self.loss = trainer.callback_metrics["train/loss"]
 
     results = {}
     for name, (kind, folder, settings, reading) in cases.items():

@@ -142,10 +142,9 @@ class AlignTask(BaseTask):
         gallery = (self._of_all_ranks(audio), self._of_all_ranks(video))
         same_source = batch.source[:, None] == self._of_all_ranks(batch.source)
         loss = info_nce(audio, video, self.scale, gallery, self.global_rank * len(batch), same_source)
-        self.log("train/loss", loss, prog_bar=True)
         if self.logs_this_step:
             self.log("train/temperature", 1 / self.scale)
-        return loss
+        return self.take_loss(loss)
 
     def on_train_batch_end(self, *unused: Any) -> None:
         """Keep the temperature from falling below CLIP's bound."""

@@ -89,7 +89,7 @@ class BaseTask(LightningModule):
         self.seed = seed
         self.init_from = init_from
         self.compile_backend = compile if isinstance(compile, str) else "inductor" if compile else None
-        self._weights: list[Tensor] = []  # of the losses since the last optimizer step
+        self._losses_of_step: list[Tensor] = []  # times their weights, and the weights
         self._beginning: str | UserError | None = None
 
     @property
@@ -175,8 +175,8 @@ class BaseTask(LightningModule):
                     f"{name} is a single number, which cannot be sharded: train with --trainer.strategy ddp"
                 )
 
-    def weighed(self, loss: Tensor, weight: Tensor) -> Tensor:
-        """A mean for the gradient, in the proportion that it has in an optimizer step of several batches.
+    def take_loss(self, loss: Tensor, weight: Tensor | None = None) -> Tensor:
+        """What a training step gives back of its loss; the step's loss over all its batches and ranks is logged.
 
         A step on several ranks, or with gradients accumulated, takes the mean of the batches' losses. Of batches with
         unlike numbers of hidden codes that is not the mean over codes which one large batch would have. So each mean
@@ -184,21 +184,26 @@ class BaseTask(LightningModule):
 
         Args:
             loss: Scalar, a mean.
-            weight: Scalar, how much it is a mean of.
+            weight: Scalar, how much it is a mean of; where not given all batches of a step are alike.
         """
         trainer = self.trainer
         if trainer.world_size * trainer.accumulate_grad_batches == 1:
+            self.log("train/loss", loss, prog_bar=True)
             return loss
-        self._weights.append(weight.detach().float())
-        return loss * weight
+        if weight is None:
+            weight = torch.ones_like(loss)
+        loss = loss * weight
+        self._losses_of_step.append(torch.stack((loss, weight)).detach().float())
+        return loss
 
     def on_after_backward(self) -> None:
-        """Once a step's gradients are all there, divide them by what they are a sum of. See `weighed`."""
+        """Once a step's gradients are all there, divide them by what they are a sum of. See `take_loss`."""
         trainer = self.trainer
-        if not self._weights or trainer.fit_loop._should_accumulate():
+        if not self._losses_of_step or trainer.fit_loop._should_accumulate():
             return
-        total = self.trainer.strategy.reduce(torch.stack(self._weights).sum(), reduce_op="sum")
-        self._weights.clear()
+        loss, total = trainer.strategy.reduce(torch.stack(self._losses_of_step).sum(0), reduce_op="sum")
+        self._losses_of_step.clear()
+        self.log("train/loss", loss / total, prog_bar=True)
         # The trainer has divided by the batches of a step, and the strategy by the ranks.
         factor = trainer.world_size * trainer.accumulate_grad_batches / total
         for parameter in self.parameters():
@@ -207,7 +212,7 @@ class BaseTask(LightningModule):
 
     def on_fit_start(self) -> None:
         """Say what a new run began with, or why it could not."""
-        self._weights.clear()
+        self._losses_of_step.clear()
         if isinstance(self._beginning, UserError):
             raise self._beginning
         if self._beginning is not None:

@@ -257,8 +257,7 @@ class ClassifyTask(BaseTask):
         if mix is not None:
             targets = _mixed_rows(targets, mix)
         loss = self._losses(logits, targets, self.label_smoothing).mean()
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return self.take_loss(loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score the classes."""

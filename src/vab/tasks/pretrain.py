@@ -148,7 +148,6 @@ class PretrainTask(BaseTask):
         x = self.trunk(batch, mask, dropped)
         made = slice(self.conditioning_levels, None)
         loss = hidden_code_loss(x, self.backbone.heads[made], batch.codes[:, made], mask[:, made], self.label_smoothing)
-        self.log("train/loss", loss, prog_bar=True)
         if self.logs_this_step and not self.trainer.fit_loop._should_accumulate():
             with torch.no_grad():
                 table = guessing_table(*self.guessing_sums(self.backbone.score(x), batch, mask))
@@ -156,7 +155,7 @@ class PretrainTask(BaseTask):
             figures = {f"train/codes/{name}": float(value) for name, value in table.items()}
             for logger in self.loggers:
                 logger.log_metrics(figures, step=self.trainer.fit_loop.epoch_loop._batches_that_stepped)
-        return self.weighed(loss, mask.float().mean())
+        return self.take_loss(loss, mask.float().mean())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Guess codes hidden by a mask that depends on the record alone."""
