@@ -78,6 +78,15 @@ REFUSED = {
     "accumulating": (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches must be 1 or more, got 0"),
     "validating": (["--trainer.val_check_interval=100", "--trainer.check_val_every_n_epoch=1"],
                    "`val_check_interval` (100) must be less than or equal to the number of the training batches (12)"),
+    "never validating": (["--trainer.val_check_interval=0"], "val_check_interval must be above 0, got 0"),
+    "monitor": ([callback("Checkpoints", monitor="val/los", save_top_k=1, save_last=True)],
+                "Checkpoints cannot monitor val/los: the run has train/loss, val/accuracy, val/loss"),
+    "number": (["--model.optimizer.lr=abc"], "model.optimizer.lr: Expected a float, got abc"),
+    "word": (["--trainer.precision=fp8"], "trainer.precision: Expected a int; or Expected one of "),
+    "class": (["--trainer.callbacks+=vab.callbacks.EMMA"], "trainer.callbacks: Problem with given class_path "
+              "'vab.callbacks.EMMA': module 'vab.callbacks' has no attribute 'EMMA'"),
+    "file": (["--model.backbone=nosuch.yaml"], "model.backbone: Problem with given class_path 'nosuch.yaml': No"),
+    "short flag": (["--trainer.max_step=3"], "--trainer.max_step=3; did you mean 'trainer.max_steps'?"),
     "compiling": (["--model.compile=foo"], "torch has no backend 'foo'; true, or one of cudagraphs, inductor"),
 }  # fmt: skip
 
@@ -86,6 +95,49 @@ REFUSED = {
 def test_a_value_that_nothing_can_take_is_named(what, refusal):
     given, words = REFUSED[what]
     assert words in refusal(*given)
+
+
+def test_a_figure_that_there_is_not_is_refused_before_training(refusal, capsys):
+    keep = callback("Checkpoints", monitor="val/los", save_top_k=1, save_last=True)
+    said = refusal(keep, "--trainer.num_sanity_val_steps=1")
+    assert said.startswith("Checkpoints cannot monitor val/los: the run has val/accuracy, val/loss")
+
+
+def test_what_a_run_has_learned_is_saved_before_a_missing_figure_ends_it(refusal, tmp_path):
+    keep = {
+        "class_path": "vab.callbacks.Checkpoints",
+        "init_args": {"monitor": "val/los", "save_top_k": 1, "save_last": True},
+    }
+    refusal(f"--trainer.callbacks={json.dumps([keep])}", "--trainer.num_sanity_val_steps=0")
+    (path,) = tmp_path.rglob("last.ckpt")
+    assert torch.load(path, weights_only=True)["global_step"] == 2
+
+
+def test_a_folder_for_runs_that_is_a_file_is_refused(refusal, tmp_path):
+    place = tmp_path / "file"
+    place.write_text("")
+    said = refusal(f"--trainer.logger.init_args.save_dir={place}")
+    assert said.startswith(f"cannot write or read {place}/")
+
+
+def test_a_config_that_is_no_text_is_refused(refusal, trained):
+    assert "is something else ('utf-8' codec" in refusal(f"--config={trained}")
+
+
+def test_ranks_that_would_each_train_alone_are_refused(refusal, monkeypatch):
+    place = {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "GROUP_RANK": 0,
+        "LOCAL_WORLD_SIZE": 2,
+        "WORLD_SIZE": 2,
+        "TORCHELASTIC_RUN_ID": 1,
+    }
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    assert refusal("--trainer.devices=1", "--trainer.strategy=auto").startswith(
+        "torchrun has started 2 processes, and the trainer wants 1: "
+    )
 
 
 @pytest.mark.parametrize("word", ["best", "last", "hpc", "registry"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
 
 from fit_runs import PYTHON, flags, last, said, same_weights, start, status, wait_for_steps, wait_for_words
@@ -15,10 +16,10 @@ from ranks import free_port
 from tasks_help import quiet_trainer, small_backbone
 from tone_shards import short_spec, write_shards
 from vab.callbacks import EMA, Checkpoints, StopOnSignal, StoppedError
-from vab.callbacks.stopping import folder_of_returned_job
+from vab.callbacks.stopping import folder_of_returned_job, requeue_folder
 from vab.data.datamodule import ShardDataModule
 from vab.tasks import PretrainTask
-from vab.training import how_to_go_on, is_loss_of_a_rank
+from vab.training import how_to_go_on, is_loss_of_a_rank, name_of_run
 
 VAB = [*PYTHON, "vab.cli"]
 MANY = 100_000
@@ -186,7 +187,7 @@ def test_a_job_that_slurm_starts_again_is_one_run(warned, shards, tmp_path):
     job = slurm_job(tmp_path)
     process = start(tmp_path, "job", [*VAB, *flags(shards, "job", steps=MANY)], **job)
     wait_for_steps(process, tmp_path, "job", 8)
-    link = tmp_path / "slurm_77"
+    (link,) = tmp_path.glob("slurm_77_*")
     checkpoints = tmp_path / "runs" / "job" / "version_0" / "checkpoints"
     assert link.resolve() == checkpoints
     if warned:
@@ -214,18 +215,38 @@ def under_slurm(monkeypatch, **more):
 
 
 def test_a_job_goes_on_only_when_slurm_has_started_it_again(monkeypatch, tmp_path):
-    (tmp_path / "slurm_5").mkdir()
     under_slurm(monkeypatch)
-    assert folder_of_returned_job(tmp_path) is None
+    folder = requeue_folder(tmp_path, "mine")
+    folder.mkdir()
+    assert folder_of_returned_job(tmp_path, "mine") is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert folder_of_returned_job(tmp_path) is None  # it had saved nothing yet
-    (tmp_path / "slurm_5" / "last.ckpt").touch()
-    assert folder_of_returned_job(tmp_path) == tmp_path / "slurm_5"
+    assert folder_of_returned_job(tmp_path, "mine") is None  # it had saved nothing yet
+    (folder / "last.ckpt").touch()
+    assert folder_of_returned_job(tmp_path, "mine") == folder == tmp_path / "slurm_5_mine"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "4")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    assert folder_of_returned_job(tmp_path) is None
+    assert folder_of_returned_job(tmp_path, "mine") is None
+    assert requeue_folder(tmp_path, "mine") == tmp_path / "slurm_4_2_mine"
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert folder_of_returned_job(tmp_path) is None
+    assert folder_of_returned_job(tmp_path, "mine") is None
+
+
+def test_a_job_of_several_runs_goes_on_with_its_own(monkeypatch, tmp_path):
+    under_slurm(monkeypatch, RESTART_COUNT="1")
+    for run in ("first", "second"):
+        requeue_folder(tmp_path, run).mkdir()
+        (requeue_folder(tmp_path, run) / "last.ckpt").touch()
+    assert folder_of_returned_job(tmp_path, "second") == tmp_path / "slurm_5_second"
+    with pytest.warns(UserWarning, match=r"begins a new run: the one in .*slurm_5_second that it left"):
+        assert folder_of_returned_job(tmp_path, "third") is None
+
+
+def test_a_run_has_a_name_by_its_settings():
+    config = {"trainer": {"max_steps": 8, "logger": {"init_args": {"name": "a", "version": None}}}, "ckpt_path": None}
+    name = name_of_run(yaml.safe_dump(config))
+    longer = {"trainer": {"max_steps": 9, "logger": {"init_args": {"name": "a", "version": "v"}}}, "ckpt_path": "c"}
+    assert name_of_run(yaml.safe_dump(longer)) == name
+    assert name_of_run(yaml.safe_dump(config | {"seed_everything": 1})) != name
 
 
 @pytest.mark.parametrize("keeps", [True, False])
@@ -239,19 +260,19 @@ def test_a_job_leaves_its_state_where_it_finds_it_again(keeps, monkeypatch, shar
         if keeps:
             callbacks = (*callbacks, Checkpoints(dirpath=str(tmp_path / "run"), save_last=True, save_top_k=0))
         settings = {"max_steps": 4, "max_epochs": -1, "enable_checkpointing": True, "limit_val_batches": 0}
-        trainer = quiet_trainer(callbacks=[*callbacks, StopOnSignal()], default_root_dir=tmp_path, **settings)
+        trainer = quiet_trainer(callbacks=[*callbacks, StopOnSignal("mine")], default_root_dir=tmp_path, **settings)
         trainer.fit(task, data)
 
     with pytest.raises(StoppedError) as stopped:
         fit(Signal(2, signal.SIGUSR1))
     assert not stopped.value.requeued
     assert stopped.value.exit_status == 128 + signal.SIGUSR1
-    folder = folder_of_returned_job(tmp_path)
-    assert folder == tmp_path / ("run" if keeps else "slurm_5")
+    folder = folder_of_returned_job(tmp_path, "mine")
+    assert folder == tmp_path / ("run" if keeps else "slurm_5_mine")
     assert Path(stopped.value.checkpoint) == folder / "last.ckpt"
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
     fit()
-    assert folder_of_returned_job(tmp_path) is None
+    assert folder_of_returned_job(tmp_path, "mine") is None
     assert (tmp_path / "run").exists() == keeps
 
 

@@ -23,6 +23,10 @@ TRAINER_COMMANDS = {
     "test": "score a checkpoint on the test set",
     "predict": "codes, embeddings or probabilities for every record of a data set",
 }
+# What is wrong with a place that was given, not with what is done there.
+_OF_THE_PLACE = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
 # Command -> (its one line, where its function is); a dict is a group of commands.
 COMMANDS: dict[str, tuple[str, Any]] = {
     "extract": ("media files to shards of codec tokens and frame features", "vab.commands.extract:extract"),
@@ -109,12 +113,15 @@ def main(argv: list[str] | None = None) -> None:
         fail(str(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; say nothing more
+    except UnicodeDecodeError as error:
+        fail(f"a file that was given as text is something else ({error}): check --config and the like")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        fail(
-            f"no space left on the disk{f' of {error.filename}' if error.filename else ''}: free some and run it again"
-        )
+        place = f" {error.filename}" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fail(f"no space left on the disk{place and ' of' + place}: free some and run it again")
+        if error.errno in _OF_THE_PLACE:
+            fail(f"cannot write or read{place}: {error.strerror}")
+        raise
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         leave(130)

@@ -42,11 +42,16 @@ def nearest(word: str, known: list[str]) -> str:
 _UNKNOWN_NAME = re.compile(
     r"(?:does not accept (?:nested key|option|argument)|[Uu]nrecognized arguments?:|No action for key) ['\"]?-*([\w.]+)"
 )
-_UNKNOWN_ARGUMENT = re.compile(r"Parser key ['\"]([\w.]+)['\"].*Option ['\"](\w+)['\"] is not accepted", re.DOTALL)
+_UNKNOWN_ARGUMENT = re.compile(
+    r"(?:Parser key ['\"])?([\w.]+)['\"]?:.*Option ['\"](\w+)['\"] is not accepted", re.DOTALL
+)
 
 
 class OneLineErrors:
-    """A parser whose complaint is one line, with the nearest name that it knows."""
+    """A parser whose complaint is one line, with the nearest name that it knows, and which takes no shortened flags."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the complaint as a UserError instead of printing the usage."""
@@ -98,7 +103,36 @@ def _argument_names() -> list[str]:
 def explain(problem: Exception | str) -> str:
     """The innermost words of a parser's complaint, in one line."""
     lines = [line.strip(" -") for line in str(problem).strip().splitlines()]
+    if any("Union subtypes" in line for line in lines):
+        return _of_alternatives(lines)
     return " ".join(line for line in lines if line)
+
+
+_AROUND_A_REASON = re.compile(
+    r'^(Parser key "[^"]+": ?|Errors: ?|Expected a path but .*? either not accessible or invalid ?)+'
+)
+_NO_REASON = re.compile(
+    r"$|Does not validate against any|Subtypes:|Given value|Expected a <class 'NoneType'>|Expected a dot import path"
+)
+
+
+def _of_alternatives(lines: list[str]) -> str:
+    """A complaint about a value that may be one of several things: its key, what it may be, and what it was.
+
+    What a parser says of each alternative alike, and of None, is left out.
+    """
+    text = re.sub(r":\n+", ": ", "\n".join(lines))
+    keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', text)))
+    told = dict.fromkeys(_AROUND_A_REASON.sub("", line) for line in text.split("\n"))
+    reasons = [line for line in told if not _NO_REASON.match(line)]
+    if len(reasons) == 1 and (inner := re.match(r"[\w.]+(?=: )", reasons[0])):  # of a parser within this one
+        keys.append(inner.group())
+        reasons = [reasons[0][inner.end() + 2 :]]
+    words = re.sub(r"<class '([^']+)'>", r"\1", "; or ".join(reasons))
+    words = re.sub(r"Expected an? (?:typing\.)?Literal\[([^\]]+)\]", r"Expected one of \1", words)
+    given = re.search(r"^Given value: (?!NestedArg)(.+)", text, re.MULTILINE)
+    got = f", got {given.group(1)}" if given and given.group(1) not in words else ""
+    return f"{'.'.join(keys)}: {words or 'it can be none of what is expected'}{got}"
 
 
 def cause_of(error: BaseException, *kinds: type[BaseException]) -> BaseException | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
@@ -17,6 +19,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -91,6 +94,8 @@ class Parser(OneLineErrors, LightningArgumentParser):
 class TrainerCommands(LightningCLI):
     """Lightning's own command line over our tasks and shards."""
 
+    _run = "run"  # of fit: its name by its settings
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the shards say which network and which classes fit them."""
         # The manifest states the numbers and the network takes them from there. At instantiation, because only
@@ -136,6 +141,11 @@ class TrainerCommands(LightningCLI):
         clipped = settings.get("gradient_clip_val")
         if clipped is not None and not clipped >= 0:
             raise UserError(f"--trainer.gradient_clip_val must be 0 (no clipping) or more, got {clipped}")
+        if interval is not None and interval <= 0:
+            raise UserError(
+                f"--trainer.val_check_interval must be above 0, got {interval}; for no validation: "
+                "--trainer.limit_val_batches 0"
+            )
         if settings.get("check_val_every_n_epoch", 1) is None and isinstance(interval, int) and accumulated:
             kwargs["val_check_interval"] = interval * accumulated  # Lightning counts batches, a user steps
         if settings.get("strategy") == "fsdp":
@@ -144,9 +154,15 @@ class TrainerCommands(LightningCLI):
             trainer = super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
         except ValueError as error:  # Lightning's word for a value that no trainer takes
             raise UserError(" ".join(str(error).split())) from error
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if TorchElasticEnvironment.detect() and trainer.world_size != started:
+            raise UserError(
+                f"torchrun has started {started} processes, and the trainer wants {trainer.world_size}: with"
+                " --trainer.devices and --trainer.num_nodes say what it was told by --nproc_per_node and --nnodes"
+            )
         # A run ends well when it is told to. Last, and after Lightning has looked for callbacks that save where
         # none may: this one saves only what others keep.
-        trainer.callbacks.append(StopOnSignal())  # type: ignore[attr-defined]
+        trainer.callbacks.append(StopOnSignal(self._run))  # type: ignore[attr-defined]
         return trainer
 
     def _parse_ckpt_path(self) -> None:
@@ -155,11 +171,12 @@ class TrainerCommands(LightningCLI):
         path = settings.get("ckpt_path")
         if not path and self.config.subcommand != "fit":
             raise UserError(f"{self.config.subcommand} needs a trained model: --ckpt_path FILE, or a run's folder")
-        if self.config.subcommand == "fit" and (
-            left := folder_of_returned_job(settings.trainer.default_root_dir or ".")
-        ):
-            path = left
-            print(f"job {os.environ['SLURM_JOB_ID']} is back: going on with the run in {left}", file=sys.stderr)
+        if self.config.subcommand == "fit":
+            words = self._parser("fit").dump(settings, skip_unset=False)
+            self._run = name_of_run(words)
+            if left := folder_of_returned_job(settings.trainer.default_root_dir or ".", self._run):
+                path = left
+                print(f"job {os.environ['SLURM_JOB_ID']} is back: going on with the run in {left}", file=sys.stderr)
         if path:  # Lightning's "best" and "last" mean a run of the same process, which there is none of
             settings.ckpt_path = str(find_checkpoint(path))
             if settings.ckpt_path.endswith(".safetensors"):
@@ -168,7 +185,6 @@ class TrainerCommands(LightningCLI):
                     "checkpoint, or begin a run with its weights: --model.init_from"
                 )
             if self.config.subcommand == "fit":
-                words = self._parser("fit").dump(settings, skip_none=False)
                 go_on_in_place(settings, Path(settings.ckpt_path), words)
 
 
@@ -191,13 +207,17 @@ def go_on_in_place(settings: Any, checkpoint: Path, words: str) -> None:
     saved = folder / "config.yaml"
     if place.get("version") is not None or folder.parent != home or not saved.is_file():
         return
-    if find_checkpoint(folder).absolute() == checkpoint.absolute() and _but_for_its_end(words) == _but_for_its_end(
-        saved.read_text()
-    ):
+    if find_checkpoint(folder).samefile(checkpoint) and _but_for_its_end(words) == _but_for_its_end(saved.read_text()):
         with reading(checkpoint):
             step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
         place.version, place.purge_step = folder.name, step  # what was logged after it is done, and shown, again
         rank_zero_info(f"going on in {folder}")
+
+
+def name_of_run(config: str) -> str:
+    """The same eight letters for a run whenever it is started, also to a later end, and others for other settings."""
+    settings = json.dumps(_but_for_its_end(config), sort_keys=True, default=str)
+    return hashlib.sha256(settings.encode()).hexdigest()[:8]
 
 
 def _but_for_its_end(config: str) -> dict[str, Any]:

@@ -494,6 +494,19 @@ def test_flipped_bit_is_found(ten, name):
     assert f"{name}_crc" in problems[1]
 
 
+@pytest.mark.parametrize("numbers", [[6], [9, 6, 0]])
+def test_a_code_that_the_codebook_does_not_have_is_found_without_checksums(ten, numbers):
+    dataset = ShardDataset(ten)
+    row = dataset.index_row(6)
+    path = ten / "shard-000001.tar"
+    content = bytearray(path.read_bytes())
+    last = row["codes_offset"] + row["codes_size"] - 2
+    content[last : last + 2] = b"\xff\xff"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"shard-000001.tar: codes of record {row['key']} is not what was written"):
+        ShardDataset(ten).read(numbers)
+
+
 def test_flipped_bit_in_a_description_is_found(ten):
     row = ShardDataset(ten).index_row(6)
     flip(ten / "shard-000001.tar", row["json_offset"] + 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vab.callbacks.generation_eval import GENERATED, GenerationEval
 from vab.callbacks.writing import AtomicCheckpoints, finish_writing
+from vab.data.format import TEMPORARY_SUFFIX
 from vab.spec import UserError
 
 
@@ -54,19 +56,41 @@ class Checkpoints(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a figure of generated sound that nobody takes, before any time is spent on it.
 
+        What a run that was killed left half written goes.
+
         Raises:
             UserError: With the names of those that are taken.
         """
         super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero and self.dirpath is not None and "://" not in str(self.dirpath):
+            for half in Path(self.dirpath).glob(f"*{self.FILE_EXTENSION}{TEMPORARY_SUFFIX}"):
+                half.unlink()
         names = self._figures(trainer)
         if self.monitor and GENERATED.match(self.monitor) and self.monitor not in names:
             there = ", ".join(names) or "none: add vab.callbacks.GenerationEval"
             raise UserError(f"Checkpoints cannot monitor {self.monitor}: the figures of generated sound are {there}")
 
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a figure of validation that there is not, before any time is spent on it."""
+        name = self.monitor or ""
+        if name.startswith("val/") and not GENERATED.match(name) and name not in trainer.callback_metrics:
+            raise self._no_figure(trainer.callback_metrics)
+
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        """Save if the figure is one of this moment's weights."""
-        if self.monitor in monitor_candidates or self.monitor not in self._figures(trainer):
-            super()._save_topk_checkpoint(trainer, monitor_candidates)
+        """Save if the figure is one of this moment's weights; of one that there is not the run ends, saved."""
+        if self.monitor not in monitor_candidates and self.monitor in self._figures(trainer):
+            return
+        if self.save_top_k and self.monitor and self.monitor not in monitor_candidates:
+            is_due = trainer.validating and self.monitor.startswith("val/")
+            if is_due or trainer.fit_loop.epoch_loop.val_loop._has_run:
+                if self.save_last:
+                    self._save_last_checkpoint(trainer, monitor_candidates)
+                raise self._no_figure(monitor_candidates)
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    def _no_figure(self, there: Iterable[str]) -> UserError:
+        figures = ", ".join(sorted(name for name in there if name.count("/") == 1))
+        return UserError(f"Checkpoints cannot monitor {self.monitor}: the run has {figures}")
 
     @staticmethod
     def _figures(trainer: Trainer) -> list[str]:

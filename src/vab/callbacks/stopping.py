@@ -16,7 +16,7 @@ import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from vab.callbacks.writing import finish_writing
 
@@ -50,7 +50,13 @@ class StopOnSignal(Checkpoint):
     Derived from Lightning's base of checkpoint callbacks, so that it comes after those that change what is saved.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: str = "run") -> None:
+        """Configure where a SLURM job that comes back finds its run.
+
+        Args:
+            run: Name of the run, the same whenever it is started and unlike that of the job's other runs.
+        """
+        self.run = run
         self._received: int | None = None
         self._noted_at = 0.0  # by the monotonic clock
         self._group: Any = None
@@ -83,7 +89,7 @@ class StopOnSignal(Checkpoint):
 
         folder = _folder_of_last(trainer)
         if requeue is not None and folder and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            _leave_a_link(requeue_folder(trainer.default_root_dir), folder)
+            _leave_a_link(requeue_folder(trainer.default_root_dir, self.run), folder)
         for signum in signals:
             signal.signal(signum, take_note)
 
@@ -101,7 +107,7 @@ class StopOnSignal(Checkpoint):
         requeues = signum == _requeue_signal(trainer)
         checkpoint = _save_last(trainer)
         if requeues and _folder_of_last(trainer) is None:
-            checkpoint = requeue_folder(trainer.default_root_dir) / "last.ckpt"
+            checkpoint = requeue_folder(trainer.default_root_dir, self.run) / "last.ckpt"
             trainer.save_checkpoint(checkpoint)
         finish_writing(trainer)  # before the job is asked back, which ends this one
         requeued = requeues and (not trainer.is_global_zero or _requeue())
@@ -110,7 +116,7 @@ class StopOnSignal(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that has come to its end is not one to go on with."""
         if trainer.is_global_zero and _requeue_signal(trainer) is not None:
-            _leave_a_link(requeue_folder(trainer.default_root_dir), None)
+            _leave_a_link(requeue_folder(trainer.default_root_dir, self.run), None)
 
     def _first_note(self, trainer: Trainer) -> int:
         """The signal that any rank has received, the same on all of them; 0 for none."""
@@ -120,30 +126,43 @@ class StopOnSignal(Checkpoint):
         return int(note)
 
 
-def requeue_folder(root: str | Path) -> Path:
-    """Where a SLURM job that comes back finds its run: a link to the folder of the run's checkpoints.
+def requeue_folder(root: str | Path, run: str) -> Path:
+    """Where a SLURM job that comes back finds a run: a link to the folder of the run's checkpoints.
 
     It is there from the start of the run, as a node can fail without a warning. For a run that keeps no checkpoints it
     is a folder with the one that is saved at the warning.
 
     Args:
         root: The trainer's ``default_root_dir``.
+        run: Name of the run: a job may do several, one after another.
     """
-    job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", "0"))
-    task = os.environ.get("SLURM_ARRAY_TASK_ID")
-    return Path(root) / f"slurm_{job}{'' if task is None else '_' + task}"
+    return Path(root) / f"{_job_prefix()}{run}"
 
 
-def folder_of_returned_job(root: str | Path) -> Path | None:
-    """The folder of checkpoints that a job goes on with which SLURM has started again; None for any other.
+def folder_of_returned_job(root: str | Path, run: str) -> Path | None:
+    """The folder of checkpoints with which a run of a job goes on that SLURM has started again; None for any other.
 
     Args:
         root: The trainer's ``default_root_dir``.
+        run: Name of the run.
     """
     if "SLURM_JOB_ID" not in os.environ or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return None
-    folder = requeue_folder(root)
-    return folder.resolve() if any(folder.glob("last*.ckpt")) else None
+    left = {folder for folder in Path(root).glob(f"{_job_prefix()}*") if any(folder.glob("last*.ckpt"))}
+    if (own := requeue_folder(root, run)) in left:
+        return own.resolve()
+    for other in sorted(left):
+        rank_zero_warn(
+            f"job {os.environ['SLURM_JOB_ID']} is back and begins a new run: the one in {other.resolve()} that it left"
+            " has other settings; to go on with that one, give --ckpt_path"
+        )
+    return None
+
+
+def _job_prefix() -> str:
+    job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", "0"))
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"slurm_{job}_" if task is None else f"slurm_{job}_{task}_"
 
 
 def _leave_a_link(place: Path, target: Path | None) -> None:

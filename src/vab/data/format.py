@@ -221,7 +221,8 @@ def explain_full_disk(error: OSError, folder: Path, needed: int) -> OSError | Us
         return error
     return UserError(
         f"no space left in {folder}: the next file needs {needed:,} bytes, {shutil.disk_usage(folder).free:,} are free;"
-        " free some space and run the same command again, what is already written is kept"
+        " free some space and run the same command again, a training with --ckpt_path and its folder; what is already"
+        " written is kept"
     )
 
 

@@ -138,7 +138,8 @@ class ShardDataset(Dataset[Batch]):
 
         Raises:
             IndexError: If a number is out of range.
-            UserError: If ``check_crc`` finds an array that is not what was written.
+            UserError: If there is a code that the codebook does not have, or ``check_crc`` finds an array that is not
+                what was written.
         """
         return self.gather(numbers, valid).unpack().widened()
 
@@ -177,6 +178,7 @@ class ShardDataset(Dataset[Batch]):
                 stored = np.empty((len(rows), *arrays[name].shape[1:]), dtype)
                 self._gather(rows, name, stored, np.arange(len(rows)))
                 arrays[name][places] = stored
+        self._check_range(rows, arrays["codes"], places)
         arrays["labels"][places] = self._label_table(numbers)
         arrays["steps"][places], arrays["frames"][places] = rows["steps"], rows["frames"]
         arrays["source"][places] = sources_of(rows["key"], self._keys_have_starts)
@@ -359,6 +361,14 @@ class ShardDataset(Dataset[Batch]):
                 rest = self._tar(int(row["shard"]))[start + size : start + whole]  # stored, but not wanted
                 if zlib.crc32(rest.data, zlib.crc32(array)) != row[f"{name}_crc"]:
                     raise self._damaged(row, name)
+
+    def _check_range(self, rows: np.ndarray, codes: np.ndarray, places: np.ndarray) -> None:
+        """Refuse damage that would end in the middle of a network: a code that the codebook does not have."""
+        size = self.spec.codebook_size
+        own = codes if len(places) == len(codes) else codes[places]
+        if np.iinfo(codes.dtype).max >= size and own.max(initial=0) >= size:
+            wrong = (codes[places].reshape(len(places), -1) >= size).any(1)
+            raise self._damaged(rows[wrong.argmax()], "codes")
 
     def _label_table(self, index: np.ndarray) -> np.ndarray:
         """(B, L) float32 of 0 and 1."""

@@ -24,10 +24,13 @@ def find_checkpoint(place: str | Path) -> Path:
         raise UserError(f"no checkpoint at {path}: give a .ckpt file or a run's folder, such as runs/pretrain")
     if is_exported(path):
         return path / WEIGHTS
-    found = sorted(path.rglob("last*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if not found:
+    found = [(file.stat().st_mtime_ns, file.stem == "last", file) for file in path.rglob("*.ckpt")]
+    newest = max((entry for entry in found if entry[-1].stem.startswith("last")), default=None)
+    if newest is None and found:
+        raise UserError(f"no last.ckpt under {path}, but others: give one, such as {max(found)[-1]}")
+    if newest is None:
         raise UserError(f"no last.ckpt under {path}: the run has not saved a checkpoint yet")
-    return found[-1]
+    return newest[-1]
 
 
 @contextmanager
