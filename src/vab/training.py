@@ -180,10 +180,12 @@ class TrainerCommands(LightningCLI):
         if path:  # Lightning's "best" and "last" mean a run of the same process, which there is none of
             settings.ckpt_path = str(find_checkpoint(path))
             if settings.ckpt_path.endswith(".safetensors"):
-                raise UserError(
-                    f"--ckpt_path {path} is an exported model, which has no state to go on with: give a run's "
-                    "checkpoint, or begin a run with its weights: --model.init_from"
+                remedy = (
+                    "give a run's checkpoint, or begin a run with its weights: --model.init_from"
+                    if self.config.subcommand == "fit"
+                    else "give the run's checkpoint that it was made of"
                 )
+                raise UserError(f"--ckpt_path {path} is an exported model, not the state of a run: {remedy}")
             if self.config.subcommand == "fit":
                 go_on_in_place(settings, Path(settings.ckpt_path), words)
 

@@ -170,7 +170,7 @@ def test_commands_take_the_folder(run, shards, tmp_path, capsys):
         main(["fit", "--config", "configs/demo/pretrain.yaml", f"--data.train={shards / 'train'}",
               f"--data.val={shards / 'val'}", f"--ckpt_path={folder}"])  # fmt: skip
     assert stop.value.code == 2
-    assert "is an exported model, which has no state to go on with" in capsys.readouterr().err
+    assert "is an exported model, not the state of a run: give a run" in capsys.readouterr().err
 
 
 def test_what_is_there_is_not_lost(run, tmp_path):
