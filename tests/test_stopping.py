@@ -3,6 +3,8 @@
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from tasks_help import quiet_trainer, small_backbone
 from tone_shards import short_spec, write_shards
 from vab.callbacks import EMA, Checkpoints, StopOnSignal, StoppedError
 from vab.callbacks.stopping import folder_of_returned_job, requeue_folder
+from vab.complaints import stopping_at_once
 from vab.data.datamodule import ShardDataModule
 from vab.tasks import PretrainTask
 from vab.training import how_to_go_on, is_loss_of_a_rank, name_of_run
@@ -165,6 +168,48 @@ def test_a_second_ctrl_c_does_not_wait_for_a_validation(shards, tmp_path):
     words = said(tmp_path, "cut")
     assert words.endswith("stopped\n")
     assert "Traceback" not in words
+
+
+def ctrl_c_after_import_of(module, *arguments):
+    """Status and words of a command that gets SIGINT when it has just imported a module; only those after it."""
+    command = [sys.executable, "-X", "importtime", "-m", "vab.cli", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:  # Python tells of each module when it has imported it
+        if line.startswith("import time:") and line.rpartition("|")[2].strip() == module:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    return process.wait(60), [line for line in rest.splitlines() if not line.startswith("import time:")]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("numpy.version", ["fit"]),
+        pytest.param("torch._C", ["fit"], marks=pytest.mark.slow),
+        pytest.param("lightning.pytorch.cli", ["fit"], marks=pytest.mark.slow),
+        pytest.param("numpy.version", ["folds", "--config", "x"], marks=pytest.mark.slow),
+        pytest.param("jsonargparse", ["extract"], marks=pytest.mark.slow),
+        pytest.param("torch._C", ["extract"], marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_while_modules_are_imported_is_one_word(module, arguments):
+    """Some of them swallow an interrupt, and are broken then."""
+    assert ctrl_c_after_import_of(module, *arguments) == (130, ["stopped"])
+
+
+def test_ctrl_c_is_as_it_was_after_imports():
+    def own(*_):
+        raise AssertionError
+
+    for handler in (signal.default_int_handler, signal.SIG_IGN, own):
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            with stopping_at_once():
+                assert (signal.getsignal(signal.SIGINT) is handler) == (handler is not signal.default_int_handler)
+            assert signal.getsignal(signal.SIGINT) is handler
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def slurm_job(folder):

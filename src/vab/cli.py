@@ -14,7 +14,7 @@ from collections import deque
 from typing import Any, NoReturn
 
 from vab import UserError, __version__
-from vab.complaints import OneLineErrors, fail, leave, nearest
+from vab.complaints import OneLineErrors, fail, leave, nearest, stopping_at_once
 
 TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
@@ -104,7 +104,8 @@ def main(argv: list[str] | None = None) -> None:
         if command == "folds":
             run_folds(arguments[1:])
         elif command in TRAINER_COMMANDS:
-            from vab.training import train
+            with stopping_at_once():
+                from vab.training import train
 
             train(arguments)
         else:
@@ -138,7 +139,8 @@ def run_folds(arguments: list[str]) -> None:
     """``vab folds``: what is not its own goes to ``vab fit``."""
     import argparse
 
-    from vab.commands.folds import cross_validate
+    with stopping_at_once():
+        from vab.commands.folds import cross_validate
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -158,7 +160,8 @@ def run_folds(arguments: list[str]) -> None:
 
 def run_command(name: str, arguments: list[str]) -> None:
     """Run a typed function as a command: its parameters are the flags, its docstring the help."""
-    import jsonargparse
+    with stopping_at_once():
+        import jsonargparse
 
     place = COMMANDS[name][1]
     if isinstance(place, dict):
@@ -172,7 +175,8 @@ def run_command(name: str, arguments: list[str]) -> None:
     else:
         prog = f"vab {name}"
     module, _, function = place.partition(":")
-    component = getattr(importlib.import_module(module), function)
+    with stopping_at_once():
+        component = getattr(importlib.import_module(module), function)
 
     class Parser(OneLineErrors, jsonargparse.ArgumentParser):
         pass

@@ -7,8 +7,11 @@ import inspect
 import multiprocessing
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from vab import UserError
@@ -31,6 +34,29 @@ def leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process where it stands; for the time of importing, when there is nothing to be closed.
+
+    Python raises it wherever the program is, and there are packages that swallow what is raised while they are
+    imported, and are broken afterwards. Where Ctrl-C is ignored, or somebody has a handler of his own, it stays so.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def stop(*_: object) -> NoReturn:
+        os.write(2, b"stopped\n")  # print may be at work already
+        leave(130)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -248,9 +248,16 @@ def test_figures_by_class(tmp_path):
     (tmp_path / "labels.csv").write_text("file,labels\nother,a\n")
     with pytest.raises(UserError, match="no class for any"):
         measure(real, made, tmp_path / "other.json", labels=str(tmp_path / "labels.csv"))
-    (tmp_path / "labels.csv").write_text("name,class\n")
-    with pytest.raises(UserError, match="columns file and labels"):
-        read_labels(tmp_path / "labels.csv")
+    for text, words in (
+        ("name,class\n", "has no column file, labels in its first line"),
+        ("file,labels\ns00,a\ns01\n", "line 3: 1 cells for the 2 columns"),
+        ('file,labels\ns00,a\ns01,"a;b', "a double quote is not closed"),
+    ):
+        (tmp_path / "labels.csv").write_text(text)
+        with pytest.raises(UserError, match=words):
+            read_labels(tmp_path / "labels.csv")
+    (tmp_path / "labels.csv").write_text("file, labels\ns00.wav, a\n")
+    assert read_labels(tmp_path / "labels.csv") == {"s00": ("a",)}
 
 
 def test_plots(real, made, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tone_shards import short_spec, write_shards
-from vab.commands.folds import cross_validate, summary
+from vab.commands.folds import cross_validate, require_folds, summary
 from vab.data.datamodule import ShardDataModule
 from vab.data.records import ShardDataset
 from vab.spec import UserError
@@ -53,6 +53,33 @@ def test_each_record_is_validated_in_one_fold_and_trained_on_in_the_others(data)
 def test_folds_that_are_none_are_refused(data, settings, words):
     with pytest.raises(UserError, match=words):
         ShardDataModule(data, data, num_workers=0, **settings)
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (1, r"has the folds \[1, 2, 3, 4\]: with --folds 5 there is nothing to validate fold 5 on; type --folds 4$"),
+        (2, r"has the folds \[2, 3, 4, 5\]: .* nothing to validate fold 1 on; folds are numbered from 1"),
+    ],
+)
+def test_a_fold_that_the_data_lack_is_told_before_the_first_training(data, tmp_path, monkeypatch, first, words):
+    monkeypatch.setattr(ShardDataset, "record_id", lambda self, number: f"tone{first + number % 4}")
+    config = {
+        "data": {"train": data, "val": data, "fold": 1, "fold_pattern": PATTERN},
+        "trainer": {"logger": {"init_args": {"save_dir": str(tmp_path), "name": "tones"}}},
+    }
+    started = []
+
+    def vab(arguments, capture=False):
+        started.append(arguments[-1])
+        return yaml.safe_dump(config)
+
+    monkeypatch.setattr("vab.commands.folds._vab", vab)
+    with pytest.raises(UserError, match=words):
+        cross_validate(["--config", "x"], folds=5)
+    assert started == ["--print_config"]
+    if first == 1:
+        require_folds(config["data"], 4)
 
 
 def test_mean_and_sample_deviation():

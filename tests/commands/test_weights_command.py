@@ -207,7 +207,8 @@ def test_verify_names_what_was_changed_with_both_hashes(server, places, capsys):
     (places / "weights.json").write_text(json.dumps(record))
     (places / "own" / "mine.pth").write_bytes(b"mime")
     assert complaint(capsys, "verify", "--folder", places) == [
-        "error: 2 of 3 files are not what they were; delete those, and type vab weights fetch",
+        "error: 2 of 3 files are not what they were; delete those, and type vab weights fetch --names NAME --out "
+        f"{places}, with a name of vab weights list",
         f"{places}/own/mine.pth: its hash is {hashlib.sha256(b'mime').hexdigest()}, "
         f"expected {hashlib.sha256(b'mine').hexdigest()} as recorded at fetching",
         f"{places}/gone.pth is not there, but weights.json says that it was fetched",

@@ -200,12 +200,26 @@ def test_a_csv_names_files_labels_starts_and_ids(folder, tmp_path):
         ("file,label\nx.mp4,dog\n", "call it 'labels'"),
         ("file\n", "lists no file"),
         ("file\nx.mp4,dog\n", "more values than columns"),
+        ("file,Labels\nx.mp4,dog\n", "has a column 'Labels': call it 'labels', or say labels_from none"),
+        ("file,lable\nx.mp4,dog\n", "has a column 'lable': call it 'labels'"),
+        ("file,strat\nx.mp4,1\n", "has a column 'strat': call it 'start', or give it a name less like that"),
+        ("file,labels,ID\nx.mp4,dog,a\n", "has a column 'ID': call it 'id'"),
+        ("file,labels, labels\nx.mp4,dog,cat\n", "more than one column 'labels'"),
+        ("file,labels,start,id\nx.mp4,dog,1,a\ny.mp4,do", r"line 3: 2 of 4 values \(file, labels, start, id\)"),
     ],
 )
 def test_a_csv_that_cannot_be_understood(tmp_path, text, words):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(UserError, match=words):
         find_sources(tmp_path / "list.csv")
+
+
+def test_blanks_and_other_columns_of_a_csv_do_not_count(tmp_path):
+    (tmp_path / "list.csv").write_text('file, labels , start,title,mid\nx.mp4, "a dog; cow", 1.5,Some,/m/1\n\n')
+    (source,) = find_sources(tmp_path / "list.csv")
+    assert (source.file, source.labels, source.start) == ("x.mp4", ("a dog", "cow"), 1.5)
+    (tmp_path / "list.csv").write_text("file,Labels\nx.mp4,dog\n")
+    assert find_sources(tmp_path / "list.csv", "none")[0].labels == ()
 
 
 def test_files_of_one_stem_keep_their_suffix_in_their_id(tmp_path):

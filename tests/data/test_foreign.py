@@ -380,7 +380,7 @@ def test_a_list_says_what_is_imported_and_its_labels(two_folders, tmp_path):
     arrays = [some(32, 8, seed) for seed in range(3)]
     places = two_folders(*({name: pair[place] for name, pair in zip("abc", arrays, strict=True)} for place in (0, 1)))
     listed, classes = tmp_path / "list.csv", tmp_path / "classes.txt"
-    listed.write_text("file,labels\nc.mp4,dog;cow\nz.mp4,dog\na.mp4,cow\n")
+    listed.write_text("file, labels\nc.mp4, dog;cow\nz.mp4,dog\na.mp4,cow\n")
     classes.write_text("ant\ncow\ndog\n")
     report = import_shards(out=str(tmp_path / "out"), labels=str(listed), vocabulary=str(classes), **places, **TINY)
     assert [(left.source, left.reason) for left in report.left_out] == [("z.mp4", "missing")]
@@ -397,6 +397,7 @@ def test_a_list_says_what_is_imported_and_its_labels(two_folders, tmp_path):
     for text, words in (
         ("id,start\na,1.5\n", "gives a@1.5 a start"),
         ("name\na\n", "needs a column 'id' or 'file'"),
+        ("id,Labels\na,dog\n", "has a column 'Labels': call it 'labels', or give"),
         ("id\na\na\n", "'a' more than once"),
         ("id\nz\n", "none of the 1 recordings that are listed has codes, such as 'z'; .*codes has such as"),
     ):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,7 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader
 
+from vab.cli import main
 from vab.data import format as shard_format
 from vab.data import indexing
 from vab.data.datamodule import ShardDataModule
@@ -460,9 +462,25 @@ def test_manifest_of_another_kind_is_refused(ten, change, words):
     with pytest.raises(UserError, match=words):
         ShardDataset(ten)
     assert len(indexing.verify(ten)) == 1
-    (ten / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
-        ShardDataset(ten)
+
+
+def test_what_a_damaged_manifest_advises_works(ten, tmp_path, capsys):
+    whole = (ten / "manifest.json").read_text()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text(whole)
+    for damaged in (whole[: len(whole) // 2], json.dumps(json.loads(whole) | {"counts": None}).replace("counts", "c")):
+        (ten / "manifest.json").write_text(damaged)
+        for command in ("verify", "index", "info"):
+            with pytest.raises(SystemExit) as ended:
+                main(["shards", command, str(ten)])
+            assert ended.value.code == 2
+            typed = capsys.readouterr().err.partition("type: ")[2].strip()
+            assert typed == f"vab shards index {ten} --spec OTHER/manifest.json"
+        main(shlex.split(typed.replace("OTHER", str(tmp_path / "other")))[1:])
+        said = capsys.readouterr().out
+        assert said.startswith(f"{ten}: 10 records in 3 tars; wrote index.npy, ")
+        assert said.endswith(", manifest.json\n")
+        assert indexing.verify(ten) == []
 
 
 def test_cut_or_missing_tar_is_refused_at_opening(ten):

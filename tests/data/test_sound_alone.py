@@ -80,7 +80,7 @@ def test_chosen_records_are_a_data_set_of_their_own(tmp_path, shards):
 
 
 def test_an_official_split_list_is_read_as_it_is(tmp_path):
-    text = 'x_000010.mp4,"bird chirping, tweeting"\ny_000020.mp4,a; b\n'
+    text = 'x_000010.mp4, "bird chirping, tweeting"\ny_000020.mp4,a; b\n'
     (tmp_path / "list.csv").write_text(text)
     (tmp_path / "videos").mkdir()
     first, second = find_sources(tmp_path / "list.csv", root=tmp_path / "videos")

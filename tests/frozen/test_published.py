@@ -1,6 +1,7 @@
 """Files of weights: where they are looked for, what is read from them, what is refused."""
 
 import hashlib
+import logging
 import pickle
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from vab.frozen.judges import JUDGES, load_judge
-from vab.frozen.published import AUDIOSET_FILE, Published, audioset_classes, read_checkpoint, sha256_of
+from vab.frozen.published import AUDIOSET_FILE, Published, audioset_classes, fetch, read_checkpoint, sha256_of
 from vab.spec import UserError
 
 WANTED = Published("judge some", ("some=1.pth", "some%3D1.pth"), "a place")
@@ -52,6 +53,29 @@ def test_arrays_beside_the_weights_are_read(tmp_path):
     np.testing.assert_array_equal(got["sampler"][0], np.arange(3))
 
 
+def test_a_hub_that_does_not_answer_is_one_whole_line(monkeypatch, capsys):
+    hub = pytest.importorskip("huggingface_hub")
+    log = hub.utils.logging.get_logger("huggingface_hub.utils._http")
+
+    def without_network(*_):
+        log.warning("Retrying in 1s [Retry 1/5].")
+        try:
+            raise OSError("[Errno -2] Name or service not known")
+        except OSError as error:
+            raise hub.errors.LocalEntryNotFoundError("An error happened. Please check your connection " * 9) from error
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(hub, "hf_hub_download", without_network)
+    with pytest.raises(UserError) as caught:
+        fetch("owner/name", "file.bin", "codec x needs file.bin: it is not here", "give a folder")
+    assert str(caught.value) == (
+        "codec x needs file.bin: it is not here, and owner/name on the hub did not give it ([Errno -2] Name or service"
+        " not known); give a folder; with HF_HUB_OFFLINE=1 it is not tried"
+    )
+    assert capsys.readouterr().err == "fetching file.bin from owner/name on the hub\n"
+    assert log.isEnabledFor(logging.WARNING)
+
+
 class Harm:
     def __reduce__(self):
         return print, ("run",)
@@ -83,6 +107,9 @@ def test_class_names_come_from_the_file_beside(tmp_path):
     rows = [f'{number},/m/{number},"Name, {number}"' for number in range(527)]
     (tmp_path / AUDIOSET_FILE).write_text("\n".join(["index,mid,display_name", *rows]) + "\n")
     assert audioset_classes(tmp_path / "w.pth")[5] == "Name, 5"
+    (tmp_path / AUDIOSET_FILE).write_text("\n".join(["index,mid,display_name", *rows])[:-3])
+    with pytest.raises(UserError, match="cannot be read as CSV"):
+        audioset_classes(tmp_path / "w.pth")
     (tmp_path / AUDIOSET_FILE).write_text("\n".join(["index,mid,display_name", *rows[1:]]) + "\n")
     with pytest.raises(UserError, match="does not list AudioSet's 527 classes"):
         audioset_classes(tmp_path / "w.pth")

@@ -6,7 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from vab import __version__
 from vab.callbacks.class_table import FIGURES
+from vab.data.datamodule import ShardDataModule, folds_of
 from vab.data.format import write_atomically
 from vab.spec import UserError
 
@@ -39,12 +40,14 @@ def cross_validate(arguments: Sequence[str], folds: int = 5, overwrite: bool = F
         Figures of each fold, mean and sample standard deviation; ``folds.json`` beside the runs holds the same.
 
     Raises:
-        UserError: If there are fewer than two folds, or a run leaves no figures.
+        UserError: If there are fewer than two folds, the data lack one of them, or a run leaves no figures.
         SystemExit: With the status of a training that fails, which has said why.
     """
     if folds < 2:
         raise UserError(f"--folds must be 2 or more, got {folds}")
-    home = _home(arguments)
+    config = yaml.safe_load(_vab(["fit", *arguments, "--print_config"], capture=True))
+    home = _home(config)
+    checked = False
     figures: dict[str, dict[str, float]] = {}
     for fold in range(1, folds + 1):
         folder = home / f"fold_{fold}"
@@ -52,6 +55,9 @@ def cross_validate(arguments: Sequence[str], folds: int = 5, overwrite: bool = F
         if overwrite or not done.is_file() or _read(folder / _COMMAND) != command:
             for old in (folder / _COMMAND, done):  # a run that is cut off is done again
                 old.unlink(missing_ok=True)
+            if not checked:  # before the first training: the last one's may be a day later
+                require_folds(config["data"], folds)
+                checked = True
             print(f"fold {fold} of {folds}", flush=True)
             own = [f"--data.fold={fold}", f"--trainer.logger.init_args.version=fold_{fold}"]
             _vab(["fit", *arguments, *own])
@@ -75,10 +81,36 @@ def summary(figures: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _home(arguments: Sequence[str]) -> Path:
+def require_folds(data: Mapping[str, Any], folds: int) -> None:
+    """Refuse data that lack a fold.
+
+    Args:
+        data: Arguments of ``ShardDataModule``.
+        folds: How many there must be, numbered from 1.
+
+    Raises:
+        UserError: If there is one without a record; it names a number of folds that there are.
+    """
+    if not data.get("train") or not data.get("val") or isinstance(data["train"], dict):
+        return  # the first training says at once what is wrong
+    module = ShardDataModule(**{**data, "fold": None})
+    there = sorted(set(folds_of(module.val_dataset, data["fold_pattern"])))
+    lacking = [fold for fold in range(1, folds + 1) if fold not in there]
+    if not lacking:
+        return
+    if there == list(range(1, len(there) + 1)) and len(there) > 1:
+        advice = f"type --folds {len(there)}"
+    else:
+        advice = "folds are numbered from 1, as data.fold_pattern finds them in the ids of records"
+    raise UserError(
+        f"{data['val']} has the folds {there}: with --folds {folds} there is nothing to validate fold {lacking[0]} on;"
+        f" {advice}"
+    )
+
+
+def _home(config: Mapping[str, Any]) -> Path:
     """Folder of the runs, by the config that the arguments make."""
-    printed = _vab(["fit", *arguments, "--print_config"], capture=True)
-    logger = (yaml.safe_load(printed).get("trainer") or {}).get("logger")
+    logger = (config.get("trainer") or {}).get("logger")
     settings = logger.get("init_args", {}) if isinstance(logger, dict) else {}
     if not settings.get("name"):
         raise UserError("folds needs a logger with save_dir and name, such as the recipes' TensorBoardLogger")

@@ -12,6 +12,7 @@ from vab.commands.progress import files_progress
 from vab.data import indexing
 from vab.data.arrays import Arrays
 from vab.data.foreign import import_arrays, sources_of
+from vab.data.format import MANIFEST
 from vab.data.identity import CodecFacts, VisionFacts, codec_facts, vision_facts
 from vab.data.labels import read_vocabulary
 from vab.data.layouts import ArrayReader, Cut
@@ -38,9 +39,12 @@ def index_shards(folder: str, spec: str | None = None) -> None:
 
     Args:
         folder: Holds the tars; their records have the fields codes.npy, features.npy and json.
-        spec: A JSON file with the segment spec, where the folder has no manifest.json.
+        spec: A JSON file with the segment spec, or the manifest.json of another data set that was extracted likewise,
+            where the folder has no manifest.json, or a damaged one.
     """
-    indexing.index_folder(folder, spec)
+    manifest = indexing.index_folder(folder, spec)
+    files = ", ".join([*manifest["files"], MANIFEST])
+    print(f"{folder}: {manifest['counts']['records']} records in {len(manifest['shards'])} tars; wrote {files}")
 
 
 def show_shards(folder: str) -> None:

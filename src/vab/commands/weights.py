@@ -77,7 +77,7 @@ def verify_weights(folder: str | None = None) -> None:
     problems, counts = [], {"ok": 0, "unchecked": 0}
     paths = _of_folder(Path(folder).expanduser()) if folder else _of_machine()
     if not paths:
-        raise UserError(f"no weights are in {folder or 'the places of vab weights list'}: type vab weights fetch")
+        raise UserError(f"no weights are in {folder or 'the places of vab weights list'}: type {_fetch_line(folder)}")
     for path, declared in paths:
         try:
             checked = check(path, declared)
@@ -96,9 +96,13 @@ def verify_weights(folder: str | None = None) -> None:
     if problems:
         raise UserError(
             f"{len(problems)} of {len(problems) + sum(counts.values())} files are not what they were; "
-            "delete those, and type vab weights fetch\n" + "\n".join(problems)
+            f"delete those, and type {_fetch_line(folder)}\n" + "\n".join(problems)
         )
     print(f"{counts['ok']} of {sum(counts.values())} files have the hash that is known of them; of the others none is")
+
+
+def _fetch_line(folder: str | None) -> str:
+    return f"vab weights fetch --names NAME --out {folder or 'FOLDER'}, with a name of vab weights list"
 
 
 def weights_found() -> list[Finding]:

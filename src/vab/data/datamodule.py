@@ -520,21 +520,8 @@ def _divide(train: ShardDataset, val: ShardDataset, fold: int, pattern: str) -> 
     Raises:
         UserError: If the pattern is none or finds no fold in a record's id, or a side is left with nothing.
     """
-    try:
-        search = re.compile(pattern).search
-    except re.error as error:
-        raise UserError(f"data.fold_pattern {pattern!r} is not a regular expression: {error}") from error
     for dataset, of_fold in ((train, False), (val, True)):
-        folds = []
-        for number in range(len(dataset)):
-            record_id = dataset.record_id(number)
-            found = search(record_id)
-            if not found or not found.groups() or not found.group(1).isdecimal():
-                raise UserError(
-                    f"{dataset.folder}: data.fold_pattern {pattern!r} finds no fold in the id {record_id!r}: its first "
-                    "group must be the fold's number"
-                )
-            folds.append(int(found.group(1)))
+        folds = folds_of(dataset, pattern)
         numbers = [number for number, its in enumerate(folds) if (its == fold) == of_fold]
         if not numbers:
             raise UserError(
@@ -542,3 +529,30 @@ def _divide(train: ShardDataset, val: ShardDataset, fold: int, pattern: str) -> 
                 + ("validate on" if of_fold else "train on")
             )
         dataset.choose(numbers)
+
+
+def folds_of(dataset: ShardDataset, pattern: str) -> list[int]:
+    """The fold of each record.
+
+    Args:
+        dataset: Its records' ids name it.
+        pattern: ``fold_pattern`` of ``ShardDataModule``.
+
+    Raises:
+        UserError: If the pattern is none or finds no fold in a record's id.
+    """
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise UserError(f"data.fold_pattern {pattern!r} is not a regular expression: {error}") from error
+    folds = []
+    for number in range(len(dataset)):
+        record_id = dataset.record_id(number)
+        found = search(record_id)
+        if not found or not found.groups() or not found.group(1).isdecimal():
+            raise UserError(
+                f"{dataset.folder}: data.fold_pattern {pattern!r} finds no fold in the id {record_id!r}: its first "
+                "group must be the fold's number"
+            )
+        folds.append(int(found.group(1)))
+    return folds

@@ -323,7 +323,14 @@ def parse_manifest(text: bytes, folder: str | Path) -> dict[str, Any]:
         UserError: If it is none, or one of another format or version.
     """
     path = f"{folder}/{MANIFEST}"
-    remedy = "upload it again" if "://" in str(folder) else f"restore it, or type: vab shards index {folder}"
+    remedy = (
+        "upload it again"
+        if "://" in str(folder)
+        else (
+            f"restore it from a copy; or, with the {MANIFEST} of another data set that was extracted likewise, type:"
+            f" vab shards index {folder} --spec OTHER/{MANIFEST}"
+        )
+    )
     try:
         manifest = json.loads(text)
     except ValueError as error:

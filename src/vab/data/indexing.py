@@ -141,7 +141,7 @@ def index_folder(folder: str | Path, spec: str | Path | None = None, codebooks: 
     Args:
         folder: With the tars; an existing manifest is taken over and brought up to date.
         spec: JSON file with the fields of ``SegmentSpec``, or the manifest of another data set. Needed where the folder
-            has no manifest.
+            has no manifest, or a damaged one, of which then nothing is taken over.
         codebooks: (K, S, code_dim) float. Where not given, ``codebooks.safetensors`` in the folder or beside ``spec``.
 
     Returns:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vab.data.tables import not_csv
 from vab.spec import UserError
 
 _INDEX, _ID, _NAME = "index", "mid", "display_name"
@@ -62,7 +63,7 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
     if Path(path).suffix.lower() != ".csv":
         rows = [[line.strip()] for line in text.splitlines() if line.strip()]
     else:
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+        rows = _csv_rows(path, text)
     if not rows:
         raise UserError(f"{path} names no class")
     width = len(rows[0])
@@ -124,7 +125,7 @@ def read_keys(path: str, key_column: str | None, class_column: str | None, per_c
         entries = _json_entries(path, text)
     elif suffix == ".csv":
         named = [name for name in (key_column, class_column) if name is not None]
-        entries = _csv_entries(text, header=not (named and all(name.isdecimal() for name in named)))
+        entries = _csv_entries(path, text, header=not (named and all(name.isdecimal() for name in named)))
     else:
         if key_column is not None or class_column is not None:
             raise UserError(f"{path} is read as one key a line and has no columns: name it .csv or .json if it has")
@@ -172,6 +173,8 @@ def first_of(names: Sequence[str]) -> str:
 def _read_text(path: str | Path, what: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} cannot be read as {what}: there is no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as {what}: {error}") from error
 
@@ -189,8 +192,15 @@ def _json_entries(path: str, text: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _csv_entries(text: str, header: bool) -> list[dict[str, Any]]:
-    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+def _csv_rows(path: str | Path, text: str) -> list[list[str]]:
+    try:
+        return [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except csv.Error as error:
+        raise not_csv(path, error) from error
+
+
+def _csv_entries(path: str, text: str, header: bool) -> list[dict[str, Any]]:
+    rows = _csv_rows(path, text)
     if not rows:
         return []
     names = [name.strip() for name in rows[0]] if header else [str(number) for number in range(len(rows[0]))]

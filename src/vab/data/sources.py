@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import math
 import os
 from array import array
@@ -14,6 +15,7 @@ from typing import NoReturn, TypeVar, overload
 
 import numpy as np
 
+from vab.data.tables import not_csv
 from vab.spec import UserError
 
 _VIDEO_SUFFIXES = (
@@ -52,6 +54,10 @@ _SOUND_SUFFIXES = (
 )
 _LATEST = 9_999_999
 """s. Four months; a later start is a mistake."""
+_COLUMNS = ("file", "labels", "start", "id")
+"""Of a CSV, those that are read."""
+_MISSPELT = 0.75
+"""Likeness to a column's name, as difflib counts it, from which on another name is taken for a slip."""
 MEDIA_SUFFIXES = frozenset(_VIDEO_SUFFIXES + _SOUND_SUFFIXES)
 """Files of a folder that are taken for media. Those with sound alone are, too: they are kept or reported, as asked."""
 
@@ -152,7 +158,8 @@ def find_sources(
     Args:
         media: A folder, searched with its subfolders (hidden ones left out) and sorted by path; or a CSV with a column
             ``file`` (relative to the CSV) and, if wanted, ``labels`` (joined by ``;``), ``start`` (s) and ``id``,
-            taken in its own order. Other columns are not read. Or a list as VGGSound's are, which begins at once:
+            taken in its own order. Other columns are not read, and refused where their names are slips of these; blanks
+            around names and values do not count. Or a list as VGGSound's are, which begins at once:
             the file, and one label, in which a ";" is a character like any other.
         labels_from: ``csv``; ``folder``: the name of the folder a file is in; ``none``; or ``auto``: ``csv`` if there
             is such a column, else none.
@@ -252,15 +259,12 @@ def _from_csv(path: Path, labels_from: str, root: Path, by_id: bool = False) -> 
         with path.open(newline="", encoding="utf-8-sig") as file:
             plain = _begins_at_once(file.readline())
             file.seek(0)
-            # Strict: else a quote that is not closed makes one cell of all lines that follow.
-            reader = csv.reader(file, strict=True)
-            columns = ["file", "labels"] if plain else next(reader, [])
+            reader = csv.reader(file, strict=True, skipinitialspace=True)
+            columns = ["file", "labels"] if plain else [name.strip() for name in next(reader, [])]
             _check_columns(path, columns, labels_from, by_id)
             return _read_rows(path, reader, columns, labels_from, str(root), plain)
     except (UnicodeDecodeError, csv.Error) as error:
-        broken = isinstance(error, csv.Error) and "unexpected end" in str(error)
-        advice = ": a double quote is not closed" if broken else f": {error}"
-        raise UserError(f"{path} cannot be read as CSV in UTF-8{advice}") from error
+        raise not_csv(path, error) from error
 
 
 def _check_columns(path: Path, columns: Sequence[str], labels_from: str, by_id: bool) -> None:
@@ -271,8 +275,23 @@ def _check_columns(path: Path, columns: Sequence[str], labels_from: str, by_id: 
         )
     if labels_from == "csv" and "labels" not in columns:
         raise UserError(f"{path} has no column 'labels' (joined by ;), only {columns}: add it, or labels_from none")
-    if "label" in columns and "labels" not in columns and labels_from == "auto":
-        raise UserError(f"{path} has a column 'label': call it 'labels', or say labels_from none")
+    if twice := [name for name, count in Counter(filter(None, columns)).items() if count > 1]:
+        raise UserError(f"{path} has more than one column {twice[0]!r} in its first line: name each column once")
+    for name in columns:  # what is not read for a slip in its name would be missing without a word
+        meant = _meant(name)
+        if meant is None or meant in columns or (meant == "labels" and labels_from in ("folder", "none")):
+            continue
+        way = "say labels_from none" if meant == "labels" and not by_id else "give it a name less like that"
+        raise UserError(f"{path} has a column {name!r}: call it {meant!r}, or {way}")
+
+
+def _meant(name: str) -> str | None:
+    """The column that is read whose name one is that is written in capitals or misspelt."""
+    if name.lower() in _COLUMNS:
+        return name.lower()
+    # Of two letters, as id, too many names are like.
+    close = difflib.get_close_matches(name.lower(), ("file", "label", "labels", "start"), 1, _MISSPELT)
+    return ("labels" if close[0] == "label" else close[0]) if close else None
 
 
 def _read_rows(
@@ -280,7 +299,7 @@ def _read_rows(
 ) -> Sources:
     """A source per line."""
     sources = Sources(root)
-    places = {name: columns.index(name) for name in ("file", "labels", "start", "id") if name in columns}
+    places = {name: columns.index(name) for name in _COLUMNS if name in columns}
     places.setdefault("file", places.get("id", 0))
     known: dict[str, tuple[str, ...]] = {}
 
@@ -298,6 +317,11 @@ def _read_rows(
         if not name or len(row) > len(columns):
             wrong = "more values than columns: a label with a comma in it must stand in double quotes"
             raise UserError(f"{path}, line {line}: {wrong if name else 'no file given'}")
+        if len(row) < len(columns):  # a label that was cut is one, too, and a start that was cut off none
+            raise UserError(
+                f"{path}, line {line}: {len(row)} of {len(columns)} values ({', '.join(columns)}): is the file cut?"
+                " An empty value needs its comma, too"
+            )
         text = cell(row, "labels") if labels_from in ("auto", "csv") else ""
         if labels_from == "folder":
             text = Path(name).parent.name
@@ -310,7 +334,7 @@ def _read_rows(
 
 def _begins_at_once(first_line: str) -> bool:
     """Whether a CSV's first line is a file and its label, and not the names of columns."""
-    cells = next(csv.reader([first_line]), [])
+    cells = next(csv.reader([first_line], skipinitialspace=True), [])
     return len(cells) == 2 and Path(cells[0]).suffix.lower() in MEDIA_SUFFIXES
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import sys
+import textwrap
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -156,15 +157,34 @@ def fetch(repository: str, name: str, wanted: str, advice: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.utils import logging
     except ImportError as error:
         raise UserError(f"{wanted}; {advice}, or pip install huggingface_hub to fetch it") from error
     if is_offline():
         raise UserError(f"{wanted}, and HF_HUB_OFFLINE forbids to fetch it from {repository}; {advice}")
+    print(f"fetching {name} from {repository} on the hub", file=sys.stderr)  # it tries for half a minute
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # not a line for each attempt
     try:
         return Path(hf_hub_download(repository, name))
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-        raise UserError(f"{wanted}, and {repository} on the hub did not give it ({reason}); {advice}") from error
+        raise UserError(
+            f"{wanted}, and {repository} on the hub did not give it ({hub_reason(error)}); {advice};"
+            " with HF_HUB_OFFLINE=1 it is not tried"
+        ) from error
+    finally:
+        logging.set_verbosity(before)
+
+
+def hub_reason(error: Exception) -> str:
+    """Why the hub did not give a file, in a few words."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    # The hub's client says at length that it has neither an answer nor a file; what it was raised from says why.
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return textwrap.shorten(words, 150, placeholder=" ...")
 
 
 _told: set[str] = set()
@@ -289,8 +309,11 @@ def audioset_classes(weights: Path) -> tuple[str, ...]:
     path = weights.parent / AUDIOSET_FILE
     if not path.is_file():
         return tuple(f"audioset_{number:03d}" for number in range(AUDIOSET_CLASSES))
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
     if [row.get("index") for row in rows] != [str(number) for number in range(AUDIOSET_CLASSES)]:
         raise UserError(f"{path} does not list AudioSet's {AUDIOSET_CLASSES} classes, index 0 to 526 in order")
     return tuple(row["display_name"] for row in rows)

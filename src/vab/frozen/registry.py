@@ -15,7 +15,7 @@ from vab.frozen.codec import CODECS
 from vab.frozen.downloading import download, progress
 from vab.frozen.hashes import digest_like, is_digest, sha256_of
 from vab.frozen.judges import JUDGES
-from vab.frozen.published import Published
+from vab.frozen.published import Published, hub_reason
 from vab.spec import UserError
 
 VISION: tuple[str, ...] = ("tiny", *clip_files.PUBLISHED)
@@ -173,8 +173,7 @@ def _on_hub(repository: str, name: str, revision: str) -> tuple[str, str, str]:
     try:
         found = get_hf_file_metadata(hf_hub_url(repository, name, revision=revision))
     except problems as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-        raise UserError(f"{repository} on the hub did not give {name} ({reason})") from error
+        raise UserError(f"{repository} on the hub did not give {name} ({hub_reason(error)})") from error
     digest = found.etag or ""
     return (
         found.location,

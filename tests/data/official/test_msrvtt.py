@@ -23,7 +23,7 @@ def table(tmp_path):
     videos = [
         {"id": number, "video_id": f"video{number}", "category": category, "url": "https://x", "start time": 1.5,
          "end time": 12.0, "split": split}
-        for number, category, split in ((0, 9, "train"), (6513, 0, "validate"), (7010, 19, "test"), (7011, 4, "test"),
+        for number, category, split in ((0, 9, "train"), (6513, 0, "validate"), (7010, 19, "test"), (7011, "4", "test"),
                                         (7012, 6, "test"))
     ]  # fmt: skip
     content = {"info": {}, "videos": videos, "sentences": [{"sen_id": 0, "video_id": "video0", "caption": "a car"}]}
@@ -68,6 +68,7 @@ def test_a_csv_is_one_split_without_categories(tmp_path):
         ('{"videos": [{"id": 1}]}', "of tables with a 'video_id'"),
         ("video1,video2\n", "cannot be read as JSON, and is not called .csv"),
         ('{"videos": [{"video_id": "v", "category": 20, "split": "test"}]}', "v has category 20, there are 0 to 19"),
+        ('{"videos": [{"video_id": "v", "category": "a", "split": "test"}]}', "v has category 'a', there are 0 to 19"),
         ('{"videos": [{"video_id": "v", "category": 2, "split": "test"}]}', "has none of the 1 files .* such as v$"),
     ],
 )

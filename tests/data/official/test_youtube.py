@@ -75,6 +75,7 @@ def test_audiosets_segments(segments, tmp_path, capsys):
         ('--4gqARaEJE, -1, 10.000, "/m/068hy"\n', "line 1: a start is seconds, 0 or more, got '-1'"),
         ('abcdefghijk, 0.000, 10.000, "/m/068hy"\n', "has none of the 1 files that .* lists, such as abcdefghijk"),
         ("", "has none of the 0 files"),
+        ('--4gqARaEJE, 0.000, 10.000, "/m/0', "cannot be read as CSV in UTF-8: a double quote is not closed"),
         ("--4gqARaEJE, 0, 10, /m/a\n--4gqARaEJE, 0, 10, /m/b\n", "line 2: --4gqARaEJE at 0 s is there before, with"),
     ],
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vab.data.official.rows import read_columns
 from vab.data.sources import MEDIA_SUFFIXES, find_sources
 from vab.spec import UserError
 
@@ -104,21 +104,11 @@ def read_labels(path: str | Path) -> dict[str, tuple[str, ...]]:
     Raises:
         UserError: If the file cannot be understood.
     """
-    path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or ())
-            lines = [(row.get("file") or "", row.get("labels") or "") for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--labels {path} cannot be read as CSV in UTF-8: {error}") from error
-    if not {"file", "labels"} <= set(columns):
-        raise UserError(f"--labels {path} needs the columns file and labels (joined by ;), got {columns}")
     table: dict[str, tuple[str, ...]] = {}
-    for name, labels in lines:
-        stem = Path(name.strip())
+    for _, cells in read_columns(Path(path), "file", "labels"):
+        stem = Path(cells["file"])
         key = stem.with_suffix("").as_posix() if stem.suffix.lower() in MEDIA_SUFFIXES else stem.as_posix()
         if key in table:
             raise UserError(f"--labels {path} lists {key!r} more than once")
-        table[key] = tuple(dict.fromkeys(label.strip() for label in labels.split(";") if label.strip()))
+        table[key] = tuple(dict.fromkeys(label.strip() for label in cells["labels"].split(";") if label.strip()))
     return table

@@ -70,6 +70,8 @@ def _from_json(table: Path, split: str | None) -> dict[str, tuple[str, ...]]:
 
 def _category(video: dict[str, object], table: Path) -> tuple[str, ...]:
     number = video.get("category")
+    if isinstance(number, str) and number.isdecimal():  # some copies of the list have numbers in quotes
+        number = int(number)
     if number is None:
         return ()
     if not isinstance(number, int) or not 0 <= number < len(CATEGORIES):

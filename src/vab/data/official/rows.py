@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vab.data.tables import not_csv
 from vab.spec import UserError
 
 _PIECE = 10_000
@@ -52,14 +53,14 @@ def read_table(path: Path, comments: bool = False) -> Iterator[tuple[int, list[s
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, skipinitialspace=True)
+            reader = csv.reader(file, strict=True, skipinitialspace=True)
             for cells in reader:
                 if cells and not (comments and cells[0].startswith("#")):
                     yield reader.line_num, [cell.strip() for cell in cells]
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+        raise not_csv(path, error) from error
 
 
 def read_columns(path: Path, *needed: str) -> Iterator[tuple[int, dict[str, str]]]:
