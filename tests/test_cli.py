@@ -232,6 +232,46 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert text == "error: no command 'generated'; did you mean 'generate'?; vab --help lists them"
 
 
+def test_what_is_missing_is_named_as_it_is_typed(capsys):
+    for command, names in (
+        (["extract", "--media", "x"], "--out"),
+        (["generate", "--video", "x"], "--checkpoint, --out"),
+        (["compare"], "--reports"),
+        (["shards", "verify"], "FOLDER"),
+        (["fit"], "--data.train, --data.val, --model"),
+    ):
+        assert complaint(capsys, *command) == f"error: the following arguments are required: {names}"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "extract --media x --out",
+        "extract --out x --media",
+        "shards import --codes x --codec tiny --vision tiny --video_fps 4 --out",
+        "export --checkpoint x --out",
+        "generate --checkpoint x --video y --out",
+        "classify --checkpoint x --media y --out",
+        "lists vggsound --list x --media y --out",
+        "weights fetch --names=[dac_16khz] --out",
+        "demo world --out",
+    ],
+)
+def test_a_path_that_is_empty_is_not_the_folder_one_is_in(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    *given, flag = command.split()
+    words = f"error: {flag} is empty: give it a value (is it a variable of the shell that is not set?)"
+    assert complaint(capsys, *given, flag, "") == words
+    assert complaint(capsys, *given, f"{flag}=") == words
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["-inf", "nan"])
+def test_a_number_that_is_none_is_told(value, capsys):
+    text = complaint(capsys, "extract", "--media=x", "--out=y", f"--silence_db={value}")
+    assert text == f"error: --silence_db must be a finite number, got {value}"
+
+
 def test_help_is_quick_and_lists_every_command():
     code = "import sys, vab.cli; vab.cli.main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

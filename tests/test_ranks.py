@@ -40,3 +40,10 @@ def test_a_rank_that_says_nothing_for_long_has_ended(heard):
     assert heartbeats.silent() == [2]
     with pytest.raises(UserError, match="rank 2 has said nothing for 120 s: another process of this command has ended"):
         Ranks(0, 3, "cpu", None, [heartbeats]).require_others()
+
+
+def test_machines_that_nothing_names_are_not_waited_for(monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"--num_nodes 2: nothing here says where the other machines are; .* torchrun"):
+        ranks.start_ranks("cpu", 1, 2)

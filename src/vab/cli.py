@@ -14,7 +14,7 @@ from collections import deque
 from typing import Any, NoReturn
 
 from vab import UserError, __version__
-from vab.complaints import OneLineErrors, fail, leave, nearest, stopping_at_once
+from vab.complaints import OneLineErrors, fail, leave, nearest, refuse_empty, stopping_at_once
 
 TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
@@ -179,7 +179,10 @@ def run_command(name: str, arguments: list[str]) -> None:
         component = getattr(importlib.import_module(module), function)
 
     class Parser(OneLineErrors, jsonargparse.ArgumentParser):
-        pass
+        def parse_args(self, *arguments: Any, **settings: Any) -> Any:
+            values = super().parse_args(*arguments, **settings)
+            refuse_empty(self, vars(values))
+            return values
 
     outcome = jsonargparse.auto_cli(
         component,

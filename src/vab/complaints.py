@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -68,6 +68,10 @@ def nearest(word: str, known: list[str]) -> str:
 _UNKNOWN_NAME = re.compile(
     r"(?:does not accept (?:nested key|option|argument)|[Uu]nrecognized arguments?:|No action for key) ['\"]?-*([\w.]+)"
 )
+_REQUIRED = re.compile(r"(?<=arguments are required: ).*")
+_NO_NUMBER = re.compile(
+    r"Parser key ['\"]([\w.]+)['\"]: Expected a <class 'float'>. Got value: ([-+]?(?:inf(?:inity)?|nan))", re.IGNORECASE
+)
 _UNKNOWN_ARGUMENT = re.compile(
     r"(?:Parser key ['\"])?([\w.]+)['\"]?:.*Option ['\"](\w+)['\"] is not accepted", re.DOTALL
 )
@@ -82,6 +86,8 @@ class OneLineErrors:
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the complaint as a UserError instead of printing the usage."""
         text = explain(ex if ex is not None else message)
+        text = _REQUIRED.sub(lambda names: _as_typed(self, names.group()), text)
+        text = _NO_NUMBER.sub(r"--\1 must be a finite number, got \2", text)
         deep = _UNKNOWN_ARGUMENT.search(text)
         if deep:
             hint = nearest(deep.group(2), _argument_names())
@@ -106,6 +112,30 @@ def _option_names(parser: Any) -> Iterator[str]:
         if isinstance(action.choices, dict):
             for inner in action.choices.values():
                 yield from _option_names(inner)
+
+
+def _as_typed(parser: Any, names: str) -> str:
+    """Names of arguments, joined by commas, as they are typed: ``out`` as ``--out``, and without their command."""
+    commands = {name for action in parser._actions if isinstance(action.choices, dict) for name in action.choices}
+    places = {action.dest for action in parser._actions if not action.option_strings}
+    typed = []
+    for name in names.split(", "):
+        command, _, rest = name.partition(".")
+        own = rest if command in commands else name
+        typed.append(own.upper() if own in places else f"--{own}")
+    return ", ".join(typed)
+
+
+def refuse_empty(parser: Any, values: Mapping[str, Any]) -> None:
+    """Refuse an empty text as a flag's value, which as a path would be the folder one happens to be in.
+
+    Raises:
+        UserError: Naming the flag.
+    """
+    if empty := next((name for name, value in values.items() if value == ""), None):
+        raise UserError(
+            f"{_as_typed(parser, empty)} is empty: give it a value (is it a variable of the shell that is not set?)"
+        )
 
 
 def _sampler_settings() -> set[str]:

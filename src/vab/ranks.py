@@ -222,6 +222,7 @@ def start_ranks(device: str, devices: int, num_nodes: int) -> Ranks:
     if where.index is not None:
         raise UserError(f"--device {device} is a single device, but --devices is {devices}: give --device {where.type}")
     from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments import LightningEnvironment
     from lightning.fabric.strategies import DDPStrategy
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -231,6 +232,14 @@ def start_ranks(device: str, devices: int, num_nodes: int) -> Ranks:
         # gloo, which needs nothing of a GPU: some words are all that is exchanged.
         strategy = DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE)
         fabric = Fabric(accelerator=where.type, devices=devices, num_nodes=num_nodes, strategy=strategy)
+        by_hand = isinstance(strategy.cluster_environment, LightningEnvironment)
+        if num_nodes > 1 and by_hand and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            # They would wait for each other, each at an address of its own.
+            raise ValueError(
+                "nothing here says where the other machines are; on each of them, with"
+                f" --node_rank 0, 1, ..., type: torchrun --nnodes {num_nodes} --node_rank 0 --nproc_per_node {devices}"
+                " --master_addr HOST --master_port 29500 -m vab.cli, then the command (under SLURM: srun vab)"
+            )
         fabric.launch()
     except (MisconfigurationException, ValueError, RuntimeError) as error:  # Lightning's words for wrong settings
         raise UserError(f"--devices {devices} --num_nodes {num_nodes}: {' '.join(str(error).split())}") from error

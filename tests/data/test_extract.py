@@ -240,6 +240,9 @@ def test_files_of_one_stem_keep_their_suffix_in_their_id(tmp_path):
         ({"video_fps": 0.1}, "has no frame"),
         ({"segments": "middle"}, "segments must be all or centre"),
         ({"batch_size": 0}, "batch_size must be 1"),
+        ({"hop_seconds": 0.0004}, "hop_seconds must be 0.001 or more, got 0.0004: records are named by their start"),
+        ({"silence_db": float("-inf")}, "silence_db must be a finite number of dBFS, 0 or less .*, got -inf"),
+        ({"silence_db": float("nan")}, "silence_db must be a finite number of dBFS, 0 or less .*, got nan"),
         ({"device": "abacus"}, "device must be"),
         ({"codec": "gramophone"}, "unknown codec"),
         ({"labels_from": "csv"}, "is a folder"),
@@ -259,6 +262,29 @@ def test_when_nothing_can_be_used_the_report_says_why(tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["reasons"] == {"unreadable": 1}
     video(tmp_path / "m" / "x.mp4", 1.0, 400)
     assert extract(str(tmp_path / "m"), str(tmp_path / "out"), **SHORT).records == 1
+
+
+def test_where_all_is_sound_alone_it_says_how_to_take_it(tmp_path):
+    (tmp_path / "m").mkdir()
+    write_wav(tmp_path / "m" / "a.wav", 0.1 * np.ones(RATE, np.float32), RATE)
+    with pytest.raises(UserError, match="no video track; to take files of sound alone: --without_video keep"):
+        extract(str(tmp_path / "m"), str(tmp_path / "out"), **SHORT)
+
+
+def test_files_that_are_no_inputs_are_counted(tmp_path):
+    video(tmp_path / "m" / "x.mp4", 1.0, 400)
+    for name in ("a.wv", "sub/B.WV", "c.wv", "d.wv", "x.txt", ".DS_Store", "bare"):
+        (tmp_path / "m" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "m" / name).touch()
+    report = extract(str(tmp_path / "m"), str(tmp_path / "out"), **SHORT)
+    assert (report.inputs, report.exit_status) == (1, 0)
+    line = "7 files ignored, by suffix no media: 4 .wv (a.wv, c.wv, d.wv, ...), 1 no suffix (bare), 1 .txt, 1 hidden"
+    assert line in str(report)
+    again = extract(str(tmp_path / "m"), str(tmp_path / "out"), **SHORT)
+    assert line in str(again)
+    written = json.loads((tmp_path / "out" / "report.json").read_text())["ignored"]
+    assert written[0] == {"suffix": ".wv", "files": 4, "such_as": ["a.wv", "c.wv", "d.wv"]}
+    assert sum(kind["files"] for kind in written) == 7
 
 
 # ---- interruptions ----

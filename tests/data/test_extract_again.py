@@ -117,8 +117,105 @@ def test_other_ids_are_other_inputs(media, tmp_path):
     (tmp_path / "list.csv").write_text(f"file,id\n{media}/0.mp4,one\n")
     extract(str(tmp_path / "list.csv"), str(tmp_path / "out"), **SETTINGS)
     (tmp_path / "list.csv").write_text(f"file,id\n{media}/0.mp4,two\n")
-    with pytest.raises(UserError, match=r"already holds a finished data set, made with other settings \(inputs"):
+    with pytest.raises(UserError, match=r"made of other inputs \(1 then, 1 now; the first new one is .*0\.mp4\)"):
         extract(str(tmp_path / "list.csv"), str(tmp_path / "out"), **SETTINGS)
+
+
+def test_in_what_the_inputs_of_a_finished_folder_differ_is_told(media, tmp_path):
+    labelled = listing(tmp_path, media, "abcab")
+    extract(str(labelled), str(tmp_path / "out"), **SETTINGS)
+    for labels, changes, words in (
+        (
+            "abcaba",
+            {},
+            r"finished data set, made of other inputs \(5 then, 6 now; the first new one is .*5\.mp4\): give",
+        ),
+        ("abca", {}, r"made of other inputs \(5 then, 4 now; none is new\)"),
+        ("abcaa", {}, r"made of other inputs \(5 then, 5 now; sizes, labels or starts are others\)"),
+        (
+            "abcaa",
+            {"min_seconds": 0.3},
+            r"made with other settings \(min_seconds: 0.2 != 0.3\) and made of other inputs",
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            extract(str(listing(tmp_path, media, labels)), str(tmp_path / "out"), **(SETTINGS | changes))
+
+
+# ---- files of the same size, files of another time ----
+
+
+def of_one_size(path, seed):
+    """A video that fills 100,000 bytes, the rest of which is free space."""
+    video(path, 0.64, seed=seed)
+    content = path.read_bytes()
+    room = 100_000 - len(content)
+    path.write_bytes(content + struct.pack(">I4s", room, b"free") + bytes(room - 8))
+
+
+def test_a_file_that_was_replaced_by_one_of_its_size_is_decoded_again(media, tmp_path):
+    of_one_size(media / "0.mp4", seed=0)
+    interrupted(media, tmp_path / "out", 3, records_per_shard=100)
+    of_one_size(media / "0.mp4", seed=9)
+    report = extract(str(media), str(tmp_path / "out"), records_per_shard=100, **SETTINGS)
+    extract(str(media), str(tmp_path / "whole"), records_per_shard=100, **SETTINGS)
+    first, second = (ShardDataset(tmp_path / name).read(range(6)) for name in ("out", "whole"))
+    assert torch.equal(first.features, second.features)
+    assert report.touched == []
+
+
+def test_a_file_of_another_time_in_a_finished_shard_is_named_and_changes_nothing(media, tmp_path):
+    out = tmp_path / "out"
+    extract(str(media), str(tmp_path / "whole"), records_per_shard=1, **SETTINGS)
+    interrupted(media, out, 3)
+    os.utime(media / "0.mp4", ns=(0, 10**18))
+    report = extract(str(media), str(out), records_per_shard=1, **SETTINGS)
+    assert report.touched == ["0.mp4"]
+    assert "1 inputs were written anew since their records were made (0.mp4)" in str(report)
+    assert (out / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
+    # Of a finished folder only what is newer can be told.
+    assert extract(str(media), str(out), records_per_shard=1, **SETTINGS).touched == []
+    os.utime(media / "5.mp4", ns=(0, 2 * (out / "manifest.json").stat().st_mtime_ns))
+    assert extract(str(media), str(out), records_per_shard=1, **SETTINGS).touched == ["5.mp4"]
+
+
+# ---- a user's own files ----
+
+OWN = ("report.json", "index.npy", "label_starts.npy", "label_ids.npy", "codebooks.safetensors", "writing.lock")
+OWN_PARTIAL = ("extraction.partial", "extraction.partial/mine.txt", "extraction.partial/head.json")
+
+
+@pytest.mark.parametrize("text", ["mine", '{"mine": 1}\n'])
+@pytest.mark.parametrize("name", [*OWN, *OWN_PARTIAL])
+def test_a_users_own_files_are_refused_and_kept(media, tmp_path, name, text):
+    own = tmp_path / "out" / name
+    own.parent.mkdir(parents=True)
+    own.write_text(text)
+    with pytest.raises(UserError, match=name.rpartition("/")[-1]):
+        extract(str(media), str(tmp_path / "out"), **SETTINGS)
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [own]
+    assert own.read_text() == text
+
+
+def test_files_that_no_extraction_writes_may_be_there(media, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    names = ("notes.txt", "shard-notes.tmp", "shard-notes.journal.json")
+    for name in names:
+        (out / name).write_text("mine")
+    interrupted(media, out, 2)
+    (out / "extraction.partial" / "mine.txt").write_text("mine")
+    extract(str(media), str(out), records_per_shard=1, **SETTINGS)
+    assert {(out / name).read_text() for name in (*names, "extraction.partial/mine.txt")} == {"mine"}
+    assert extract(str(media), str(out), records_per_shard=1, **SETTINGS).already_finished
+
+
+def test_a_run_killed_as_it_began_is_gone_on_with(media, tmp_path):
+    partial = tmp_path / "out" / "extraction.partial"
+    partial.mkdir(parents=True)
+    (partial / "head.json.tmp").write_text("{")
+    assert extract(str(media), str(tmp_path / "out"), **SETTINGS).records == 6
+    assert not partial.exists()
 
 
 def test_another_vocabulary_is_told_in_a_few_words(media, tmp_path):

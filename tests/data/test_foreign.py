@@ -584,8 +584,22 @@ def test_a_folder_is_gone_on_with_only_if_it_is_the_same_import(two_folders, tmp
         with pytest.raises(UserError, match=f"made with other settings .*{words}"):
             import_shards(out=str(tmp_path / "out"), **places, **(TINY | change))
     two_folders({"b": codes}, {"b": features})
-    with pytest.raises(UserError, match=r"made with other settings \(inputs: 1 sha256:\w+ != 2 sha256"):
+    with pytest.raises(UserError, match=r"made of other inputs \(1 then, 2 now; the first new one is b\)"):
         import_shards(out=str(tmp_path / "out"), **places, **TINY)
+
+
+@pytest.mark.parametrize("name", ["report.json", "index.npy", "label_ids.npy", "codebooks.safetensors"])
+@pytest.mark.parametrize("level", [0, SIZE])
+def test_a_users_own_files_are_refused_and_kept(two_folders, tmp_path, name, level):
+    codes, features = some(32, 8)
+    own = tmp_path / "out" / name
+    own.parent.mkdir()
+    own.write_text("mine")
+    # Codes that are out of range give no record; then the report alone would be written.
+    gives_none = level > 0 and name != "report.json"
+    with pytest.raises(UserError, match="not one of 1 inputs" if gives_none else name):
+        import_shards(out=str(tmp_path / "out"), **two_folders({"a": codes + level}, {"a": features}), **TINY)
+    assert own.read_text() == "mine"
 
 
 # ---- whose codes, whose features ----
@@ -698,6 +712,7 @@ def test_a_vision_encoder_is_what_the_user_says_unless_it_is_here():
         ({"max_difference_seconds": -1.0}, "--max_difference_seconds must be 0 or more"),
         ({"segments": "middle"}, "segments must be all or centre"),
         ({"records_per_shard": 0}, "records_per_shard must be 1 or more"),
+        ({"hop_seconds": 0.01}, "--hop_seconds must be a step of the codes or more, 0.02 s, got 0.01"),
     ],
 )
 def test_settings_that_make_no_sense(two_folders, tmp_path, change, words):

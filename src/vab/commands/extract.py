@@ -51,9 +51,10 @@ def extract(
 ) -> ExtractionReport | None:
     """Turn media files into shards of codec tokens and frame features.
 
-    Every input ends in the shards or, with its reason, in DIR/report.json. Interrupted, the same command goes on; the
-    shards are the same, whatever the devices. The exit status is 0 if every input is in the shards whole, 3 if
-    something is left out, 2 if nothing could be made.
+    Every input ends in the shards or, with its reason, in DIR/report.json, which also counts files of a folder that are
+    no inputs, as their suffix is not one of media. Interrupted, the same command goes on; the shards are the same,
+    whatever the devices. The exit status is 0 if every input is in the shards whole, 3 if something is left out, 2 if
+    nothing could be made.
 
     Args:
         media: Folder of media files, or a CSV with a column file (relative to the CSV) and, if wanted, labels (joined
@@ -71,7 +72,7 @@ def extract(
         min_seconds: A file with less of sound or picture is left out as too_short, a shorter last segment is not
             taken. Between this and segment_seconds, silence and the last picture fill up, and the valid lengths are
             recorded.
-        silence_db: Segments less loud than this are left out as silent, dBFS.
+        silence_db: Segments less loud than this are left out as silent, dBFS, 0 or less; at -200 digital silence alone.
         still_pictures: leave_out drops segments whose picture does not change.
         duplicates: leave_out drops an input with the very bytes, and the start, of one before it; keep reports them.
         without_video: keep takes files of sound alone, too: their records have no frame, and features of zeros.

@@ -8,15 +8,22 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from vab.data.format import Left, library_versions, make_key
-from vab.data.report import REPORT, ExtractionReport, nothing_made, report_of, write_report
+from vab.data.report import (
+    REPORT,
+    ExtractionReport,
+    nothing_made,
+    refuse_foreign_report,
+    report_of,
+    write_report,
+)
 from vab.data.results import Place, Result, Results, text_hash
 from vab.data.shards import ShardWriter
 from vab.data.sources import Source, Sources
@@ -61,7 +68,7 @@ class Plan:
     wants_digest: np.ndarray
     """(n,) bool: whether another file has the size of this one, so that they may be the same."""
     inputs: np.ndarray
-    """(n,) uint64: stand for what is known of them: name, labels, id, size."""
+    """(n,) uint64: stand for what is known of them: name, labels, id, size, time."""
 
 
 class Collector:
@@ -79,16 +86,17 @@ class Collector:
         self.sources, self.out, self.settings, self.ranks, self.watch = sources, out, settings, ranks, watch
         self.left_out: list[Left] = []
         spec = SegmentSpec.from_dict(head["spec"])
-        self.sizes = file_sizes(sources)
+        self.sizes, self._times = file_facts(sources)
         if not (self.sizes != _MISSING).any():
             raise UserError(
                 f"none of {len(sources)} inputs is there, such as {sources[0].path}: give --media_root, the folder that"
                 " the files of a CSV are in"
             )
+        refuse_foreign_report(out)
         self.writer = ShardWriter(out, spec, head["labels"], settings.records_per_shard, head["extraction"])
-        (out / REPORT).unlink(missing_ok=True)  # of a run that gave no record
         try:
             self.results = Results(out / PARTIAL, head)
+            (out / REPORT).unlink(missing_ok=True)  # of a run that gave no record
             refuse_lost(self.writer, sources)
             self.plan = self._make_plan()
         except BaseException:
@@ -99,8 +107,9 @@ class Collector:
         """Find out what is done already, and so what is to be decoded."""
         sources = self.sources
         is_open = np.fromiter((not self.writer.is_done(source.name) for source in sources), bool, len(sources))
-        self._inputs, self._fingerprint = describe(sources, self.sizes)
-        self._refuse_changed(~is_open)
+        known = describe(sources, self.sizes, self._times)
+        self._fingerprint = known.text
+        self._inputs, self._touched = self._compare(known, ~is_open)
         self._order = np.flatnonzero(is_open).astype(np.int32)  # sources that no committed shard accounts for
         self._next = 0  # in that order
         self._logs = np.full(len(sources), -1, np.int32)  # where each source's result is
@@ -116,19 +125,27 @@ class Collector:
         self._done_before, self._begun = len(sources) - len(to_decode), 0
         return Plan(self.results.run, to_decode, self._shares_size()[to_decode], self._inputs[to_decode])
 
-    def _refuse_changed(self, is_done: np.ndarray) -> None:
+    def _compare(self, known: Described, is_done: np.ndarray) -> tuple[np.ndarray, list[str]]:
         """What is in shards already must still be what it was; what is not is done again, and needs no word.
+
+        Another time alone is no reason to refuse, as a copy of a folder has others: it is told.
+
+        Returns:
+            (sources,) uint64, a hash of each version, those in shards as they were then; and names of inputs that are
+            in shards, and whose files are of another time now.
 
         Raises:
             UserError: If some of it is not.
         """
         names = np.fromiter((text_hash(source.name) for source in self.sources), np.uint64, len(self.sources))
-        changed = np.flatnonzero(self.results.changed_inputs(names, self._inputs, is_done) & is_done)
+        found, versions = self.results.compare_inputs(names, known.inputs, known.versions, is_done)
+        changed = np.flatnonzero(found & is_done)
         if len(changed):
             raise UserError(
                 f"{self.out} holds what {self.sources[int(changed[0])].name} was before ({len(changed)} such): its"
                 " size, labels or id are others now, or it was not there; give another folder, or delete this one"
             )
+        return versions, [self.sources[number].name for number in np.flatnonzero(versions != known.versions).tolist()]
 
     def _shares_size(self) -> np.ndarray:
         """(sources,) bool: whether another file is as large, so that the two may be the same."""
@@ -239,13 +256,13 @@ class Collector:
         total = len(self.sources)
         if not self.writer.num_records:
             self.results.delete()  # so that mended files are looked at again
-            raise nothing_made(self.out, total, self.left_out)
+            raise nothing_made(self.out, self.sources, self.left_out)
         pairs = [(self._number_of(own), self._number_of(of)) for own, of in self.results.duplicates.items()]
         named = {self.sources[own].name: self.sources[of].name for own, of in pairs if min(own, of) >= 0}
         further = {"versions": library_versions(packages)} | ({"duplicates": named} if named else {})
         manifest = self.writer.finish(codebooks, self._fingerprint, further)
         self.results.delete()
-        report = report_of(self.out, manifest)
+        report = replace(report_of(self.out, manifest), ignored=self.sources.ignored, touched=self._touched)
         assert report.inputs == total, f"{report.inputs} inputs accounted for, {total} were given"
         write_report(report)
         self.watch(total, self._begun, self._seconds)
@@ -295,34 +312,50 @@ def refuse_lost(writer: ShardWriter, sources: Sources) -> None:
         )
 
 
-def describe(sources: Sources, sizes: np.ndarray) -> tuple[np.ndarray, str]:
-    """What tells inputs from others: their names, starts, labels, ids and sizes.
+class Described(NamedTuple):
+    """What tells inputs from others."""
 
-    Returns:
-        (sources,) uint64, a hash of each; and one text for all of them, which says how many there are.
-    """
-    digest, hashes = hashlib.sha256(b"["), np.empty(len(sources), np.uint64)
-    for number, (source, size) in enumerate(zip(sources, sizes.tolist(), strict=True)):
+    inputs: np.ndarray
+    """(sources,) uint64: a hash of each one's name, start, labels, id and size."""
+    versions: np.ndarray
+    """(sources,) uint64: a hash of that and of the time when the file was changed last."""
+    text: str
+    """Stands for all ``inputs`` and says how many there are: the same on every machine, as a time is not."""
+
+
+def describe(sources: Sources, sizes: np.ndarray, times: np.ndarray) -> Described:
+    """What tells inputs from others; sizes and times as ``file_facts`` gives them."""
+    digest, inputs, versions = (
+        hashlib.sha256(b"["),
+        np.empty(len(sources), np.uint64),
+        np.empty(len(sources), np.uint64),
+    )
+    for number, (source, size, time_ns) in enumerate(zip(sources, sizes.tolist(), times.tolist(), strict=True)):
         row = [source.name, source.start, source.labels, size if size >= 0 else None]
         text = json.dumps([*row, source.given_id] if source.given_id else row)
         digest.update(f"{', ' if number else ''}{text}".encode())
-        hashes[number] = text_hash(text)
+        inputs[number], versions[number] = text_hash(text), text_hash(f"{text} {time_ns}")
     digest.update(b"]")
-    return hashes, f"{len(sources)} sha256:{digest.hexdigest()}"
+    return Described(inputs, versions, f"{len(sources)} sha256:{digest.hexdigest()}")
 
 
-def file_sizes(sources: Sources) -> np.ndarray:
-    """(sources,) int64: bytes of each file, or `_MISSING`; many are asked for at once, for the sake of slow disks."""
+def file_facts(sources: Sources) -> tuple[np.ndarray, np.ndarray]:
+    """(sources,) int64: bytes of each file, or `_MISSING`; and when it was changed last, ns, 0 where that is not known.
 
-    def size(source: Source) -> int:
+    Many are asked for at once, for the sake of slow disks.
+    """
+
+    def facts(source: Source) -> tuple[int, int]:
         try:
-            return os.stat(f"{source.root}/{source.file}" if not source.file.startswith("/") else source.file).st_size
+            found = os.stat(f"{source.root}/{source.file}" if not source.file.startswith("/") else source.file)
         except FileNotFoundError:
-            return _MISSING
+            return _MISSING, 0
         except OSError:
-            return _UNKNOWN  # decoding it will say why
+            return _UNKNOWN, 0  # decoding it will say why
+        return found.st_size, found.st_mtime_ns
 
     with ThreadPoolExecutor(16) as threads:
         starts = range(0, len(sources), 4096)
-        parts = threads.map(lambda start: [size(source) for source in sources[start : start + 4096]], starts)
-        return np.fromiter((one for part in parts for one in part), np.int64, len(sources))
+        parts = threads.map(lambda start: [facts(source) for source in sources[start : start + 4096]], starts)
+        both = np.fromiter((one for part in parts for one in part), np.dtype((np.int64, 2)), len(sources))
+        return both[:, 0], both[:, 1]

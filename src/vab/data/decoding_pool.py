@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from vab.audio import rms_db
+from vab.data.format import KEY_SECONDS
 from vab.data.media import MediaError, MediaSegment, read_segments, scan_packets, scan_streams
 from vab.spec import UserError
 
@@ -237,6 +238,11 @@ def check_segments(
         raise UserError(f"a segment of {segment_seconds:g} s has no frame at {video_fps:g} frames per second")
     if segments not in ("all", "centre"):
         raise UserError(f"segments must be all or centre, got {segments!r}")
+    if segments == "all" and hop_seconds < KEY_SECONDS:
+        raise UserError(
+            f"hop_seconds must be {KEY_SECONDS:g} or more, got {hop_seconds:g}: records are named by their start in"
+            " milliseconds, and two would have one name"
+        )
 
 
 def _segment(start: float, got: MediaSegment, cutting: Cutting) -> Segment | LeftOut:

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from vab.data.collector import PARTIAL, Collector, Plan, Settings, Watch, describe, file_sizes
+from vab.data.collector import PARTIAL, Collector, Plan, Settings, Watch, describe, file_facts
 from vab.data.decoding_pool import Again, Cutting, DecodingPool, Ended, Item, Job, LeftOut, Segment, check_segments
-from vab.data.format import is_complete
+from vab.data.format import MANIFEST, is_complete
 from vab.data.report import ExtractionReport, finished_before
-from vab.data.results import Record, Result, ResultLog, Results
+from vab.data.results import HEAD, Record, Result, ResultLog, Results
 from vab.data.sources import Source, Sources
 from vab.frozen.codec import Codec
 from vab.frozen.vision import VisionEncoder
@@ -307,10 +307,12 @@ def _list_hash(sources: Sources) -> str:
 
 def _finished_before(out: Path, sources: Sources, head: dict[str, Any]) -> ExtractionReport:
     """The report of a folder that is complete, unless it is not what was asked for now."""
-    report = finished_before(out, head, describe(sources, file_sizes(sources))[1])
-    if (out / PARTIAL).is_dir():
+    sizes, times = file_facts(sources)
+    report = finished_before(out, head, sources, describe(sources, sizes, times).text)
+    if (out / PARTIAL / HEAD).is_file():
         Results(out / PARTIAL, head).delete()
-    return report
+    newer = np.flatnonzero(times > (out / MANIFEST).stat().st_mtime_ns)
+    return replace(report, touched=[sources[number].name for number in newer.tolist()])
 
 
 def check_numbers(cutting: Cutting, num_workers: int, batch_size: int, file_timeout: float) -> None:
@@ -327,5 +329,10 @@ def check_numbers(cutting: Cutting, num_workers: int, batch_size: int, file_time
             raise UserError(f"{name} must be {least} or more, got {value}")
     if not file_timeout > 0:
         raise UserError(f"file_timeout must be above 0, got {file_timeout}")
+    if not float("-inf") < cutting.silence_db <= 0:
+        raise UserError(
+            f"silence_db must be a finite number of dBFS, 0 or less (-200 leaves out digital silence alone), got"
+            f" {cutting.silence_db}"
+        )
     if cutting.still_pictures not in ("keep", "leave_out"):
         raise UserError(f"still_pictures must be keep or leave_out, got {cutting.still_pictures!r}")

@@ -25,7 +25,14 @@ from vab.data.decoding_pool import GRACE
 from vab.data.format import Left, is_complete, library_versions
 from vab.data.identity import VisionFacts
 from vab.data.layouts import ArrayReader, Cut
-from vab.data.report import ExtractionReport, finished_before, nothing_made, report_of, write_report
+from vab.data.report import (
+    ExtractionReport,
+    finished_before,
+    nothing_made,
+    refuse_foreign_report,
+    report_of,
+    write_report,
+)
 from vab.data.results import Record, Result
 from vab.data.shards import ShardWriter
 from vab.data.sources import Source, Sources
@@ -69,6 +76,13 @@ def import_arrays(
             full, or not one record could be made.
     """
     reader.cut.check()
+    if reader.cut.segments == "all" and reader.cut.hop_seconds * reader.codec.code_rate < 1:
+        raise UserError(
+            f"--hop_seconds must be a step of the codes or more, {1 / reader.codec.code_rate:g} s, got"
+            f" {reader.cut.hop_seconds:g}: two segments would start at one step"
+        )
+    if not is_complete(out):
+        refuse_foreign_report(out)
     problems = reader.find_axes(source.id for source in sources)
     if reader.axes is None:
         if is_complete(out):
@@ -80,12 +94,12 @@ def import_arrays(
         except OSError as error:
             raise UserError(f"cannot write to {out}: {error.strerror}; give another folder") from error
         lost = zip(sources, problems, strict=True)
-        raise nothing_made(out, len(sources), [Left(source.name, error.reason, error.detail) for source, error in lost])
+        raise nothing_made(out, sources, [Left(source.name, error.reason, error.detail) for source, error in lost])
     spec = _spec(reader, vision)
     head = _head(sources, reader, spec, vision, labels)
     inputs = _fingerprint(sources, reader)
     if is_complete(out):
-        return finished_before(out, head, inputs)
+        return finished_before(out, head, sources, inputs)
     with ShardWriter(out, spec, head["labels"], records_per_shard, head["extraction"]) as writer:
         refuse_lost(writer, sources)
         left_out: list[Left] = []
@@ -97,7 +111,7 @@ def import_arrays(
             if here % _TOLD_EVERY == 0:
                 watch(before + here, here, seconds)
         if not writer.num_records:
-            raise nothing_made(out, len(sources), left_out)
+            raise nothing_made(out, sources, left_out)
         uses_hdf5 = any(arrays.uses_hdf5 for arrays in (reader.codes, reader.features) if arrays is not None)
         versions = library_versions() | ({"h5py": version("h5py")} if uses_hdf5 else {})
         manifest = writer.finish(reader.codec.codebooks, inputs, {"versions": versions})

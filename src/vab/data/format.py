@@ -41,12 +41,17 @@ FORMAT = "vab-shards"
 FORMAT_VERSION = 1
 MANIFEST, INDEX, CODEBOOKS = "manifest.json", "index.npy", "codebooks.safetensors"
 LABEL_STARTS, LABEL_IDS = "label_starts.npy", "label_ids.npy"
+SIDE_FILES = (INDEX, LABEL_STARTS, LABEL_IDS, CODEBOOKS)
+"""What is written when all shards are there, the manifest apart."""
 FIELDS = ("codes.npy", "features.npy", "json")
 """The only members a record may have; a data set of others is refused, so nothing in a shard can run code."""
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 # A tar header of the plain kind (ustar) holds names of 100 characters; ".features.npy" is the longest field.
 MAX_KEY_LENGTH = 100 - len(".features.npy")
+
+KEY_SECONDS = 0.001
+"""How fine a key tells when its record starts."""
 
 TEMPORARY_SUFFIX = ".tmp"
 INDEX_COLUMNS = {

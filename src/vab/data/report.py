@@ -12,8 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from vab.data.format import INDEX, Left, json_lines, read_manifest, write_atomically
-from vab.data.results import head_differences
+from vab.data.format import (
+    INDEX,
+    Left,
+    head_differences,
+    json_lines,
+    make_key,
+    read_json_lines,
+    read_manifest,
+    write_atomically,
+)
+from vab.data.sources import Ignored, Sources
 from vab.spec import UserError
 
 REPORT = "report.json"
@@ -41,6 +50,10 @@ class ExtractionReport:
     """Of sound in the shards."""
     duplicates: dict[str, str] = field(default_factory=dict)
     """Inputs that are kept although they have the very bytes (and the start) of another one, and that one."""
+    ignored: list[Ignored] = field(default_factory=list)
+    """Files of the folder that are no inputs, as their suffix is not one of media."""
+    touched: list[str] = field(default_factory=list)
+    """Inputs whose files are of another time than when they were put into the shards, but of the same size."""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -74,8 +87,22 @@ class ExtractionReport:
             lines.append(f"{len(self.duplicates)} inputs are kept that have the very bytes of another one")
         if self.left_out or self.duplicates:
             lines.append(f"each with its reason in {Path(self.folder) / REPORT}")
+        if self.ignored:
+            files = sum(kind.files for kind in self.ignored)
+            lines.append(f"{files} files ignored, by suffix no media: {', '.join(map(_words, self.ignored))}")
+        if self.touched:
+            lines.append(
+                f"{len(self.touched)} inputs were written anew since their records were made"
+                f" ({self.touched[0]}{', ...' if len(self.touched) > 1 else ''}): their records stay as they are; if"
+                " more than the time has changed, give another folder"
+            )
         text = "\n".join([*lines, "it was finished before: nothing to do"] if self.already_finished else lines)
         return text.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
+
+
+def _words(kind: Ignored) -> str:
+    names = ", ".join(kind.such_as) + (", ..." if kind.files > len(kind.such_as) else "")
+    return f"{kind.files} {kind.suffix}" + (f" ({names})" if kind.such_as else "")
 
 
 _NAMED = 3
@@ -103,39 +130,87 @@ def report_of(out: Path, manifest: dict[str, Any]) -> ExtractionReport:
 def write_report(report: ExtractionReport) -> None:
     """Write ``report.json`` into the report's folder."""
     names = ("folder", "inputs", "kept", "records", "hours", "duplicates", "left_out")
-    values = {name: getattr(report, name) for name in names}
-    write_atomically(Path(report.folder) / REPORT, json_lines({"reasons": report.reasons, **values}, "left_out"))
+    values = {"reasons": report.reasons, "ignored": [kind._asdict() for kind in report.ignored]}
+    values |= {name: getattr(report, name) for name in names}
+    write_atomically(Path(report.folder) / REPORT, json_lines(values, "ignored", "left_out"))
 
 
-def nothing_made(out: Path, inputs: int, left_out: list[Left]) -> UserError:
+def refuse_foreign_report(out: Path) -> None:
+    """Refuse a folder whose ``report.json`` none of these wrote: it would be replaced.
+
+    Raises:
+        UserError: If there is such a file.
+    """
+    path = out / REPORT
+    if not path.exists():
+        return
+    try:
+        values = read_json_lines(path, left_out=None)
+    except (OSError, ValueError):
+        values = {}
+    if not {"reasons", "folder", "inputs", "kept", "records"} <= {*values}:
+        raise UserError(
+            f"{path} is the report of no extraction, and would be replaced: give another folder, or take it elsewhere"
+        )
+
+
+def nothing_made(out: Path, sources: Sources, left_out: list[Left]) -> UserError:
     """What to raise where not one record was made; the report is written and says why."""
-    report = ExtractionReport(str(out), inputs, 0, 0, left_out)
+    report = ExtractionReport(str(out), len(sources), 0, 0, left_out, ignored=sources.ignored)
     write_report(report)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
     first = f"; {left_out[0].source}: {left_out[0].detail}" if left_out else ""
-    return UserError(f"not one of {inputs} inputs gave a record ({reasons}): see {out / REPORT} for each{first}")
+    remedy = "; to take files of sound alone: --without_video keep" if "no_video" in report.reasons else ""
+    return UserError(
+        f"not one of {len(sources)} inputs gave a record ({reasons}): see {out / REPORT} for each{first}{remedy}"
+    )
 
 
-def finished_before(out: Path, head: dict[str, Any], inputs: str) -> ExtractionReport:
+def finished_before(out: Path, head: dict[str, Any], sources: Sources, inputs: str) -> ExtractionReport:
     """The report of a folder that is complete, unless it is not what was asked for now.
 
     Args:
         out: The folder.
         head: Spec, label vocabulary and rules that were asked for.
-        inputs: Fingerprint of what the records were to be made from.
+        sources: What the records were to be made from.
+        inputs: Their fingerprint.
 
     Raises:
         UserError: With what is different.
     """
     manifest, _ = read_manifest(out)
     asked = json.loads(json.dumps(head))
-    asked["extraction"]["inputs"] = inputs
-    if differences := head_differences(manifest, asked):
+    then = asked["extraction"]["inputs"] = manifest["extraction"].get("inputs")
+    differences = (
+        [f"made with other settings ({'; '.join(found)})"] if (found := head_differences(manifest, asked)) else []
+    )
+    if inputs != then:
+        differences.append(_other_inputs(out, manifest, sources))
+    if differences:
         raise UserError(
-            f"{out} already holds a finished data set, made with other settings ({'; '.join(differences)}):"
-            " give another folder, or delete this one"
+            f"{out} already holds a finished data set, {' and '.join(differences)}: give another folder, or delete this"
+            " one"
         )
-    report = report_of(out, manifest)
+    report = replace(report_of(out, manifest), ignored=sources.ignored)
     if not (out / REPORT).exists():
         write_report(report)
     return replace(report, already_finished=True)
+
+
+def _other_inputs(out: Path, manifest: dict[str, Any], sources: Sources) -> str:
+    """In what the inputs differ from those of a finished data set, as far as its keys tell, in words."""
+    keys = np.load(out / INDEX, mmap_mode="r", allow_pickle=False)["key"]
+    known = {key.rpartition(b"_")[0].decode() for key in keys.tolist()}  # without the start
+    left_out = {entry["source"] for entry in manifest["left_out"]}
+    new = (
+        source.name
+        for source in sources
+        if source.name not in left_out and make_key(source.id, source.start or 0.0).rpartition("_")[0] not in known
+    )
+    first = next(new, None)
+    then, now = manifest["counts"]["sources"], len(sources)
+    if first is not None:
+        which = f"the first new one is {first}"
+    else:
+        which = "none is new" if now < then else "sizes, labels or starts are others"
+    return f"made of other inputs ({then} then, {now} now; {which})"

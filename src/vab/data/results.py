@@ -10,10 +10,11 @@ import hashlib
 import io
 import json
 import math
-import shutil
+import re
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from vab.data.format import explain_full_disk, head_differences, write_atomically
+from vab.data.format import TEMPORARY_SUFFIX, explain_full_disk, head_differences, write_atomically
 from vab.spec import UserError
 
 _MAGIC = b"vab1"
@@ -31,7 +32,9 @@ _PROTECTED = struct.Struct("<QQ")
 """What of the head the CRC-32 covers."""
 _SEEN = struct.Struct("<16sdQ")
 """Digest of a file, start of its only segment (NaN if it was cut whole), and which source it is of."""
-_HEAD, _SEEN_NAME, _INPUTS = "head.json", "seen", "inputs.npy"
+HEAD, _SEEN_NAME, _INPUTS = "head.json", "seen", "inputs.npy"
+_OWN = re.compile(r"(?:head\.json|inputs\.npy)(?:\.tmp)?|seen|\d{5,}-\d{5,}-\d{6,}\.log")
+"""Files of a folder of results; anything else there is a user's own."""
 _LOG_BYTES = 64 << 20
 """A rank begins another log when one has this size, so that logs can be deleted on the way."""
 
@@ -144,16 +147,19 @@ class Results:
         head: What an interrupted run must have had to be gone on with.
 
     Raises:
-        UserError: If an interrupted run had other settings, saying which.
+        UserError: If an interrupted run had other settings, saying which; or what is there is none of an extraction.
     """
 
     def __init__(self, folder: Path, head: dict[str, Any]) -> None:
         self.folder = folder
-        if folder.is_file():
-            folder.unlink()  # of a version that kept its results in one file: they are made again
+        if foreign := _foreign_in(folder):
+            raise UserError(
+                f"{foreign} is none of an extraction's, and {folder} would be written and deleted: give another folder,"
+                " or take it elsewhere"
+            )
         folder.mkdir(exist_ok=True)
         head = json.loads(json.dumps(head))
-        path = folder / _HEAD
+        path = folder / HEAD
         if path.exists():
             if differences := head_differences(json.loads(path.read_bytes()), head):
                 raise UserError(
@@ -175,33 +181,37 @@ class Results:
         self._read_seen()
         self._seen_file: IO[bytes] | None = None
 
-    def changed_inputs(self, names: np.ndarray, inputs: np.ndarray, is_done: np.ndarray) -> np.ndarray:
+    def compare_inputs(
+        self, names: np.ndarray, inputs: np.ndarray, versions: np.ndarray, is_done: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Which inputs an earlier run saw as others than they are now: another size, or none, other labels, another id.
 
-        What is given is noted for the next run.
+        What is given is noted for the next run; of those that are done, what was noted before, as the shards hold it.
 
         Args:
             names: (sources,) uint64: hashes of their names.
-            inputs: (sources,) uint64: hashes of all that is known of them.
-            is_done: (sources,) bool: where what was known before is kept, as the shards hold it.
+            inputs: (sources,) uint64: hashes of all that is known of them but for the time.
+            versions: (sources,) uint64: hashes of that and of the time when the file was changed last.
+            is_done: (sources,) bool: whether the shards hold them.
 
         Returns:
-            (sources,) bool; False for those that are new.
+            (sources,) bool, False for those that are new; and (sources,) uint64, the versions that are noted.
         """
         path = self.folder / _INPUTS
         changed = np.zeros(len(names), bool)
         if path.exists():
-            before = np.load(path, allow_pickle=False)  # (2, sources then) sorted by names
+            before = np.load(path, allow_pickle=False)  # (3, sources then) sorted by names
             at = np.searchsorted(before[0], names).clip(max=max(0, before.shape[1] - 1))
             if before.shape[1]:
                 known = before[0, at] == names
                 changed = known & (before[1, at] != inputs)
                 inputs = np.where(known & is_done, before[1, at], inputs)
+                versions = np.where(known & is_done, before[-1, at], versions)
         order = np.argsort(names)
         stream = io.BytesIO()
-        np.save(stream, np.stack([names[order], inputs[order]]))
+        np.save(stream, np.stack([names[order], inputs[order], versions[order]]))
         write_atomically(path, stream.getvalue())
-        return changed
+        return changed, versions
 
     def poll(self) -> Iterator[tuple[int, Place]]:
         """Entries that were added since this was asked last: which source, and where. Torn ones are passed over."""
@@ -286,7 +296,11 @@ class Results:
     def delete(self) -> None:
         """The extraction is finished."""
         self.close()
-        shutil.rmtree(self.folder)
+        for path in list(self.folder.iterdir()):
+            if _OWN.fullmatch(path.name):
+                path.unlink()
+        with suppress(OSError):  # something else was put there meanwhile
+            self.folder.rmdir()
 
     def _number(self, path: Path) -> int:
         if path.name not in self._numbers:
@@ -307,6 +321,22 @@ class Results:
             first = self._seen.setdefault((digest, None if math.isnan(start) else start), source)
             if first != source:
                 self.duplicates[source] = first
+
+
+def _foreign_in(folder: Path) -> Path | None:
+    """What is where the results go and is none of an extraction's; None where there is no such thing."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        return folder
+    try:
+        head = json.loads((folder / HEAD).read_bytes())
+    except FileNotFoundError:  # none yet, of a run that was killed as it began
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        return next((folder / name for name in names if name != HEAD + TEMPORARY_SUFFIX), None)
+    except (OSError, ValueError):
+        return folder / HEAD
+    return None if isinstance(head, dict) and {"spec", "labels", "extraction"} <= {*head} else folder / HEAD
 
 
 def _crc(payload: bytes, source: int) -> int:

@@ -28,6 +28,7 @@ from vab.data.format import (
     INDEX_COLUMNS,
     KEY_PATTERN,
     MAX_KEY_LENGTH,
+    SIDE_FILES,
     TEMPORARY_SUFFIX,
     Left,
     check_codebooks,
@@ -52,6 +53,8 @@ __all__ = ["ShardWriter", "explain_full_disk", "is_complete", "make_key", "sync_
 
 _TAR_BLOCK = 512
 _JOURNAL_SUFFIX, _LOCK = ".journal.json", "writing.lock"
+_SHARD = "shard-" + 6 * "[0-9]" + "*"
+"""Names of shards begin like this (there may be more than a million)."""
 
 
 class _HashedFile:
@@ -461,10 +464,10 @@ class ShardWriter:
 
     def _recover(self) -> None:
         """Take over the committed shards of a killed writer and sweep away the rest."""
-        for path in self.folder.glob(f"shard-*{TEMPORARY_SUFFIX}"):
+        for path in self.folder.glob(f"{_SHARD}.tar{TEMPORARY_SUFFIX}"):
             path.unlink()
         tars = {path.name for path in self.folder.glob("*.tar")}
-        for path in sorted(self.folder.glob(f"shard-*{_JOURNAL_SUFFIX}")):
+        for path in sorted(self.folder.glob(f"{_SHARD}{_JOURNAL_SUFFIX}")):
             tar = self.folder / (path.name.removesuffix(_JOURNAL_SUFFIX) + ".tar")
             if tar.name not in tars:
                 path.unlink()  # killed between the journal and the tar's renaming: its sources are done again
@@ -483,6 +486,13 @@ class ShardWriter:
             raise UserError(
                 f"{self.folder} holds tars that no extraction here left behind ({sorted(tars)[0]}, ...):"
                 " give another folder; to use these, type: vab shards index"
+            )
+        # A killed writer leaves these only beside its shards.
+        others = [name for name in SIDE_FILES if (self.folder / name).exists() and not self._committed]
+        if others:
+            raise UserError(
+                f"{self.folder} holds a file that no extraction here left behind and that would be replaced"
+                f" ({', '.join(others)}): give another folder, or take it elsewhere"
             )
 
     def _remember(self, tar: Path, journal: Mapping[str, Any]) -> None:
@@ -506,7 +516,9 @@ class ShardWriter:
         import fcntl
 
         path = self.folder / _LOCK
-        file = path.open("wb")
+        if path.exists() and path.stat().st_size:
+            raise UserError(f"{path} is none of an extraction's, whose are empty: give another folder")
+        file = path.open("ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):

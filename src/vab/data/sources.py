@@ -8,10 +8,10 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar, overload
+from typing import NamedTuple, NoReturn, TypeVar, overload
 
 import numpy as np
 
@@ -60,6 +60,11 @@ _MISSPELT = 0.75
 """Likeness to a column's name, as difflib counts it, from which on another name is taken for a slip."""
 MEDIA_SUFFIXES = frozenset(_VIDEO_SUFFIXES + _SOUND_SUFFIXES)
 """Files of a folder that are taken for media. Those with sound alone are, too: they are kept or reported, as asked."""
+_COMPANIONS = frozenset((".csv", ".json", ".md", ".txt"))
+"""What lies beside media and nobody misses: not named, but counted."""
+_HIDDEN = "hidden"
+_NAMED = 3
+"""Files that are named of those with a suffix that is not media's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,17 @@ class Source:
         return self.given_id or os.path.splitext(os.path.normpath(self.file))[0].replace(os.sep, "/")
 
 
+class Ignored(NamedTuple):
+    """Files of a folder that are not taken for media."""
+
+    suffix: str
+    """What their names end in, or ``hidden``."""
+    files: int
+    """How many."""
+    such_as: list[str]
+    """The first few; none of those that nobody would take for media."""
+
+
 class Sources(Sequence[Source]):
     """The inputs of an extraction, in order: a hundred bytes each, as there can be millions.
 
@@ -108,6 +124,8 @@ class Sources(Sequence[Source]):
         self._label_numbers = array("l")
         self._labels: list[tuple[str, ...]] = []  # those that occur
         self._numbers: dict[tuple[str, ...], int] = {}
+        self.ignored: list[Ignored] = []
+        """Files of the folder that are no inputs, by suffix."""
 
     def add(self, file: str, start: float | None = None, labels: tuple[str, ...] = (), given_id: str = "") -> None:
         """Append an input, as ``Source`` has it."""
@@ -216,7 +234,8 @@ def find_ids(path: str | Path) -> Sources:
 
 
 def _from_folder(folder: Path, label_by_folder: bool, suffixes: frozenset[str]) -> Sources:
-    files = files_below(folder, suffixes)
+    everything = sorted(_all_below(folder))
+    files = _with_suffixes(everything, suffixes)
     stems = Counter(os.path.splitext(file)[0] for file in files)
     sources = Sources(str(folder))
     for file in files:
@@ -224,7 +243,20 @@ def _from_folder(folder: Path, label_by_folder: bool, suffixes: frozenset[str]) 
         labels = (os.path.basename(parent),) if label_by_folder and parent else ()
         # a.mp4 and a.mkv keep their suffixes: their records need different names.
         sources.add(file, None, labels, "" if stems[os.path.splitext(file)[0]] == 1 else file)
+    sources.ignored = _ignored(everything, suffixes)
     return sources
+
+
+def _ignored(files: Iterable[str], suffixes: frozenset[str]) -> list[Ignored]:
+    """Those of some files that do not have these suffixes or are hidden."""
+    names: dict[str, list[str]] = {}
+    for file in files:
+        suffix = _HIDDEN if os.path.basename(file).startswith(".") else os.path.splitext(file)[1].lower()
+        if suffix not in suffixes:
+            names.setdefault(suffix or "no suffix", []).append(file)
+    unnamed = {_HIDDEN, *_COMPANIONS}
+    kinds = sorted(names, key=lambda suffix: (suffix in unnamed, suffix))  # what may be media first
+    return [Ignored(kind, len(names[kind]), [] if kind in unnamed else names[kind][:_NAMED]) for kind in kinds]
 
 
 def files_below(folder: Path, suffixes: frozenset[str] = MEDIA_SUFFIXES) -> list[str]:
@@ -235,12 +267,21 @@ def files_below(folder: Path, suffixes: frozenset[str] = MEDIA_SUFFIXES) -> list
     Raises:
         UserError: If a folder cannot be read: what is in it would be missing without a word.
     """
+    return _with_suffixes(sorted(_all_below(folder)), suffixes)
+
+
+def _with_suffixes(files: Iterable[str], suffixes: frozenset[str]) -> list[str]:
+    media = (name for name in files if os.path.splitext(name)[1].lower() in suffixes)
+    return [name for name in media if not os.path.basename(name).startswith(".")]
+
+
+def _all_below(folder: Path) -> Iterator[str]:
+    """All files, hidden ones too, but not those in hidden folders."""
 
     def refuse(error: OSError) -> NoReturn:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}): allow it, or give another folder")
 
     seen: set[str] = set()
-    names: list[str] = []
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(parent)
         # In an order of its own, or which of two ways to a linked folder counts would be the disk's choice.
@@ -249,9 +290,7 @@ def files_below(folder: Path, suffixes: frozenset[str] = MEDIA_SUFFIXES) -> list
             seen.add(real)
             place = os.path.relpath(parent, folder).replace(os.sep, "/")
             start = "" if place == "." else f"{place}/"
-            media = (name for name in files if os.path.splitext(name)[1].lower() in suffixes)
-            names.extend(start + name for name in media if not name.startswith("."))
-    return sorted(names)
+            yield from (start + name for name in files)
 
 
 def _from_csv(path: Path, labels_from: str, root: Path, by_id: bool = False) -> Sources:

@@ -50,7 +50,7 @@ _PARAMETERS = "world.json"
 
 
 def write_world(
-    out: Path | str, seed: int = 0, num_train: int = 2000, num_val: int = 200, num_workers: int = 2
+    out: str | Path, seed: int = 0, num_train: int = 2000, num_val: int = 200, num_workers: int = 2
 ) -> None:
     """Write the world as videos with labels and ground truth.
 
