@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import multiprocessing
+import queue
 import signal
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -344,40 +344,36 @@ class DecodingPool:
 
 
 class _Inbox:
-    """Segments that wait for whoever encodes them: as many as fit into some memory, and always at least one."""
+    """Segments that wait for whoever encodes them: as many as fit into some memory, and always at least one.
+
+    Without a lock that Ctrl-C could leave taken, which would hold up the other thread for ever: each thread has a
+    count of its own.
+    """
 
     def __init__(self) -> None:
-        self._messages: deque[tuple[Any, int]] = deque()
-        self._bytes = 0
-        self._changed = threading.Condition()
+        self._messages: queue.SimpleQueue[tuple[Any, int]] = queue.SimpleQueue()
+        self._put = self._taken = 0  # bytes
         self.is_closed = False
 
     def put(self, message: tuple[int, Item] | BaseException | None) -> None:
         """Add a message; waits for room."""
         item = message[1] if isinstance(message, tuple) else None
         size = item.waveform.nbytes + item.pixels.nbytes if isinstance(item, Segment) else 0
-        with self._changed:
-            self._changed.wait_for(lambda: self.is_closed or not self._bytes or self._bytes + size <= _WAITING_BYTES)
-            self._messages.append((message, size))
-            self._bytes += size
-            self._changed.notify_all()
+        while not self.is_closed and 0 < self._put - self._taken > _WAITING_BYTES - size:
+            time.sleep(0.01)
+        self._put += size
+        self._messages.put((message, size))
 
     def get(self) -> tuple[int, Item] | BaseException | None:
         """The next message; waits for one."""
-        with self._changed:
-            while not self._messages:
-                self._changed.wait(1.0)  # so that Ctrl-C is noticed meanwhile
-            message, size = self._messages.popleft()
-            self._bytes -= size
-            self._changed.notify_all()
+        message, size = self._messages.get()
+        self._taken += size
         answer: tuple[int, Item] | BaseException | None = message
         return answer
 
     def close(self) -> None:
         """Nobody wants messages any more."""
-        with self._changed:
-            self.is_closed = True
-            self._changed.notify_all()
+        self.is_closed = True
 
 
 @dataclass
