@@ -103,6 +103,15 @@ def test_a_figure_that_there_is_not_is_refused_before_training(refusal, capsys):
     assert said.startswith("Checkpoints cannot monitor val/los: the run has val/accuracy, val/loss")
 
 
+def test_a_figure_that_the_sanity_check_cannot_have_is_no_mistake(shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keep = callback("Checkpoints", monitor="val/codes/loss_hidden_20_30", save_top_k=0, save_last=True)
+    # Validation by the clock, too: a text where others give a number.
+    clock = "--trainer.val_check_interval=00:01:00:00"
+    main([*quick(shards), keep, "--trainer.num_sanity_val_steps=1", clock])
+    assert list(tmp_path.rglob("last.ckpt"))
+
+
 def test_what_a_run_has_learned_is_saved_before_a_missing_figure_ends_it(refusal, tmp_path):
     keep = {
         "class_path": "vab.callbacks.Checkpoints",

@@ -140,7 +140,7 @@ def test_ctrl_c_saves_the_step_and_the_run_goes_on_bit_for_bit(kind, shards, tmp
     press_ctrl_c(process)
     assert status(process) == (1 if kind == "torchrun" else 130)  # torchrun has a status of its own
     words = said(tmp_path, "cut")
-    assert words.count("stopping after this step, which is saved; Ctrl-C again stops at once") == 1
+    assert words.count("stopping after this step; Ctrl-C again stops at once") == 1
     assert "stopped by SIGINT after step " in words
     if kind != "torchrun":  # which shows where it was itself
         assert "Traceback" not in words

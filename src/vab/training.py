@@ -141,7 +141,7 @@ class TrainerCommands(LightningCLI):
         clipped = settings.get("gradient_clip_val")
         if clipped is not None and not clipped >= 0:
             raise UserError(f"--trainer.gradient_clip_val must be 0 (no clipping) or more, got {clipped}")
-        if interval is not None and interval <= 0:
+        if isinstance(interval, (int, float)) and interval <= 0:  # else a time, as text
             raise UserError(
                 f"--trainer.val_check_interval must be above 0, got {interval}; for no validation: "
                 "--trainer.limit_val_batches 0"

@@ -85,7 +85,7 @@ class StopOnSignal(Checkpoint):
                 if trainer.strategy.launcher is not None:
                     trainer.strategy.launcher.kill(signum)  # the ranks that this process has started
             elif trainer.is_global_zero:  # not print, which may be at work where the signal came
-                os.write(2, b"\nstopping after this step, which is saved; Ctrl-C again stops at once\n")
+                os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
         folder = _folder_of_last(trainer)
         if requeue is not None and folder and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -324,7 +324,8 @@ class ShardDataModule(LightningDataModule):
             "data.splice": self.augmentation.splice,
             "data.roll": self.augmentation.roll,
             "data.levels": self.spec.num_codebooks,
-            **{f"trainer.{name}": getattr(trainer, name) for name in (*limits, *_LIMITS)},
+            # A trainer that validates by the clock has no interval in steps.
+            **{f"trainer.{name}": getattr(trainer, name, None) for name in (*limits, *_LIMITS)},
         }
 
     def train_dataloader(self) -> _TrainLoader:
