@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vab.metrics import kernel
-from vab.metrics.kernel import SCALE, KernelDistance, kernel_distance, kernel_error, median_bandwidth
+from vab.metrics.kernel import SCALE, kernel_distance, kernel_error, median_bandwidth
 
 
 def by_loops(real, generated):
@@ -113,17 +113,3 @@ def test_an_error_needs_files():
         kernel_error(real, generated, groups=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"groups are \(M,\)"):
         kernel_error(real, generated, groups=torch.zeros(3, dtype=torch.int64))
-
-
-def test_the_metric_is_the_function_on_all_batches():
-    real, generated = torch.randn(30, 5), torch.randn(21, 5)
-    for bandwidth in (None, 1.5):
-        metric = KernelDistance(bandwidth)
-        for part in generated.split(8):
-            metric.update(part, real=False)
-        for part in real.split(7):
-            metric.update(part, real=True)
-        expected = float(kernel_distance(real, generated, bandwidth))
-        assert float(metric.compute()) == pytest.approx(expected, rel=1e-12)
-    with pytest.raises(ValueError, match="not finite"):
-        metric.update(real * torch.inf, real=True)

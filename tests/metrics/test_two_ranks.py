@@ -15,8 +15,6 @@ from ranks import in_ranks
 from vab.metrics.classification import Classification
 from vab.metrics.divergence import VARIANTS, PairedDivergence
 from vab.metrics.frechet import FrechetDistance
-from vab.metrics.inception import InceptionScore
-from vab.metrics.kernel import KernelDistance
 from vab.metrics.recall import Retrieval
 from vab.metrics.synchrony import Synchrony
 
@@ -56,8 +54,6 @@ CASES = {
         lambda: FrechetDistance(16 * WIDTH),
         both_sides(REAL.repeat(1, 16).sin_() + REAL.roll(1, 0).repeat_interleave(16, 1), MADE.repeat(1, 16).cos()),
     ),
-    "kernel": Case(KernelDistance, both_sides(REAL, MADE)),
-    "inception": Case(lambda: InceptionScore(WIDTH), lambda metric, index: metric.update(REAL[index])),
     "retrieval": Case(Retrieval, lambda metric, index: metric.update(REAL[index], MADE[index], index)),
     "classification": Case(
         lambda: Classification(WIDTH), lambda metric, index: metric.update(MADE[index], REAL[index] > 1, index)

@@ -10,7 +10,6 @@ import itertools
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 
 def inception_score(logits: Tensor, splits: int = 1, seed: int = 2020) -> tuple[Tensor, Tensor]:
@@ -40,54 +39,6 @@ def inception_score(logits: Tensor, splits: int = 1, seed: int = 2020) -> tuple[
     parts = [_score(*_sums(shuffled[start:end])) for start, end in itertools.pairwise(bounds)]
     scores = torch.stack(parts)
     return scores.mean(), scores.std(correction=0)
-
-
-class InceptionScore(Metric):
-    """``inception_score`` of a whole data set as one part: streamed in float64 sums, equal on any split.
-
-    A record that a rank repeats as padding must not be given twice.
-
-    Args:
-        num_classes: L.
-    """
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    probabilities: Tensor
-    sureness: Tensor
-    count: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.add_state("probabilities", torch.zeros(num_classes, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("sureness", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor) -> None:
-        """Add a batch of (B, L) float logits, B >= 0.
-
-        Raises:
-            ValueError: If the shape is another, or a number is not finite.
-        """
-        _check(logits)
-        if logits.shape[1] != self.num_classes:
-            raise ValueError(f"inception score: logits of {self.num_classes} classes expected, got {logits.shape[1]}")
-        probabilities, sureness, count = _sums(logits.double())
-        self.probabilities += probabilities
-        self.sureness += sureness
-        self.count += count
-
-    def compute(self) -> Tensor:
-        """The score, scalar float64.
-
-        Raises:
-            ValueError: If there is no sound.
-        """
-        if not self.count > 0:
-            raise ValueError("no sound was heard: there is no inception score")
-        return _score(self.probabilities, self.sureness, self.count)
 
 
 def _sums(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,9 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-
-from vab.metrics.records import joined
 
 SCALE = 100.0
 """The distance is told times this, as KAD."""
@@ -109,46 +106,6 @@ def kernel_error(
     influence = influence - influence.mean()
     sums = torch.zeros(count, dtype=torch.float64, device=influence.device).index_add_(0, number, influence)
     return SCALE * (sums.var() * count).sqrt() / len(generated)
-
-
-class KernelDistance(Metric):
-    """``kernel_distance`` over whole data sets, on any number of ranks.
-
-    Every pair counts, so embeddings are kept, in the dtype they come in ((N + M) * E * 4 bytes for float32), and
-    gathered. A record that a rank repeats as padding must not be given twice. Where a rank has nothing to add, give it
-    an update with a (0, E) tensor.
-
-    Args:
-        bandwidth: Of the kernel. None: the median distance of the real side.
-    """
-
-    higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
-    real: list[Tensor]
-    generated: list[Tensor]
-
-    def __init__(self, bandwidth: float | None = None) -> None:
-        super().__init__()
-        self.bandwidth = bandwidth
-        for name in ("real", "generated"):
-            self.add_state(name, [], dist_reduce_fx="cat")
-
-    def update(self, embeddings: Tensor, real: bool) -> None:
-        """Keep a batch of (M, E) float embeddings, M >= 0, on the real side or the generated one.
-
-        Raises:
-            ValueError: If the shape is not (M, E), or a number is not finite.
-        """
-        _finite(embeddings, "real" if real else "generated")
-        own, other = (self.real, self.generated) if real else (self.generated, self.real)
-        own.append(embeddings.detach())
-        if not other:
-            other.append(embeddings.detach()[:0])  # ranks gather tensors of one width, also from one with nothing there
-
-    def compute(self) -> Tensor:
-        """The distance, scalar float64; errors as in ``kernel_distance``."""
-        return kernel_distance(joined(self.real), joined(self.generated), self.bandwidth)
 
 
 def _prepare(real: Tensor, generated: Tensor, bandwidth: Tensor | float | None) -> tuple[Tensor, Tensor, float]:
