@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -85,3 +87,14 @@ def test_what_is_no_report_is_refused(reports, tmp_path, text):
         compare([*paths(reports, "a"), str(tmp_path / "none.json")])
     with pytest.raises(UserError, match="two or more"):
         compare(paths(reports, "a"))
+
+
+def test_comparing_loads_neither_lightning_nor_torch(reports):
+    code = (
+        "import sys; from vab.cli import main; main(sys.argv[1:]); "
+        "print('loaded:', *{'lightning', 'torch', 'torchmetrics'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code, "compare", *paths(reports, "a", "b")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "kld_tiny" in printed
+    assert printed.splitlines()[-1] == "loaded:"

@@ -13,7 +13,7 @@ from tone_shards import short_spec, write_shards
 from vab.cli import main
 from vab.commands.generation import Generator
 from vab.commands.grids import Setting
-from vab.commands.measuring import Subset, mean_and_error
+from vab.commands.measuring import Subset
 from vab.commands.samplers import read_sampler
 from vab.commands.sweep import Row, ranked, sweep
 from vab.data.order import spread_evenly
@@ -21,6 +21,7 @@ from vab.data.records import ShardDataset
 from vab.frozen.judges import load_judge
 from vab.metrics.divergence import paired_kl
 from vab.metrics.frechet import frechet_distance, moments
+from vab.metrics.uncertainty import mean_and_error
 from vab.spec import UserError
 from vab.tokens.noise import record_keys
 from vab.tokens.sampler import Sampler, sampler_from

@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vab.commands.evaluation.figures import Figure
-from vab.commands.evaluation.reports import number, read_figures
-from vab.metrics.card import differences, remarks
-from vab.spec import UserError
+from vab import UserError
+from vab.commands.evaluation.report_file import number, read_figures
+from vab.metrics.card import Figure, differences, remarks
 
 SURE = 1.96
 """Standard errors that equal systems are apart in 5 of 100 cases only."""

@@ -16,10 +16,10 @@ import yaml
 from torch import Tensor
 
 from vab import __version__
-from vab.commands.evaluation.figures import Figure
-from vab.commands.evaluation.reports import number, read_figures
+from vab.commands.evaluation.report_file import number, read_figures
 from vab.data.format import sync_folder, write_atomically
 from vab.frozen import dac, encodec
+from vab.metrics.card import Figure
 from vab.spec import SegmentSpec, UserError
 from vab.tasks import AlignTask, BaseTask, ClassifyTask, PretrainTask, load_task
 from vab.tasks.checkpoints import find_checkpoint

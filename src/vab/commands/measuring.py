@@ -6,7 +6,6 @@ model's.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,15 +22,10 @@ from vab.metrics.agreement import class_agreement
 from vab.metrics.divergence import paired_kl
 from vab.metrics.frechet import frechet_distance, moments
 from vab.metrics.health import Health, audio_statistics, health, warnings_for
+from vab.metrics.uncertainty import mean_and_error
 from vab.spec import Batch, UserError
 from vab.tokens.noise import fold_in, record_keys
 from vab.tokens.sampler import Sampler
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean of (B,) numbers, B >= 2, and its standard error."""
-    values = values.double()
-    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
 @dataclass(frozen=True)

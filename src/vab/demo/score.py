@@ -15,13 +15,13 @@ from rich.table import Table
 from torch import Tensor
 
 from vab.commands.generation import Generator
-from vab.commands.measuring import mean_and_error
 from vab.data.format import write_atomically
 from vab.data.records import ShardDataset
 from vab.frozen.judges import load_judge
 from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
 from vab.metrics.agreement import class_agreement
 from vab.metrics.codes import GuessingQuality
+from vab.metrics.uncertainty import mean_and_error
 from vab.spec import Batch, UserError
 from vab.tasks.checkpoints import find_checkpoint
 

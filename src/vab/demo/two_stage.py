@@ -14,10 +14,10 @@ from torch import Tensor
 
 from vab.audio import log_mel_distance
 from vab.commands.generation import Generator
-from vab.commands.measuring import mean_and_error
 from vab.data.format import write_atomically
 from vab.data.records import ShardDataset
 from vab.frozen.codec import Codec
+from vab.metrics.uncertainty import mean_and_error
 from vab.spec import Batch, UserError
 from vab.tasks.checkpoints import find_checkpoint
 from vab.tokens.noise import Stream, fold_in, record_keys, uniform

@@ -78,6 +78,18 @@ class MetricCard:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A number, how far it would move with other sounds, and what it is."""
+
+    value: float
+    error: float | None
+    """Standard error, where one is defined."""
+    card: MetricCard
+    details: dict[str, float] = field(default_factory=dict)
+    """What belongs to it, such as the fit of an extrapolation."""
+
+
 def differences(a: MetricCard, b: MetricCard) -> list[str]:
     """What makes two numbers incomparable: each entry that differs, with both values; empty if they compare.
 

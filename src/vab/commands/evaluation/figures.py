@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vab import __version__
 from vab.commands.evaluation.sides import ONSET_RATE, Side
-from vab.commands.measuring import mean_and_error
 from vab.data.format import library_versions
 from vab.data.sounds import Listening
 from vab.frozen.judges import Judge
 from vab.frozen.listening import Impressions
-from vab.metrics.card import MetricCard
+from vab.metrics.card import Figure, MetricCard
 from vab.metrics.divergence import EPSILON, paired_kl
 from vab.metrics.frechet import frechet_distance, frechet_error, frechet_infinity, frechet_per_file, moments
 from vab.metrics.inception import inception_score
 from vab.metrics.kernel import SCALE, kernel_distance, kernel_error, median_bandwidth
 from vab.metrics.synchrony import TOLERANCE_SECONDS, Synchrony
+from vab.metrics.uncertainty import mean_and_error
 from vab.spec import UserError
 
 METRICS = ("fad", "fad_infinity", "kad", "kld", "kld_epsilon", "kld_sigmoid", "inception_score", "synchrony")
@@ -30,18 +30,6 @@ MAX_OFFSET_SECONDS = 1.0
 _VARIANTS = {"kld": "softmax", "kld_epsilon": "softmax_epsilon", "kld_sigmoid": "sigmoid"}
 _WHOLE_SETS = "generated set against real set"
 _PAIRS = "generated against real, pair by pair"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number, how far it would move with other sounds, and what it is."""
-
-    value: float
-    error: float | None
-    """Standard error, where one is defined."""
-    card: MetricCard
-    details: dict[str, float] = field(default_factory=dict)
-    """What belongs to it, such as the fit of an extrapolation."""
 
 
 @dataclass(frozen=True)

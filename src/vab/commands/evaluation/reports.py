@@ -18,16 +18,13 @@ from rich.table import Table
 from torch import Tensor
 
 from vab import __version__
-from vab.commands.evaluation.figures import Comparison, Figure, Measured
+from vab.commands.evaluation.figures import Comparison, Measured
+from vab.commands.evaluation.report_file import FORMAT, number
 from vab.commands.evaluation.sides import Side
 from vab.data.format import write_atomically
 from vab.frozen.judges import Judge
 from vab.metrics.by_class import ByClass, frechet_by_class, kld_by_class
 from vab.metrics.card import MetricCard
-from vab.spec import UserError
-
-FORMAT = 1
-"""Version of ``report.json``."""
 
 
 def by_class(comparison: Comparison, judges: Sequence[Judge], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -91,39 +88,6 @@ def write_report(path: Path, measured: Measured, sides: Mapping[str, Any], more:
         **more,
     }
     write_atomically(path, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
-
-
-def read_figures(path: Path) -> dict[str, Figure]:
-    """The figures of a ``report.json``.
-
-    Raises:
-        UserError: If it cannot be read, or is no report.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["format"] != FORMAT:
-            raise UserError(f"{path} is a report of format {values['format']}, this version of vab reads {FORMAT}")
-        return {
-            name: Figure(
-                float(entry["value"]),
-                None if entry["error"] is None else float(entry["error"]),
-                MetricCard.from_dict(entry["card"]),
-                dict(entry["details"]),
-            )
-            for name, entry in values["figures"].items()
-        }
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a report of vab evaluate, or it is damaged: {error}") from error
-
-
-def number(value: float) -> str:
-    """As tables show it; what is left of 0 after rounding as 0."""
-    value = 0.0 if abs(value) < 1e-12 else value
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
 
 
 def print_table(measured: Measured, title: str, notes: Sequence[str]) -> None:
