@@ -151,7 +151,8 @@ def log_mel(
     )  # (rows, n_fft // 2 + 1, frames)
     # The tiny term keeps the gradient of the square root finite where the spectrum is zero.
     magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-14).sqrt()
-    log = (filters @ magnitude).clamp_min(LOG_FLOOR).log()  # (rows, num_bands, frames)
+    with torch.autocast(waveform.device.type, enabled=False):
+        log = (filters @ magnitude).clamp_min(LOG_FLOOR).log()  # (rows, num_bands, frames)
     return log.reshape(*waveform.shape[:-1], *log.shape[-2:])
 
 

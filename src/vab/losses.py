@@ -224,7 +224,8 @@ def info_nce(
     barred = None if same_source is None else same_source.scatter(1, own[:, None], False)
     losses = []
     for queries, choices in ((audio, all_video), (video, all_audio)):
-        scores = scale * (queries.float() @ choices.float().T)  # (B, M)
+        with torch.autocast(audio.device.type, enabled=False):  # or the product of float32 tensors is bfloat16
+            scores = scale.float() * (queries.float() @ choices.float().T)  # (B, M)
         if barred is not None:
             scores = scores.masked_fill(barred, -torch.inf)
         losses.append(F.cross_entropy(scores, own))

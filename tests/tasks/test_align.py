@@ -83,6 +83,20 @@ def test_an_embedding_does_not_depend_on_its_batch_or_on_padding(ragged, positio
     assert float((audio[0] - audio[1]).abs().max()) > 1e-3
 
 
+def test_the_projection_is_computed_in_float32_under_autocast(ragged):
+    task, seen = aligned(ragged), {}
+    for name in ("audio", "video"):
+        projection = getattr(task, f"{name}_projection")
+        projection.register_forward_hook(lambda _, given, made, name=name: seen.update({name: (given[0], made)}))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        sides = dict(zip(("audio", "video"), task(ragged.read([1, 2])), strict=True))
+    for name, side in sides.items():
+        given, made = seen[name]
+        projected = getattr(task, f"{name}_projection")(given)
+        assert made.dtype == side.dtype == torch.float32
+        torch.testing.assert_close(side, F.normalize(projected, dim=1), rtol=0, atol=1e-6)
+
+
 def test_one_side_never_sees_the_other(ragged):
     task, batch = aligned(ragged), ragged.read([1, 2])
     before = task(batch)

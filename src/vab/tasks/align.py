@@ -121,14 +121,14 @@ class AlignTask(BaseTask):
         positions = self.backbone.encode(codes=codes, steps=steps)[1]
         assert positions is not None
         total, count = sum_over(positions, steps)
-        return F.normalize(self.audio_projection((total / count).to(self.audio_projection.weight.dtype)).float(), dim=1)
+        return _projected(self.audio_projection, total / count)
 
     def embed_video(self, features: Tensor, frames: Tensor | None = None) -> Tensor:
         """(B, V, C) float features, (B,) valid frames or None, to (B, E) float32 of unit length; nothing is heard."""
         positions = self.backbone.encode(features=features, frames=frames)[0]
         assert positions is not None
         total, count = sum_over(positions, frames)
-        return F.normalize(self.video_projection((total / count).to(self.video_projection.weight.dtype)).float(), dim=1)
+        return _projected(self.video_projection, total / count)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Audio and video embeddings, (B, E) float32 each, of unit length."""
@@ -207,3 +207,9 @@ class AlignTask(BaseTask):
             for part in rows
         ]
         return torch.cat(audio), torch.cat(video)
+
+
+def _projected(projection: nn.Linear, mean: Tensor) -> Tensor:
+    """(B, D) to (B, E) float32 of unit length; in the weights' own type, whatever autocast makes of other products."""
+    with torch.autocast(mean.device.type, enabled=False):
+        return F.normalize(projection(mean.to(projection.weight.dtype)).float(), dim=1)

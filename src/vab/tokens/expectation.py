@@ -24,11 +24,12 @@ def expected_codes(probabilities: Tensor, codebooks: Tensor, codes: Tensor, mask
         (B, K, T) int64: of each step, the hidden levels' expected sum of vectors, quantised level by level as an
         encoder would; known codes as they came.
     """
-    left = torch.einsum("bkts,ksc->btc", probabilities * mask[..., None], codebooks)
-    filled = codes.clone()
-    for level, entries in enumerate(codebooks):  # (S, C)
-        nearest = (entries.square().sum(-1) - 2 * left @ entries.T).argmin(-1)  # (B, T)
-        hidden = mask[:, level]
-        filled[:, level] = torch.where(hidden, nearest, codes[:, level])
-        left = left - entries[nearest] * hidden[..., None]
+    codebooks, filled = codebooks.float(), codes.clone()
+    with torch.autocast(codes.device.type, enabled=False):  # in bfloat16 another entry would often be the nearest
+        left = torch.einsum("bkts,ksc->btc", probabilities.float() * mask[..., None], codebooks)
+        for level, entries in enumerate(codebooks):  # (S, C)
+            nearest = (entries.square().sum(-1) - 2 * left @ entries.T).argmin(-1)  # (B, T)
+            hidden = mask[:, level]
+            filled[:, level] = torch.where(hidden, nearest, codes[:, level])
+            left = left - entries[nearest] * hidden[..., None]
     return filled
