@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vab.frozen.codec import load_codec
+from vab.frozen.codec import Codec, load_codec
 from vab.frozen.judges import load_judge
 from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
 from vab.spec import UserError
@@ -24,6 +24,35 @@ def test_sounds_are_the_decoded_codes_without_padding(codes):
     assert [len(sound) for sound in got] == [40 * 320, 10 * 320, 25 * 320]
     for sound, decoded in zip(got, whole, strict=True):
         assert torch.equal(sound, decoded[0, : len(sound)])
+
+
+class Hops(Codec):
+    """Sound of nothing but its length: what is under test is where it is cut."""
+
+    def __init__(self, sample_rate, hop):
+        super().__init__()
+        self.sample_rate, self.hop, self.code_rate = sample_rate, hop, sample_rate / hop
+        self.num_codebooks, self.codebook_size = 1, 2
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+
+    def steps_for(self, samples):
+        return -(-samples // self.hop)
+
+    def codebooks(self):
+        return torch.zeros(1, 2, 1)
+
+    def _encode(self, waveform):
+        return torch.zeros(len(waveform), 1, self.steps_for(waveform.shape[-1]), dtype=torch.int64)
+
+    def _decode(self, codes):
+        return torch.zeros(1, 1, 1).expand(len(codes), 1, self.hop * codes.shape[-1])
+
+
+@pytest.mark.parametrize(("rate", "hop"), [(16_000, 320), (24_000, 320), (44_100, 512)])  # 50, 75 and 86.13 Hz
+def test_a_sound_ends_with_its_last_step_for_any_number_of_steps(rate, hop):
+    steps = torch.arange(1, 3001)
+    sounds = sounds_of(Hops(rate, hop), torch.zeros(1, 1, 1, dtype=torch.int64).expand(3000, 1, 3000), steps)
+    assert [len(sound) for sound in sounds] == [hop * count for count in range(1, 3001)]
 
 
 def test_a_judge_hears_each_sound_as_if_alone(codes):

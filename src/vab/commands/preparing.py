@@ -203,7 +203,7 @@ def known_sound(
     seconds = [] if keep is None else parse_spans(keep, end / rate)
     spans = [(round(first * rate), min(end, round(last * rate))) for first, last in seconds]
     spans = [(first, last) for first, last in spans if first < last]
-    total, per_step = codec.steps_for(samples), rate / codec.code_rate
+    total, per_step = codec.steps_for(samples), codec.samples_per_step
     mask = torch.zeros(levels, total, dtype=torch.bool)
     mask[:] = steps_within(spans, total, samples, per_step)
     mask[: request.keep_levels] |= steps_within([(0, end)], total, samples, per_step)

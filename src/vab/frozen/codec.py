@@ -39,6 +39,11 @@ class Codec(Frozen, ABC):
     code_dim: int
     """Width of the codebook vectors."""
 
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one step, exactly: ``sample_rate / code_rate`` may be off in its last digit."""
+        return round(self.sample_rate / self.code_rate)
+
     @abstractmethod
     def steps_for(self, samples: int) -> int:
         """T for a waveform of `samples` samples."""

@@ -32,7 +32,7 @@ def sounds_of(codec: Codec, codes: Tensor, steps: Tensor) -> list[Tensor]:
     """
     device = next(codec.parameters()).device
     waveforms = [codec.decode(few.to(device)).cpu() for few in codes.split(DECODED_AT_ONCE)]  # (8, 1, N) each
-    lengths = (steps / codec.code_rate * codec.sample_rate).long().tolist()
+    lengths = (steps * codec.samples_per_step).tolist()
     rows = itertools.chain.from_iterable(waveforms)
     return [waveform[0, :length] for waveform, length in zip(rows, lengths, strict=True)]
 
