@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from vab.cli import main
 from vab.commands.evaluate import evaluate
 from vab.commands.evaluation.figures import check_metrics
 from vab.commands.evaluation.folders import find_folder, is_paired, read_labels
+from vab.commands.evaluation.report_file import number as shown
 from vab.data.media import read_audio
 from vab.data.sounds import Decoded, Listening, Unusable, decode, decode_all
 from vab.frozen.judges import JUDGES
@@ -186,6 +188,32 @@ def test_names_without_counterpart(real, tmp_path):
     whole = measure(real, made, tmp_path / "whole.json", pair="none")
     assert (whole.figures["fad_tiny"].card.num_real, "kld_tiny" in whole.left_out) == (8, True)
     assert whole.left_out["onset_recall"] == "the two sides are not paired"
+
+
+def test_onset_metrics_have_an_error_and_a_chance_level(real, made, tmp_path, capsys):
+    measured = measure(real, made, tmp_path / "report.json", metrics="fad,synchrony")
+    saved = json.loads((tmp_path / "report.json").read_text())["figures"]
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("onset_recall", "onset_precision", "onset_f1", "onset_offset_seconds"):
+        figure = measured.figures[name]
+        assert 0 <= figure.error < 0.3
+        worse = figure.details["chance"] > figure.value if name.endswith("seconds") else figure.details["chance"] < 0.7
+        assert worse
+        assert figure.details["chance_error"] > 0
+        assert saved[name]["error"] == figure.error
+        assert saved[name]["details"]["chance"] == figure.details["chance"]
+        line = next(line for line in lines if f" {name} " in line)
+        assert f"{shown(figure.details['chance'])} +- {shown(figure.details['chance_error'])}" in line
+        assert f" {shown(figure.error)} " in line
+    assert min(measured.figures[name].error for name in ("onset_recall", "onset_f1")) > 0
+    assert "chance" not in measured.figures["fad_tiny"].details
+    # Sounds under each other's names: where the chance level says.
+    names = sorted(path.name for path in made.iterdir())
+    (tmp_path / "turned").mkdir()
+    for name, other in zip(names, names[3:] + names[:3], strict=True):
+        shutil.copy(made / name, tmp_path / "turned" / other)
+    turned = measure(real, tmp_path / "turned", tmp_path / "turned.json", metrics="synchrony", judges="tiny")
+    assert turned.figures["onset_f1"].value < measured.figures["onset_f1"].details["chance"] + 0.2
 
 
 def test_pairing():

@@ -8,7 +8,18 @@ import torch
 from vab.audio import resample
 from vab.demo.scene import KINDS, describe
 from vab.demo.sounds import SAMPLE_RATE, render_audio
-from vab.metrics.synchrony import Synchrony, best_offset, find_onsets, match_onsets, onset_recall
+from vab.metrics.synchrony import (
+    CHANCE_PAIRS,
+    Synchrony,
+    best_offset,
+    chance_counts,
+    find_onsets,
+    match_onsets,
+    onset_counts,
+    onset_ratios,
+    onset_recall,
+)
+from vab.metrics.uncertainty import mean_and_error, ratio_and_error
 
 STRUCK = {name for name, kind in KINDS.items() if kind.motion != "cycle"}
 MELODY = (0.3, 0.75, 1.3, 1.52, 2.1, 2.4, 2.61)
@@ -224,3 +235,69 @@ def test_nothing_heard_leaves_out_what_is_not_defined():
     silent.update([(seconds(), seconds(1.0))])
     with pytest.raises(ValueError, match="no record had a true onset"):
         silent.compute()
+
+
+def some_pairs(count, jitter):
+    """Records with 1 to 8 true onsets; of the generated ones most are near true ones, the others anywhere."""
+    pairs = []
+    for _ in range(count):
+        true = 4 * torch.rand(int(torch.randint(1, 9, ())))
+        moved = true[torch.rand(len(true)) < 0.8] + jitter * torch.randn(())
+        pairs.append((true.double(), torch.cat([moved, 4 * torch.rand(int(torch.randint(0, 3, ())))]).double()))
+    return pairs
+
+
+def test_the_errors_are_those_of_a_bootstrap_over_records():
+    counts = onset_counts(some_pairs(150, 0.08))
+    got = onset_ratios(counts)
+    drawn = [onset_ratios(counts[torch.randint(150, (150,))]) for _ in range(600)]
+    for name, (_, error) in got.items():
+        values = torch.tensor([one[name][0] for one in drawn])
+        assert error == pytest.approx(float(values.std()), rel=0.15), name
+    assert got.keys() == {"onset_recall", "onset_precision", "onset_f1", "offset_seconds"}
+
+
+def test_a_ratio_over_ones_is_a_mean():
+    values = torch.randn(9)
+    assert ratio_and_error(values, torch.ones(9)) == pytest.approx(mean_and_error(values), rel=1e-12)
+    assert ratio_and_error(values[:1], torch.ones(1)) == (float(values[0]), None)
+
+
+def test_ratios_are_the_metric():
+    pairs = some_pairs(20, 0.02)
+    metric = Synchrony()
+    metric.update(pairs)
+    whole = {name: float(value) for name, value in metric.compute().items()}
+    for name, (value, _) in onset_ratios(onset_counts(pairs)).items():
+        assert value == pytest.approx(whole[name], rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 12])
+def test_chance_is_all_pairs_but_the_own_ones(count):
+    pairs = some_pairs(count, 0.02)
+    chance = chance_counts(pairs)
+    for number, (_, generated) in enumerate(pairs):
+        others = [(true, generated) for other, (true, _) in enumerate(pairs) if other != number]
+        torch.testing.assert_close(chance[number], onset_counts(others).sum(0), rtol=1e-12, atol=1e-12)
+
+
+def test_chance_of_many_records_pairs_each_equally_often_and_none_with_its_own():
+    count = CHANCE_PAIRS // 2 - 100  # 2 rotations
+    true = [torch.tensor([10.0 * number, 10.0 * number + 5]) for number in range(count)]
+    pairs = [(one, one[: 1 + number % 2]) for number, one in enumerate(true)]
+    own, chance = onset_counts(pairs).sum(0), chance_counts(pairs)
+    assert float(own[0] / own[2]) == 1
+    assert float(chance[:, 0].sum()) == float(chance[:, 4].sum()) == 0
+    assert chance[:, 1:3].sum(0).tolist() == (2 * own[1:3]).tolist()
+    assert chance.shape == (count, 5)
+
+
+def test_chance_of_one_record_is_refused():
+    with pytest.raises(ValueError, match="at least 2 records, got 1"):
+        chance_counts(some_pairs(1, 0.0))
+
+
+def test_ratios_over_nothing_are_left_out():
+    silent = onset_ratios(onset_counts([(seconds(1.0), seconds()), (seconds(2.0, 3.0), seconds())]))
+    assert silent == {"onset_recall": (0.0, 0.0), "onset_f1": (0.0, 0.0)}
+    assert onset_ratios(onset_counts([])) == {}

@@ -1,4 +1,4 @@
-"""Whether things are heard when they happen: onsets of sounds, and how two trains of onsets agree in time."""
+"""Synchrony: onsets of sounds, how two trains of onsets agree in time, with what error, and by chance."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn import functional
 from torchmetrics import Metric
 
 from vab.audio import log_mel
+from vab.metrics.uncertainty import ratio_and_error
 
 TOLERANCE_SECONDS = 0.1
 """An onset this near to another is of the same event: about what viewers forgive between picture and sound."""
@@ -35,6 +36,11 @@ PEAK_SECONDS = 0.03
 """An onset is the largest rise within this much on either side, ..."""
 GAP_SECONDS = 0.05
 """... and this much apart from the one before: what is closer is one event."""
+
+COUNTS = ("matched", "true", "generated", "offset", "aligned")
+"""Columns of `onset_counts`."""
+CHANCE_PAIRS = 2000
+"""Chance is measured on about this many pairs of a true and another record's generated sound."""
 
 WIDTH_SECONDS = 0.025
 """Standard deviation of the Gaussian by which ``best_offset`` judges two onsets to be aligned."""
@@ -241,6 +247,84 @@ def _times(onsets: Tensor) -> Tensor:
     return onsets.detach().cpu().double().sort().values
 
 
+def onset_counts(
+    pairs: Sequence[tuple[Tensor, Tensor]], tolerance_seconds: float = TOLERANCE_SECONDS, max_seconds: float = 1.0
+) -> Tensor:
+    """What each record adds to the onset metrics.
+
+    Args:
+        pairs: Of each of B records the true onsets (n,) and the generated ones (m,), in seconds.
+        tolerance_seconds: As for ``onset_recall``.
+        max_seconds: As for ``best_offset``.
+
+    Returns:
+        (B, 5) float64, columns as `COUNTS`: pairs of onsets within the tolerance, true onsets, generated onsets, the
+        absolute best offset in seconds, and whether there is one (if not, both are 0).
+
+    Raises:
+        ValueError: If an onset is not finite, or a limit is not above 0.
+    """
+    rows = []
+    for true, generated in pairs:
+        matched, _ = match_onsets(true, generated, tolerance_seconds)
+        shift = _alignment(_times(true), _times(generated), max_seconds)
+        rows.append((len(matched), len(true), len(generated), abs(shift or 0.0), shift is not None))
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(COUNTS))
+
+
+def chance_counts(
+    pairs: Sequence[tuple[Tensor, Tensor]], tolerance_seconds: float = TOLERANCE_SECONDS, max_seconds: float = 1.0
+) -> Tensor:
+    """``onset_counts`` with generated sounds paired with other records' true onsets: what the metrics are by chance.
+
+    The generated sounds are rotated against the true ones by one or more numbers of places, evenly spread over the
+    records and so many that about `CHANCE_PAIRS` pairs are counted. Nothing is drawn.
+
+    Args:
+        pairs: As for ``onset_counts``, in an order that puts records of one recording beside each other.
+        tolerance_seconds: As for ``onset_recall``.
+        max_seconds: As for ``best_offset``.
+
+    Returns:
+        (B, 5) float64, for each generated sound the sums over rotations. Every sound enters equally often.
+
+    Raises:
+        ValueError: If there are fewer than two records; otherwise as ``onset_counts``.
+    """
+    count = len(pairs)
+    if count < 2:
+        raise ValueError(f"chance needs at least 2 records, got {count}")
+    rotations = min(count - 1, max(1, CHANCE_PAIRS // count))
+    total = torch.zeros(count, len(COUNTS), dtype=torch.float64)
+    for rotation in range(1, rotations + 1):
+        places = rotation * count // (rotations + 1)  # 1..B-1, each once
+        others = [(pairs[(number + places) % count][0], generated) for number, (_, generated) in enumerate(pairs)]
+        total += onset_counts(others, tolerance_seconds, max_seconds)
+    return total
+
+
+def onset_ratios(counts: Tensor) -> dict[str, tuple[float, float | None]]:
+    """The onset metrics of some records, pooled, each with its standard error over records.
+
+    Each is a ratio of two sums over records. Its error is that of the ratio by the delta method.
+
+    Args:
+        counts: (B, 5) from ``onset_counts`` or ``chance_counts``. Leave records without true onsets out before.
+
+    Returns:
+        ``onset_recall``, ``onset_precision``, ``onset_f1`` and ``offset_seconds`` (mean over the records that have an
+        offset) to value and error. A ratio over 0 is left out; one record has no error (None).
+    """
+    matched, true, generated, offset, aligned = counts.unbind(1)
+    ratios = {
+        "onset_recall": (matched, true),
+        "onset_precision": (matched, generated),
+        "onset_f1": (2 * matched, true + generated),
+        "offset_seconds": (offset, aligned),
+    }
+    return {name: ratio_and_error(above, below) for name, (above, below) in ratios.items() if below.sum() > 0}
+
+
 class Synchrony(Metric):
     """Agreement of onsets over a data set, in float64 sums: equal on any split over batches and ranks.
 
@@ -254,19 +338,16 @@ class Synchrony(Metric):
     """
 
     full_state_update = False
-    matched: Tensor
-    true: Tensor
-    generated: Tensor
-    offset: Tensor
+    totals: Tensor
     records: Tensor
-    aligned: Tensor
     without_onsets: Tensor
 
     def __init__(self, tolerance_seconds: float = TOLERANCE_SECONDS, max_seconds: float = 1.0) -> None:
         super().__init__()
         self.tolerance_seconds, self.max_seconds = tolerance_seconds, max_seconds
         self.set_dtype(torch.float64)
-        for name in ("matched", "true", "generated", "offset", "records", "aligned", "without_onsets"):
+        self.add_state("totals", torch.zeros(len(COUNTS), dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("records", "without_onsets"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -278,19 +359,10 @@ class Synchrony(Metric):
         Raises:
             ValueError: If an onset is not finite.
         """
-        for true, generated in pairs:
-            if not len(true):
-                self.without_onsets += 1
-                continue
-            matched, _ = match_onsets(true, generated, self.tolerance_seconds)
-            self.records += 1
-            self.matched += len(matched)
-            self.true += len(true)
-            self.generated += len(generated)
-            shift = _alignment(_times(true), _times(generated), self.max_seconds)
-            if shift is not None:
-                self.offset += abs(shift)
-                self.aligned += 1
+        kept = [pair for pair in pairs if len(pair[0])]
+        self.totals += onset_counts(kept, self.tolerance_seconds, self.max_seconds).sum(0).to(self.totals.device)
+        self.records += len(kept)
+        self.without_onsets += len(pairs) - len(kept)
 
     def compute(self) -> dict[str, Tensor]:
         """Figures over all records with true onsets.
@@ -306,15 +378,9 @@ class Synchrony(Metric):
         """
         if not self.records > 0:
             raise ValueError("no record had a true onset: there is nothing to synchronise with")
-        figures = {
-            "onset_recall": self.matched / self.true,
-            "onset_f1": 2 * self.matched / (self.true + self.generated),
+        ratios = {name: self.totals.new_tensor(value) for name, (value, _) in onset_ratios(self.totals[None]).items()}
+        return ratios | {
             "records": self.records.clone(),
-            "records_aligned": self.aligned.clone(),
+            "records_aligned": self.totals[COUNTS.index("aligned")].clone(),
             "records_without_onsets": self.without_onsets.clone(),
         }
-        if self.generated > 0:
-            figures["onset_precision"] = self.matched / self.generated
-        if self.aligned > 0:
-            figures["offset_seconds"] = self.offset / self.aligned
-        return figures

@@ -20,7 +20,7 @@ from vab.metrics.divergence import EPSILON, paired_kl
 from vab.metrics.frechet import frechet_distance, frechet_error, frechet_infinity, frechet_per_file, moments
 from vab.metrics.inception import inception_score
 from vab.metrics.kernel import SCALE, kernel_distance, kernel_error, median_bandwidth
-from vab.metrics.synchrony import TOLERANCE_SECONDS, Synchrony
+from vab.metrics.synchrony import COUNTS, TOLERANCE_SECONDS, chance_counts, onset_counts, onset_ratios
 from vab.metrics.uncertainty import mean_and_error
 from vab.spec import UserError
 
@@ -30,6 +30,7 @@ MAX_OFFSET_SECONDS = 1.0
 _VARIANTS = {"kld": "softmax", "kld_epsilon": "softmax_epsilon", "kld_sigmoid": "sigmoid"}
 _WHOLE_SETS = "generated set against real set"
 _PAIRS = "generated against real, pair by pair"
+_ONSET_ERROR = "error over pairs by the delta method; chance: each generated sound with other sounds' real onsets"
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,20 @@ class Comparison:
         if not self.paired:
             measured.left_out.update(dict.fromkeys(names, "the two sides are not paired"))
             return
-        metric = Synchrony(TOLERANCE_SECONDS, MAX_OFFSET_SECONDS)
-        metric.update(list(zip(self.real.onsets, self.generated.onsets, strict=True)))
-        try:
-            found = {name: float(value) for name, value in metric.compute().items()}
-        except ValueError as error:
-            measured.left_out.update(dict.fromkeys(names, str(error)))
+        pairs = list(zip(self.real.onsets, self.generated.onsets, strict=True))
+        kept = [pair for pair in pairs if len(pair[0])]
+        if not kept:
+            measured.left_out.update(dict.fromkeys(names, "no real sound has an onset"))
             return
-        counts = {name: found[name] for name in ("records", "records_aligned", "records_without_onsets")}
+        limits = (TOLERANCE_SECONDS, MAX_OFFSET_SECONDS)
+        counts = onset_counts(kept, *limits)
+        found = onset_ratios(counts)
+        chance = onset_ratios(chance_counts(kept, *limits)) if len(kept) > 1 else {}
+        about = {
+            "records": float(len(kept)),
+            "records_aligned": float(counts[:, COUNTS.index("aligned")].sum()),
+            "records_without_onsets": float(len(pairs) - len(kept)),
+        }
         pooled = f"onsets by spectral flux, pooled over pairs, one to one within {TOLERANCE_SECONDS:g} s"
         definitions = {
             "onset_recall": f"share of real onsets that have a generated one; {pooled}",
@@ -155,8 +162,11 @@ class Comparison:
                 measured.left_out[name] = "no pair has onsets on both sides that a shift brings together"
                 continue
             better = "lower" if name.endswith("seconds") else "higher"
-            card = self._card(name, definitions[name], None, better=better, direction=_PAIRS)
-            measured.figures[name] = Figure(found[source], None, card, counts)
+            card = self._card(name, f"{definitions[name]}; {_ONSET_ERROR}", None, better=better, direction=_PAIRS)
+            value, error = found[source]
+            by_chance = dict(zip(("chance", "chance_error"), chance[source], strict=True)) if source in chance else {}
+            details = about | {key: one for key, one in by_chance.items() if one is not None}
+            measured.figures[name] = Figure(value, error, card, details)
 
     def moments(self, judge: str) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the real side."""

@@ -97,18 +97,31 @@ def print_table(measured: Measured, title: str, notes: Sequence[str]) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("+-", justify="right")
+    by_chance = any("chance" in figure.details for figure in measured.figures.values())
+    if by_chance:
+        table.add_column("chance", justify="right")
     table.add_column("better")
     table.add_column("compares")
     table.add_column("N real / generated", justify="right")
     for name, figure in measured.figures.items():
         card = figure.card
         error = "" if figure.error is None else number(figure.error)
-        table.add_row(name, number(figure.value), error, card.better, card.direction, _counts(card))
+        chance = [_chance(figure.details)] if by_chance else []
+        table.add_row(name, number(figure.value), error, *chance, card.better, card.direction, _counts(card))
     console.print(table)
+    if by_chance:
+        notes = [*notes, "chance: the same metric with each generated sound paired with other sounds' real onsets"]
     for note in notes:
         console.print(note, style="dim", highlight=False, markup=False)
     for name, reason in measured.left_out.items():
         console.print(f"no {name}: {reason}", style="dim", highlight=False, markup=False)
+
+
+def _chance(details: Mapping[str, float]) -> str:
+    """``0.376 +- 0.01``; empty where a metric has no chance level."""
+    if "chance" not in details:
+        return ""
+    return number(details["chance"]) + (f" +- {number(details['chance_error'])}" if "chance_error" in details else "")
 
 
 def _counts(card: MetricCard) -> str:
