@@ -1,3 +1,4 @@
+import html
 import json
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from vab.backbone import Backbone
 from vab.commands.classify import classify
 from vab.commands.embedding import embed_file, load_encoders
 from vab.commands.extract import extract
-from vab.commands.retrieve import retrieve
+from vab.commands.results_page import results_page
+from vab.commands.retrieve import Hit, retrieve
 from vab.data.media import write_wav
 from vab.data.records import ShardDataset
 from vab.frozen.codec import load_codec
@@ -168,19 +170,6 @@ def test_classes_of_files(media, tmp_path, capsys, inputs):
     assert sum(row.endswith("track") for row in rows) == lacking
 
 
-def test_a_long_file_is_the_mean_of_its_segments(tmp_path):
-    path = saved(ClassifyTask(backbone(), LABELS, inputs="audio"), tmp_path / "c.ckpt")
-    sound = np.concatenate([tone(SPEC.segment_seconds, 300.0), tone(SPEC.segment_seconds, 2000.0)])
-    half = len(sound) // 2
-    for name, part in (("whole", sound), ("first", sound[:half]), ("second", sound[half:])):
-        write_wav(tmp_path / f"{name}.wav", part, 16_000)
-    found = {n: dict(classify(path, str(tmp_path / f"{n}.wav"))[0].classes) for n in ("whole", "first", "second")}
-    # Its last segment is shorter than a second and still one: the file would be cut otherwise.
-    for name in LABELS:
-        assert min(found["first"][name], found["second"][name]) - 1e-6 <= found["whole"][name]
-        assert found["whole"][name] <= max(found["first"][name], found["second"][name]) + 1e-6
-
-
 def test_what_cannot_be_classified_is_one_clear_line(align, media, tmp_path):
     path = saved(ClassifyTask(backbone(), LABELS), tmp_path / "c.ckpt")
     (tmp_path / "x.txt").write_text("x")
@@ -193,3 +182,13 @@ def test_what_cannot_be_classified_is_one_clear_line(align, media, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             classify(*arguments)
+
+
+def test_names_on_the_page_are_text_and_no_markup(tmp_path):
+    bad = "<b>a&b</b>\"'<script>"
+    hit = Hit(1, bad, 0.5, f"{bad}.mp4", 0.0, (bad,))
+    page = results_page(tmp_path / f"{bad}.mp4".replace("/", "_"), "video", [hit], 3, tmp_path, {})
+    assert "<script>" not in page
+    assert "a&b" not in page
+    assert page.count(html.escape(bad)) == 3  # the name, its file and its class
+    assert page.count(html.escape(bad.replace("/", "_"))) == 2  # title and heading

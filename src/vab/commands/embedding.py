@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.nn import functional as F
 
-from vab.data.decoding_pool import segment_starts
+from vab.data.decoding_pool import GRACE, segment_starts
 from vab.data.media import MediaError, read_audio, read_frames, read_segment, stream_ends
 from vab.data.records import ShardDataset
 from vab.frozen.codec import Codec, load_codec
@@ -23,7 +23,7 @@ from vab.spec import Batch, SegmentSpec, UserError
 from vab.tasks import AlignTask
 
 MIN_SECONDS = 1.0
-"""What a file's last segment must have, as in ``vab extract``; its first may be shorter."""
+"""What a file's last segment must have, as in ``vab extract``, unless it is whole; its first may be shorter."""
 _AT_ONCE = 32
 """Segments that go through a network together."""
 
@@ -83,7 +83,8 @@ class MediaEncoders:
                 raise MediaError(kind, path, words)
         ends = [end for wanted, end in ((audio, audio_end), (video, video_end)) if wanted and end is not None]
         codes, features, steps, frames = [], [], [], []
-        for start in segment_starts(min(ends), spec.segment_seconds, spec.segment_seconds, MIN_SECONDS):
+        least = min(MIN_SECONDS, spec.segment_seconds - GRACE)
+        for start in segment_starts(min(ends), spec.segment_seconds, spec.segment_seconds, least):
             try:
                 heard, seen = _read(path, spec, start, audio, video)
             except MediaError as error:
