@@ -16,14 +16,18 @@ from small_media import video
 from sound_folders import Deadly, Endless, band_limited, demo_sound, noisy, shuffled_names, write_folder, write_sound
 from vab.cli import main
 from vab.commands.evaluate import evaluate
-from vab.commands.evaluation.figures import check_metrics
+from vab.commands.evaluation.figures import Comparison, check_metrics
 from vab.commands.evaluation.folders import find_folder, is_paired, read_labels
 from vab.commands.evaluation.report_file import number as shown
+from vab.commands.evaluation.sides import Side
 from vab.data.media import read_audio
 from vab.data.sounds import Decoded, Listening, Unusable, decode, decode_all
-from vab.frozen.judges import JUDGES
+from vab.frozen.judges import JUDGES, load_judge
+from vab.frozen.listening import Impressions
 from vab.metrics.card import MetricCard
 from vab.metrics.divergence import paired_kl
+from vab.metrics.frechet import frechet_infinity, frechet_infinity_fadtk, moments
+from vab.metrics.kernel import kernel_distance, median_bandwidth
 from vab.spec import UserError
 
 SECONDS = {"seconds": 4.0, "num_workers": 0, "device": "cpu"}
@@ -60,8 +64,11 @@ def test_a_folder_beside_itself(real, tmp_path, capsys):
     assert found["onset_recall"] == found["onset_precision"] == found["onset_f1"] == 1
     assert found["onset_offset_seconds"] == pytest.approx(0, abs=1e-12)
     assert found["kad_tiny"] < 0  # unbiased: below 0 by the share of each embedding with itself
-    assert "500" in measured.left_out["fad_infinity_tiny"]
     captured = capsys.readouterr()
+    for name, least in (("fad_infinity_tiny", "512 embeddings"), ("fad_infinity_fadtk_tiny", "more than 500")):
+        line = next(line for line in captured.out.splitlines() if line.startswith(f"no {name}:"))
+        assert least in line
+        assert line.endswith("give more sounds")
     assert "kld_tiny" in captured.out
     assert "8 generated embeddings, 128 wide" in captured.err
 
@@ -81,9 +88,39 @@ def test_the_report_holds_every_figure_with_its_card(real, made, tmp_path):
     assert (report["paired"], report["generated"]["files"], report["generated"]["embeddings"]) == (True, 8, {"tiny": 8})
 
 
+def test_variants_of_other_tools_have_their_own_names():
+    judge, listening = load_judge("tiny"), Listening((16_000,), 4.0, "keep", False)
+    seed = torch.Generator().manual_seed(0)
+
+    def side(count, spread):
+        """Sounds of 3 windows each that nothing was heard of but embeddings: windows of one sound are alike."""
+        windows = torch.randn(count, 1, 128, generator=seed) + 0.5 * torch.randn(count, 3, 128, generator=seed)
+        rows = torch.full((count,), 3)
+        heard = Impressions(spread * windows.flatten(0, 1), rows, torch.zeros(count, len(judge.classes)))
+        keys = tuple(map(str, range(count)))
+        return Side(keys, keys, torch.ones(count), torch.zeros(count), (torch.zeros(0),) * count, {"tiny": heard})
+
+    real, made = side(60, 1.0), side(300, 1.5)
+    metrics = ["fad_infinity", "fad_infinity_fadtk", "kad", "kad_kadtk"]
+    figures = Comparison(real, made, False, listening, 3, 1).measure([judge], metrics).figures
+    assert list(figures) == [f"{name}_tiny" for name in metrics]
+    first, second = real.heard["tiny"].embedding, made.heard["tiny"].embedding
+    files = torch.arange(300).repeat_interleave(3)
+    assert figures["fad_infinity_tiny"].value == frechet_infinity(*moments(first), second, files, seed=3).score
+    assert figures["fad_infinity_fadtk_tiny"].value == frechet_infinity_fadtk(*moments(first), second, seed=3).score
+    for name, width in (("kad_tiny", median_bandwidth(first)), ("kad_kadtk_tiny", torch.pdist(second).median())):
+        assert figures[name].value == pytest.approx(float(kernel_distance(first, second, width)), rel=1e-5)
+        assert figures[name].details["bandwidth"] == pytest.approx(float(width), rel=1e-5)
+    assert figures["kad_tiny"].value != pytest.approx(figures["kad_kadtk_tiny"].value, rel=0.1)
+    definitions = {name: figure.card.definition for name, figure in figures.items()}
+    assert "without replacement" in definitions["fad_infinity_tiny"]
+    assert "bias by the number of real files stays" in definitions["fad_infinity_tiny"]
+    assert "fadtk" in definitions["fad_infinity_fadtk_tiny"]
+    assert "of the generated side" in definitions["kad_kadtk_tiny"]
+
+
 def test_figures_are_those_of_the_metrics(real, made, tmp_path):
     """KLD once more by hand: decode, listen, compare."""
-    from vab.frozen.judges import load_judge
     from vab.frozen.listening import listen
 
     judge = load_judge("tiny")

@@ -1,3 +1,4 @@
+import math
 import sys
 import types
 
@@ -12,6 +13,7 @@ from vab.metrics.frechet import (
     frechet_distance,
     frechet_error,
     frechet_infinity,
+    frechet_infinity_fadtk,
     frechet_per_file,
     moments,
 )
@@ -189,10 +191,10 @@ def test_the_standard_error_without_rank_is_finite():
     assert 0 < float(frechet_error(torch.zeros(4), torch.zeros(4, 4), torch.randn(20, 4))) < 100
 
 
-def as_fadtk(mean, cov, embeddings, seed, steps, min_n):
+def as_fadtk(mean, cov, embeddings, seed, min_n):
     """Its ``score_inf``, but for the seed, over numpy's fit."""
     random = torch.Generator().manual_seed(seed)
-    sizes = [int(size) for size in np.linspace(min_n, len(embeddings), steps)]
+    sizes = [int(size) for size in np.linspace(min_n, len(embeddings), 25)]
     drawn = [embeddings[torch.randint(len(embeddings), (size,), generator=random)] for size in sizes]
     found = np.array([float(frechet_distance(mean, cov, *moments(part))) for part in drawn])
     inverse = 1 / np.array(sizes)
@@ -204,29 +206,60 @@ def as_fadtk(mean, cov, embeddings, seed, steps, min_n):
 @pytest.mark.parametrize(("width", "min_n"), [(6, 50), (40, 20)])
 def test_infinity_as_fadtk_defines_it(width, min_n):
     reference, made = moments(torch.randn(500, width)), torch.randn(300, width) * 1.2
-    got = frechet_infinity(*reference, made, seed=3, steps=7, min_n=min_n)
-    assert got == pytest.approx(as_fadtk(*reference, made, 3, 7, min_n), rel=1e-9)
-    assert got == frechet_infinity(*reference, made, seed=3, steps=7, min_n=min_n)
-    assert got != frechet_infinity(*reference, made, seed=4, steps=7, min_n=min_n)
+    got = frechet_infinity_fadtk(*reference, made, seed=3, min_n=min_n)
+    assert got == pytest.approx(as_fadtk(*reference, made, 3, min_n), rel=1e-9)
+    assert got == frechet_infinity_fadtk(*reference, made, seed=3, min_n=min_n)
+    assert got != frechet_infinity_fadtk(*reference, made, seed=4, min_n=min_n)
 
 
-def test_infinity_takes_most_of_the_bias_away():
-    reference, made = (torch.zeros(32), torch.eye(32)), torch.randn(2000, 32)
-    plain = float(frechet_distance(*reference, *moments(made)))  # the true distance is 0
-    got = frechet_infinity(*reference, made, min_n=200)
-    assert got.r2 > 0.97
-    # Draws are from 2,000 that themselves are a draw: what is left is the distance of these to the reference.
-    assert abs(got.score - plain) < 0.2 * plain
-    assert float(frechet_distance(*reference, *moments(made[:200]))) > 5 * plain
+@pytest.mark.parametrize("truth", [0.0, 1.28])
+def test_infinity_removes_the_bias_by_few_sounds(truth):
+    reference, made = (torch.zeros(128), torch.eye(128)), torch.randn(1000, 128) + math.sqrt(truth / 128)
+    plain = float(frechet_distance(*reference, *moments(made)))
+    assert plain - truth > 4
+    got = frechet_infinity(*reference, made)
+    assert abs(got.score - truth) < 0.1 * (plain - truth)
+    assert got.r2 > 0.95
+    # Draws with replacement lead back to the distance of these 1,000.
+    assert frechet_infinity_fadtk(*reference, made).score - truth > 0.9 * (plain - truth)
 
 
-@pytest.mark.parametrize("count", [10, 500])
-def test_infinity_of_too_few_is_refused_in_one_line(count):
-    with pytest.raises(ValueError, match=f"500 up to all embeddings, and there are {count}: give more") as caught:
-        frechet_infinity(torch.zeros(3), torch.eye(3), torch.randn(count, 3))
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="at least 3 steps"):
-        frechet_infinity(torch.zeros(3), torch.eye(3), torch.randn(count, 3), min_n=1)
+def test_infinity_draws_whole_files():
+    # Ten windows of a sound are nearly equal: the bias is that of 120 sounds, not of 1,200.
+    sounds = torch.randn(120, 1, 32) + 0.3 * torch.randn(120, 10, 32)
+    reference, windows = (torch.zeros(32), 1.09 * torch.eye(32)), sounds.flatten(0, 1)
+    plain = float(frechet_distance(*reference, *moments(windows)))
+    groups = torch.arange(120).repeat_interleave(10)
+    assert abs(frechet_infinity(*reference, windows, groups).score) < 0.3 * plain
+    assert frechet_infinity(*reference, windows).score > 0.7 * plain
+
+
+def test_infinity_of_a_seed_is_one_number():
+    reference, made = moments(torch.randn(100, 4)), torch.randn(60, 4)
+    assert frechet_infinity(*reference, made, seed=3) == frechet_infinity(*reference, made, seed=3)
+    assert frechet_infinity(*reference, made, seed=3) != frechet_infinity(*reference, made, seed=4)
+    with pytest.raises(ValueError, match=r"groups are \(M,\)"):
+        frechet_infinity(*reference, made, torch.zeros(59, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("count", "width", "windows", "words"),
+    [
+        (399, 100, 1, r"400 embeddings \(4 times their width\) of 50 sounds or more, there are 399 of 399"),
+        (490, 3, 10, r"12 embeddings \(4 times their width\) of 50 sounds or more, there are 490 of 49"),
+    ],
+)
+def test_infinity_of_too_few_is_refused_in_one_line(count, width, windows, words):
+    groups = torch.arange(count // windows).repeat_interleave(windows)
+    with pytest.raises(ValueError, match=f"^it needs {words}: give more sounds$"):
+        frechet_infinity(torch.zeros(width), torch.eye(width), torch.randn(count, width), groups)
+
+
+def test_infinity_of_fadtk_refuses_too_few():
+    with pytest.raises(ValueError, match=r"^it needs more than 500 embeddings, and there are 500: give more sounds$"):
+        frechet_infinity_fadtk(torch.zeros(3), torch.eye(3), torch.randn(500, 3))
+    with pytest.raises(ValueError, match="min_n must be 2 or more"):
+        frechet_infinity_fadtk(torch.zeros(3), torch.eye(3), torch.randn(500, 3), min_n=1)
 
 
 def test_each_file_by_its_own_moments():

@@ -53,8 +53,9 @@ def evaluate(
         generated: Folder of the generated sounds.
         out: The .json file to write.
         judges: Networks that listen: one, several with commas between, or a list.
-        metrics: all, or some of fad, fad_infinity, kad, kld, kld_epsilon, kld_sigmoid, inception_score (of every judge;
-            of one as fad_vggish) and synchrony.
+        metrics: all, or some of fad, fad_infinity, fad_infinity_fadtk, kad, kad_kadtk, kld, kld_epsilon, kld_sigmoid,
+            inception_score (of every judge; of one as fad_vggish) and synchrony. fad_infinity_fadtk, kad_kadtk and
+            kld_epsilon compare with what other tools print.
         pair: name: by name, a name without counterpart is refused; none: the sets as wholes; auto: by name if any name
             is on both sides.
         seconds: How much of each sound is heard; null for all.
@@ -70,7 +71,7 @@ def evaluate(
         num_workers: Processes that decode; half as many as there are cores if not given, 0 for none.
         batch_size: Sounds that a judge hears at once.
         device: Where the judges run: auto, cpu, cuda, ...
-        seed: Of what is drawn: the parts of the inception score and the sizes of fad_infinity.
+        seed: Of what is drawn: the parts of the inception score and the subsets of fad_infinity.
         overwrite: Replace files that are there.
 
     Raises:

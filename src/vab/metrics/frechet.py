@@ -3,12 +3,13 @@
 All of it in float64, by symmetric eigenvalues and singular values. A general matrix square root, the usual way, returns
 imaginary parts, negative distances, or other numbers with another version of its library.
 
-Beside the distance: its standard error, its extrapolation to infinitely many sounds, the score of each file, and a
-metric that is fed in batches.
+Beside the distance: its standard error, its extrapolation to infinitely many generated sounds, the score of each file,
+and a metric that is fed in batches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,14 +18,17 @@ from torchmetrics import Metric
 
 from vab.metrics import streamed
 
+STEPS = 25
+"""Numbers of files that an extrapolation is fitted to."""
+
 
 class FrechetInfinity(NamedTuple):
-    """Frechet distance as it would be with infinitely many generated embeddings."""
+    """Frechet distance extrapolated to infinitely many generated files or embeddings."""
 
     score: float
     """The distance at 1/n = 0, by the fitted line. It is an extrapolation, and may lie below 0."""
     slope: float
-    """How much the distance grows with 1/n."""
+    """How much the distance grows with 1/n; n counts what is drawn, files or embeddings."""
     r2: float
     """Share of the distances' variance that the line explains, 1 at most. Far below 1: do not believe the score."""
 
@@ -86,8 +90,9 @@ def frechet_error(mean1: Tensor, cov1: Tensor, embeddings: Tensor, groups: Tenso
     2 (m2 - m1)^T c + c^T (I - T) c - tr (I - T) C2 for c = x - m2, where T is the optimal transport map from the
     generated Gaussian to the reference (on the span of C2, where all c lie).
 
-    The reference counts as given. The bias by few embeddings is not in it (``frechet_infinity`` estimates that), and it
-    is of first order: too small where the distance is no larger than its bias, as between equal sets.
+    The reference counts as given. The bias by few embeddings is not in it (``frechet_infinity`` removes most of the
+    generated side's), and it is of first order: too small where the distance is no larger than its bias, as between
+    equal sets.
 
     Args:
         mean1: (E,) float. The reference's moments.
@@ -107,11 +112,7 @@ def frechet_error(mean1: Tensor, cov1: Tensor, embeddings: Tensor, groups: Tenso
     """
     mean1, cov1 = _gaussian(mean1, cov1, "reference's")
     embeddings = _embeddings(embeddings, mean1)
-    groups = torch.arange(len(embeddings), device=embeddings.device) if groups is None else groups
-    if groups.shape != embeddings.shape[:1]:
-        raise ValueError(f"groups are (M,), one for each of {len(embeddings)} embeddings, got {tuple(groups.shape)}")
-    number = groups.unique(return_inverse=True)[1]
-    count = int(number.max()) + 1 if len(number) else 0
+    number, count = _numbered(embeddings, groups)
     if count < 2:
         raise ValueError(f"a standard error needs embeddings of at least 2 files, got {count}")
     mean2, cov2 = moments(embeddings)
@@ -127,44 +128,93 @@ def frechet_error(mean1: Tensor, cov1: Tensor, embeddings: Tensor, groups: Tenso
 
 
 def frechet_infinity(
-    mean1: Tensor, cov1: Tensor, embeddings: Tensor, *, seed: int = 0, steps: int = 25, min_n: int = 500
+    mean1: Tensor, cov1: Tensor, embeddings: Tensor, groups: Tensor | None = None, *, seed: int = 0
 ) -> FrechetInfinity:
-    """What the distance would be with infinitely many generated embeddings.
+    """The distance as it would be with infinitely many generated files: most of the bias by few files is removed.
 
-    The distance of few embeddings is too high, by an amount that goes as 1/n. So: for ``steps`` values of n from
-    ``min_n`` to N, evenly spaced, the distance of n embeddings drawn with replacement; then a straight line by least
-    squares over 1/n, and its value at 0. Draws are from a seed; the tool that this follows draws from the global state.
+    The distance of n files is too high by about a constant over n. So: for `STEPS` values of n from half of the files
+    to all of them, evenly spaced, the distance of n files drawn without replacement; then a straight line by least
+    squares over 1/n, and its value at 0. Draws with replacement would not do: their limit is the distance of the files
+    at hand, bias included. Whole files are drawn, because windows of one file are alike, and the bias depends on files.
+
+    The bias of the reference by its own number of files stays: its moments count as given.
+
+    Args:
+        mean1: (E,) float. The reference's moments.
+        cov1: (E, E) float.
+        embeddings: (N, E) float, the generated sounds', N >= 4 E. With fewer the line is no longer the law: half of
+            them must be twice as many as a covariance has dimensions.
+        groups: (N,) int64. The file that each embedding is from. None: each embedding is a sound of its own. Their
+            order matters to the draws.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If there are fewer than 4 E embeddings or fewer than 2 `STEPS` files, the shapes do not fit, or a
+            number is not finite.
+
+    Source: Chong and Forsyth 2020, who start at a tenth of 50,000 images, 2.4 E; for audio Gui et al. 2023.
+    """
+    mean1, cov1 = _gaussian(mean1, cov1, "reference's")
+    embeddings = _embeddings(embeddings, mean1)
+    number, count = _numbered(embeddings, groups)
+    least = 4 * len(mean1)
+    if len(embeddings) < least or count < 2 * STEPS:
+        raise ValueError(
+            f"it needs {least} embeddings (4 times their width) of {2 * STEPS} sounds or more, there are "
+            f"{len(embeddings)} of {count}: give more sounds"
+        )
+    random = torch.Generator().manual_seed(seed)
+    sizes = torch.linspace(count / 2, count, STEPS, dtype=torch.float64).long()
+    root1, distances = _root(cov1), []
+    for size in sizes.tolist():
+        drawn = torch.zeros(count, dtype=torch.bool)
+        drawn[torch.randperm(count, generator=random)[:size]] = True
+        rows = embeddings[drawn.to(number.device)[number]]
+        distances.append(_distance_of(rows, torch.ones_like(rows[:, 0]), mean1, cov1, root1))
+    return _at_infinity(sizes, distances)
+
+
+def frechet_infinity_fadtk(
+    mean1: Tensor, cov1: Tensor, embeddings: Tensor, *, seed: int = 0, min_n: int = 500
+) -> FrechetInfinity:
+    """FAD-infinity as the tool fadtk computes it, to compare with its numbers. It removes almost no bias.
+
+    For `STEPS` values of n from ``min_n`` to N, the distance of n embeddings drawn with replacement, and a straight
+    line over 1/n. As n grows, the moments of such draws become those of the N embeddings, so the line leads to the
+    distance of these, not to that of infinitely many: use ``frechet_infinity``. Draws are from a seed; the tool draws
+    from the global state.
 
     Args:
         mean1: (E,) float. The reference's moments.
         cov1: (E, E) float.
         embeddings: (N, E) float, the generated sounds', N > ``min_n``. Their order matters to the draws.
         seed: Of the draws.
-        steps: Values of n, at least 3.
-        min_n: Smallest n, at least 2. Better above E: below, covariances lack rank, and 1/n is no longer the law.
+        min_n: Smallest n, at least 2.
 
     Raises:
         ValueError: If there are ``min_n`` embeddings or fewer, the shapes do not fit, or a number is not finite.
 
-    Source: fadtk (MIT), ``score_inf``; Gui et al. 2023; for images Chong and Forsyth 2020.
+    Source: fadtk (MIT), ``score_inf``.
     """
     mean1, cov1 = _gaussian(mean1, cov1, "reference's")
     embeddings = _embeddings(embeddings, mean1)
-    if steps < 3 or min_n < 2:
-        raise ValueError(f"FAD-infinity takes at least 3 steps and min_n of 2 or more, got {steps} and {min_n}")
+    if min_n < 2:
+        raise ValueError(f"min_n must be 2 or more, got {min_n}")
     if len(embeddings) <= min_n:
-        raise ValueError(
-            f"FAD-infinity fits distances of {min_n} up to all embeddings, and there are {len(embeddings)}: "
-            f"give more sounds, or a smaller min_n (better above the embedding's width, {len(mean1)})"
-        )
+        raise ValueError(f"it needs more than {min_n} embeddings, and there are {len(embeddings)}: give more sounds")
     random = torch.Generator().manual_seed(seed)
-    sizes = torch.linspace(min_n, len(embeddings), steps, dtype=torch.float64).long()
+    sizes = torch.linspace(min_n, len(embeddings), STEPS, dtype=torch.float64).long()
     root1, distances = _root(cov1), []
     for size in sizes.tolist():
         drawn = torch.randint(len(embeddings), (size,), generator=random)
         times = drawn.bincount(minlength=len(embeddings)).to(embeddings)  # how often each was drawn
         distances.append(_distance_of(embeddings[times > 0], times[times > 0], mean1, cov1, root1))
-    found, inverse = torch.stack(distances).cpu(), sizes.double().reciprocal()
+    return _at_infinity(sizes, distances)
+
+
+def _at_infinity(sizes: Tensor, distances: Sequence[Tensor]) -> FrechetInfinity:
+    """The straight line through distances over 1/n, by least squares."""
+    found, inverse = torch.stack(list(distances)).cpu(), sizes.double().reciprocal()
     apart, spread = inverse - inverse.mean(), found - found.mean()
     slope = (apart * spread).sum() / apart.square().sum()
     left, total = (spread - slope * apart).square().sum(), spread.square().sum()
@@ -262,6 +312,15 @@ class FrechetDistance(Metric):
 
     def _side(self, real: bool) -> Tensor:
         return streamed.over_ranks(self, "real" if real else "generated")
+
+
+def _numbered(embeddings: Tensor, groups: Tensor | None) -> tuple[Tensor, int]:
+    """Of each embedding the number of its file, (M,) int64, and how many files there are."""
+    groups = torch.arange(len(embeddings), device=embeddings.device) if groups is None else groups
+    if groups.shape != embeddings.shape[:1]:
+        raise ValueError(f"groups are (M,), one for each of {len(embeddings)} embeddings, got {tuple(groups.shape)}")
+    number = groups.unique(return_inverse=True)[1]
+    return number, int(number.max()) + 1 if len(number) else 0
 
 
 def _distance_of(rows: Tensor, times: Tensor, mean1: Tensor, cov1: Tensor, root1: Tensor) -> Tensor:

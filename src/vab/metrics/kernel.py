@@ -65,8 +65,9 @@ def kernel_distance(real: Tensor, generated: Tensor, bandwidth: Tensor | float |
         ValueError: If a side has fewer than two embeddings, widths differ, a number is not finite, or the bandwidth is
             not above 0.
 
-    Source: Gretton et al. 2012, eq. (3); as KAD Chung et al. 2025 (2502.15602). Their tool kadtk takes the median from
-    1,000 random pairs, in float32, and of the second of its two sets.
+    Source: Gretton et al. 2012, eq. (3); as KAD Chung et al. 2025 (2502.15602). Their tool kadtk (1.1) takes the median
+    of all pairs of its second set, the evaluated one, in spite of its README (which says the reference's) and in
+    float32: to compare with its numbers, give the median of ``generated`` as the bandwidth.
     """
     real, generated, width = _prepare(real, generated, bandwidth)
     within_real = _means_within(real, width).mean()

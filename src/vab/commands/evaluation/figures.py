@@ -17,14 +17,25 @@ from vab.frozen.judges import Judge
 from vab.frozen.listening import Impressions
 from vab.metrics.card import Figure, MetricCard
 from vab.metrics.divergence import EPSILON, paired_kl
-from vab.metrics.frechet import frechet_distance, frechet_error, frechet_infinity, frechet_per_file, moments
+from vab.metrics.frechet import (
+    STEPS,
+    frechet_distance,
+    frechet_error,
+    frechet_infinity,
+    frechet_infinity_fadtk,
+    frechet_per_file,
+    moments,
+)
 from vab.metrics.inception import inception_score
 from vab.metrics.kernel import SCALE, kernel_distance, kernel_error, median_bandwidth
 from vab.metrics.synchrony import COUNTS, TOLERANCE_SECONDS, chance_counts, onset_counts, onset_ratios
 from vab.metrics.uncertainty import mean_and_error
 from vab.spec import UserError
 
-METRICS = ("fad", "fad_infinity", "kad", "kld", "kld_epsilon", "kld_sigmoid", "inception_score", "synchrony")
+METRICS = (
+    "fad", "fad_infinity", "fad_infinity_fadtk", "kad", "kad_kadtk", "kld", "kld_epsilon", "kld_sigmoid",
+    "inception_score", "synchrony",
+)  # fmt: skip
 """What can be asked for, of every judge (but synchrony, which needs none), or of one as ``fad_vggish``."""
 MAX_OFFSET_SECONDS = 1.0
 _VARIANTS = {"kld": "softmax", "kld_epsilon": "softmax_epsilon", "kld_sigmoid": "sigmoid"}
@@ -91,21 +102,31 @@ class Comparison:
         )
         return Figure(float(value), float(error), card)
 
-    def _fad_infinity(self, name: str, _: str, judge: Judge) -> Figure:
-        found = frechet_infinity(*self.moments(judge.name), self.generated.heard[judge.name].embedding, seed=self.seed)
-        definition = (
-            "Frechet distance extrapolated to infinitely many generated embeddings: 25 sizes from 500, over 1/N"
-        )
+    def _fad_infinity(self, name: str, metric: str, judge: Judge) -> Figure:
+        real, heard = self.moments(judge.name), self.generated.heard[judge.name]
+        if metric == "fad_infinity":
+            found = frechet_infinity(*real, heard.embedding, owners(heard), seed=self.seed)
+            definition = (
+                f"Frechet distance extrapolated to infinitely many generated files: line over 1/files, {STEPS} draws "
+                "of half to all files without replacement; the bias by the number of real files stays"
+            )
+        else:
+            found = frechet_infinity_fadtk(*real, heard.embedding, seed=self.seed)
+            definition = (
+                f"FAD-inf of fadtk: line over 1/N, {STEPS} draws of 500 to all embeddings with replacement; keeps the "
+                "bias by the number of generated sounds"
+            )
         card = self._card(name, definition, judge, seed=self.seed)
         return Figure(found.score, None, card, {"slope": found.slope, "r2": found.r2})
 
-    def _kad(self, name: str, _: str, judge: Judge) -> Figure:
+    def _kad(self, name: str, metric: str, judge: Judge) -> Figure:
         real, made = (side.heard[judge.name] for side in (self.real, self.generated))
-        bandwidth = median_bandwidth(real.embedding)
+        side, words = (real, "real") if metric == "kad" else (made, "generated")
+        bandwidth = median_bandwidth(side.embedding)
         value = kernel_distance(real.embedding, made.embedding, bandwidth)
         error = kernel_error(real.embedding, made.embedding, bandwidth, owners(made))
         definition = (
-            f"unbiased squared MMD times {SCALE:g}, Gaussian kernel, width the median distance of the real side"
+            f"unbiased squared MMD times {SCALE:g}, Gaussian kernel, width the median distance of the {words} side"
         )
         return Figure(float(value), float(error), self._card(name, definition, judge), {"bandwidth": float(bandwidth)})
 
@@ -230,7 +251,11 @@ class Comparison:
         )
 
 
-_METHODS: dict[str, str] = {name: "kld" if name in _VARIANTS else name for name in METRICS}
+_METHODS = (
+    {name: name for name in METRICS}
+    | dict.fromkeys(_VARIANTS, "kld")
+    | {"fad_infinity_fadtk": "fad_infinity", "kad_kadtk": "kad"}
+)
 _LIBRARIES = ("torch", "numpy", "av", "soxr")
 
 
