@@ -75,9 +75,9 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, path, content, begin):
         server = self.server
         end = server.cut.pop(path, server.hold.get(path, len(content)))
+        server.sent[path] = server.sent.get(path, 0) + max(end - begin, 0)  # first: the client may be done before us
         self.wfile.write(content[begin:end])
         self.wfile.flush()
-        server.sent[path] = server.sent.get(path, 0) + max(end - begin, 0)
         if path in server.hold:
             server.holding.set()
             server.ended.wait(60)

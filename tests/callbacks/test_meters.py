@@ -92,7 +92,7 @@ def test_waiting_for_data_is_told(run, events, logger, shards, monkeypatch):
 
     def slow(self):
         for batch in batches(self):
-            time.sleep(0.2)
+            time.sleep(0.6)
             yield batch
 
     monkeypatch.setattr(Loader, "batches", slow)
