@@ -238,7 +238,7 @@ def start_ranks(device: str, devices: int, num_nodes: int) -> Ranks:
             raise ValueError(
                 "nothing here says where the other machines are; on each of them, with"
                 f" --node_rank 0, 1, ..., type: torchrun --nnodes {num_nodes} --node_rank 0 --nproc_per_node {devices}"
-                " --master_addr HOST --master_port 29500 -m vab.cli, then the command (under SLURM: srun vab)"
+                " --master_addr HOST --master_port 29500 -m vab, then the command (under SLURM: srun vab)"
             )
         fabric.launch()
     except (MisconfigurationException, ValueError, RuntimeError) as error:  # Lightning's words for wrong settings
