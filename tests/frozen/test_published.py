@@ -4,9 +4,12 @@ import hashlib
 import logging
 import pickle
 
+import huggingface_hub as hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import logging as hub_logging
 
 from vab.frozen.judges import JUDGES, load_judge
 from vab.frozen.published import AUDIOSET_FILE, Published, audioset_classes, fetch, read_checkpoint, sha256_of
@@ -54,15 +57,14 @@ def test_arrays_beside_the_weights_are_read(tmp_path):
 
 
 def test_a_hub_that_does_not_answer_is_one_whole_line(monkeypatch, capsys):
-    hub = pytest.importorskip("huggingface_hub")
-    log = hub.utils.logging.get_logger("huggingface_hub.utils._http")
+    log = hub_logging.get_logger("huggingface_hub.utils._http")
 
     def without_network(*_):
         log.warning("Retrying in 1s [Retry 1/5].")
         try:
             raise OSError("[Errno -2] Name or service not known")
         except OSError as error:
-            raise hub.errors.LocalEntryNotFoundError("An error happened. Please check your connection " * 9) from error
+            raise LocalEntryNotFoundError("An error happened. Please check your connection " * 9) from error
 
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(hub, "hf_hub_download", without_network)

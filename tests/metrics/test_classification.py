@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from scipy import stats
+from sklearn import metrics
 
 from vab.metrics.classification import (
     Classification,
@@ -13,8 +15,6 @@ from vab.metrics.classification import (
     top_k_accuracy,
     top_k_correct,
 )
-
-metrics = pytest.importorskip("sklearn.metrics")
 
 
 def scored(count=60, classes=5, levels=None, seed=0):
@@ -66,7 +66,6 @@ def test_order_of_records_and_monotone_changes_do_not_matter():
 
 
 def test_d_prime():
-    stats = pytest.importorskip("scipy.stats")
     areas = torch.tensor([0.5, 0.9, 0.97, 0.2], dtype=torch.float64)
     expected = (math.sqrt(2) * stats.norm.ppf(areas.numpy())).tolist()
     assert d_prime(areas).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import linalg
 
 from vab.metrics.frechet import (
     FrechetDistance,
@@ -71,7 +72,6 @@ def test_as_by_eigenvalues_of_the_product(seed):
 
 
 def test_as_by_scipys_square_root():
-    linalg = pytest.importorskip("scipy.linalg")
     (mean1, cov1), (mean2, cov2) = gaussian(7, 24), gaussian(8, 24)
     root = linalg.sqrtm((cov1 @ cov2).numpy())
     expected = float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace()) - 2 * root.trace().real
@@ -133,7 +133,6 @@ def sides(seed, width, count):
 
 @pytest.mark.parametrize("case", CASES)
 def test_five_cases_as_by_scipys_square_root(case):
-    linalg = pytest.importorskip("scipy.linalg")
     (mean1, cov1), (mean2, cov2) = sides(*case)
     shared = linalg.sqrtm((cov1 @ cov2).numpy().astype(complex)).trace().real
     expected = float((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace()) - 2 * shared

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from vab.metrics.preference import effective_answers, preference, share_interval, sign_test, wilson_interval
 
@@ -48,7 +49,6 @@ def test_names_and_order_of_listeners_do_not_matter():
 
 
 def test_wilson_against_scipy_and_by_hand():
-    stats = pytest.importorskip("scipy.stats")
     for n, level in itertools.product((1, 7, 30, 400), (0.8, 0.95)):
         for k in {0, 1, n // 3, n}:
             theirs = stats.binomtest(k, n).proportion_ci(level, method="wilson")
@@ -60,7 +60,6 @@ def test_wilson_against_scipy_and_by_hand():
 def test_sign_test_against_scipy_and_by_hand():
     assert sign_test(5, 0) == sign_test(0, 5) == 2 / 32
     assert sign_test(0, 0) == sign_test(3, 3) == 1.0
-    stats = pytest.importorskip("scipy.stats")
     for wins, losses in ((9, 2), (1, 12), (40, 61), (700, 800)):
         assert sign_test(wins, losses) == pytest.approx(stats.binomtest(wins, wins + losses).pvalue, rel=1e-9)
 
