@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,31 @@ def test_further_levels_are_made_for_the_codec_in_the_folder(tmp_path):
     assert torch.equal(codec.codebooks()[:4], TinyCodec(base).codebooks())
     with pytest.raises(UserError, match="is installed"):
         TinyCodec8(levels=tmp_path / "tiny_codec8.safetensors")  # the shipped codec is another
+
+
+def test_a_refined_decoder_leaves_the_codes_and_the_further_levels_as_they_are(tmp_path):
+    before, networks = TinyCodec8(), []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        main(["--part", "decoder", "--out", str(folder), "--steps", "2", "--segments", "4", "--threads", "1"])
+        after = TinyCodec8(folder / "tiny_codec.safetensors", folder / "tiny_codec8.safetensors")
+        networks.append(after.network.state_dict())
+    assert after.weight_hash != before.weight_hash
+    changed = set()
+    for name, tensor in before.network.state_dict().items():
+        assert torch.equal(networks[0][name], networks[1][name])  # by steps, not by the clock
+        if not torch.equal(tensor, networks[0][name]):
+            changed.add(name.split(".")[0])
+    assert changed == {"from_latent", "decoder", "decoder_norm", "to_spectrum", "past_decoder"}
+    waveform = torch.from_numpy(broad_sounds(3, 2)[:, None, :9600] / np.float32(32767))
+    assert torch.equal(after.encode(waveform), before.encode(waveform))
+
+
+def test_steps_of_a_refined_decoder_are_counted(tmp_path, capsys):
+    main(["--part", "decoder", "--out", str(tmp_path), "--steps", "1", "--segments", "4", "--threads", "1"])
+    with safe_open(tmp_path / "tiny_codec.safetensors", framework="pt") as file:
+        made = json.loads(file.metadata()["made"])
+    assert (made["steps"], made["segments"]) == (1, 4)
+    assert made["encoder_and_codebooks_of"] == TinyCodec().weight_hash
 
 
 def test_clusters_of_what_is_left():

@@ -129,10 +129,35 @@ def test_most_codes_are_in_use(codec):
 
 
 @pytest.mark.parametrize("waveform", [torch.zeros(1, 1, 3000), torch.ones(1, 1, 3000), 2 * torch.rand(1, 1, 3000) - 1])
-def test_silence_and_full_scale_noise_stay_finite(codec, waveform):
+def test_silence_and_full_scale_noise_stay_finite_and_below_full_scale(codec, waveform):
     heard = codec.decode(codec.encode(waveform), 3000)
     assert torch.isfinite(heard).all()
-    assert float(heard.abs().max()) < 4.0
+    assert float(heard.abs().max()) < 1.0
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny8"])
+def test_any_codes_decode_to_less_than_full_scale(name):
+    codec = load_codec(name)
+    generator = torch.Generator().manual_seed(0)
+    for steps in (1, 2, 150):
+        codes = torch.randint(256, (4, codec.num_codebooks, steps), generator=generator)
+        for levels in (1, codec.num_codebooks):
+            heard = codec.decode(codes[:, :levels])
+            assert torch.isfinite(heard).all()
+            assert float(heard.abs().max()) <= 1.0
+    assert float(heard.abs().max()) > 0.98  # codes of noise are loud: without the limit they would exceed 1
+
+
+def test_the_limit_leaves_steps_away_from_peaks_as_they_are_and_never_jumps(codec):
+    waveform = 0.5 * torch.randn(1, 10 * 320, generator=torch.Generator().manual_seed(0)).clamp(-1.9, 1.9)
+    assert torch.equal(codec.network._limit(waveform), waveform)
+    waveform[:, 1650] = 4.0  # in step 5
+    limited = codec.network._limit(waveform)
+    assert float(limited.abs().max()) <= codec.network.CEILING + 1e-6
+    gain = limited / waveform
+    assert torch.equal(gain[:, : 3 * 320], torch.ones(1, 960))
+    assert torch.equal(gain[:, 8 * 320 :], torch.ones(1, 640))
+    assert float(gain.diff().abs().max()) < 1 / 320 + 1e-5
 
 
 def test_silence_stays_quiet(codec):

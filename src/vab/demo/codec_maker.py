@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -187,6 +189,54 @@ def make_codec(minutes: float, sounds: int, on_progress: Callable[[CodecNetwork,
             bits = [round(float(b), 2) for b in -(share * share.log2()).sum(1)]
             news = f"loss {running:.3f}, commitment {commitment.item():.3f}, bits per level {bits}"
             on_progress(average.of(network), clock.step, news)
+    return average.of(network)
+
+
+DECODER = ("from_latent.", "decoder.", "decoder_norm.", "to_spectrum.", "past_decoder.")
+"""Beginnings of the names of the decoder's weights."""
+DECODER_RATE = 2e-4
+
+
+def refine_decoder(codec: TinyCodec, steps: int, sounds: int, on_progress: Callable[[int, str], None]) -> CodecNetwork:
+    """Train the decoder of a finished codec further. Encoder and codebooks stay as they are, and so do all codes.
+
+    It trains by steps and not by the clock: the same codec, steps and sounds give the same weights on the same machine.
+
+    Args:
+        codec: The codec; it is not changed.
+        steps: How many.
+        sounds: How many segments of the demo world to render, and half again as many broad sounds.
+        on_progress: Called now and then with the step and a line of news.
+
+    Returns:
+        The averaged network.
+    """
+    rng = np.random.default_rng(1)  # other crops than those of `make_codec`, of the same sounds
+    world, broad = world_sounds(TRAIN_SEED, sounds)[1], broad_sounds(0, 3 * sounds // 2)
+    network = copy.deepcopy(codec.network)
+    weights = [p.requires_grad_() for name, p in network.named_parameters() if name.startswith(DECODER)]
+    optimizer = torch.optim.AdamW(weights, lr=DECODER_RATE, betas=(0.8, 0.99), weight_decay=1e-3)
+    average, running = Average(network), 0.0
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = DECODER_RATE * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        waveform = draw_batch(rng, world, broad)
+        with torch.no_grad():
+            codes = network.quantise(network.analyse(waveform))
+            # A quarter of the waveforms use fewer levels, as in `make_codec`.
+            fewer = torch.from_numpy(rng.integers(1, codec.num_codebooks + 1, BATCH))
+            levels = torch.where(torch.from_numpy(rng.random(BATCH) < 0.25), fewer, codec.num_codebooks)
+            latent = torch.stack([network.lookup(c[None, :k])[0] for c, k in zip(codes, levels.tolist(), strict=True)])
+        resolution = RESOLUTIONS[rng.integers(len(RESOLUTIONS))]
+        loss = spectral_loss(network.synthesise(latent), waveform, codec.sample_rate, *resolution)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        average.update(network)
+        running += (loss.item() - running) * max(0.02, 1 / (step + 1))
+        if (step + 1) % 200 == 0:
+            on_progress(step + 1, f"loss {running:.3f}")
     return average.of(network)
 
 

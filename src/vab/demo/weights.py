@@ -1,25 +1,28 @@
 """Makes the weights of the tiny networks: ``python -m vab.demo.weights --part all --out DIR --minutes 62``.
 
-``--part codec8`` makes the further levels of the codec that lies in DIR, and ``all`` ends with it. With ``--part
-report`` it makes nothing, but prints how good the codec is.
+``--part decoder`` trains the decoder of the codec in DIR further, or of the shipped codec if DIR has none; encoder,
+codebooks and codes stay as they are. ``--part codec8`` makes the further levels of the codec in DIR. ``all`` makes the
+codec, then its decoder, and ends with codec8. ``--part report`` makes nothing; it prints how good the codec is.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
-from vab.demo.codec_maker import make_codec, make_finer_levels
+from vab.demo.codec_maker import make_codec, make_finer_levels, refine_decoder
 from vab.demo.codec_report import codec_report
 from vab.demo.judge_maker import make_judge
 from vab.demo.vision_maker import make_vision
-from vab.frozen.tiny import AnyNetwork, TinyCodec, levels_to_bytes, weights_to_bytes
+from vab.frozen.tiny import AnyNetwork, TinyCodec, TinyCodec8, levels_to_bytes, shipped_weights, weights_to_bytes
 
 MAKERS: dict[str, tuple[Callable[..., AnyNetwork], float, int]] = {
     "codec": (make_codec, 0.4, 1500),
@@ -34,6 +37,10 @@ be about as good, not equal bit by bit.
 
 FINER_SEGMENTS = 1500
 """Demo segments that the codec's further levels are made on, in a few minutes whatever time the other parts get."""
+
+DECODER_STEPS, DECODER_SEGMENTS = 1000, 1500
+"""Steps of ``--part decoder``, some minutes on one thread, and demo segments that it trains on. The shipped codec's
+encoder and codebooks are older than the limit on its output; its decoder was trained further with the limit."""
 
 
 def write_weights(path: Path, contents: bytes) -> str:
@@ -82,6 +89,45 @@ def make_part(part: str, out: Path, minutes: float, segments: int | None = None)
     return path
 
 
+def make_decoder(out: Path, steps: int, segments: int | None = None) -> Path:
+    """Train the decoder of the tiny codec further: of the one in the folder, or of the shipped one if there is none.
+
+    The further levels of that codec, which name the codec that they belong to, are written again for the new one.
+
+    Args:
+        out: Folder of the file.
+        steps: Of training.
+        segments: How many demo segments to train on; the usual number if None.
+
+    Returns:
+        Path of the codec's file.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path, segments = out / "tiny_codec.safetensors", segments or DECODER_SEGMENTS
+    in_out = path.is_file()
+    base = path if in_out else shipped_weights("codec")
+    levels = out / "tiny_codec8.safetensors" if in_out else shipped_weights("codec8")
+    codec, finer = TinyCodec(base), None
+    if levels.is_file():
+        finer = TinyCodec8(base, levels).codebooks()[codec.num_codebooks :]
+        with safe_open(levels, framework="pt") as file:
+            made = json.loads(file.metadata()["levels"])["made"]
+    facts = {
+        "maker": "vab.demo.weights --part decoder",
+        "steps": steps,
+        "segments": segments,
+        "encoder_and_codebooks_of": codec.weight_hash,
+    }
+    network = refine_decoder(
+        codec, steps, segments, lambda step, news: print(f"decoder step {step}: {news}", flush=True)
+    )
+    written = write_weights(path, weights_to_bytes(network, facts))
+    if finer is not None:
+        write_weights(out / "tiny_codec8.safetensors", levels_to_bytes(finer, written, made))
+    print(f"decoder: wrote {path}, sha256 {written}", flush=True)
+    return path
+
+
 def make_codec8(out: Path, segments: int | None = None) -> Path:
     """Make the further levels of the tiny codec: of the one in the folder, or of the shipped one if there is none.
 
@@ -109,14 +155,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Arguments; those of the process if None.
     """
     parser = argparse.ArgumentParser(prog="python -m vab.demo.weights", description=__doc__)
-    parser.add_argument("--part", choices=[*MAKERS, "codec8", "all", "report"], required=True)
+    parser.add_argument("--part", choices=[*MAKERS, "decoder", "codec8", "all", "report"], required=True)
     parser.add_argument("--out", type=Path, help="folder for the weights; for a report, the folder they are read from")
     parser.add_argument(
         "--minutes",
         type=float,
         default=62.0,
-        help="training time; shared out if all are made; codec8 has no use for it",
+        help="training time; shared out if all are made; decoder and codec8 have no use for it",
     )
+    parser.add_argument("--steps", type=int, default=DECODER_STEPS, help="training steps of decoder")
     parser.add_argument("--segments", type=int, help="demo segments to train on, or to report on")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor")
     parser.add_argument("--esc10", type=Path, help="report: folder of sound files")
@@ -133,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.part in (part, "all"):
             minutes = arguments.minutes * (share if arguments.part == "all" else 1.0)
             make_part(part, arguments.out, minutes, arguments.segments)
+    if arguments.part in ("decoder", "all"):
+        make_decoder(arguments.out, arguments.steps, arguments.segments)
     if arguments.part in ("codec8", "all"):
         make_codec8(arguments.out, arguments.segments)
 

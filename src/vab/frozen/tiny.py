@@ -107,6 +107,8 @@ class CodecNetwork(nn.Module):
 
     LOBE_BINS = 6
     """Bins of a partial's lobe on either side of its band; what a Hann window spreads further is 60 dB down."""
+    CEILING = 0.99
+    """Largest magnitude that `synthesise` returns; 1 is full scale."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -208,7 +210,7 @@ class CodecNetwork(nn.Module):
         return self.codebooks[levels, codes].sum(dim=1)
 
     def synthesise(self, latent: Tensor) -> Tensor:
-        """Latent (B, T, code_dim) to waveform (B, T * hop): a spectrum per step, overlapped and added."""
+        """Latent (B, T, code_dim) to waveform (B, T * hop): a spectrum per step, overlapped and added, then limited."""
         hop, steps = self.config.hop, latent.shape[1]
         x = self.from_latent(latent)
         for block in self.decoder:
@@ -231,7 +233,19 @@ class CodecNetwork(nn.Module):
         # At the two ends one frame is alone; elsewhere the windows add up to 1.
         weight = torch.ones_like(waveform[0])
         weight[: hop // 2], weight[-hop // 2 :] = self.hann[hop // 2 : hop], self.hann[hop : hop + hop // 2]
-        return waveform / weight
+        return self._limit(waveform / weight)
+
+    def _limit(self, waveform: Tensor) -> Tensor:
+        """Turn a waveform (B, T * hop) down where it would exceed `CEILING`, and leave the rest as it is.
+
+        Without the original's phases, peaks are higher than the original's. The gain of a step is what its own peak and
+        those of its two neighbours allow. Between the middles of steps the gain is interpolated, so it never jumps, and
+        no sample of a step gets more than the step allows.
+        """
+        peak = waveform.unflatten(1, (-1, self.config.hop)).abs().amax(dim=2)  # (B, T)
+        excess = (peak - self.CEILING).clamp_min(0) / peak.clamp_min(self.CEILING)  # exactly 0 for a gain of 1
+        excess = F.max_pool1d(excess.unsqueeze(1), kernel_size=3, stride=1, padding=1)  # (B, 1, T)
+        return waveform * (1 - F.interpolate(excess, size=waveform.shape[1], mode="linear").squeeze(1))
 
     def _partials(self, amplitude: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
         """Spectrum of the partials, times a Hann window with its middle at phase 0: (B, T, J) to twice (B, T, hop + 1).
