@@ -11,7 +11,7 @@ from tone_shards import short_spec
 from vab.backbone import Backbone
 from vab.commands.extract import extract
 from vab.data.records import ShardDataset
-from vab.demo.score import CONDITIONS, _with_video, score
+from vab.demo.score import CONDITIONS, Events, _with_video, score
 from vab.demo.world import write_world
 from vab.spec import UserError
 from vab.tasks import PretrainTask
@@ -45,6 +45,63 @@ def test_the_score_of_an_untrained_model_is_chance(world, capsys):
     assert 1 / 16 <= result.chance <= 2 / 16
     assert json.loads((world / "score.json").read_text())["records"] == 24
     assert "codec round trip" in capsys.readouterr().out
+
+
+def test_onsets_are_scored_against_the_true_events_beside_their_controls(world, capsys):
+    result = score(str(world / "last.ckpt"), str(world / "shards"), str(world / "videos"), num_generated=8)
+    onsets = result.onset_f1
+    assert set(onsets) == {"real", "round_trip", *CONDITIONS, "shifted", "chance"}
+    assert onsets["real"][0] > 0.8
+    assert onsets["round_trip"][0] > 0.6
+    assert all(onsets[name][0] < 0.6 for name in (*CONDITIONS, "shifted", "chance"))
+    assert all(0 < error < 0.2 for name, (_, error) in onsets.items() if name in ("real", "round_trip", "chance"))
+    assert json.loads((world / "score.json").read_text())["onset_f1"]["real"] == list(onsets["real"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "onset F1",
+        "(real sound)",
+        "sound shifted by 0.25 s",
+        "within 100 ms",
+        f"{onsets['real'][0]:.3f} +-",
+    ):
+        assert words in printed
+
+
+def test_onsets_of_the_true_events_themselves_score_1_and_moved_ones_less(world):
+    dataset = ShardDataset(world / "shards")
+    events = Events(dataset, world / "videos")
+    rows = list(range(len(dataset)))
+    rate = dataset.spec.sample_rate
+    clicks = []
+    for row in rows:
+        clicks.append(torch.zeros(4 * rate))
+        clicks[-1][(events._true(row, 4.0).clamp(min=0.03) * rate).long()] = 1.0
+    events.hear("round_trip", rows, clicks, rate)
+    events.hear("true", rows, clicks, rate)
+    found = events.f1()
+    assert found["true"][0] > 0.97  # events within 50 ms of each other are one onset
+    assert found["shifted"][0] < 0.7
+    assert found["chance"][0] < 0.6
+
+
+def test_the_videos_are_looked_for_beside_the_shards(world, capsys):
+    arguments = {"num_generated": 2, "batch_size": 2}
+    data = world / "demo" / "shards" / "val"
+    data.parent.mkdir(parents=True)
+    data.symlink_to(world / "shards")
+    assert score(str(world / "last.ckpt"), str(data), **arguments).onset_f1 is None
+    assert f"there is no {world / 'demo' / 'videos' / 'events.json'}; give --videos" in capsys.readouterr().err
+    (world / "demo" / "videos").symlink_to(world / "videos")
+    assert score(str(world / "last.ckpt"), str(data), **arguments).onset_f1
+    assert "no onset F1" not in capsys.readouterr().err
+
+
+def test_another_folder_as_videos_is_refused(world, tmp_path):
+    with pytest.raises(UserError, match=r"has no events\.json: --videos is the folder that vab demo world wrote"):
+        score(str(world / "last.ckpt"), str(world / "shards"), str(tmp_path))
+    (tmp_path / "events.json").write_text("{}")
+    with pytest.raises(UserError, match=r"events\.json has no train/0000000\.mp4"):
+        score(str(world / "last.ckpt"), str(world / "shards"), str(tmp_path))
 
 
 def test_shuffled_video_is_another_records(world):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -16,17 +17,22 @@ from torch import Tensor
 
 from vab.commands.generation import Generator
 from vab.data.format import write_atomically
+from vab.data.media import read_audio
 from vab.data.records import ShardDataset
+from vab.demo.world import EVENTS
 from vab.frozen.judges import load_judge
 from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
 from vab.metrics.agreement import class_agreement
 from vab.metrics.codes import GuessingQuality
+from vab.metrics.synchrony import TOLERANCE_SECONDS, chance_counts, find_onsets, onset_counts, onset_ratios
 from vab.metrics.uncertainty import mean_and_error
 from vab.spec import Batch, UserError
 from vab.tasks.checkpoints import find_checkpoint
 
 CONDITIONS = ("true", "shuffled", "none")
 """The video that the model is given: the record's own, another record's, or none at all."""
+SHIFT_SECONDS = 0.25
+"""By how much the sound generated for the true video is shifted, as a control: more than the tolerance."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,10 @@ class Score:
     """Agreement of a judge that guesses blindly."""
     seconds_per_segment: float
     """Of generating the codes with the true video."""
+    onset_f1: dict[str, tuple[float, float | None]] | None = None
+    """F1 of onsets against the true events, within `TOLERANCE_SECONDS`, with its standard error by record: of ``real``
+    sound, of the ``round_trip``, by the video given, of the sound for the true video ``shifted``, and by ``chance``.
+    None where the true events are not known."""
 
     @property
     def share_of_ceiling(self) -> float:
@@ -55,26 +65,40 @@ class Score:
 
 
 def score(
-    checkpoint: str, data: str, num_generated: int = 96, batch_size: int = 32, seed: int = 0, device: str = "auto"
+    checkpoint: str,
+    data: str,
+    videos: str | None = None,
+    num_generated: int = 96,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "auto",
 ) -> Score:
     """Score a pretrained model on a validation set of the demo world, and print the table.
 
-    The validation loss and the generated sound each with the true video, with another record's and with none. The
+    The validation loss and the generated sound each with the true video, with another record's and with none. Two
+    things are measured of a sound: what is heard (agreement) and when (F1 of its onsets against the true events). The
     figures also go to ``score.json`` beside the checkpoint.
 
     Args:
         checkpoint: A .ckpt file, or a run's folder.
         data: Folder of shards with labels that the judge knows.
+        videos: Folder of the demo world that the shards were made from, with its events.json; by default the folder
+            "videos" beside the folder of the shards (data/demo/videos for data/demo/shards/val), if it is there.
         num_generated: Records, from the start of the set, for which sound is made; all if there are fewer.
         batch_size: Records at once.
         seed: Of the decoding.
         device: auto, cpu, cuda, ...
     """
+    beside = Path(data).parent.parent / "videos"
+    if videos is None and (beside / EVENTS).is_file():
+        videos = str(beside)
     generator = Generator.load(checkpoint, device=device)
-    result = measure(generator, data, num_generated, batch_size, seed)
+    result = measure(generator, data, num_generated, batch_size, seed, videos=videos)
     place = find_checkpoint(checkpoint)
     write_atomically(place.parent / "score.json", (json.dumps(asdict(result), indent=2) + "\n").encode())
     _print(result, place)
+    if videos is None:
+        print(f"no onset F1: there is no {beside / EVENTS}; give --videos, the demo world's folder", file=sys.stderr)
     return result
 
 
@@ -85,6 +109,7 @@ def measure(
     batch_size: int = 32,
     seed: int = 0,
     keep: Callable[[str, list[int], list[Tensor]], None] | None = None,
+    videos: str | None = None,
 ) -> Score:
     """The figures alone.
 
@@ -95,6 +120,7 @@ def measure(
         batch_size: As in ``score``.
         seed: As in ``score``.
         keep: Called with what was heard (``round_trip`` or the video given), numbers of records, and their sounds (N,).
+        videos: Folder of the demo world, to measure onsets; None leaves them out.
     """
     if num_generated < 2 or batch_size < 1:
         raise UserError(
@@ -107,6 +133,9 @@ def measure(
     judge = load_judge("tiny", generator.task.device)
     columns = class_columns(judge, dataset.labels)
 
+    events = None if videos is None else Events(dataset, Path(videos))
+    rate = generator.codec.sample_rate
+
     losses = {video: _loss(generator, dataset, video, batch_size) for video in CONDITIONS}
     count = min(num_generated, len(dataset))
     heard: dict[str, list[Tensor]] = {name: [] for name in ("round_trip", *CONDITIONS)}
@@ -117,7 +146,9 @@ def measure(
         sounds = sounds_of(generator.codec, codes, batch.steps)
         if keep is not None:
             keep(name, rows, sounds)
-        return class_agreement(listen(judge, sounds, generator.codec.sample_rate).probabilities, truth)
+        if events is not None:
+            events.hear(name, rows, sounds, rate)
+        return class_agreement(listen(judge, sounds, rate).probabilities, truth)
 
     console = Console(stderr=True)
     starts = range(0, count, batch_size)
@@ -133,6 +164,8 @@ def measure(
             codes = generator.task.generate_for(given, seed, drop_features=video == "none")
             seconds += (time.perf_counter() - begun) if video == "true" else 0.0
             heard[video].append(agreement(video, rows, batch, codes, truth))
+        if events is not None:
+            events.hear("real", rows, [events.real_sound(row, rate) for row in rows], rate)
     agreements = {name: mean_and_error(torch.cat(values)) for name, values in heard.items()}
     if not agreements["round_trip"][0] > 0:
         raise UserError(
@@ -146,7 +179,65 @@ def measure(
         agreement=agreements,
         chance=sum(chances) / len(chances),
         seconds_per_segment=seconds / count,
+        onset_f1=None if events is None else events.f1(),
     )
+
+
+class Events:
+    """The true events of a demo world's records, and the onsets of sounds that should follow them."""
+
+    def __init__(self, dataset: ShardDataset, videos: Path) -> None:
+        """Read the true events.
+
+        Args:
+            dataset: Its records name their videos.
+            videos: Folder of the demo world: the videos, and events.json.
+
+        Raises:
+            UserError: If there is no such file, or it does not have the records' videos.
+        """
+        if not (videos / EVENTS).is_file():
+            raise UserError(f"{videos} has no {EVENTS}: --videos is the folder that vab demo world wrote")
+        self._scenes = json.loads((videos / EVENTS).read_text())
+        self._dataset, self._videos = dataset, videos
+        self._rows: list[int] = []
+        self._onsets: dict[str, list[Tensor]] = {}
+        if (source := str(dataset.record(0)["source"])) not in self._scenes:
+            raise UserError(
+                f"{videos / EVENTS} has no {source}: give --videos, the folder that the shards are made from"
+            )
+
+    def real_sound(self, row: int, rate: int) -> Tensor:
+        """(N,) the video's own sound in the record's span."""
+        record, spec = self._dataset.record(row), self._dataset.spec
+        span = read_audio(self._videos / record["source"], rate, record["start_seconds"], spec.segment_seconds)
+        return torch.from_numpy(span.waveform[: span.valid_samples])
+
+    def hear(self, name: str, rows: list[int], sounds: list[Tensor], rate: int) -> None:
+        """Find the onsets of the sounds of these records; ``round_trip`` comes for every record."""
+        self._onsets.setdefault(name, []).extend(find_onsets(sound, rate) for sound in sounds)
+        if name == "round_trip":
+            self._rows += rows
+
+    def f1(self) -> dict[str, tuple[float, float | None]]:
+        """F1 against the true events and its standard error, of all that was heard and of the controls."""
+        seconds = self._dataset.spec.segment_seconds
+        truth = [self._true(row, seconds) for row in self._rows]
+        heard = {
+            name: [(t, o) for t, o in zip(truth, onsets, strict=True) if len(t)]
+            for name, onsets in self._onsets.items()
+        }
+        # Shifted round the end, so that none is lost.
+        heard["shifted"] = [(true, (onsets + SHIFT_SECONDS) % seconds) for true, onsets in heard["true"]]
+        counts = {name: onset_counts(pairs) for name, pairs in heard.items()} | {"chance": chance_counts(heard["true"])}
+        return {name: onset_ratios(table)["onset_f1"] for name, table in counts.items()}
+
+    def _true(self, row: int, seconds: float) -> Tensor:
+        """Onsets of all events of a record, seconds from its start."""
+        record = self._dataset.record(row)
+        scene = self._scenes[record["source"]]
+        events = [event - record["start_seconds"] for item in scene["objects"] for event in item["events"]]
+        return torch.tensor([event for event in events if 0 <= event < seconds], dtype=torch.float64)
 
 
 def _with_video(dataset: ShardDataset, batch: Batch, rows: list[int], video: str) -> Batch:
@@ -172,24 +263,45 @@ def _loss(generator: Generator, dataset: ShardDataset, video: str, batch_size: i
 
 def _print(result: Score, checkpoint: Path) -> None:
     table = Table(title=f"{checkpoint}", title_justify="left")
-    for column in ("video given", "validation loss", "judge's agreement", "share of ceiling"):
+    onsets = {} if result.onset_f1 is None else {name: _pair(pair) for name, pair in result.onset_f1.items()}
+    headings = ["video given", "validation loss", "judge's agreement", "share of ceiling"]
+    for column in headings + ["onset F1"] * bool(onsets):
         table.add_column(column, justify="left" if column == "video given" else "right")
     ceiling = result.agreement["round_trip"][0]
-    table.add_row("(codec round trip: the ceiling)", "", _pair(result.agreement["round_trip"]), "1.00")
+
+    def add(words: str, name: str, agreement: tuple[float, float] | None = None) -> None:
+        cells = [f"{result.loss[name]:.3f}" if name in result.loss else "", "", ""]
+        if agreement is not None:
+            cells[1:] = _pair(agreement), f"{agreement[0] / ceiling:.2f}"
+        table.add_row(words, *cells, *([onsets[name]] if onsets else []))
+
+    if onsets:
+        add("(real sound)", "real")
+    add("(codec round trip: the ceiling)", "round_trip", result.agreement["round_trip"])
     for video in CONDITIONS:
-        mean = result.agreement[video][0]
-        table.add_row(video, f"{result.loss[video]:.3f}", _pair(result.agreement[video]), f"{mean / ceiling:.2f}")
-    table.add_row("(chance)", "", f"{result.chance:.3f}", f"{result.chance / ceiling:.2f}")
-    console = Console(width=None if Console().is_terminal else 110)
+        add(video, video, result.agreement[video])
+        if onsets and video == "true":
+            add(f"true, sound shifted by {SHIFT_SECONDS:g} s", "shifted")
+    chance = ["", f"{result.chance:.3f}", f"{result.chance / ceiling:.2f}"]
+    table.add_row("(chance)", *chance, *([onsets["chance"]] if onsets else []))
+    console = Console(width=None if Console().is_terminal else 130)
     console.print(table)
+    words = (
+        f"loss: nats per hidden code over {result.records} records; agreement (what is heard): share of the true "
+        f"classes among the judge's top guesses, judge {result.judge}; "
+    )
+    if onsets:
+        words += (
+            f"onset F1 (when): onsets of the sound against the true events, one to one within "
+            f"{1000 * TOLERANCE_SECONDS:.0f} ms, pooled; by chance: against other records' events; "
+        )
     console.print(
-        f"loss: nats per hidden code over {result.records} records; agreement: share of the true classes among the "
-        f"judge's top guesses, mean and standard error over {result.generated} records, judge {result.judge}; "
+        f"{words}mean and standard error by record over {result.generated} records; "
         f"{result.seconds_per_segment:.2f} s per segment to generate its codes",
         style="dim",
         highlight=False,
     )
 
 
-def _pair(pair: tuple[float, float]) -> str:
-    return f"{pair[0]:.3f} +- {pair[1]:.3f}"
+def _pair(pair: tuple[float, float | None]) -> str:
+    return f"{pair[0]:.3f}" if pair[1] is None else f"{pair[0]:.3f} +- {pair[1]:.3f}"

@@ -46,6 +46,8 @@ WORLD_VERSION = 1
 FIRST_VAL_INDEX = 1_000_000
 """Training segments have the indices from 0, validation segments those from here: they never meet."""
 
+EVENTS = "events.json"
+"""File of what happens in each video."""
 _PARAMETERS = "world.json"
 
 
@@ -88,7 +90,7 @@ def write_world(
     for _ in track(written, "demo world", total=len(missing), console=console, disable=quiet or not missing):
         pass
     scenes = {file: describe(seed, index) for file, index in files.items()}
-    write_atomically(out / "events.json", json.dumps({file: truth(scene) for file, scene in scenes.items()}).encode())
+    write_atomically(out / EVENTS, json.dumps({file: truth(scene) for file, scene in scenes.items()}).encode())
     for split in splits:
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
