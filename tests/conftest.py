@@ -1,3 +1,4 @@
+import logging
 import os
 import signal
 import socket
@@ -34,6 +35,13 @@ def _no_network(monkeypatch):
 def _same_random_numbers():
     """No test's random numbers depend on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def caplog(caplog, monkeypatch):
+    """Sees Lightning's messages, too, which end at its own handler where it is imported before pytest's are there."""
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    return caplog
 
 
 @pytest.fixture(scope="session")

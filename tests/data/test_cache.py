@@ -522,7 +522,7 @@ def test_commands_take_addresses(address, tmp_path, made, capsys, monkeypatch):
 
 
 def test_a_terminal_sees_a_bar(address, cache, monkeypatch, capfd):
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
     ShardDataset(address, cache=cache)
     shown = capfd.readouterr()
