@@ -1,7 +1,5 @@
 """Ways to train the same network: each has the loss and the gradient of the plain one."""
 
-import itertools
-
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -313,15 +311,21 @@ def test_sharded_ranks_train_in_sixteen_bits(precision, shards, tmp_path):
     assert two["checkpoint"]["state_dict"]["backbone.audio_input.weight"].dtype == torch.float32
 
 
+@pytest.fixture(scope="module")
+def four_steps(shards, tmp_path_factory):
+    """The checkpoint of one process that nothing interrupts."""
+    return run(tmp_path_factory.mktemp("engines") / "whole", shards, max_steps=4)["checkpoint"]
+
+
 @pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("first", "second"), [*itertools.permutations(["auto", "ddp", "fsdp"], 2)])
-def test_a_run_goes_on_under_another_engine(first, second, shards, tmp_path):
+@pytest.mark.parametrize("first", ["auto", "ddp", "fsdp"])
+def test_a_run_goes_on_under_another_engine(first, four_steps, shards, tmp_path):
     devices = {"auto": 1, "ddp": 2, "fsdp": 2}
-    whole = run(tmp_path / "whole", shards, max_steps=4)
     run(tmp_path / "half", shards, devices[first], strategy=first, max_steps=2)
     resume = str(tmp_path / "half" / "last.ckpt")
-    on = run(tmp_path / "on", shards, devices[second], strategy=second, max_steps=4, resume=resume)
-    assert distance(whole["checkpoint"], on["checkpoint"]) < 1e-6
-    assert on["checkpoint"]["global_step"] == 4
+    for second in devices.keys() - {first}:
+        on = run(tmp_path / second, shards, devices[second], strategy=second, max_steps=4, resume=resume)
+        assert distance(four_steps, on["checkpoint"]) < 1e-6, second
+        assert on["checkpoint"]["global_step"] == 4

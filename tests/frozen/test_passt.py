@@ -11,6 +11,8 @@ from vab.frozen.listening import listen
 from vab.frozen.passt import package_network
 from vab.spec import UserError
 
+pytestmark = pytest.mark.timeout(300)  # the package alone takes half a minute to come in
+
 
 def test_without_the_package_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "hear21passt", None)
