@@ -6,7 +6,7 @@ effect, the attribute is that test's id instead; it must exist.
 """
 
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -77,3 +77,22 @@ def precisions_of(kind):
         yield found
     finally:
         handle.remove()
+
+
+class _ReachedError(Exception):
+    """Instead of processes that would take seconds to start."""
+
+
+@contextmanager
+def arguments_of(kind):
+    """What a class is first called with, as a list and a dict that fill; what is run within ends there."""
+    positional, named = [], {}
+
+    def stop(_, *arguments, **options):
+        positional.extend(arguments)
+        named.update(options)
+        raise _ReachedError
+
+    with pytest.MonkeyPatch.context() as patch, suppress(_ReachedError):
+        patch.setattr(kind, "__init__", stop)
+        yield positional, named

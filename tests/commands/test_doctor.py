@@ -68,7 +68,8 @@ def test_an_installation_that_works(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("av", "soundfile", "json"):  # a user's own files, which are no packages
         (tmp_path / f"{name}.py").write_text("raise SystemExit('it was imported')")
-    lines, status, report = examined(tmp_path)
+    (tmp_path / "report.json").write_text("an older one")
+    lines, status, report = examined(tmp_path, "--overwrite=true")
     assert (status, lines[-1]) == (0, "all that is needed works (exit status 0)")
     assert (report["exit_status"], report["verdict"], report["vab"]) == (0, lines[-1], version("vab"))
     assert f"ok lightning {version('lightning')}, needs !=2.6.2,!=2.6.3,<3,>=2.6.4" in lines

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -323,6 +324,16 @@ def test_another_file_under_an_old_name_is_made_anew(vab, tmp_path):
     said = vab("--video", tmp_path / "other", "--out", tmp_path / "out", "--format=wav")[1]
     assert "1 made, 0 there before" in said
     assert file_hash(tmp_path / "out" / "x.wav") != before
+
+
+def test_a_file_that_was_written_again_is_made_anew_whatever_its_size(vab, tmp_path):
+    source = Path(video(tmp_path / "in" / "x.mp4", 0.3))
+    arguments = ["--video", tmp_path / "in", "--out", tmp_path / "out", "--format=wav"]
+    assert "1 made" in vab(*arguments)[1]
+    assert "0 made, 1 there before" in vab(*arguments)[1]
+    status = source.stat()
+    os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert "1 made, 0 there before" in vab(*arguments)[1]
 
 
 def test_sounds_beside_the_videos_of_a_folder_are_no_videos(vab, tmp_path):

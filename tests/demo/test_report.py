@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from flags import batches_seen, each_flag, flip
 from vab.backbone import Backbone
 from vab.commands.embedding import embed_records
 from vab.commands.extract import extract
@@ -175,3 +176,80 @@ def test_a_score_keeps_what_it_heard(runs):
     assert [rows for name, rows, _ in kept if name == "true"] == [[0, 1], [2, 3]]
     assert all(len(sound) == 4 * generator.codec.sample_rate for _, _, sounds in kept for sound in sounds)
     assert dataclasses.asdict(found)["records"] == 24
+
+
+class Report:
+    """Pages about runs of one step; each flag gives another."""
+
+    def __init__(self, folder, out):
+        self.folder, self.place = folder, out
+        out.mkdir()
+
+    def run(self, **changes):
+        return report(**asked(self.folder, out=str(self.place / "page.html"), **changes))
+
+    def saved_again(self, name):
+        """A checkpoint with other weights."""
+        path = self.folder / name / "checkpoints" / "last.ckpt"
+        content = torch.load(path, weights_only=True)
+        for weights in content["state_dict"].values():
+            if weights.is_floating_point():
+                weights.add_(0.05 * torch.randn_like(weights))
+        torch.save(content, self.place / "other.ckpt")
+        return str(self.place / "other.ckpt")
+
+    def data(self):
+        with pytest.raises(UserError, match="was trained on"):
+            self.run(data=str(self.folder / "train"))
+
+    def videos(self):
+        with pytest.raises(UserError, match=r"nowhere.* is not there"):
+            self.run(videos="nowhere")
+
+    def out(self):
+        report(**asked(self.folder, out=str(self.place / "mine.html")))
+        assert (self.place / "mine.json").is_file()
+
+    def pretrain(self):
+        figures = [
+            self.run(**change)["generation"]["score"] for change in ({}, {"pretrain": self.saved_again("pretrain")})
+        ]
+        assert figures[0] != figures[1]
+
+    def align(self):
+        figures = [self.run(**change)["retrieval"]["aligned"] for change in ({}, {"align": self.saved_again("align")})]
+        assert figures[0] != figures[1]
+
+    def classify(self):
+        assert set(self.run(classify=[str(self.folder / "classify")])["classification"]["inputs"]) == {"audio_video"}
+
+    def num_generated(self):
+        assert [self.run(num_generated=count)["generation"]["generated"] for count in (8, 6)] == [8, 6]
+
+    def batch_size(self):
+        batches = []
+        for size in (32, 5):
+            with batches_seen(ClassifyTask, AlignTask) as sizes:
+                self.run(batch_size=size)
+            batches.append(max(sizes))
+        assert batches == [24, 5]
+
+    def seed(self):
+        results = [self.run(seed=seed) for seed in (0, 1)]
+        assert [result["seed"] for result in results] == [0, 1]
+        assert results[0]["generation"]["sounds"]["true"] != results[1]["generation"]["sounds"]["true"]
+
+    def device(self):
+        with pytest.raises(UserError, match="there is no cuda:99"):
+            self.run(device="cuda:99")
+
+    def overwrite(self):
+        self.run()
+        with pytest.raises(UserError, match="there already"):
+            self.run(overwrite=False)
+
+
+@pytest.mark.slow  # each makes a page or two
+@each_flag(report)
+def test_demo_report(request, runs, tmp_path, flag):
+    flip(request, Report(runs, tmp_path / "report"), flag)

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from vab.spec import UserError
 from vab.tokens.decoding import decode, draw, least_confident, low_discrepancy_ranks, num_hidden_after, share_of
-from vab.tokens.noise import record_keys
+from vab.tokens.noise import Stream, fold_in, gumbel, record_keys, uniform
 from vab.tokens.sampler import Sampler
 
 K, T, S = 2, 9, 13
@@ -521,3 +521,51 @@ def test_the_loop_never_reads_a_value_from_the_device(order, remask):
         assert made.shape == (2, K, T)
         with pytest.raises(DataDependentOutputException):
             made.max().item()  # what such a wait would look like
+
+
+def sure_of_the_late(codes, mask, drop_features):
+    """A network that is the surer of a code the later it is, whatever it sees."""
+    chance = torch.linspace(-2.4, -0.1, codes.shape[-1]).exp()  # of the likeliest code
+    peak = (chance * (S - 1) / (1 - chance)).log()
+    return peak[:, None] * F.one_hot(torch.zeros(*codes.shape, dtype=torch.int64), S)
+
+
+def revealed_by_pass(decode_steps, choice_temperature, batch=4, num_steps=240):
+    """(B, T) bool of each pass: what it revealed of codes that only the choice noise puts out of order."""
+    sampler = Sampler(
+        decode_steps=decode_steps, temperature=0.0, choice_temperature=choice_temperature, guidance_scale=1.0
+    )
+    masks = []
+
+    def watched(codes, mask, drop_features):
+        masks.append(mask[:, 0].clone())
+        return sure_of_the_late(codes, mask, drop_features)
+
+    hidden = torch.ones(batch, 1, num_steps, dtype=torch.bool)
+    decode(watched, hidden.long(), hidden, sampler, record_keys(0, torch.arange(batch)))
+    masks.append(torch.zeros_like(masks[0]))
+    return [before & ~after for before, after in itertools.pairwise(masks)]
+
+
+def test_the_choice_noise_of_a_pass_is_its_share_of_the_temperature():
+    """a (1 - (i + 1) / S) times Gumbel noise: what a pass reveals lies above all that it leaves hidden."""
+    temperature, steps, sureness = 3.0, 6, torch.linspace(-2.4, -0.1, 240)
+    passes, keys = revealed_by_pass(steps, temperature), record_keys(0, torch.arange(4))
+    for step, now in enumerate(passes[:-1]):
+        noise = gumbel(uniform(fold_in(keys, step), Stream.CHOICE, (1, 240)))[:, 0]
+        score = sureness + temperature * (1 - (step + 1) / steps) * noise
+        left = torch.stack(passes[step + 1 :]).any(0)
+        for row in range(4):
+            assert score[row, now[row]].min() > score[row, left[row]].max() - 1e-4
+
+
+def test_the_choice_noise_falls_from_pass_to_pass():
+    """The share of pairs, one revealed and one left hidden, of which the less sure one was revealed."""
+    passes, place = revealed_by_pass(8, 3.0), torch.arange(240)
+    shares = []
+    for step, now in enumerate(passes[:-1]):
+        left = torch.stack(passes[step + 1 :]).any(0)
+        wrong = [place[some][:, None] < place[rest] for some, rest in zip(now, left, strict=True)]
+        shares.append(float(torch.cat([pairs.flatten() for pairs in wrong]).float().mean()))
+    assert shares[0] > 0.25
+    assert shares[-1] < 0.5 * shares[0]

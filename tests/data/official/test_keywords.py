@@ -71,6 +71,16 @@ def test_twelve_classes_of_speech_commands(words, tmp_path, capsys, monkeypatch)
     assert dataset.read(range(14)).steps.tolist().count(20) == 2  # recordings of 0.4 s
 
 
+def test_lists_that_are_there_are_replaced_if_asked(words, tmp_path):
+    places = str(words[0]), str(tmp_path / "lists")
+    speech_commands(*places)
+    (tmp_path / "lists" / "train.csv").write_text("mine")
+    with pytest.raises(UserError, match="there already"):
+        speech_commands(*places)
+    speech_commands(*places, overwrite=True)
+    assert rows(tmp_path / "lists" / "train.csv")[0]["file"] != "mine"
+
+
 def test_speech_commands_that_is_not_whole_is_refused(words, tmp_path):
     root, _ = words
     with pytest.raises(UserError, match=r"is not the test set .*: it lacks _unknown_, _silence_"):

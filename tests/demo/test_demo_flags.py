@@ -1,0 +1,198 @@
+"""Each flag of ``vab demo`` changes what is written or scored as it says."""
+
+import itertools
+import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+from flags import arguments_of, batches_seen, each_flag, flip
+from small_media import save_model
+from tone_shards import short_spec, write_shards
+from vab.backbone import Backbone
+from vab.commands.extract import extract
+from vab.data.records import ShardDataset
+from vab.demo.score import score
+from vab.demo.two_stage import two_stage
+from vab.demo.world import write_world
+from vab.spec import UserError
+
+
+class World:
+    """Worlds of one segment to train on and one to validate on."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.numbers = itertools.count()
+
+    def run(self, **changes):
+        """Write a world; gives its events by file."""
+        out = self.folder / f"world{next(self.numbers)}"
+        settings = {"out": out, "num_train": 1, "num_val": 1, "num_workers": 0} | changes
+        write_world(**settings)
+        return json.loads((Path(settings["out"]) / "events.json").read_text())
+
+    @cached_property
+    def usual(self):
+        return self.run()
+
+    def out(self):
+        self.run(out=self.folder / "mine")
+        assert (self.folder / "mine" / "train.csv").is_file()
+
+    def seed(self):
+        other = self.run(seed=1)
+        assert other.keys() == self.usual.keys()
+        assert other != self.usual
+
+    def num_train(self):
+        assert sorted(self.run(num_train=2)) == ["train/0000000.mp4", "train/0000001.mp4", "val/1000000.mp4"]
+
+    def num_val(self):
+        assert sorted(self.run(num_val=2)) == ["train/0000000.mp4", "val/1000000.mp4", "val/1000001.mp4"]
+
+    def num_workers(self):
+        with arguments_of(ProcessPoolExecutor) as (arguments, _):
+            self.run(num_workers=2)
+        assert arguments[0] == 2
+
+
+@pytest.fixture(scope="module")
+def making(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("world_flags"))
+
+
+@each_flag(write_world)
+def test_demo_world(request, making, flag):
+    flip(request, making, flag)
+
+
+class Score:
+    """Scores an untrained model on three segments of a world."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        write_world(folder / "videos", num_train=3, num_val=2, num_workers=0)
+        for part in ("train", "val"):
+            extract(
+                str(folder / "videos" / f"{part}.csv"), str(folder / part),
+                segment_seconds=4.0, video_fps=8.0, num_workers=0, device="cpu",
+            )  # fmt: skip
+        dataset = ShardDataset(folder / "train")
+        self.model, self.second = (
+            save_model(folder / str(seed) / "last.ckpt", dataset.spec, dataset.codebooks, seed=seed) for seed in (0, 1)
+        )
+
+    def run(self, **changes):
+        return score(**{"checkpoint": self.model, "data": str(self.folder / "train"), "device": "cpu"} | changes)
+
+    @cached_property
+    def usual(self):
+        return self.run()
+
+    def checkpoint(self):
+        assert self.run(checkpoint=self.second).loss != self.usual.loss
+        assert json.loads((self.folder / "1" / "score.json").read_text())["records"] == 3
+
+    def data(self):
+        assert (self.usual.records, self.run(data=str(self.folder / "val")).records) == (3, 2)
+
+    def num_generated(self):
+        assert (self.usual.generated, self.run(num_generated=2).generated) == (3, 2)
+
+    def batch_size(self):
+        batches = []
+        for size in (32, 1):
+            with batches_seen(Backbone) as sizes:
+                self.run(batch_size=size, num_generated=2)
+            batches.append(max(sizes))
+        assert batches == [4, 2]  # guidance doubles them
+
+    def seed(self):
+        assert self.run(seed=1) != self.usual
+
+    def device(self):
+        with pytest.raises(UserError, match="there is no cuda:99"):
+            self.run(device="cuda:99")
+
+
+@pytest.fixture(scope="module")
+def scoring(tmp_path_factory):
+    return Score(tmp_path_factory.mktemp("score_flags"))
+
+
+@each_flag(score)
+def test_demo_score(request, scoring, flag):
+    flip(request, scoring, flag)
+
+
+class TwoStage:
+    """Scores untrained stages of two and two levels on four records."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        spec = short_spec()
+        dataset = ShardDataset(write_shards(folder / "four", spec, 4))
+        write_shards(folder / "three", spec, 3, seed=1)
+        first = ShardDataset(folder / "four", levels=2)
+        self.coarse_models, self.fine_models = [], []
+        for seed in (0, 1):
+            for models, levels, given in ((self.coarse_models, first, 0), (self.fine_models, dataset, 2)):
+                path = folder / f"{seed}{given}" / "last.ckpt"
+                more = {"conditioning_levels": given} if given else {}
+                models.append(save_model(path, levels.spec, levels.codebooks, seed=seed, **more))
+
+    def run(self, **changes):
+        settings = {
+            "coarse": self.coarse_models[0], "fine": self.fine_models[0], "data": str(self.folder / "four"),
+            "device": "cpu",
+        }  # fmt: skip
+        return two_stage(**settings | changes)
+
+    @cached_property
+    def usual(self):
+        return self.run()
+
+    def coarse(self):
+        changed = self.run(coarse=self.coarse_models[1]).distance
+        assert changed["generated_coarse"] != self.usual.distance["generated_coarse"]
+        assert changed["reference_coarse"] == self.usual.distance["reference_coarse"]
+
+    def fine(self):
+        changed = self.run(fine=self.fine_models[1]).distance
+        assert changed["reference_fine"] != self.usual.distance["reference_fine"]
+
+    def data(self):
+        assert (self.usual.records, self.run(data=str(self.folder / "three")).records) == (4, 3)
+
+    def num_records(self):
+        assert self.run(num_records=2).records == 2
+
+    def batch_size(self):
+        batches = []
+        for size in (32, 2):
+            with batches_seen(Backbone) as sizes:
+                self.run(batch_size=size)
+            batches.append(max(sizes))
+        assert batches == [8, 4]  # guidance doubles them
+
+    def seed(self):
+        changed = self.run(seed=1).distance
+        assert changed["reference_random"] != self.usual.distance["reference_random"]
+        assert changed["generated_coarse"] != self.usual.distance["generated_coarse"]
+
+    def device(self):
+        with pytest.raises(UserError, match="there is no cuda:99"):
+            self.run(device="cuda:99")
+
+
+@pytest.fixture(scope="module")
+def staging(tmp_path_factory):
+    return TwoStage(tmp_path_factory.mktemp("two_stage_flags"))
+
+
+@each_flag(two_stage)
+def test_demo_two_stage(request, staging, flag):
+    flip(request, staging, flag)
