@@ -97,6 +97,9 @@ def test_it_takes_place_when_due_and_at_the_last_validation(run):
         run(GenerationEval(num_records=2, every_n_steps=every), seen, steps=7)
         assert seen.steps == expected
         assert not seen.after_training  # no figure of weights that are gone
+    seen = Seen()  # of steps that have two batches each there is a validation after every one
+    run(GenerationEval(num_records=2, every_n_steps=100), seen, steps=3, accumulate_grad_batches=2)
+    assert seen.steps == [3]
 
 
 def test_a_resumed_run_keeps_the_rhythm(run):

@@ -211,10 +211,8 @@ class Report:
         assert (self.place / "mine.json").is_file()
 
     def pretrain(self):
-        figures = [
-            self.run(**change)["generation"]["score"] for change in ({}, {"pretrain": self.saved_again("pretrain")})
-        ]
-        assert figures[0] != figures[1]
+        losses = [self.run(**more)["generation"]["loss"] for more in ({}, {"pretrain": self.saved_again("pretrain")})]
+        assert losses[0] != losses[1]
 
     def align(self):
         figures = [self.run(**change)["retrieval"]["aligned"] for change in ({}, {"align": self.saved_again("align")})]

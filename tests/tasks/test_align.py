@@ -2,6 +2,7 @@ import math
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -211,3 +212,14 @@ def test_a_resumed_run_does_not_look_for_what_it_began_with(shards, pretrained, 
     trainer = quiet_trainer(max_steps=2, limit_val_batches=0)
     trainer.fit(again, data, ckpt_path=tmp_path / "one.ckpt")
     assert trainer.global_step == 2
+
+
+def test_records_that_only_fill_a_rank_up_are_not_in_the_gallery(ragged):
+    found = []
+    for numbers, valid in ((range(4), None), (range(6), np.arange(6) < 4)):
+        task = aligned(ragged)
+        with torch.no_grad():
+            task.validation_step(ragged.read(numbers, valid), 0)
+        figures = task.retrieval.compute()
+        found.append([float(figures[name]) for name in ("mrr_a2v", "mrr_v2a", "loss")])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -78,6 +79,26 @@ def test_losses_are_those_of_torch():
     several = classifying(multi_label=True)
     expected = F.binary_cross_entropy(logits.sigmoid(), targets, reduction="none").mean(1)
     torch.testing.assert_close(several._losses(logits, targets, 0.1), expected)
+
+
+def test_records_that_only_fill_a_rank_up_are_not_scored(ragged):
+    found = []
+    for numbers, valid in ((range(4), None), (range(6), np.arange(6) < 4)):
+        task = classifying(ragged)
+        task.validation_step(ragged.read(numbers, valid), 0)
+        figures = task.classification.compute()
+        found.append([float(task.mean_loss.compute()), float(figures["top_1"]), int(figures["records"])])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert found[0][2] == 4
+
+
+def test_a_mixture_is_as_long_as_the_longer_of_the_two(ragged):
+    task, batch = classifying(ragged, mixup=0.5), ragged.read([0, 1])  # short and whole
+    mix = torch.tensor([0.5, 1.0])
+    before = task(*given(task, batch), mix)
+    batch.codes[1, :, batch.steps[0] :] = (batch.codes[1, :, batch.steps[0] :] + 1) % 256
+    after = task(*given(task, batch), mix)
+    assert float((after[0] - before[0]).abs().max()) > 1e-4
 
 
 def test_mixing_is_the_records_own_affair(ragged):

@@ -3,6 +3,7 @@ import dataclasses
 import json
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -163,6 +164,30 @@ def test_validation_is_the_same_for_any_batch_size(shards, batch_size):
     assert metrics.keys() == reference.keys()
     for name, value in metrics.items():
         assert value == pytest.approx(reference[name], rel=1e-5), name
+
+
+def test_a_record_is_scored_under_one_mask_in_every_epoch_and_for_every_seed_under_another(shards, dataset):
+    masks, batch = {}, dataset.read(range(8))
+
+    class Keep(Callback):
+        def on_validation_epoch_start(self, trainer, task):
+            masks[trainer.current_epoch] = task.evaluation_mask(batch)
+
+    settings = {"max_epochs": 2, "limit_train_batches": 1, "limit_val_batches": 1}
+    quiet_trainer(callbacks=[Keep()], **settings).fit(small_task(), data_module(shards))
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], small_task(seed=1).evaluation_mask(batch))
+
+
+def test_records_that_only_fill_a_rank_up_are_not_scored(task, dataset):
+    whole, filled = dataset.read(range(4)), dataset.read(range(6), np.arange(6) < 4)
+    sums = []
+    for batch in (whole, filled):
+        mask = task.evaluation_mask(batch)
+        sums.append(task.guessing_sums(task.logits(batch, mask), batch, mask))
+    for one, other in zip(*sums, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-3, rtol=1e-5)
+    assert sums[0][0][:, 2].sum() > 0
 
 
 def test_short_records_are_scored_on_what_they_have(tmp_path):

@@ -33,6 +33,14 @@ def test_between_two_equally_likely_codes_the_nearest_to_their_middle_is_taken()
     assert expected_codes(probabilities, books, codes, hidden).flatten().tolist() == [2, 3]
 
 
+def test_a_coarse_code_that_is_known_is_not_taken_off_what_the_finer_ones_are_expected_to_be():
+    books = torch.tensor([[[-4.0], [6.0], [0.5], [9.0]], [[0.4], [-3.0], [5.0], [8.0]]])
+    codes, hidden = torch.full((1, 2, 1), 3), torch.tensor([False, True]).view(1, 2, 1)
+    for code in range(4):
+        certain = F.one_hot(torch.tensor([0, code]), 4).view(1, 2, 1, 4)
+        assert expected_codes(certain, books, codes, hidden).flatten().tolist() == [3, code]
+
+
 def test_the_error_is_below_that_of_draws_and_of_the_likeliest_code():
     books = torch.randn(2, 32, 4) * torch.tensor([1.0, 0.5]).view(2, 1, 1)
     books[:, 0] = 0.0
