@@ -1,6 +1,7 @@
 """The command line as a user meets it: recipes, overrides, and mistakes."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,12 @@ def test_flags_reach_the_part_they_name(fit):
     assert config["trainer"]["gradient_clip_val"] == 0.5
     assert config["trainer"]["log_every_n_steps"] == 2
     assert config["trainer"]["use_distributed_sampler"] is False
+
+
+def test_validation_comes_after_so_many_steps_however_many_batches_a_step_has(fit, capsys):
+    fit("--trainer.accumulate_grad_batches=2")
+    said = capsys.readouterr()
+    assert re.findall(r"step (\d+):", said.out + said.err) == ["2", "4"]
 
 
 def test_a_part_is_swapped_whole(fit):

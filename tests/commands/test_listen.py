@@ -345,7 +345,7 @@ def test_a_listener_counts_once_by_the_last_file(written, tmp_path, capsys):
     folder = tmp_path / "answers"
     half = lambda trial, _: "a_better" if trial["name"] < "t003" else None  # noqa: E731
     answers_file(folder, key, "Ann", half, file="early", saved="2026-01-01T00:00:00.000Z")
-    file = answers_file(folder, key, "Ann", for_system("quagga"), file="late", saved="2026-01-02T00:00:00.000Z")
+    file = answers_file(folder, key, "Ann", for_system("quagga"), file="a_late", saved="2026-01-02T00:00:00.000Z")
     answers_file(folder, key, "Ann", half, file="copy", saved="2026-01-01T00:00:00.000Z")
     scores = listen(score=[str(folder), str(file)], key=str(out / "key.json"), out=str(tmp_path / "chart.png"))
     assert [entry.preference.counts for entry in scores] == [(0, 0, 0, 4, 0)] * 2

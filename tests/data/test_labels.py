@@ -23,6 +23,12 @@ def test_a_table_is_read_in_the_order_of_its_index_with_commas_in_names(tmp_path
         vocabulary.number("Narration monologue")
 
 
+def test_a_name_that_is_also_another_classs_id_is_the_name(tmp_path):
+    (tmp_path / "classes.csv").write_text("index,mid,display_name\n0,bell,dog\n1,x,bell\n")
+    found = read_vocabulary(tmp_path / "classes.csv")
+    assert (found.number("bell"), found.number("dog"), found.number("x")) == (1, 0, 1)
+
+
 @pytest.mark.parametrize("name", ["names.txt", "names.csv"])
 def test_names_may_stand_one_a_line(tmp_path, name):
     assert read_vocabulary(written(tmp_path / name, "yes\nno\nsilence\n")).names == ("yes", "no", "silence")

@@ -31,6 +31,16 @@ def test_the_first_levels_are_those_of_the_whole_record(ten, codebooks, levels, 
     assert (dataset.manifest, dataset.manifest_hash) == (whole.manifest, whole.manifest_hash)
 
 
+def test_a_choice_of_records_is_a_data_set_of_its_own(ten):
+    names = []
+    for chosen in ([0, 1], [0, 1], [0, 2], [1, 0]):
+        dataset = ShardDataset(ten)
+        dataset.choose(chosen)
+        names.append(dataset.manifest_hash)
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+
+
 def test_workers_get_the_levels_too(ten):
     dataset = ShardDataset(ten, levels=1)
     assert torch.equal(pickle.loads(pickle.dumps(dataset)).read([4]).codes, dataset.read([4]).codes)

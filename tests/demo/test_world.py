@@ -145,6 +145,12 @@ def test_sound_and_movement_stop_together(kind):
         assert len(np.unique(frames[round(start * FPS) : round(stop * FPS)], axis=0)) > 10
 
 
+def test_an_object_is_loud_inside_its_intervals_alone():
+    item = replace(scene_of("violin").objects[0], intervals=((0.5, 1.0), (2.0, 2.5)))
+    level = item.envelope(np.array([0.49, 0.5, 0.515, 0.75, 0.97, 1.0, 1.03, 1.5, 2.25, 2.51]))
+    assert level == pytest.approx([0, 0, 0.5, 1, 0.5, 0, 0, 0, 1, 0], abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["bird", "robot"])
 def test_calls_sound_while_the_mouth_is_open(kind):
     item = scene_of(kind).objects[0]

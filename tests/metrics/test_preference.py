@@ -37,6 +37,14 @@ def test_turning_the_systems_round_turns_the_figures_round():
     assert (one.p_raters, one.p_trials) == (other.p_raters, other.p_trials)
 
 
+def test_the_level_is_that_of_both_intervals():
+    raters, trials = crossed(4, 9)
+    answers = torch.randint(5, (36,), generator=torch.Generator().manual_seed(1))
+    wide, narrow = preference(answers, raters, trials), preference(answers, raters, trials, level=0.5)
+    for one, other in ((wide.first, narrow.first), (wide.second, narrow.second)):
+        assert one.low < other.low < other.high < one.high
+
+
 def test_names_and_order_of_listeners_do_not_matter():
     generator = torch.Generator().manual_seed(2)
     raters, trials = crossed(5, 7)
