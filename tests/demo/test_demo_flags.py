@@ -110,8 +110,18 @@ class Score:
             batches.append(max(sizes))
         assert batches == [4, 2]  # guidance doubles them
 
+    def videos(self):
+        assert self.usual.onset_f1 is None
+        assert self.timed().keys() > {"real", "true"}
+
+    def timed(self, **changes):
+        """F1 of onsets."""
+        return self.run(videos=str(self.folder / "videos"), **changes).onset_f1
+
     def seed(self):
-        assert self.run(seed=1) != self.usual
+        first, second = self.timed(), self.timed(seed=1)
+        assert first["real"] == second["real"]
+        assert first["true"] != second["true"]
 
     def device(self):
         with pytest.raises(UserError, match="there is no cuda:99"):

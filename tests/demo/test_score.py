@@ -10,9 +10,11 @@ from lightning.pytorch import Trainer
 from tone_shards import short_spec
 from vab.backbone import Backbone
 from vab.commands.extract import extract
+from vab.commands.generation import Generator
 from vab.data.records import ShardDataset
-from vab.demo.score import CONDITIONS, Events, _with_video, score
+from vab.demo.score import CONDITIONS, Events, _with_video, measure, score
 from vab.demo.world import write_world
+from vab.frozen.listening import sounds_of
 from vab.spec import UserError
 from vab.tasks import PretrainTask
 from vab.tokens.decoding import Sampler
@@ -112,6 +114,20 @@ def test_shuffled_video_is_another_records(world):
     assert torch.equal(other.codes, batch.codes)
     assert torch.equal(other.features, dataset.__getitems__([12, 13, 11]).features)
     assert _with_video(dataset, batch, rows, "true") is batch
+
+
+def test_each_row_is_of_the_video_that_it_names(world):
+    generator, made = Generator.load(world / "last.ckpt", device="cpu"), {}
+    result = measure(
+        generator, str(world / "shards"), 2, 2, keep=lambda name, _, sounds: made.setdefault(name, []).extend(sounds)
+    )
+    batch = ShardDataset(world / "shards").read([0, 1])
+    for name, dropped in (("true", False), ("none", True)):
+        codes = generator.task.generate_for(batch, 0, drop_features=dropped)
+        for sound, expected in zip(made[name], sounds_of(generator.codec, codes, batch.steps), strict=True):
+            assert torch.equal(sound, expected)
+    assert not torch.equal(made["none"][0], made["true"][0])
+    assert len(set(result.loss.values())) == 3
 
 
 def test_too_few_records_and_other_classes_are_refused(world, shards):

@@ -86,7 +86,7 @@ def extract(
         num_workers: Processes that decode for each device; the cores are shared out if not given, less one of each for
             the encoders; 0 to decode in the main process.
         batch_size: Segments that are encoded at once; has no effect on the result.
-        records_per_shard: Records per tar.
+        records_per_shard: Records per tar, or more: those of an input stay together.
         file_timeout: s without a segment after which a file is given up as unreadable.
         device: Where the frozen networks run: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         devices: Processes on each machine, each with a device of its own.

@@ -61,7 +61,6 @@ class Filling:
         items = [self.prepared[rows[place]] for place in places]
         codes = torch.stack([self.codes[rows[place]][levels, spans[place]] for place in places])
         known = torch.stack([self.known[rows[place]][levels, spans[place]] for place in places])
-        known[:, : task.conditioning_levels] = True
         steps = [min(spec.num_steps, item.steps - item.starts[window]) for item in items]
         frames = [item.frames[window] for item in items]
         full = min(steps) == spec.num_steps and min(frames) == spec.num_frames

@@ -123,7 +123,7 @@ def import_shards(
         codec_hash: SHA-256 of the codec's weights file, where it is known but not here.
         vision_weights: File or folder of the vision encoder's weights, from which their hash is taken.
         vision_hash: SHA-256 of the vision encoder's weights file, where it is known but not here.
-        records_per_shard: Records per tar.
+        records_per_shard: Records per tar, or more: those of a recording stay together.
 
     Raises:
         UserError: If there is nothing to import, something that was said contradicts something else, the folder was
