@@ -294,7 +294,7 @@ def test_a_run_goes_on_with_the_optimizer_settings_of_its_config(shards, tmp_pat
     told = [record.getMessage() for record in caplog.records if "goes on with the config's" in record.getMessage()]
     assert len(told) == 1
     for words in ("lr: 0.001 -> 0.002", "weight_decay: 0.1 -> 0.0", "betas: (0.9, 0.999) -> (0.8, 0.9)"):
-        assert words in told[0]
+        assert words in told[0].replace("[", "(").replace("]", ")")  # torch 2.8 has them as lists
     for group in optimizer.param_groups:
         assert (group["weight_decay"], [*group["betas"]], group["fused"]) == (0.0, [0.8, 0.9], True)
         assert group["lr"] == pytest.approx(2e-3 * (10 - 5) / (10 - 2))
