@@ -71,7 +71,7 @@ def test_files_of_a_vision_encoder(name, content, words, clip):
 @pytest.mark.parametrize(("name", "content", "words"), CONTENTS)
 @pytest.mark.parametrize("codec", ["audiogen_16khz", "encodec_24khz:6", "dac_16khz"])
 def test_files_of_a_codec(codec, name, content, words, tmp_path):
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers" if codec == "dac_16khz" else "encodec")
     file = tmp_path / name
     file.write_bytes(content)
     if codec != "dac_16khz":
@@ -119,6 +119,7 @@ def test_a_list_of_weights_and_what_could_run_code(clip):
 
 
 def test_files_that_are_not_there(clip, tmp_path):
+    pytest.importorskip("encodec")
     absent = tmp_path / "nothing.pt"
     assert refusal(load_vision, "ViT-B-32/openai", weights=absent).startswith(f"there is no file {absent}")
     assert f"there is no file {clip}: it is a folder" in refusal(load_vision, "ViT-B-32/openai", weights=clip)
@@ -128,6 +129,7 @@ def test_files_that_are_not_there(clip, tmp_path):
 
 
 def test_a_misspelt_path_is_not_looked_for_on_a_hub(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own").mkdir()
     for path in ("own/dac16", "elsewhere/nothing.pth"):
@@ -141,6 +143,7 @@ def test_a_misspelt_path_is_not_looked_for_on_a_hub(tmp_path, monkeypatch):
 def test_openais_own_file_is_refused_by_name(tmp_path):
     """It is TorchScript; what the hub has of the same model is taken, where that is there."""
     pytest.importorskip("open_clip")
+    pytest.importorskip("encodec")
     place = tmp_path / "weights/ViT-B-32.pt"
     place.parent.mkdir()
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(place))

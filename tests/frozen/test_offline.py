@@ -1,6 +1,5 @@
 """HF_HUB_OFFLINE=1 and nothing on the machine: no loader opens a socket or looks a name up; each says what to do."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -67,9 +66,9 @@ def test_nothing_is_asked_of_the_network(answers):
 
 @pytest.mark.parametrize(("kind", "name"), LOADERS)
 def test_each_says_what_to_put_where(answers, kind, name):
-    if kind == "vision" and not importlib.util.find_spec("open_clip"):
-        pytest.skip("open_clip is not installed")
     said = answers["said"][name]
+    if " package (" in said:  # tests/test_extras.py
+        pytest.skip(said)
     assert "HF_HUB_OFFLINE forbids to fetch" in said
     assert "in a folder named by VAB_WEIGHTS" in said or "into a folder named by VAB_WEIGHTS" in said
     assert "\n" not in said

@@ -18,7 +18,7 @@ def test_without_the_package_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "hear21passt", None)
     path = tmp_path / "weights.pt"
     path.write_bytes(b"")
-    with pytest.raises(UserError, match="pip install hear21passt"):
+    with pytest.raises(UserError, match=r"pip install .*hear21passt>=0\.0\.26"):
         load_judge("passt", weights=path)
 
 

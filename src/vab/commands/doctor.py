@@ -18,6 +18,7 @@ from vab.commands.files import check_files
 from vab.commands.installation import requirements
 from vab.commands.installation.process import Answers, ask
 from vab.commands.installation.report import Finding, Report, show
+from vab.extras import install_hint, pip_install
 
 MEDIA = ("av", "soundfile", "soxr")
 ENABLES = {
@@ -97,7 +98,7 @@ def _tried(finding: Finding, answers: Answers) -> Finding:
     facts = {**finding.facts, **{name: value for name, value in answer.items() if name not in ("detail", "devices")}}
     if "error" in answer:
         detail = f"{finding.detail}: {answer['error']}"
-        install = finding.remedy or f"pip install --force-reinstall '{finding.name}{finding.facts['wanted']}'"
+        install = finding.remedy or pip_install("--force-reinstall", f"{finding.name}{finding.facts['wanted']}")
         return Finding(finding.name, "broken", detail, install, finding.needed, facts)
     detail = "; ".join(words for words in (finding.detail, answer.get("detail")) if words)
     return Finding(finding.name, finding.state, detail, finding.remedy, finding.needed, facts)
@@ -106,7 +107,10 @@ def _tried(finding: Finding, answers: Answers) -> Finding:
 def _shipped(answers: Answers) -> Finding:
     answer = answers["shipped"]
     if "error" in answer:
-        remedy = "mend what is broken above; if nothing is, pip install --force-reinstall --no-deps vab"
+        remedy = (
+            "fix what is broken above; if nothing is, restore vab's files: git checkout src/vab in a clone, "
+            "or install vab again"
+        )
         return Finding("tiny networks", "broken", answer["error"], remedy, needed=True)
     return Finding("tiny networks", "ok", answer["detail"], needed=True)
 
@@ -134,7 +138,7 @@ def _extra(name: str, wanted: list[requirements.Requirement], answers: Answers) 
     enables = ENABLES.get(name, "")
     versions = {one.name: requirements.version_of(one.name) for one in wanted}
     facts = {"enables": enables, "versions": versions}
-    install = f"pip install 'vab[{name}]'"
+    install = install_hint(name)
     if missing := requirements.absent(wanted):
         return Finding(name, "absent", f"{enables}; needs {', '.join(missing)}", install, facts=facts)
     installed = ", ".join(f"{package} {version}" for package, version in versions.items())
@@ -155,16 +159,16 @@ def _matching_torchaudio(versions: Mapping[str, str | None]) -> str:
     if not audio or not torch or Version(audio).release[:2] == Version(torch).release[:2]:
         return ""
     release = ".".join(map(str, Version(audio).release[:2]))
-    return f"pip install 'torch=={release}.*' 'torchaudio=={release}.*'"
+    return pip_install(f"torch=={release}.*", f"torchaudio=={release}.*")
 
 
 def _hub(answers: Answers) -> Finding:
     answer, version = answers.get("hub", {}), requirements.version_of("huggingface_hub")
     enables = "weights from the model hub"
     if version is None:
-        return Finding("huggingface_hub", "absent", enables, "pip install huggingface_hub")
+        return Finding("huggingface_hub", "absent", enables, pip_install("huggingface_hub"))
     if "error" in answer:
-        install = "pip install --force-reinstall huggingface_hub"
+        install = pip_install("--force-reinstall", "huggingface_hub")
         return Finding("huggingface_hub", "broken", f"{version}, needed for {enables}: {answer['error']}", install)
     return Finding("huggingface_hub", "ok", f"{version}: {enables}", facts={"version": version, **answer})
 

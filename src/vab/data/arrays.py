@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from vab.data.sources import files_below
+from vab.extras import install_hint
 from vab.spec import UserError
 
 _HDF5 = (".h5", ".hdf5")
@@ -218,7 +219,7 @@ def _h5py(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise UserError(f"{path}: hdf5 files need a package ({error}): pip install 'vab[hdf5]'") from error
+        raise UserError(f"{path}: hdf5 files need a package ({error}): {install_hint('hdf5')}") from error
     return h5py
 
 

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
 from vab.data.format import MANIFEST, sync_folder
+from vab.extras import pip_install
 from vab.spec import UserError
 
 PACKAGES = {
@@ -105,7 +106,7 @@ class Remote:
             self._files, self._root = fsspec.url_to_fs(address, **(_web_options() if self._web else {}))
         except ImportError as error:
             package = PACKAGES[scheme]
-            raise UserError(f"{scheme}:// needs the package {package}: pip install {package}") from error
+            raise UserError(f"{scheme}:// needs the package {package}: {pip_install(package)}") from error
         except Exception as error:  # each library has its own
             raise UserError(f"{self.shown} cannot be opened: {_in_words(error)}") from error
 

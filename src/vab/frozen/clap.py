@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vab.extras import install_hint
 from vab.frozen.judges import Judge, JudgeOutput
 from vab.frozen.published import Published, sha256_of
 from vab.spec import UserError
@@ -40,14 +41,14 @@ class Clap(Judge):
 
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
+        try:  # before the weights are looked for, and perhaps fetched
+            from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor, logging
+        except ImportError as error:
+            raise UserError(f"judge clap needs a package ({error}): {install_hint('dac')}") from error
         folder = PUBLISHED.find(weights)
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise UserError(f"judge clap takes a folder with {' and '.join(FILES)}: {folder} has no {missing[0]}")
-        try:
-            from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor, logging
-        except ImportError as error:
-            raise UserError(f"judge clap needs a package ({error}): pip install 'vab[dac]'") from error
         tower: Any = ClapAudioModelWithProjection
         spoken = logging.get_verbosity()
         logging.set_verbosity_error()  # else it lists the whole text side as unexpected

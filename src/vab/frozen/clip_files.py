@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vab.extras import install_hint
 from vab.frozen.published import Published, cached, fetch, folders, is_offline, is_torchscript
 from vab.spec import UserError
 
@@ -114,7 +115,7 @@ def package() -> Any:
     try:
         import open_clip
     except ImportError as error:
-        raise UserError(f"this vision encoder needs a package ({error}): pip install 'vab[clip]'") from error
+        raise UserError(f"this vision encoder needs a package ({error}): {install_hint('clip')}") from error
     return open_clip
 
 

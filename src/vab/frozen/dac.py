@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vab.extras import install_hint
 from vab.frozen.codec import PIECE_SECONDS, Codec
 from vab.frozen.convolutions import Weights, down_reach, fold_weight_norm, in_pieces, up_reach
 from vab.frozen.published import (
@@ -58,13 +59,13 @@ class Dac(Codec):
 
     def __init__(self, name: str = "dac_16khz", weights: Path | None = None) -> None:
         super().__init__()
-        path = PUBLISHED.find(weights)
-        settings, state, file = _of_folder(path) if path.is_dir() else _of_descript(path)
-        try:
+        try:  # before the weights are looked for, and perhaps fetched
             from huggingface_hub.errors import StrictDataclassError
             from transformers import DacConfig, DacModel
         except ImportError as error:
-            raise UserError(f"codec dac_16khz needs a package ({error}): pip install 'vab[dac]'") from error
+            raise UserError(f"codec dac_16khz needs a package ({error}): {install_hint('dac')}") from error
+        path = PUBLISHED.find(weights)
+        settings, state, file = _of_folder(path) if path.is_dir() else _of_descript(path)
         try:
             config = DacConfig.from_dict(settings)
             self.network = DacModel(config)

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
+from vab.extras import install_hint
 from vab.frozen.codec import BANDWIDTHS, PIECE_SECONDS, Codec
 from vab.frozen.convolutions import down_reach, fold_weight_norm, in_pieces, up_reach
 from vab.frozen.published import Published, read_checkpoint, refusing_other_weights, sha256_of, tell_licence
@@ -73,6 +74,7 @@ class EnCodec(Codec):
         super().__init__()
         kind, _, bandwidth = name.partition(":")
         published = PUBLISHED[kind]
+        package_modules()  # before the weights are looked for, and perhaps fetched
         path = published.find(weights)
         if path.is_dir():
             path /= Path(published.names[0]).name
@@ -157,11 +159,11 @@ class Numbers:
         self.seanet, self.decoder = seanet, decoder or {}
 
 
-def networks(numbers: Numbers) -> tuple[Any, Any, Any]:
-    """Encoder, decoder and quantiser with random weights, as the package encodec defines them.
+def package_modules() -> tuple[Any, Any, Any]:
+    """Classes of the package encodec: encoder, decoder, quantiser.
 
     Raises:
-        UserError: If the package is not installed.
+        UserError: If the package is not installed, or does not import.
     """
     try:
         with warnings.catch_warnings():
@@ -169,14 +171,23 @@ def networks(numbers: Numbers) -> tuple[Any, Any, Any]:
             from encodec.modules import SEANetDecoder, SEANetEncoder
             from encodec.quantization import ResidualVectorQuantizer
     except (ImportError, OSError, RuntimeError) as error:  # a torchaudio for another torch raises any of them
-        raise UserError(f"EnCodec needs a package ({error}): pip install 'vab[encodec]'; see vab doctor") from error
+        hint = install_hint("encodec")
+        raise UserError(f"EnCodec needs a package ({error}): {hint}; vab doctor says more") from error
+    return SEANetEncoder, SEANetDecoder, ResidualVectorQuantizer
+
+
+def networks(numbers: Numbers) -> tuple[Any, Any, Any]:
+    """Encoder, decoder and quantiser with random weights, as the package encodec defines them.
+
+    Raises:
+        UserError: If the package is not installed, or does not import.
+    """
+    encoder_class, decoder_class, quantizer_class = package_modules()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch's older weight norm, which the package takes
-        encoder = SEANetEncoder(**numbers.seanet)
-        decoder = SEANetDecoder(**numbers.seanet, **numbers.decoder)
-    quantizer = ResidualVectorQuantizer(
-        dimension=encoder.dimension, n_q=numbers.num_codebooks, bins=numbers.codebook_size
-    )
+        encoder = encoder_class(**numbers.seanet)
+        decoder = decoder_class(**numbers.seanet, **numbers.decoder)
+    quantizer = quantizer_class(dimension=encoder.dimension, n_q=numbers.num_codebooks, bins=numbers.codebook_size)
     return encoder, decoder, quantizer
 
 

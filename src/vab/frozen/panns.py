@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vab.extras import install_hint
 from vab.frozen.judges import Judge, JudgeOutput
 from vab.frozen.published import AUDIOSET_CLASSES, Published, audioset_classes, fill, sha256_of
 from vab.spec import UserError
@@ -65,7 +66,7 @@ def package_models() -> Any:
     try:
         from frechet_audio_distance.models import pann
     except ImportError as error:
-        raise UserError(f"judges panns_16k and panns_32k need a package ({error}): pip install 'vab[fad]'") from error
+        raise UserError(f"judges panns_16k and panns_32k need a package ({error}): {install_hint('fad')}") from error
     finally:
         if absent:
             del sys.modules["laion_clap"]
@@ -91,6 +92,7 @@ class Panns(Judge):
 
     def __init__(self, name: str, weights: Path | None = None) -> None:
         super().__init__()
+        package_models()  # before the weights are looked for, and perhaps fetched
         path = PUBLISHED[name].find(weights)
         network: Any = package_network(name)
         fill(network, path)

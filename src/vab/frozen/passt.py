@@ -6,10 +6,12 @@ import contextlib
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vab.extras import install_hint
 from vab.frozen.judges import Judge, JudgeOutput
 from vab.frozen.published import Published, audioset_classes, fill, sha256_of
 from vab.spec import UserError
@@ -27,8 +29,8 @@ PUBLISHED = Published(
 )
 
 
-def package_network() -> tuple[nn.Module, nn.Module]:
-    """The spectra and the network that hear21passt's ``get_basic_model`` puts together, with random weights.
+def package_modules() -> tuple[Any, Any]:
+    """Modules of hear21passt: the one of networks, and the one of spectra.
 
     Raises:
         UserError: If the package is not installed.
@@ -36,7 +38,17 @@ def package_network() -> tuple[nn.Module, nn.Module]:
     try:
         from hear21passt.models import passt, preprocess
     except ImportError as error:
-        raise UserError(f"judge passt needs a package ({error}): pip install hear21passt") from error
+        raise UserError(f"judge passt needs a package ({error}): {install_hint('passt')}") from error
+    return passt, preprocess
+
+
+def package_network() -> tuple[nn.Module, nn.Module]:
+    """The spectra and the network that hear21passt's ``get_basic_model`` puts together, with random weights.
+
+    Raises:
+        UserError: If the package is not installed.
+    """
+    passt, preprocess = package_modules()
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints its network
         mel = preprocess.AugmentMelSTFT(
             n_mels=128, sr=SAMPLE_RATE, win_length=800, hopsize=320, n_fft=1024, freqm=48, timem=192, htk=False,
@@ -61,6 +73,7 @@ class Passt(Judge):
 
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
+        package_modules()  # before the weights are looked for, and perhaps fetched
         path = PUBLISHED.find(weights)
         mel, network = package_network()
         fill(network, path)

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from vab.extras import pip_install
 from vab.frozen.downloading import download, progress
 from vab.frozen.hashes import sha256_of as sha256_of  # the loaders take it from here
 from vab.spec import UserError
@@ -159,7 +160,7 @@ def fetch(repository: str, name: str, wanted: str, advice: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.utils import logging
     except ImportError as error:
-        raise UserError(f"{wanted}; {advice}, or pip install huggingface_hub to fetch it") from error
+        raise UserError(f"{wanted}; {advice}, or {pip_install('huggingface_hub')} to fetch it") from error
     if is_offline():
         raise UserError(f"{wanted}, and HF_HUB_OFFLINE forbids to fetch it from {repository}; {advice}")
     print(f"fetching {name} from {repository} on the hub", file=sys.stderr)  # it tries for half a minute

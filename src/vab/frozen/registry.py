@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from vab.extras import pip_install
 from vab.frozen import clap, clip_files, dac, encodec, panns, passt, vggish
 from vab.frozen.codec import CODECS
 from vab.frozen.downloading import download, progress
@@ -166,7 +167,7 @@ def _on_hub(repository: str, name: str, revision: str) -> tuple[str, str, str]:
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise UserError(
-            f"{repository} is on a hub, which needs a package ({error}): pip install huggingface_hub"
+            f"{repository} is on a hub, which needs a package ({error}): {pip_install('huggingface_hub')}"
         ) from error
     # The hub's client raises what its own HTTP library does, and has had three of them.
     problems: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)

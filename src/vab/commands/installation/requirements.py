@@ -12,6 +12,8 @@ from packaging.utils import canonicalize_name
 
 from vab import __version__
 from vab.commands.installation.report import Finding, State
+from vab.extras import pip_install, reinstall_hint
+from vab.extras import requirements as requirements
 
 _DANGERS = {
     "lightning": "2.6.2 and 2.6.3 steal passwords, tokens and keys as soon as they are imported (GHSA-w37p-236h-pfx3)",
@@ -29,7 +31,7 @@ def needed() -> list[Finding]:
         wanted = metadata.metadata("vab")["Requires-Python"] or ""
         own = Finding("vab", "ok", metadata.version("vab"), needed=True, facts={"version": metadata.version("vab")})
     except metadata.PackageNotFoundError:
-        return [Finding("vab", "broken", f"{__version__}, but it is not installed", "pip install vab", needed=True)]
+        return [Finding("vab", "broken", f"{__version__}, but it is not installed", reinstall_hint(), needed=True)]
     python = platform.python_version()
     fits = SpecifierSet(wanted).contains(python, prereleases=True)
     detail = f"{python}, needs {wanted}" if wanted else python
@@ -39,17 +41,6 @@ def needed() -> list[Finding]:
     )  # fmt: skip
     ordered = sorted(requirements(), key=lambda one: [one.name != name for name in _FIRST])
     return [own, found, *(_required(requirement) for requirement in ordered)]
-
-
-def requirements(extra: str = "") -> list[Requirement]:
-    """What vab's metadata asks for: always, or for one of its extras."""
-    every = [Requirement(text) for text in metadata.requires("vab") or ()]
-    here = [
-        requirement
-        for requirement in every
-        if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-    ]
-    return [requirement for requirement in here if bool(extra) == _is_of_extra(requirement)]
 
 
 def extras() -> list[str]:
@@ -80,7 +71,7 @@ def absent(wanted: Sequence[Requirement]) -> list[str]:
 def _required(requirement: Requirement) -> Finding:
     name, wanted = canonicalize_name(requirement.name), str(requirement.specifier)
     version = version_of(name)
-    install = f"pip install '{requirement.name}{wanted}'"
+    install = pip_install(f"{requirement.name}{wanted}")
     facts = {"version": version, "wanted": wanted}
     if version is None:
         return Finding(name, "absent", f"needs {wanted}", install, needed=True, facts=facts)
@@ -97,7 +88,3 @@ def _required(requirement: Requirement) -> Finding:
 
 def _fits(requirement: Requirement, version: str) -> bool:
     return requirement.specifier.contains(version, prereleases=True)
-
-
-def _is_of_extra(requirement: Requirement) -> bool:
-    return "extra" in str(requirement.marker or "")

@@ -1,0 +1,75 @@
+"""Optional packages: what each extra of vab needs, and the line that installs it."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+_WITHOUT_TORCH = ("hdf5",)
+"""Extras of which no package depends on torch."""
+
+
+def requirements(extra: str = "") -> list[Requirement]:
+    """Packages that vab's metadata asks for: always, or for one of its extras.
+
+    Raises:
+        PackageNotFoundError: If vab is not installed.
+    """
+    every = [Requirement(text) for text in metadata.requires("vab") or ()]
+    here = [one for one in every if one.marker is None or one.marker.evaluate({"extra": extra})]
+    return [one for one in here if bool(extra) == ("extra" in str(one.marker or ""))]
+
+
+def pip_install(*packages: str) -> str:
+    """The command line that installs packages for the Python that runs now.
+
+    Args:
+        packages: Arguments of ``pip install``.
+    """
+    beside = Path(sys.executable).with_name("pip")
+    if shutil.which("pip") == str(beside):
+        pip = "pip install"
+    elif importlib.util.find_spec("pip"):
+        pip = f"{shlex.quote(sys.executable)} -m pip install"
+    else:
+        pip = f"uv pip install --python {shlex.quote(sys.executable)}"
+    return " ".join([pip, *(shlex.quote(package) for package in packages)])
+
+
+def install_hint(extra: str) -> str:
+    """The command line that installs the packages of an extra, by their own names.
+
+    No index has to know vab for it, so it works in a checkout and elsewhere. It names the installed torch: without
+    that, pip would replace it to get a newer torchvision.
+
+    Args:
+        extra: Such as ``clip``.
+    """
+    try:
+        packages = [f"{one.name}{one.specifier}" for one in requirements(extra)]
+    except metadata.PackageNotFoundError:
+        return reinstall_hint(extra)
+    try:
+        torch = [] if extra in _WITHOUT_TORCH else [f"torch=={Version(metadata.version('torch')).public}"]
+    except metadata.PackageNotFoundError:
+        torch = []
+    return pip_install(*packages, *torch)
+
+
+def reinstall_hint(extra: str = "") -> str:
+    """The command line that installs vab itself from the checkout that it runs in, or else words.
+
+    Args:
+        extra: To install with it.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / "pyproject.toml").is_file():
+        return "install vab again, in the way it was installed first"
+    return pip_install("--editable", f"{root}[{extra}]" if extra else str(root))
