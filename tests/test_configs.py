@@ -1,8 +1,10 @@
 """Every shipped YAML against the code."""
 
 import inspect
+import json
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from omegaconf import OmegaConf
 from command_line import parsed
 from vab.cli import main
 from vab.commands.extract import extract
+from vab.data.datamodule import ShardDataModule
 from vab.frozen.clip_files import parse
 from vab.frozen.codec import CODECS
+from vab.spec import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = [
@@ -139,6 +143,7 @@ def test_a_change_of_an_extraction_is_merged_over_a_recipe(recipe, path, capsys)
 
 
 def test_weights_that_are_not_there_are_one_line(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("encodec")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("VAB_WEIGHTS", str(tmp_path))
     (tmp_path / "in").mkdir()
@@ -177,3 +182,50 @@ def test_the_sharded_trainer_differs_in_its_strategy_alone():
     whole, sharded = (yaml.safe_load((CONFIGS / "trainer" / f"{name}.yaml").read_text()) for name in ("ddp", "fsdp"))
     assert whole.pop("strategy") != sharded.pop("strategy")
     assert whole == sharded
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_recipe_for_real_data_refuses_shards_of_a_toy_network_alone(path, shards, tmp_path, capsys):
+    """Of the tiny codec, or of the tiny vision encoder, by any command; shards of others begin to train, in silence."""
+    if path.parent.name == "demo":
+        module_of(path, shards)
+        return
+    codec, vision = "audiogen_16khz", "EVA02-L-14-336/merged2b_s6b_b61k"
+    for name, names, words in (
+        ("real", (codec, vision), ""),
+        ("both", ("tiny8", "tiny"), "codec tiny8 and vision encoder tiny, made for"),
+        ("codec", ("tiny", vision), "codec tiny, made for"),
+        ("vision", (codec, "tiny"), "vision encoder tiny, made for"),
+    ):
+        folder = tmp_path / name
+        shutil.copytree(shards, folder)
+        for manifest in folder.rglob("manifest.json"):
+            facts = json.loads(manifest.read_text())
+            facts["spec"] |= dict(zip(("codec", "vision"), names, strict=True))
+            manifest.write_text(json.dumps(facts))
+        if not words:
+            module_of(path, folder)
+            continue
+        with pytest.raises(UserError, match=f"^{folder}/train was extracted with {words}.*--data.allow_tiny true$"):
+            module_of(path, folder)
+        module_of(path, folder, allow_tiny=True)
+    assert capsys.readouterr().err == ""
+
+
+def module_of(path, shards, **changes):
+    """The data module of a recipe, on other shards."""
+    given = OmegaConf.to_container(OmegaConf.load(path.parent / yaml.safe_load(path.read_text())["data"]), resolve=True)
+    others = {"vocabulary": None, "fold": None, "levels": None, "splice": 0.0, "roll": 0.0, "val": str(shards / "val")}
+    return ShardDataModule(**given | others | {"train": str(shards / "train"), "test": None} | changes)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_each_command_says_in_one_line_that_the_shards_are_of_a_toy_network(command, shards, tmp_path, capsys):
+    (tmp_path / "some.ckpt").touch()  # not read before the data
+    checkpoint = [] if command == "fit" else [f"--ckpt_path={tmp_path / 'some.ckpt'}"]
+    folders = [f"--data.train={shards / 'train'}", f"--data.val={shards / 'val'}"]
+    with pytest.raises(SystemExit) as stop:
+        main([command, f"--config={CONFIGS / 'pretrain.yaml'}", *folders, *checkpoint])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {shards / 'train'} was extracted with codec tiny and vision encoder tiny")

@@ -159,11 +159,13 @@ class ShardDataModule(LightningDataModule):
             0.5 in the authors' follow-up (VATT).
         roll: Probability that a training record is moved on by whole seconds, its end coming round to its beginning;
             0.1 in the authors' follow-up.
+        allow_tiny: Train on shards of the codec or vision encoder "tiny", toy networks for the synthetic world. Recipes
+            for real data set it to false.
 
     Raises:
         UserError: If a folder holds no data set, one cannot be fetched, the data sets differ in a number or in their
             labels, their records have fewer than ``levels`` codebooks, a label is not in the vocabulary, a fold is
-            empty, or segments have no second to be spliced at.
+            empty, segments have no second to be spliced at, or the shards are of a toy network and must not be.
     """
 
     def __init__(
@@ -189,6 +191,7 @@ class ShardDataModule(LightningDataModule):
         records_per_epoch: int | None = None,
         splice: float = 0.0,
         roll: float = 0.0,
+        allow_tiny: bool = True,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -213,6 +216,8 @@ class ShardDataModule(LightningDataModule):
         open_one = partial(ShardDataset, check_crc=check_crc, levels=levels, cache=kept)
         self.train_dataset, self.train_parts, self.records_of_parts = open_training(train, records_per_epoch, open_one)
         """The training data, the data sets of which they consist, how many records of each make an epoch."""
+        if not allow_tiny:
+            _refuse_tiny(self.train_dataset)
         self.val_dataset = open_one(val)
         self.test_dataset = None if test is None else open_one(test)
         evaluated = [dataset for dataset in (self.val_dataset, self.test_dataset) if dataset is not None]
@@ -496,6 +501,17 @@ def _require_same_on_all_ranks(trainer: Trainer, mine: dict[str, Any]) -> None:
         raise UserError(
             f"ranks {differing} see other data than rank 0, or have other settings ({values}): give each process the"
             " same folders and flags"
+        )
+
+
+def _refuse_tiny(train: Records) -> None:
+    kinds = {"codec": train.spec.codec, "vision encoder": train.spec.vision}
+    toys = [f"{kind} {name}" for kind, name in kinds.items() if name.startswith("tiny")]
+    if toys:
+        raise UserError(
+            f"{train.folder} was extracted with {' and '.join(toys)}, made for the synthetic world, and this recipe is"
+            " for real data: extract again with vab extract --config configs/extract/paper.yaml; to train on it anyway:"
+            " --data.allow_tiny true"
         )
 
 
