@@ -74,6 +74,15 @@ def test_fit_writes_a_checkpoint_that_reloads_as_its_own_class(fit, shards):
     assert content["global_step"] == 4
 
 
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_on_ckpt_path_promises_only_what_is_taken(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.partition("--ckpt_path CKPT_PATH\n")[2].partition(" --")[0].split())
+    assert text.startswith("A checkpoint, or a run's folder, which stands for its last.ckpt. fit resumes that run")
+    assert not any(word in text for word in ("registry", "best", '"last"', "hpc"))
+
+
 def test_flags_reach_the_part_they_name(fit):
     run = fit("--model.optimizer.lr=3e-4", "--model.feature_dropout=0.25", "--trainer.gradient_clip_val=0.5")
     config = yaml.safe_load((run / "config.yaml").read_text())

@@ -90,6 +90,14 @@ def train(arguments: list[str]) -> None:
 class Parser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser, with our complaints."""
 
+    def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the flags of ``Trainer.fit`` and its kin; Lightning describes values of --ckpt_path that vab refuses."""
+        added: list[str] = super().add_method_arguments(*args, **kwargs)
+        for action in self._actions:
+            if action.dest == "ckpt_path":
+                action.help = "A checkpoint, or a run's folder, which stands for its last.ckpt. fit resumes that run"
+        return added
+
 
 class TrainerCommands(LightningCLI):
     """Lightning's own command line over our tasks and shards."""
