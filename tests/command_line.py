@@ -4,6 +4,7 @@ import argparse
 import importlib
 import inspect
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -52,3 +53,19 @@ def is_whole(arguments, settings):
     module, _, name = (place[rest[0]] if isinstance(place, dict) else place).partition(":")
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
     return all(settings[one.name] is not None for one in parameters if one.default is inspect.Parameter.empty)
+
+
+def code_of(page):
+    """What a Markdown page's blocks say, in one text; a line that goes on in the next is one."""
+    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return "\n".join(block for block in blocks if "-->" not in block).replace("\\\n", " ")  # a picture has arrows
+
+
+def prose_of(page):
+    """A Markdown page without its blocks."""
+    return re.sub(r"^```.*?^```$", "", page, flags=re.DOTALL | re.MULTILINE)
+
+
+def spans_of(page):
+    """What stands in backticks in a Markdown page's sentences."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose_of(page))]
