@@ -123,7 +123,7 @@ def check(words, capsys, whole=True):
     elif program == "make":
         check_make(words, capsys)
     elif program == "torchrun":
-        settings = parsed(rest[rest.index("vab.cli") + 1 :], capsys)
+        settings = parsed(rest[rest.index("vab") + 1 :], capsys)
         flags = dict(itertools.pairwise(rest))
         assert [int(flags["--nnodes"]), int(flags["--nproc_per_node"])] == [
             int(settings["trainer"][name]) for name in ("num_nodes", "devices")
