@@ -2,6 +2,7 @@ import numpy as np
 import torch
 
 from vab.callbacks import spectrogram_picture
+from vab.callbacks.class_table import _most_confused
 from vab.callbacks.pictures import (
     Found,
     _band,
@@ -71,3 +72,9 @@ def test_the_right_sound_is_framed():
 def test_nearest_is_by_the_angle_and_ties_go_to_the_lower_number():
     gallery = torch.tensor([[0.0, 9.0], [2.0, 0.1], [-1.0, 0.0], [1.0, 0.05], [1.0, 1.0]])
     assert nearest(torch.tensor([[5.0, 0.25], [0.0, 0.1]]), gallery, 3).tolist() == [[1, 3, 4], [0, 4, 1]]
+
+
+def test_the_classes_that_are_shown_are_those_confused_most_not_those_that_are_many():
+    counts = torch.tensor([[90, 0, 0, 1], [0, 1, 2, 0], [0, 3, 1, 0], [1, 0, 0, 50]])
+    assert _most_confused(counts, 2).tolist() == [1, 2]
+    assert _most_confused(counts, 9).tolist() == [0, 1, 2, 3]

@@ -52,6 +52,8 @@ def test_the_folder_guesses_what_the_checkpoint_guesses(weights, run, shards, tm
     folder = export(str(run), str(tmp_path / "model"), weights)
     assert sorted(file.name for file in folder.iterdir()) == sorted([CONFIG, WEIGHTS, CARD])
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    trained = json.loads((folder / CONFIG).read_text())["trained"]
+    assert (trained["average_of_steps"] is None) == (weights == "live")
     again = load_task(folder, weights)
     assert type(again) is PretrainTask
     expected = guesses(load_task(run, weights), shards)

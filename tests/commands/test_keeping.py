@@ -105,6 +105,12 @@ def test_a_fade_has_no_step():
     assert joined[175] == 0
 
 
+def test_two_fades_share_a_gap_that_is_too_short_for_both():
+    joined = splice(torch.zeros(COUNT), torch.ones(COUNT), [(0, 50), (60, 400)], 20)
+    assert torch.allclose(joined[50:60], joined[50:60].flip(0))
+    assert joined.diff().abs().max() <= math.pi / (2 * 5) + 1e-6
+
+
 def test_where_the_known_sound_ends_there_is_no_step():
     time = torch.arange(COUNT) / 100
     made, known = torch.sin(time) + 0.5, torch.sin(time)[:250]

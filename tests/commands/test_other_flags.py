@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from flags import each_flag, flip
-from listed import rows, touch
+from listed import column, rows, touch
 from small_media import save_model, tone, video
 from sound_folders import write_folder
 from tone_shards import short_spec, write_shards
@@ -88,6 +88,15 @@ class VGGSound(_List):
         assert starts[0] == ["", ""]
         assert [float(start or 0) for start in starts[1]] == [30, 0]
 
+    def val_share(self):
+        ids = [f"{number:011d}" for number in range(20)]
+        (self.folder / "many.csv").write_text("".join(f"{name},1,x,train\n" for name in ids))
+        touch(self.folder / "media", *(f"{name}.mp4" for name in ids))
+        self.run(list=str(self.folder / "many.csv"), out=str(self.folder / "split"), val_share=0.5)
+        parts = [column(self.folder / "split" / f"{part}.csv", "file") for part in ("train", "val")]
+        assert sorted(parts[0] + parts[1]) == [f"{name}.mp4" for name in ids]
+        assert 3 < len(parts[1]) < 17
+
 
 class AudioSet(_List):
     """Two segments, of files called by the id alone."""
@@ -122,6 +131,15 @@ class AudioSet(_List):
         starts = [sorted(row["start"] for row in self.run(whole_videos=choice)) for choice in (False, True)]
         assert starts[0] == ["", ""]
         assert sorted(map(float, starts[1])) == [10, 420]
+
+    def val_share(self):
+        ids = [f"{number:011d}" for number in range(20)]
+        listed = self.write("many.csv", *(f'{name}, 10.000, 20.000, "/m/068hy"' for name in ids))
+        touch(self.folder / "media", *(f"{name}.mp4" for name in ids))
+        self.run(list=listed, out=str(self.folder / "train.csv"), val_share=0.5)
+        parts = [column(self.folder / f"{part}.csv", "file") for part in ("train", "val")]
+        assert sorted(parts[0] + parts[1]) == [f"{name}.mp4" for name in ids]
+        assert 3 < len(parts[1]) < 17
 
 
 class ESC50(_List):

@@ -11,7 +11,7 @@ import torch
 from flags import batches_seen, each_flag, flip
 from small_media import tone, video
 from tasks_help import saved, small_backbone
-from tone_shards import LABELS, short_spec
+from tone_shards import LABELS, short_spec, write_shards
 from vab.commands.classify import classify
 from vab.commands.embedding import embed_file, load_encoders
 from vab.commands.recall import recall
@@ -134,6 +134,12 @@ class Retrieve:
         report = self.run(**flags, on_missing="skip")
         assert (report["N"], report["missing"]) == (4, 1)
 
+    def by(self):
+        folder = write_shards(self.folder / "segments", short_spec(), 12, per_source=3)
+        reports = [self.run(data=str(folder), by=choice) for choice in ("recording", "segment")]
+        assert [report["by"] for report in reports] == ["recording", "segment"]
+        assert reports[0]["figures"]["mrr_a2v"] > reports[1]["figures"]["mrr_a2v"]
+
     def batch_size(self):
         batches = []
         for size in (64, 8):
@@ -222,6 +228,15 @@ class Recall:
             self.run(video=other)
         report = self.run(video=other, on_missing="skip")
         assert (report["N"], report["missing"]) == (5, 2)
+
+    def by(self):
+        recordings = np.array(["x", "x", "x", "y", "y", "y"])
+        for side, number in (("audio", 0), ("video", 1)):
+            np.savez(self.sides[side], keys=np.array(list("abcdef")), rows=self.rows[number], recordings=recordings)
+        reports = [self.run(by=choice) for choice in ("recording", "segment")]
+        assert [report["by"] for report in reports] == ["recording", "segment"]
+        assert reports[0]["figures"]["mrr_a2v"] > reports[1]["figures"]["mrr_a2v"]
+        assert reports[1]["figures"] == self.usual["figures"]
 
     def overwrite(self):
         out = self.folder / "there.json"

@@ -128,7 +128,7 @@ def test_learning_rates_by_layer():
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(grouped) == len(set(grouped)) == sum(1 for p in task.parameters() if p.requires_grad)
     assert {group["lr_factor"] for group in groups} == {7.0, 1.0, 0.5, 0.25}
-    assert task.lr_factor("backbone.modality_blocks.1.x") == 1.0
+    assert task.lr_factor("backbone.modality_blocks.1.x") == task.lr_factor("backbone.modality_norm.weight") == 1.0
     assert task.lr_factor("backbone.modality_blocks.0.x") == 0.5
     assert task.lr_factor("backbone.audio_input.weight") == 0.25
 
