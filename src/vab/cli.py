@@ -90,7 +90,10 @@ def main(argv: list[str] | None = None) -> None:
 
     A user's mistake is one clear line on stderr and exit status 2; anything else that is raised is a bug of ours.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        arguments = import_plugins(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        fail(str(error))
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         return print(overview())
@@ -128,11 +131,50 @@ def main(argv: list[str] | None = None) -> None:
         leave(130)
 
 
+def import_plugins(arguments: list[str]) -> list[str]:
+    """Import the modules that ``--plugins`` and the environment's ``VAB_PLUGINS`` name, joined by commas.
+
+    A task, backbone or optimizer of one's own is a class of such a module. Files may name it, but never import it.
+
+    Returns:
+        The arguments without ``--plugins``.
+
+    Raises:
+        UserError: If a module cannot be imported.
+    """
+    names = os.environ.get("VAB_PLUGINS", "").split(",")
+    others: list[str] = []
+    rest = deque(arguments)
+    while rest:
+        argument = rest.popleft()
+        flag, equals, value = argument.partition("=")
+        if flag != "--plugins":
+            others.append(argument)
+            continue
+        value = value if equals else rest.popleft() if rest else ""
+        if not value or value.startswith("-"):
+            raise UserError("--plugins needs the name of a Python module, such as --plugins my_package.my_task")
+        names += value.split(",")
+    if names := [*dict.fromkeys(name.strip() for name in names if name.strip())]:
+        os.environ["VAB_PLUGINS"] = ",".join(names)  # for the processes that this one starts
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a user's own code may raise
+            raise UserError(
+                f"--plugins {name}: importing it failed ({type(error).__name__}: {' '.join(str(error).split())}); "
+                "install it, or add its folder to the environment's PYTHONPATH"
+            ) from error
+    return others
+
+
 def overview() -> str:
     """What ``vab --help`` prints; importing nothing heavy."""
     lines = ["usage: vab COMMAND ...     vab COMMAND --help tells more", ""]
     described = {**TRAINER_COMMANDS, **{name: words for name, (words, _) in COMMANDS.items()}}
-    return "\n".join(lines + [f"  {name:<10}{words}" for name, words in described.items()])
+    lines += [f"  {name:<10}{words}" for name, words in described.items()]
+    more = "with any command: --plugins MODULE,... imports the modules of your own tasks, backbones and optimizers"
+    return "\n".join([*lines, "", more])
 
 
 def run_folds(arguments: list[str]) -> None:

@@ -101,6 +101,15 @@ class Checkpoints(ModelCheckpoint):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         return [name for callback in callbacks if isinstance(callback, GenerationEval) for name in callback.names]
 
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        """As Lightning's, and only files of the run's own folder: a checkpoint that was resumed from names others."""
+        own = str(self.dirpath).rstrip("/")
+        if "://" in previous or "://" in own:
+            is_own = previous.startswith(f"{own}/") and ".." not in previous.split("/")
+        else:
+            is_own = Path(own).resolve() in Path(previous).resolve().parents
+        return is_own and super()._should_remove_checkpoint(trainer, previous, current)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save ``last.ckpt`` if the run has gone on since."""
         if self._should_skip_saving_checkpoint(trainer):  # as Lightning's own: in a fast_dev_run, and where it is saved

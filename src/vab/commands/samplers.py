@@ -50,7 +50,7 @@ def read_sampler(file: str | Path) -> Mapping[str, Any]:
     """
     path = Path(file)
     try:
-        content = OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=True)
+        content = OmegaConf.to_container(OmegaConf.create(path.read_text()))  # no ${...}: others may have written it
     except OSError as error:
         raise UserError(f"the sampler file {path} cannot be read: {error.strerror or error}") from error
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:

@@ -50,6 +50,9 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 # A tar header of the plain kind (ustar) holds names of 100 characters; ".features.npy" is the longest field.
 MAX_KEY_LENGTH = 100 - len(".features.npy")
 
+_FILE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
+"""Files of a manifest lie in its folder: others may have written it, and must not make vab read elsewhere."""
+
 KEY_SECONDS = 0.001
 """How fine a key tells when its record starts."""
 
@@ -349,6 +352,13 @@ def parse_manifest(text: bytes, folder: str | Path) -> dict[str, Any]:
         )
     if missing := [name for name in _MANIFEST_ENTRIES if name not in manifest]:
         raise UserError(f"{path} lacks {missing}: {remedy}")
+    try:
+        names = [*manifest["files"].keys(), *(shard["name"] for shard in manifest["shards"])]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: its {MANIFEST} does not list files with bytes and sha256: {error!r}") from error
+    for name in names:
+        if not isinstance(name, str) or name in (".", "..") or not _FILE_NAME.fullmatch(name):
+            raise UserError(f"{folder}: its {MANIFEST} lists a file {name!r}, which is no name of a file in a folder")
     return manifest
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vab.backbone import Backbone
+from vab.spec import UserError
 from vab.tasks.optim import made_optimizer
 
 Built = dict[str, Any]
@@ -46,23 +47,31 @@ def described_as(value: Any) -> Any:
 
 
 def class_of(path: str, base: type) -> type:
-    """The class of that name, if it is a ``base``: a checkpoint must not name just anything to be called.
+    """The class of that name, if it is a ``base`` and its module is loaded: vab's, torch's, or one that the user named.
+
+    Nothing is imported: the name may come from a checkpoint, and importing a module runs its code.
 
     Raises:
+        UserError: If its module is not loaded.
         TypeError: If it is something else, or not there.
     """
-    module, _, name = path.rpartition(".")
-    found = getattr(importlib.import_module(module), name, None)
+    module, _, name = str(path).rpartition(".")
+    if module not in sys.modules:
+        raise UserError(
+            f"{path} is not a class of vab or torch, and a checkpoint may not import it: if you trust the code of"
+            f" {module or path!r}, add --plugins {module or 'MODULE'}, or in Python import it first"
+        )
+    found = vars(sys.modules[module]).get(name)  # not getattr: a module may import others when it is asked for a name
     if not (isinstance(found, type) and issubclass(found, base)):
         raise TypeError(f"{path} is no {base.__name__}")
     return found
 
 
 def class_or_none(path: str, base: type) -> type | None:
-    """The same, or None if it is not to be had here."""
+    """The same, or None if there is no such class, or its module is not loaded."""
     try:
         return class_of(path, base)
-    except (TypeError, ImportError, ValueError):
+    except (TypeError, UserError):
         return None
 
 
