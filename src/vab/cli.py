@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import inspect
+import io
 import json
 import os
 import re
@@ -90,6 +91,9 @@ def main(argv: list[str] | None = None) -> None:
 
     A user's mistake is one clear line on stderr and exit status 2; anything else that is raised is a bug of ours.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8, nor the terminal
     try:
         arguments = import_plugins(sys.argv[1:] if argv is None else argv)
     except UserError as error:

@@ -33,7 +33,7 @@ def test_a_file_changes_what_it_names_and_flags_come_after_it(tmp_path):
         ("just words\n", "unknown key 'just words'; there are decode_steps, "),
         ("", "must hold lines such as 'decode_steps: 8'"),
         ("a: [1\n", "is not YAML"),
-        ("a: ${b}\n", "is not YAML"),
+        ("order: ${b}\n", "got '${b}'"),  # others may have written it: nothing is looked up
     ],
 )
 def test_a_bad_file_is_named_in_one_line(tmp_path, text, words):

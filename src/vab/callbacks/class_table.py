@@ -44,7 +44,7 @@ class ClassTable(Callback):
         if trainer.log_dir is not None:
             folder = Path(trainer.log_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / TABLE, class_csv(labels, figures).encode())
+            write_atomically(folder / TABLE, class_csv(labels, figures))
             whole = {name: value.item() for name, value in figures.items() if value.ndim == 0}
             whole = {"step": trainer.global_step, "records": int(figures["records"]), "labels": len(labels)} | whole
             write_atomically(folder / FIGURES, (json.dumps(whole, indent=1) + "\n").encode())

@@ -8,6 +8,7 @@ for any number of ranks.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import sys
@@ -255,6 +256,10 @@ class _Run:
                         if not _is_of_input(error):
                             raise
                         note(job, self._row(job, error))
+                    except OSError as error:
+                        if error.errno != errno.ENAMETOOLONG:
+                            raise
+                        note(job, self._row(job, UserError(f"{job.target}: the file system takes no name this long")))
                     else:
                         note(job, self._row(job, None) | self._found(job, item, sound, wall_seconds))
                         tally.made += 1

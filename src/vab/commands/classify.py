@@ -83,7 +83,7 @@ def classify(
                 guesses.append(Guess(name, (), str(error)))
             advance(1)
     if out is not None:
-        write_atomically(Path(out), guesses_csv(guesses, min(top, len(task.labels))).encode())
+        write_atomically(Path(out), guesses_csv(guesses, min(top, len(task.labels))))
     _show([guess for guess in guesses if not guess.error])
     if failed := [guess for guess in guesses if guess.error]:
         lines = [guess.error for guess in failed[:_LISTED]]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vab import __version__
 from vab.commands.evaluation.report_file import number, read_figures
-from vab.data.format import sync_folder, write_atomically
+from vab.data.format import fitting_name, sync_folder, write_atomically
 from vab.frozen import dac, encodec
 from vab.metrics.card import Figure
 from vab.spec import SegmentSpec, UserError
@@ -175,13 +175,15 @@ def write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, T
     Raises:
         UserError: If the disk is full.
     """
-    whole, former = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("new", "former"))
+    whole, former = (
+        folder.with_name(fitting_name(f".{folder.name}", f".{kind}-{os.getpid()}")) for kind in ("new", "former")
+    )
     try:
         whole.mkdir(parents=True)
         stored = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
         write_atomically(whole / WEIGHTS, safetensors.torch.save(stored, {"format": "pt"}))
         write_atomically(whole / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-        write_atomically(whole / CARD, card.encode())
+        write_atomically(whole / CARD, card)
         if folder.exists():
             folder.rename(former)
         whole.rename(folder)

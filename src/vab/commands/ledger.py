@@ -181,7 +181,7 @@ class Ledger:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
-        write_atomically(self.folder / TABLE, text.getvalue().encode("utf-8", "surrogateescape"))
+        write_atomically(self.folder / TABLE, text.getvalue())
         for path in journals:
             path.unlink()
         return table

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vab.commands.files import check_files
-from vab.data.format import write_atomically
+from vab.data.format import fitting_name, write_atomically
 from vab.data.official import keywords, youtube
 from vab.data.official.esc50 import esc50 as esc50_rows
 from vab.data.official.msrvtt import msrvtt as msrvtt_rows
@@ -53,7 +53,7 @@ def audioset(list: str, media: str, out: str, whole_videos: bool = False, overwr
         whole_videos: Files called by the id alone are whole videos, of which the list's segments are parts.
         overwrite: Replace files that are there.
     """
-    table, lost = Path(out), Path(out).with_suffix(".missing.txt")
+    table, lost = Path(out), Path(out).with_name(fitting_name(Path(out).stem, ".missing.txt"))
     if table.suffix != ".csv":
         raise UserError(f"--out must end in .csv, got {out}")
     _check([table, lost], [list], overwrite)
@@ -116,7 +116,7 @@ def msrvtt(list: str, media: str, out: str, split: str | None = None, overwrite:
         split: Of a .json with several: train, validate or test.
         overwrite: Replace files that are there.
     """
-    table, lost = Path(out), Path(out).with_suffix(".missing.txt")
+    table, lost = Path(out), Path(out).with_name(fitting_name(Path(out).stem, ".missing.txt"))
     if table.suffix != ".csv":
         raise UserError(f"--out must end in .csv, got {out}")
     _check([table, lost], [list], overwrite)
@@ -149,7 +149,7 @@ def _check(paths: Sequence[Path], inputs: Sequence[str], overwrite: bool) -> Non
 def _with_classes(folder: Path, names: Iterable[str]) -> list[str]:
     """Write the names of the classes; gives the flags that name them."""
     path = folder / "classes.txt"
-    write_atomically(path, ("\n".join(names) + "\n").encode())
+    write_atomically(path, "\n".join(names) + "\n")
     return ["--vocabulary", str(path)]
 
 
@@ -168,7 +168,7 @@ def _tell_unused(unused: Mapping[str, tuple[int, str]]) -> None:
 
 def _tell_missing(missing: Sequence[str], path: Path) -> None:
     if missing:
-        write_atomically(path, ("\n".join(missing) + "\n").encode())
+        write_atomically(path, "\n".join(missing) + "\n")
         print(f"{len(missing)} that are listed have no file: {path}")
     else:
         path.unlink(missing_ok=True)

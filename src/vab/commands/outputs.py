@@ -13,7 +13,7 @@ from typing import Any, Literal
 from vab.commands.generation import Sound
 from vab.commands.preparing import Request
 from vab.data import media
-from vab.data.format import write_atomically
+from vab.data.format import fitting_name, write_atomically
 from vab.data.sources import VIDEO_SUFFIXES, find_sources
 from vab.spec import UserError
 
@@ -75,7 +75,7 @@ def many_jobs(media_list: Path, template: Request, out: Path, suffix: str, num_v
     jobs = []
     for source in sources:
         # From the record's id, which is relative; a CSV may list files anywhere, and none may be written over.
-        target = out / f"{_inside(source.id)}.{suffix}"
+        target = _inside(out, source.id, f".{suffix}")
         # Named as listed, not by the file alone: ID/video.mp4 of every ID would have the same randomness.
         request = replace(template, source=source.path, name=source.name)
         jobs += _variations(request, target, num_variations)
@@ -98,7 +98,7 @@ def write_sound(job: Job, sound: Sound, sample_rate: int, wav_format: WavFormat 
 
 
 def write_note(job: Job, sound: Sound, notes: list[str], settings: Mapping[str, Any]) -> None:
-    """Write down beside a sound how it was made and what it is like: ``x.wav.json`` for ``x.wav``."""
+    """Write down beside a sound how it was made and what it is like: ``x.wav.json`` for ``x.wav`` (`fitting_name`)."""
     request = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(job.request).items()}
     note = {
         "video": request.pop("source"),
@@ -109,7 +109,7 @@ def write_note(job: Job, sound: Sound, notes: list[str], settings: Mapping[str, 
         "warnings": sound.warnings,
         "notes": notes,
     }
-    path = job.target.with_name(job.target.name + ".json")
+    path = job.target.with_name(fitting_name(job.target.name, ".json"))
     write_atomically(path, (json.dumps(note, indent=2) + "\n").encode())
 
 
@@ -149,12 +149,11 @@ def _variations(request: Request, target: Path, count: int) -> list[Job]:
         raise UserError(f"--num_variations must be at least 1, got {count}")
     if count == 1:
         return [Job(request, target)]
-    return [
-        Job(replace(request, variation=number), target.with_name(f"{target.stem}_{number + 1}{target.suffix}"))
-        for number in range(count)
-    ]
+    names = [fitting_name(target.stem, f"_{number}{target.suffix}") for number in range(1, count + 1)]
+    return [Job(replace(request, variation=number), target.with_name(name)) for number, name in enumerate(names)]
 
 
-def _inside(name: str) -> str:
-    """A file name or relative path that stays within a folder."""
-    return "/".join(part for part in Path(name).parts if part not in ("..", "/")) or "video"
+def _inside(folder: Path, name: str, suffix: str) -> Path:
+    """Where a file goes that has a file name or relative path: within a folder, each name no longer than allowed."""
+    *folders, last = [part for part in Path(name).parts if part not in ("..", "/")] or ["video"]
+    return folder.joinpath(*map(fitting_name, folders), fitting_name(last, suffix))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vab import __version__
 from vab.commands.files import check_files
-from vab.data.format import write_atomically
+from vab.data.format import as_utf8, write_atomically
 from vab.data.labels import first_of, read_keys, refuse_duplicates
 from vab.metrics.recall import CUTS, match_ranks, retrieval_table
 from vab.spec import UserError
@@ -132,7 +132,7 @@ def measure(
     return {
         "figures": figures,
         "N": count,
-        "gallery_sha256": None if gallery is None else _hash("\n".join(gallery).encode()),
+        "gallery_sha256": None if gallery is None else _hash(as_utf8("\n".join(gallery))),
         "paired": "row by row" if gallery is None else "by key",
         "similarity": "cosine",
         "ties": TIES,

@@ -84,5 +84,5 @@ def sound_of_codes(codec: Codec, record: Batch, device: torch.device) -> bytes:
 
 def _player(path: Path, folder: Path) -> str:
     kind = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "audio"
-    link = html.escape(quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()), quote=True)
+    link = html.escape(quote(os.fsencode(os.path.relpath(path.resolve(), folder.resolve()))), quote=True)
     return f'<{kind} controls preload="metadata" src="{link}"></{kind}>'

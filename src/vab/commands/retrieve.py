@@ -181,9 +181,7 @@ def retrieve(
         write_atomically(Path(out), (json.dumps(found, indent=2) + "\n").encode())
     if page is not None:
         sounds = _decoded(gallery, hits, where)
-        write_atomically(
-            Path(page), results_page(path, by, hits, len(gallery.names), Path(page).parent, sounds).encode()
-        )
+        write_atomically(Path(page), results_page(path, by, hits, len(gallery.names), Path(page).parent, sounds))
     _show(path, by, gallery, hits)
     return hits
 

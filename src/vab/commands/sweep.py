@@ -183,7 +183,7 @@ class _Results:
             }  # fmt: skip
             values |= {"name": kept.setting.name, "total_steps": str(sampler.total_steps)}
             writer.writerow(values | {name: repr(value) for name, value in kept.figures.items()})
-        write_atomically(self.folder / TABLE, text.getvalue().encode())
+        write_atomically(self.folder / TABLE, text.getvalue())
 
     def write_best(self, row: Row, column: str) -> None:
         """The sampler file of the best row."""
@@ -192,7 +192,7 @@ class _Results:
             yaml.safe_dump({name: value}, default_flow_style=None if isinstance(value, list) else False)
             for name, value in asdict(row.setting.sampler).items()
         ]
-        write_atomically(self.folder / BEST, (comment + "".join(lines)).encode())
+        write_atomically(self.folder / BEST, comment + "".join(lines))
 
     def _require_same(self, identity: dict[str, Any]) -> None:
         path = self.folder / SETTINGS

@@ -57,6 +57,8 @@ KEY_SECONDS = 0.001
 """How fine a key tells when its record starts."""
 
 TEMPORARY_SUFFIX = ".tmp"
+MAX_NAME_BYTES = 255
+"""Length of a file name that the file systems in use allow (ext4, XFS, APFS, NTFS, Lustre, NFS)."""
 INDEX_COLUMNS = {
     "shard": "<u4",
     "codes_offset": "<u8",
@@ -120,13 +122,39 @@ def make_key(record_id: str, start_seconds: float) -> str:
     return clean + suffix
 
 
-def write_atomically(path: Path, content: bytes | memoryview | Iterable[bytes]) -> None:
+def fitting_name(name: str, suffix: str = "") -> str:
+    """``name`` and ``suffix`` as one file name, shortened where it would be longer than file systems allow.
+
+    A shortened name is the beginning of ``name``, a hash of the whole of it, and ``suffix``.
+
+    Args:
+        name: Of a file, without folders; any bytes, as ``os.fsdecode`` gives them.
+        suffix: What follows it; at most 200 bytes.
+    """
+    if len(os.fsencode(name + suffix)) <= MAX_NAME_BYTES:
+        return name + suffix
+    end = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:10]}{suffix}"
+    return os.fsencode(name)[: MAX_NAME_BYTES - len(os.fsencode(end))].decode("utf-8", "ignore") + end
+
+
+def as_utf8(text: str) -> bytes:
+    """Text with names of files as UTF-8; names that are not UTF-8 keep their bytes."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character of UTF-16, as JSON may have
+        return text.encode("utf-8", "surrogatepass")
+
+
+def write_atomically(path: Path, content: str | bytes | memoryview | Iterable[bytes]) -> None:
     """Put ``content``, in one piece or in several, at ``path`` whole or not at all, also across a kill or a power cut.
+
+    Text is written as ``as_utf8`` gives it.
 
     Raises:
         UserError: If the disk is full.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = path.with_name(fitting_name(path.name, TEMPORARY_SUFFIX))
+    content = as_utf8(content) if isinstance(content, str) else content
     needed = 0
     try:
         with temporary.open("wb") as file:

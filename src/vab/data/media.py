@@ -33,7 +33,7 @@ from av.video.reformatter import VideoReformatter
 
 from vab.audio import resample
 from vab.data.decoding import AudioSpan, FrameSpan, MediaError, OpenMedia
-from vab.data.format import explain_full_disk, sync_folder, write_atomically
+from vab.data.format import TEMPORARY_SUFFIX, explain_full_disk, fitting_name, sync_folder, write_atomically
 from vab.data.pictures import is_picture, read_picture, stream_frames
 from vab.data.spans import LEAD, NotInOnePassError, take_span, take_spans
 from vab.data.takers import (
@@ -558,7 +558,7 @@ def _time(packet: Packet[Any]) -> float:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A name to write under; the file gets its own name once it is whole and on disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(fitting_name(f".{path.name}", TEMPORARY_SUFFIX))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

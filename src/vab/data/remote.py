@@ -14,7 +14,7 @@ from threading import Event
 from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
-from vab.data.format import MANIFEST, sync_folder
+from vab.data.format import MANIFEST, as_utf8, sync_folder
 from vab.extras import pip_install
 from vab.spec import UserError
 
@@ -229,7 +229,7 @@ class Remote:
             raise _BrokenError from error
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{quote(name) if self._web else name}{self._query}"
+        return f"{self._root}/{quote(as_utf8(name)) if self._web else name}{self._query}"
 
 
 @contextmanager

@@ -295,11 +295,11 @@ def _all_below(folder: Path) -> Iterator[str]:
 
 def _from_csv(path: Path, labels_from: str, root: Path, by_id: bool = False) -> Sources:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             plain = _begins_at_once(file.readline())
             file.seek(0)
             reader = csv.reader(file, strict=True, skipinitialspace=True)
-            columns = ["file", "labels"] if plain else [name.strip() for name in next(reader, [])]
+            columns = ["file", "labels"] if plain else [_text(name.strip()) for name in next(reader, [])]
             _check_columns(path, columns, labels_from, by_id)
             return _read_rows(path, reader, columns, labels_from, str(root), plain)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -351,6 +351,9 @@ def _read_rows(
             continue
         line = getattr(reader, "line_num", 0)
         name = cell(row, "file")
+        if not "".join(row).isascii():
+            is_there = os.path.lexists(os.path.join(root, name))
+            row = [value if is_there and value.strip() == name else _text(value) for value in row]
         if any("\n" in value or "\r" in value or "\0" in value for value in row):
             raise UserError(f"{path}, line {line}: a line break inside of double quotes: is a quote not closed before?")
         if not name or len(row) > len(columns):
@@ -369,6 +372,15 @@ def _read_rows(
             known[text] = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
         sources.add(name, _start(cell(row, "start"), path, line), known[text], cell(row, "id"))
     return sources
+
+
+def _text(value: str) -> str:
+    """A value, refused where its bytes are not UTF-8: of a file that is there the name alone may be of any bytes.
+
+    Raises:
+        UnicodeDecodeError: If they are not.
+    """
+    return value.encode("utf-8", "surrogateescape").decode()
 
 
 def _begins_at_once(first_line: str) -> bool:

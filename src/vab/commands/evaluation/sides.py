@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vab.commands.evaluation.folders import Folder
+from vab.data.format import as_utf8
 from vab.data.sounds import Decoded, Listening, Unusable, decode_all
 from vab.frozen.judges import Judge
 from vab.frozen.listening import Impressions, listen
@@ -57,7 +58,7 @@ class Side:
     def set_hash(self) -> str:
         """SHA-256 over names and contents, whatever folder they are in."""
         lines = sorted(f"{key}\t{digest}\n" for key, digest in zip(self.keys, self.hashes, strict=True))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256(as_utf8("".join(lines))).hexdigest()
 
     def take(self, keys: Sequence[str]) -> Side:
         """The sounds of these names, in this order."""

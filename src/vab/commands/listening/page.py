@@ -18,7 +18,7 @@ from rich.progress import track
 from vab import __version__
 from vab.commands.listening.media import LEVEL_DB, PEAK_DB, SAMPLE_RATE, SHORT_SECONDS, match_levels, read_sounds
 from vab.commands.listening.plan import Material, Trial
-from vab.data.format import write_atomically
+from vab.data.format import TEMPORARY_SUFFIX, fitting_name, write_atomically
 from vab.data.media import replace_audio
 from vab.metrics.health import SILENT_DB
 from vab.spec import UserError
@@ -116,7 +116,7 @@ def write_page(
     Raises:
         UserError: If a file cannot be read, or the disk is full or not writable.
     """
-    building = out.with_name(f".{out.name}.tmp")
+    building = out.with_name(fitting_name(f".{out.name}", TEMPORARY_SUFFIX))
     shutil.rmtree(building, ignore_errors=True)  # of a run that was stopped
     try:
         (building / "page" / "media").mkdir(parents=True)
@@ -141,7 +141,7 @@ def write_page(
             ],
         }
         write_atomically(building / KEY, (json.dumps(key, indent=2) + "\n").encode())
-        write_atomically(building / "page" / "index.html", _html(page, trials, questions).encode())
+        write_atomically(building / "page" / "index.html", _html(page, trials, questions))
         if out.exists():
             out.rmdir()  # empty, as holds_page has seen
         building.rename(out)

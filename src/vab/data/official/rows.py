@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vab.data.format import as_utf8
 from vab.data.tables import not_csv
 from vab.spec import UserError
 
@@ -38,7 +39,7 @@ def rows_csv(rows: Iterable[Row]) -> Iterator[bytes]:
         csv.writer(text, lineterminator="\n").writerows(
             (row.file, ";".join(row.labels), "" if row.start is None else f"{row.start:.10g}", row.id) for row in some
         )
-        yield text.getvalue().encode("utf-8", "surrogateescape")
+        yield as_utf8(text.getvalue())
 
 
 def read_table(path: Path, comments: bool = False) -> Iterator[tuple[int, list[str]]]:

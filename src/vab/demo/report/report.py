@@ -126,7 +126,7 @@ def report(
         f"{name}: {run.name}": curves_svg(run, _UNITS[run.facts["task"]]) for name, run in runs.items() if run.curves
     }
     write_atomically(figures_file, (json.dumps(result, indent=1) + "\n").encode())
-    write_atomically(Path(out), page(result, plots, examples, found).encode())
+    write_atomically(Path(out), page(result, plots, examples, found))
     print(f"{out}: open it in a browser; figures in {figures_file}")
     return result
 
