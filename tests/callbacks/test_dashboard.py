@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
@@ -100,3 +100,15 @@ def test_nested_settings_become_one_level():
         "on": True,
         "name": "n",
     }
+
+
+def test_a_tensorboard_that_is_not_the_first_logger_gets_all_the_same(run, events, tmp_path):
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    callbacks = MediaLog(num_records=1, num_checked=1), GenerationEval(num_records=4), Dashboard()
+    run(*callbacks, steps=2, logger=[CSVLogger(tmp_path), logger], log_every_n_steps=1)
+    found = events(logger)
+    assert "record_0/3_generated" in found.Tags()["audio"]
+    assert {"record_0/spectrograms", "generation/retrieval_0"} <= set(found.Tags()["images"])
+    assert "health/peak" in found.Tags()["scalars"]
+    assert page(found).category
+    assert "_hparams_/session_end_info" in found.summary_metadata

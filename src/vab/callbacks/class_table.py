@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from vab.callbacks.pictures import confusion_figure
+from vab.callbacks.tensorboard import tensorboards
 from vab.data.format import write_atomically
 from vab.spec import UserError
 from vab.tasks import ClassifyTask
@@ -38,24 +39,27 @@ class ClassTable(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write both, on the first rank."""
         assert isinstance(pl_module, ClassifyTask)
+        # Without a logger log_dir is the folder one is in, into which only a training may write.
+        writes = trainer.state.fn == TrainerFn.FITTING or bool(trainer.loggers)
+        folder = Path(trainer.log_dir or ".") if writes else None  # which all ranks must ask for
         if not trainer.is_global_zero or trainer.sanity_checking or not pl_module.figures:
             return
-        figures, labels = pl_module.figures, pl_module.labels
-        if trainer.log_dir is not None:
-            folder = Path(trainer.log_dir)
+        figures, labels, loggers = pl_module.figures, pl_module.labels, tensorboards(trainer)
+        if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / TABLE, class_csv(labels, figures))
             whole = {name: value.item() for name, value in figures.items() if value.ndim == 0}
             whole = {"step": trainer.global_step, "records": int(figures["records"]), "labels": len(labels)} | whole
             write_atomically(folder / FIGURES, (json.dumps(whole, indent=1) + "\n").encode())
-        if "confusion_matrix" in figures and isinstance(trainer.logger, TensorBoardLogger):
+        if "confusion_matrix" in figures and loggers:
             counts = figures["confusion_matrix"].cpu()
             drawn = _most_confused(counts, _DRAWN)
             title = f"validation, step {trainer.global_step}"
             if len(drawn) < len(labels):
                 title += f": the {len(drawn)} of {len(labels)} classes most often confused"
             picture = confusion_figure(counts[drawn][:, drawn], [labels[i] for i in drawn.tolist()], title)
-            trainer.logger.experiment.add_image("confusion", picture, trainer.global_step, dataformats="HWC")
+            for logger in loggers:
+                logger.experiment.add_image("confusion", picture, trainer.global_step, dataformats="HWC")
 
 
 def class_csv(labels: tuple[str, ...], figures: dict[str, Tensor]) -> str:

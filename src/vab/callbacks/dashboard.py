@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vab.callbacks.averaging import EMA
 from vab.callbacks.generation_eval import GenerationEval
 from vab.callbacks.media import MediaLog
 from vab.callbacks.meters import Meters
+from vab.callbacks.tensorboard import tensorboards
 from vab.data.datamodule import ShardDataModule
 from vab.metrics.recall import CUTS
 from vab.tasks import AlignTask, BaseTask, ClassifyTask, PretrainTask
@@ -83,8 +83,8 @@ class Dashboard(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write both; the callbacks know by now what they will log."""
-        logger = trainer.logger
-        if not (isinstance(logger, TensorBoardLogger) and isinstance(pl_module, BaseTask)):
+        loggers = tensorboards(trainer)
+        if not (loggers and isinstance(pl_module, BaseTask)):
             return
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import custom_scalars, hparams
@@ -101,16 +101,16 @@ class Dashboard(Callback):
         for info in columns.experiment.hparam_infos:
             info.differs = info.name in _FIRST  # TensorBoard sorts these to the front
         stored.content = columns.SerializeToString()
-        writer = logger.experiment._get_file_writer()
-        for summary in (custom_scalars(charts), opening, row):
-            writer.add_summary(summary)
-        writer.flush()
+        for logger in loggers:
+            writer = logger.experiment._get_file_writer()
+            for summary in (custom_scalars(charts), opening, row):
+                writer.add_summary(summary)
+            writer.flush()
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the row as that of a run that came to its end."""
-        logger = trainer.logger
-        if isinstance(logger, TensorBoardLogger) and isinstance(pl_module, BaseTask):
+        for logger in tensorboards(trainer) if isinstance(pl_module, BaseTask) else ():
             logger.experiment._get_file_writer().add_summary(self._closing)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from vab.callbacks.heard import Rows
 from vab.callbacks.pictures import Found, confusion_figure, nearest, retrieval_figure
 from vab.callbacks.subset import KEPT, Settings, SharedSubset, Sounds
+from vab.callbacks.tensorboard import tensorboards
 from vab.data.datamodule import ShardDataModule
 from vab.spec import Batch, UserError
 from vab.tasks import PretrainTask
@@ -194,14 +194,15 @@ def together(trainer: Trainer, work: Callable[[], Result]) -> Result:
 
 def draw(trainer: Trainer, subset: SharedSubset, made: list[Sounds], rows: Rows) -> None:
     """On the first rank, into TensorBoard: what was taken for what, and what some generated sounds are most like."""
-    logger, lead = trainer.logger, subset.lead
-    if not (trainer.is_global_zero and isinstance(logger, TensorBoardLogger) and lead is not None):
+    loggers, lead = tensorboards(trainer), subset.lead
+    if not (trainer.is_global_zero and loggers and lead is not None):
         return
     step, judge = trainer.global_step, lead.judge
     if bool(rows.truth.any()):
         title = f"{len(rows.index)} generated sounds, judge {judge.name}, step {step}"
         picture = confusion_figure(rows.confusion(), judge.classes, title)
-        logger.experiment.add_image("generation/confusion_matrix", picture, step, dataformats="HWC")
+        for logger in loggers:
+            logger.experiment.add_image("generation/confusion_matrix", picture, step, dataformats="HWC")
     ranks = rows.ranks()
     if ranks is None:
         return
@@ -221,7 +222,8 @@ def draw(trainer: Trainer, subset: SharedSubset, made: list[Sounds], rows: Rows)
         )
         asked = Found(f"GENERATED for {_title(subset, number)}", sound)
         picture = retrieval_figure(asked, found, subset.codec.sample_rate, title)
-        logger.experiment.add_image(f"generation/retrieval_{query}", picture, step, dataformats="HWC")
+        for logger in loggers:
+            logger.experiment.add_image(f"generation/retrieval_{query}", picture, step, dataformats="HWC")
 
 
 def _title(subset: SharedSubset, number: int) -> str:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from vab.callbacks.pictures import spectrograms_figure
+from vab.callbacks.tensorboard import tensorboards
 from vab.data.datamodule import ShardDataModule
 from vab.data.media import MediaError, read_audio, read_frames
 from vab.data.order import spread_evenly
@@ -88,9 +89,9 @@ class MediaLog(Callback):
         """
         if not (trainer.is_global_zero or is_sharded(pl_module)):
             return
-        logger = trainer.logger
+        loggers = tensorboards(trainer)
         data = getattr(trainer, "datamodule", None)
-        if batch_idx > 0 or trainer.sanity_checking or not isinstance(logger, TensorBoardLogger):
+        if batch_idx > 0 or trainer.sanity_checking or not loggers:
             return
         if not (isinstance(pl_module, PretrainTask) and isinstance(data, ShardDataModule)):
             return
@@ -109,15 +110,17 @@ class MediaLog(Callback):
             self._shown = self._references(data, few, pl_module)
             for number, shown in enumerate(self._shown):
                 for name, audio in shown.sounds:
-                    _add_sound(logger, f"record_{number}/{name}", audio, step, rate)
+                    _add_sound(loggers, f"record_{number}/{name}", audio, step, rate)
         for number, (shown, audio) in enumerate(zip(self._shown, sounds, strict=False)):
-            _add_sound(logger, f"record_{number}/3_generated", audio, step, rate)
+            _add_sound(loggers, f"record_{number}/3_generated", audio, step, rate)
             rows = [(name[2:].replace("_", " "), sound) for name, sound in (*shown.sounds, ("3_generated", audio))]
             picture = spectrograms_figure(rows, rate, f"{shown.title}, step {step}", shown.frames)
-            logger.experiment.add_image(f"record_{number}/spectrograms", picture, step, dataformats="HWC")
+            for logger in loggers:
+                logger.experiment.add_image(f"record_{number}/spectrograms", picture, step, dataformats="HWC")
         checked = _health_of(made, few, sounds, pl_module)[: self.num_checked]
         if checked:
-            _show_health(logger, step, checked, pl_module.audio_statistics)
+            for logger in loggers:
+                _show_health(logger, step, checked, pl_module.audio_statistics)
 
     def _decoded(self, codes: Tensor, batch: Batch, task: PretrainTask) -> list[Tensor]:
         if self._codec is None:
@@ -163,9 +166,10 @@ def _frames(file: Path, start: float, seconds: float) -> np.ndarray | None:
         return None
 
 
-def _add_sound(logger: TensorBoardLogger, tag: str, audio: Tensor, step: int, rate: int) -> None:
+def _add_sound(loggers: list[TensorBoardLogger], tag: str, audio: Tensor, step: int, rate: int) -> None:
     """TensorBoard clips what leaves [-1, 1]; scaling keeps a loud mistake audible as one."""
-    logger.experiment.add_audio(tag, audio / audio.abs().max().clamp(min=1), step, rate)
+    for logger in loggers:
+        logger.experiment.add_audio(tag, audio / audio.abs().max().clamp(min=1), step, rate)
 
 
 def _health_of(codes: Tensor, batch: Batch, sounds: list[Tensor], task: PretrainTask) -> list[Health]:
