@@ -67,7 +67,7 @@ ifeq ($(CONFIG),)
 	  $(ARGS)
 	$(call ENDED,demo_classify)
 	$(BIN)/vab validate --config configs/demo/classify.yaml --data.train $(WORLD)/shards/train \
-	  --data.val $(WORLD)/shards/val --trainer.logger false --trainer.callbacks null --ckpt_path runs/demo_classify
+	  --data.val $(WORLD)/shards/val --ckpt_path runs/demo_classify
 else
 	$(BIN)/vab fit --config $(CONFIG) $(ARGS)
 endif

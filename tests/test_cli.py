@@ -136,9 +136,8 @@ def test_the_saved_config_replays_and_validates(fit, capsys):
     assert "val/loss" in first
     main(["test", "--config", config, "--ckpt_path", checkpoint, "--data.test", str(_val(config))])
     assert "test/loss" in capsys.readouterr().out
-    main(["predict", "--config", config, "--ckpt_path", checkpoint, "--data.test", str(_val(config))])
-    (made,) = run.parent.rglob("codes_rank_0.npz")
-    codes = np.load(made)
+    main(["predict", "--config", config, "--ckpt_path", checkpoint, "--data.test", str(_val(config)), "--out", "made"])
+    codes = np.load("made/codes_rank_0.npz")
     assert codes["index"].tolist() == list(range(20))
     assert codes["codes"].shape == (20, 4, 32)
 

@@ -223,6 +223,7 @@ def module_of(path, shards, **changes):
 def test_each_command_says_in_one_line_that_the_shards_are_of_a_toy_network(command, shards, tmp_path, capsys):
     (tmp_path / "some.ckpt").touch()  # not read before the data
     checkpoint = [] if command == "fit" else [f"--ckpt_path={tmp_path / 'some.ckpt'}"]
+    checkpoint += [f"--out={tmp_path / 'made'}"] if command == "predict" else []
     folders = [f"--data.train={shards / 'train'}", f"--data.val={shards / 'val'}"]
     with pytest.raises(SystemExit) as stop:
         main([command, f"--config={CONFIGS / 'pretrain.yaml'}", *folders, *checkpoint])

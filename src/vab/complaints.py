@@ -60,7 +60,12 @@ def stopping_at_once() -> Iterator[None]:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """``; did you mean ...?`` where something known is close to ``word``, else nothing."""
+    """``; did you mean ...?`` where something known is close to ``word``, else nothing.
+
+    A word that is itself known, to another command, gets no such advice.
+    """
+    if word in known:
+        return ""
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

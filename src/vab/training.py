@@ -19,6 +19,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
@@ -39,7 +40,7 @@ from vab.data.datamodule import ShardDataModule
 from vab.engines import FSDP
 from vab.spec import UserError
 from vab.tasks import BaseTask
-from vab.tasks.checkpoints import find_checkpoint, reading
+from vab.tasks.checkpoints import find_checkpoint, newest_checkpoint, reading
 
 _SHOWN = 160  # characters of a library's complaint
 
@@ -103,6 +104,19 @@ class TrainerCommands(LightningCLI):
     """Lightning's own command line over our tasks and shards."""
 
     _run = "run"  # of fit: its name by its settings
+    _place: tuple[str, int] | None = None  # of a run that continues in its own folder: the logger's version, the step
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Add what Lightning's commands lack: where to write, for those that write only when they are asked to."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            words = (
+                "folder in which TensorBoard logs the metrics, at the checkpoint's step; none: they are only printed"
+            )
+            parser.add_argument("--log_to", type=str | None, default=None, help=words)
+        elif subcommand == "predict":
+            parser.add_argument("--out", type=str, required=True, help="folder for predictions: one .npz for each rank")
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the shards say which network and which classes fit them."""
@@ -118,8 +132,17 @@ class TrainerCommands(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make data, task and trainer; what a user's value cannot be is said in one line."""
+        settings = self.config[self.config.subcommand].trainer
         try:
-            super().instantiate_classes()
+            if self._place is None:
+                super().instantiate_classes()
+            else:
+                place = settings.logger.init_args
+                given = place.get("version"), None
+                place.version, place.purge_step = self._place  # steps after the checkpoint's are done and shown again
+                super().instantiate_classes()
+                # The run's saved config must not make other commands, or a later resume, purge what was logged.
+                place.version, place.purge_step = given
         except ValueError as error:  # the parser's, about all that an argument might have been
             told = cause_of(error, UserError, MisconfigurationException)
             if told is not None:
@@ -142,7 +165,16 @@ class TrainerCommands(LightningCLI):
             callbacks.append(StepProgress())
         if not any(isinstance(callback, Meters) for callback in callbacks):
             callbacks.append(Meters())  # a run cannot do without its meters
-        callbacks += [Dashboard(), PredictionWriter()]
+        command = self.config.subcommand
+        if command == "fit":
+            callbacks.append(Dashboard())
+        else:
+            self.save_config_callback = None  # only fit writes into a run
+            own = self.config[command]
+            if command == "predict":
+                callbacks.append(PredictionWriter(own.out))
+            elif own.log_to is not None:
+                kwargs["logger"] = TensorBoardLogger(own.log_to, name="", version="", default_hp_metric=False)
         accumulated, interval = settings.get("accumulate_grad_batches"), settings.get("val_check_interval")
         if accumulated is not None and accumulated < 1:
             raise UserError(f"--trainer.accumulate_grad_batches must be 1 or more, got {accumulated}")
@@ -177,9 +209,14 @@ class TrainerCommands(LightningCLI):
         """A run is what its config says and a checkpoint is its state: neither changes the other."""
         settings = self.config[self.config.subcommand]
         path = settings.get("ckpt_path")
-        if not path and self.config.subcommand != "fit":
-            raise UserError(f"{self.config.subcommand} needs a trained model: --ckpt_path FILE, or a run's folder")
-        if self.config.subcommand == "fit":
+        if self.config.subcommand != "fit":
+            if not path:
+                raise UserError(f"{self.config.subcommand} needs a trained model: --ckpt_path FILE, or a run's folder")
+            settings.trainer.logger = False  # the run's own: only fit writes into a run
+            for flag in ("out", "log_to"):
+                if (folder := settings.get(flag)) is not None:
+                    refuse_folder_of_run(Path(folder), flag)
+        else:
             words = self._parser("fit").dump(settings, skip_unset=False)
             self._run = name_of_run(words)
             if left := folder_of_returned_job(settings.trainer.default_root_dir or ".", self._run):
@@ -195,33 +232,64 @@ class TrainerCommands(LightningCLI):
                 )
                 raise UserError(f"--ckpt_path {path} is an exported model, not the state of a run: {remedy}")
             if self.config.subcommand == "fit":
-                go_on_in_place(settings, Path(settings.ckpt_path), words)
+                self._place = place_of_run(settings, Path(settings.ckpt_path), words)
+
+    def before_validate(self) -> None:
+        """Let the trainer know the checkpoint's step, if metrics are to be logged at it."""
+        settings = self.config[self.config.subcommand]
+        if settings.log_to is None:
+            return
+        with reading(settings.ckpt_path):
+            step = torch.load(settings.ckpt_path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        loop = self.trainer.fit_loop.epoch_loop
+        loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step  # the trainer's global_step
+        loop._batches_that_stepped = step
+
+    before_test = before_validate
 
 
-def go_on_in_place(settings: Any, checkpoint: Path, words: str) -> None:
-    """Let a run that goes on as it began write where it did, and so be one run: one line of TensorBoard, one best.
+def refuse_folder_of_run(folder: Path, flag: str) -> None:
+    """Refuse a run's folder as a place to write to.
 
-    That is so with the config that lies beside the checkpoint, but for its end, and from where the run has come to.
-    Whoever changes a setting, or goes back to an earlier checkpoint, gets a folder of its own, and nothing is lost.
+    Raises:
+        UserError: If it is one.
+    """
+    if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+        raise UserError(
+            f"--{flag} {folder} is the folder of a run, into which only vab fit writes: give another folder"
+        )
+
+
+def place_of_run(settings: Any, checkpoint: Path, words: str) -> tuple[str, int] | None:
+    """Where a resumed run continues in its own folder: one line in TensorBoard, one best checkpoint.
+
+    It does so with the config that lies beside the checkpoint, but for its end, and from the newest checkpoint. A run
+    with a changed setting, or from an earlier checkpoint, gets a folder of its own, and nothing is lost.
 
     Args:
-        settings: Of ``fit``; the logger's version is changed.
-        checkpoint: That the run goes on with.
+        settings: Of ``fit``.
+        checkpoint: From which the run continues.
         words: The same settings, as they would be saved.
+
+    Returns:
+        The logger's version, and the step up to which its curves stay; None for a folder of its own.
     """
     logger, folder = settings.trainer.get("logger"), checkpoint.absolute().parent.parent
     if getattr(logger, "class_path", None) != "lightning.pytorch.loggers.TensorBoardLogger":
-        return
+        return None
     place = logger.init_args
     home = Path(place.save_dir, place.get("name") or "", place.get("sub_dir") or "").absolute()
-    saved = folder / "config.yaml"
-    if place.get("version") is not None or folder.parent != home or not saved.is_file():
-        return
-    if find_checkpoint(folder).samefile(checkpoint) and _but_for_its_end(words) == _but_for_its_end(saved.read_text()):
-        with reading(checkpoint):
-            step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-        place.version, place.purge_step = folder.name, step  # what was logged after it is done, and shown, again
-        rank_zero_info(f"going on in {folder}")
+    saved, newest = folder / "config.yaml", newest_checkpoint(folder)
+    if place.get("version") not in (None, folder.name) or folder.parent != home or not saved.is_file():
+        return None
+    if newest is None or not newest.samefile(checkpoint):
+        return None
+    if _but_for_its_end(words) != _but_for_its_end(saved.read_text()):
+        return None
+    with reading(checkpoint):
+        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    rank_zero_info(f"going on in {folder}")
+    return folder.name, step
 
 
 def name_of_run(config: str) -> str:

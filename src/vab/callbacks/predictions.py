@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from vab.data.format import write_atomically
+from vab.spec import UserError
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -21,8 +22,24 @@ class PredictionWriter(BasePredictionWriter):
     (n, E) embeddings of an alignment, ``probabilities`` (n, L) of a classification.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str | None = None) -> None:
+        """Configure the place.
+
+        Args:
+            folder: Where the files go; by default the logger's folder, else the trainer's ``default_root_dir``.
+        """
         super().__init__("epoch")
+        self.folder = folder
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a folder that holds predictions, before any are made: ranks that are fewer would leave old files.
+
+        Raises:
+            UserError: With what to do.
+        """
+        found = [] if self.folder is None else sorted(Path(self.folder).glob("*_rank_*.npz"))
+        if found and trainer.is_global_zero:
+            raise UserError(f"{found[0]} is there already: give another --out, or remove the old predictions")
 
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any
@@ -39,7 +56,7 @@ class PredictionWriter(BasePredictionWriter):
         kind = "codes" if "codes" in arrays else "predictions"
         content = io.BytesIO()
         np.savez(content, **arrays)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{kind}_rank_{trainer.global_rank}.npz"
         write_atomically(path, content.getbuffer())

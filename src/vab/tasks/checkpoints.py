@@ -12,10 +12,14 @@ from vab.tasks.exported import WEIGHTS, is_exported
 
 
 def find_checkpoint(place: str | Path) -> Path:
-    """The file that a path means: itself, the newest ``last.ckpt`` under a folder, an exported model's weights.
+    """The file that a path means.
+
+    Args:
+        place: A file means itself. An exported model's folder means its weights. Any other folder means the newest
+            ``last.ckpt`` under it, or its only ``.ckpt`` file.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no checkpoint, or several of which none is a ``last.ckpt``.
     """
     path = Path(place)
     if path.is_file():
@@ -24,13 +28,25 @@ def find_checkpoint(place: str | Path) -> Path:
         raise UserError(f"no checkpoint at {path}: give a .ckpt file or a run's folder, such as runs/pretrain")
     if is_exported(path):
         return path / WEIGHTS
-    found = [(file.stat().st_mtime_ns, file.stem == "last", file) for file in path.rglob("*.ckpt")]
-    newest = max((entry for entry in found if entry[-1].stem.startswith("last")), default=None)
-    if newest is None and found:
-        raise UserError(f"no last.ckpt under {path}, but others: give one, such as {max(found)[-1]}")
-    if newest is None:
-        raise UserError(f"no last.ckpt under {path}: the run has not saved a checkpoint yet")
-    return newest[-1]
+    found = _by_age(path)
+    last = [file for file in found if file.stem.startswith("last")]
+    if not last and len(found) > 1:
+        raise UserError(f"no last.ckpt under {path}, but {len(found)} others: give one, such as {found[-1]}")
+    if not found:
+        raise UserError(f"no .ckpt file under {path}: the run has not saved a checkpoint yet")
+    return (last or found)[-1]
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last state of a run: its newest ``last.ckpt``, or the newest checkpoint of a run that keeps none."""
+    found = _by_age(folder)
+    last = [file for file in found if file.stem.startswith("last")]
+    return next(reversed(last or found), None)
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """The checkpoints under a folder, oldest first; of files of one moment, ``last.ckpt`` comes last."""
+    return sorted(folder.rglob("*.ckpt"), key=lambda file: (file.stat().st_mtime_ns, file.stem == "last", file))
 
 
 @contextmanager
