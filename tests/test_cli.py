@@ -149,7 +149,7 @@ def _val(config):
 def test_resume_goes_on_where_the_run_stopped(fit):
     first = fit()
     shorter = torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)["live_state_dict"]
-    second = fit("--trainer.max_steps=6", f"--ckpt_path={first}")
+    second = fit("--trainer.max_steps=6", "--model.schedule_steps=6", f"--ckpt_path={first}")
     content = torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["global_step"] == 6
     schedule = content["lr_schedulers"][0]
@@ -160,6 +160,39 @@ def test_resume_goes_on_where_the_run_stopped(fit):
     assert rates[-1] == pytest.approx(0.0)  # the fall ends where the longer run ends,
     name = "backbone.audio_input.weight"
     assert not torch.equal(shorter[name], content["live_state_dict"][name])  # not where the shorter one would have
+
+
+def test_a_longer_run_does_not_raise_a_learning_rate_that_has_fallen_unless_it_is_told_to(fit, shards, capsys):
+    first = fit()
+    longer = ["fit", "--config", RECIPE, *small(shards), "--trainer.max_steps=6", f"--ckpt_path={first}"]
+    text = complaint(capsys, *longer).splitlines()[-1]
+    assert (
+        "has fallen to its end, 0 of its top; a longer run would raise it to 0.5: type --model.schedule_steps 6" in text
+    )
+    second = fit("--trainer.max_steps=6", "--model.schedule_steps=6", f"--ckpt_path={first}")
+    content = torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["lr_schedulers"][0]["_last_lr"] == [0.0, 0.0]
+
+
+def test_a_schedule_that_changes_on_the_way_is_told(fit, caplog):
+    first = fit("--model.schedule_steps=6")
+    second = fit("--trainer.max_steps=5", "--model.schedule_steps=6", f"--ckpt_path={first}")
+    assert "learning rate continues" not in caplog.text
+    fit("--trainer.max_steps=6", "--model.schedule_steps=7", f"--ckpt_path={second}")
+    words = (
+        "the learning rate continues at 0.4 of its top, not at the checkpoint's 0.25: the schedule now ends at step 7"
+    )
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "align", "classify"])
+def test_a_recipe_passes_fast_dev_run_with_its_own_warm_up(recipe, shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = [flag for flag in small(shards) if "warmup" not in flag and (recipe == "pretrain" or "sampler" not in flag)]
+    kept = [flag for flag in flags if recipe == "pretrain" or "joint" not in flag]
+    more = [] if recipe == "pretrain" else ["--model.init_from=null"]
+    main(["fit", "--config", str(CONFIGS / "demo" / f"{recipe}.yaml"), *kept, *more, "--trainer.fast_dev_run=true"])
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_the_last_step_is_saved_also_where_no_validation_falls_on_it(fit):
@@ -316,7 +349,8 @@ def test_a_mixture_is_folders_and_weights(way, fit, shards, tmp_path, monkeypatc
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["ShardDataModule"]
     assert (state["records_per_epoch"], state["records_consumed"]) == ([30, 10], 32)
     # The run's own config gives the same mixture again, its data sets in the same order.
-    main(["fit", "--config", str(run / "config.yaml"), f"--ckpt_path={run}", "--trainer.max_steps=5"])
+    main(["fit", "--config", str(run / "config.yaml"), f"--ckpt_path={run}", "--trainer.max_steps=5",
+          "--model.schedule_steps=5"])  # fmt: skip
     capsys.readouterr()
     wrong = [f"--data.train={{{shards / 'train'}: 3, nowhere: 1}}"]
     assert complaint(capsys, "fit", "--config", RECIPE, *small(shards), *wrong).startswith("error: no folder nowhere")

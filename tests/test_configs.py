@@ -13,12 +13,14 @@ import yaml
 from omegaconf import OmegaConf
 
 from command_line import parsed
+from tasks_help import quiet_trainer, small_backbone
 from vab.cli import main
 from vab.commands.extract import extract
 from vab.data.datamodule import ShardDataModule
 from vab.frozen.clip_files import parse
 from vab.frozen.codec import CODECS
 from vab.spec import UserError
+from vab.tasks import PretrainTask
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = [
@@ -86,6 +88,17 @@ def merged(settings, changes):
     return settings | {
         key: merged(settings[key], value) if isinstance(value, dict) else value for key, value in changes.items()
     }
+
+
+def test_no_warm_up_is_too_long_for_a_fast_dev_run(shards):
+    tasks = (yaml.safe_load(path.read_text())["init_args"] for path in (CONFIGS / "task").glob("*.yaml"))
+    schedules = {(task["warmup_steps"], task["schedule_steps"]) for task in tasks}
+    assert any(end is None for _, end in schedules)
+    for warmup, end in schedules:
+        data = ShardDataModule(f"{shards}/train", f"{shards}/val", batch_size=4, num_workers=0)
+        task = PretrainTask(small_backbone(data.spec), warmup_steps=warmup, schedule_steps=end)
+        quiet_trainer(fast_dev_run=True).fit(task, data)
+        assert task.optimizers().param_groups[0]["lr"] > 0
 
 
 @pytest.mark.parametrize(("folder", "levels"), [("demo", 8), ("dac", 12)])

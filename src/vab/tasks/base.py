@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,9 @@ class BaseTask(LightningModule):
         self.compile_backend = compile if isinstance(compile, str) else "inductor" if compile else None
         self._losses_of_step: list[Tensor] = []  # times their weights, and the weights
         self._beginning: str | UserError | None = None
+        # Of the checkpoint that a run continues from: its step, learning rate as a share of the top, and whether that
+        # is where its schedule ended.
+        self._resumed: tuple[int, float, bool] | None = None
 
     @property
     def logs_this_step(self) -> bool:
@@ -217,6 +221,7 @@ class BaseTask(LightningModule):
             raise self._beginning
         if self._beginning is not None:
             rank_zero_info(self._beginning)
+        self._compare_schedules()
 
     def step_flops(self, records: int) -> int:
         """Floating-point operations of the backbone in a training step of so many records, forward and backward."""
@@ -281,6 +286,10 @@ class BaseTask(LightningModule):
         trainer = self._trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
+        for saved in checkpoint.get("lr_schedulers", [])[:1]:
+            ratio = saved["_last_lr"][0] / (saved["base_lrs"][0] or 1.0)
+            final = checkpoint["hyper_parameters"].get("final_lr_ratio", 0.0)
+            self._resumed = (saved["last_epoch"], ratio, math.isclose(ratio, final, abs_tol=1e-9))
         made = self.make_optimizer(decay_groups(self, self.lr_factor))
         if changes := take_settings(checkpoint, made):
             rank_zero_info(f"the optimizer goes on with the config's settings ({', '.join(changes)})")
@@ -289,6 +298,38 @@ class BaseTask(LightningModule):
         if not any(getattr(callback, "keeps_average", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             # Without an average the run goes on with the weights that its optimizer state belongs to.
             checkpoint["state_dict"] = checkpoint["live_state_dict"]
+
+    def on_train_start(self) -> None:
+        """Sharded weights are read later than others."""
+        self._compare_schedules()
+
+    def _compare_schedules(self) -> None:
+        """Say so if this run's schedule continues with another learning rate than the checkpoint's.
+
+        Raises:
+            UserError: If that schedule has ended, and none is named that would raise the learning rate again.
+        """
+        if self._resumed is None:
+            return
+        (step, before, has_ended), self._resumed = self._resumed, None
+        end = self._end_of_schedule()
+        after = linear_warmup_decay(self.warmup_steps, end, self.final_lr_ratio)(step)
+        if math.isclose(before, after, rel_tol=1e-6, abs_tol=1e-9):
+            return
+        if has_ended and after > before and self.schedule_steps is None:
+            path = self.trainer.ckpt_path
+            raise UserError(
+                f"the learning rate of checkpoint {path} has fallen to its end, {before:.3g} of its top; a longer run"
+                f" would raise it to {after:.3g}: type --model.schedule_steps {end} to do so, or begin a run with its"
+                f" weights and a new warm-up: --model.init_from {path}"
+            )
+        rank_zero_info(
+            f"the learning rate continues at {after:.3g} of its top, not at the checkpoint's {before:.3g}: the schedule"
+            f" now ends at step {end}"
+        )
+
+    def _end_of_schedule(self) -> int:
+        return self.schedule_steps if self.schedule_steps is not None else int(self.trainer.estimated_stepping_batches)
 
     def _require_own(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the state of another task, network or optimizer, whose names and shapes torch would stumble over.
@@ -411,8 +452,8 @@ class BaseTask(LightningModule):
         optimizer = made_optimizer(self.make_optimizer, decay_groups(self, self.lr_factor))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
-        end = self.schedule_steps if self.schedule_steps is not None else int(self.trainer.estimated_stepping_batches)
-        if self.warmup_steps >= end:
+        end = self._end_of_schedule()
+        if self.warmup_steps >= end and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise UserError(
                 f"warmup_steps {self.warmup_steps} must be below the schedule's {end} steps: "
                 f"lower --model.warmup_steps or raise --trainer.max_steps"
