@@ -28,7 +28,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from vab.callbacks import (
     BackgroundCheckpoints,
     Dashboard,
+    FiniteCheck,
     Meters,
+    NonFiniteError,
     PredictionWriter,
     StepProgress,
     StopOnSignal,
@@ -69,9 +71,10 @@ def train(arguments: list[str]) -> None:
         if isinstance(error, UserError) or "`val_check_interval`" not in str(error):
             raise
         raise UserError(" ".join(str(error).split())) from error
-    except StoppedError as stopped:
+    except (StoppedError, NonFiniteError) as stopped:
         if all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK")):
-            print(how_to_go_on(arguments, stopped), file=sys.stderr)
+            diverged = isinstance(stopped, NonFiniteError)
+            print(f"error: {stopped}" if diverged else how_to_go_on(arguments, stopped), file=sys.stderr)
         # A process that has started this one would be killed if this one failed.
         leave(0 if is_started_by_other() else stopped.exit_status)
     except SystemExit as ended:
@@ -168,6 +171,8 @@ class TrainerCommands(LightningCLI):
         command = self.config.subcommand
         if command == "fit":
             callbacks.append(Dashboard())
+            if not any(isinstance(callback, FiniteCheck) for callback in callbacks):
+                callbacks.append(FiniteCheck())
         else:
             self.save_config_callback = None  # only fit writes into a run
             own = self.config[command]

@@ -4,6 +4,7 @@ from vab.callbacks.averaging import EMA
 from vab.callbacks.checkpoints import Checkpoints
 from vab.callbacks.class_table import ClassTable
 from vab.callbacks.dashboard import Dashboard
+from vab.callbacks.finite import FiniteCheck, NonFiniteError
 from vab.callbacks.generation_eval import GenerationEval
 from vab.callbacks.media import MediaLog
 from vab.callbacks.meters import Meters
@@ -20,9 +21,11 @@ __all__ = [
     "Checkpoints",
     "ClassTable",
     "Dashboard",
+    "FiniteCheck",
     "GenerationEval",
     "MediaLog",
     "Meters",
+    "NonFiniteError",
     "PredictionWriter",
     "StepProgress",
     "StopOnSignal",

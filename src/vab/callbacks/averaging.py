@@ -47,6 +47,11 @@ class EMA(Callback):
         """Whether the average holds anything yet."""
         return self._updates > 0
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """This rank's share of the average and, while it has taken their place, of the live weights."""
+        return [*self._average.values(), *self._live.values()]
+
     def state_dict(self) -> dict[str, Any]:
         """When the average was last updated; the average itself is in the checkpoint's ``state_dict``."""
         return {"latest_update_step": self._latest_step}

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from vab.callbacks.finite import FiniteCheck
 from vab.callbacks.generation_eval import GENERATED, GenerationEval
 from vab.callbacks.writing import AtomicCheckpoints, finish_writing
 from vab.data.format import TEMPORARY_SUFFIX
@@ -120,6 +121,14 @@ class Checkpoints(ModelCheckpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """No run ends before its checkpoints are on the disk, whatever the strategy does at its end."""
         finish_writing(trainer)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Save; weights alone are saved without the hook by which `FiniteCheck` sees other checkpoints."""
+        if self.save_weights_only:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, FiniteCheck):
+                    callback.on_save_checkpoint(trainer, trainer.lightning_module, {})
+        super()._save_checkpoint(trainer, filepath)
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """The newest under its own name first; then ``last.ckpt`` is moved on to it, and the oldest goes."""

@@ -15,7 +15,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from vab.callbacks.ceiling import ceiling, precision_dtype
 from vab.callbacks.facts import run_facts
 from vab.callbacks.writing import finish_writing
-from vab.engines import whole
 from vab.spec import Batch
 from vab.tasks import BaseTask
 
@@ -87,8 +86,7 @@ class Meters(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Log the norm before it is clipped."""
         if isinstance(pl_module, BaseTask) and pl_module.logs_this_step:
-            gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-            norm = whole(torch.nn.utils.get_total_norm(gradients))
+            norm = pl_module.gradient_norm()
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
                 norm = norm / scaler.get_scale()  # a fused optimizer takes the scale off itself, later

@@ -21,11 +21,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from vab.backbone import Backbone
-from vab.engines import FSDP, compile_blocks, local, shard
+from vab.engines import FSDP, compile_blocks, local, shard, whole
 from vab.flops import step_flops
 from vab.spec import Batch, SegmentSpec, UserError
 from vab.tasks.building import Built, build, build_later, class_of, class_or_none, described_as
-from vab.tasks.checkpoints import find_checkpoint, reading
+from vab.tasks.checkpoints import find_checkpoint, reading, require_finite
 from vab.tasks.exported import WEIGHTS, plain_names, read_exported
 from vab.tasks.optim import decay_groups, linear_warmup_decay, made_optimizer, take_settings
 from vab.tokens.noise import fold_in, record_keys
@@ -91,6 +91,8 @@ class BaseTask(LightningModule):
         self.init_from = init_from
         self.compile_backend = compile if isinstance(compile, str) else "inductor" if compile else None
         self._losses_of_step: list[Tensor] = []  # times their weights, and the weights
+        self.step_loss: Tensor | None = None
+        """Scalar: the loss of the last optimizer step, over all its batches and ranks."""
         self._beginning: str | UserError | None = None
         # Of the checkpoint that a run continues from: its step, learning rate as a share of the top, and whether that
         # is where its schedule ended.
@@ -192,6 +194,7 @@ class BaseTask(LightningModule):
         """
         trainer = self.trainer
         if trainer.world_size * trainer.accumulate_grad_batches == 1:
+            self.step_loss = loss.detach()
             self.log("train/loss", loss, prog_bar=True)
             return loss
         if weight is None:
@@ -207,12 +210,18 @@ class BaseTask(LightningModule):
             return
         loss, total = trainer.strategy.reduce(torch.stack(self._losses_of_step).sum(0), reduce_op="sum")
         self._losses_of_step.clear()
-        self.log("train/loss", loss / total, prog_bar=True)
+        self.step_loss = loss / total
+        self.log("train/loss", self.step_loss, prog_bar=True)
         # The trainer has divided by the batches of a step, and the strategy by the ranks.
         factor = trainer.world_size * trainer.accumulate_grad_batches / total
         for parameter in self.parameters():
             if parameter.grad is not None:
                 local(parameter.grad).mul_(factor.to(parameter.grad.dtype))
+
+    def gradient_norm(self) -> Tensor:
+        """Scalar, L2, of all gradients as they are now; of sharded ones all ranks must ask at once."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        return whole(torch.nn.utils.get_total_norm(gradients))
 
     def on_fit_start(self) -> None:
         """Say what a new run began with, or why it could not."""
@@ -357,6 +366,8 @@ class BaseTask(LightningModule):
         self._require_sizes(backbone, f"checkpoint {path}", free)
         if self.strict_loading:
             self._require_weights(checkpoint["state_dict"], f"checkpoint {path}")
+        for name in ("state_dict", "live_state_dict"):
+            require_finite(checkpoint.get(name, {}), path)
         if not is_fitting:
             return
         if "optimizer_states" not in checkpoint:
@@ -514,7 +525,8 @@ def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         settings = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
         task: BaseTask = class_of(content["hyper_parameters"]["_class_path"], BaseTask)(**settings)
-        live = content.get("live_state_dict", content["state_dict"])
-        task.load_state_dict(plain_names(content["state_dict"] if weights == "ema" else live))
+        state = content["state_dict"] if weights == "ema" else content.get("live_state_dict", content["state_dict"])
+        task.load_state_dict(plain_names(state))
+        require_finite(state, path)
         task.on_load_checkpoint(content)
     return task.eval()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from torch import Tensor
 
 from vab.spec import UserError
 from vab.tasks.exported import WEIGHTS, is_exported
@@ -47,6 +49,20 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def _by_age(folder: Path) -> list[Path]:
     """The checkpoints under a folder, oldest first; of files of one moment, ``last.ckpt`` comes last."""
     return sorted(folder.rglob("*.ckpt"), key=lambda file: (file.stat().st_mtime_ns, file.stem == "last", file))
+
+
+def require_finite(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse weights of a run that diverged.
+
+    Raises:
+        UserError: With the name of the first that is not finite.
+    """
+    wrong = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of the {len(weights)} weights of {path} are not finite, {wrong[0]} the first: its run"
+            " diverged; give an earlier checkpoint"
+        )
 
 
 @contextmanager

@@ -1,0 +1,162 @@
+"""What happens when a loss or a gradient is not finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from vab.callbacks.averaging import EMA
+from vab.callbacks.writing import finish_writing
+from vab.engines import is_sharded, local
+from vab.spec import UserError
+from vab.tasks import BaseTask
+
+_IN_A_ROW = 100
+"""Steps that may be skipped one after the other."""
+_SMALLEST_SCALE = 2.0**-24
+"""Loss scale of 16-mixed below which no gradient was finite for some forty steps."""
+
+
+class NonFiniteError(Exception):
+    """A run has diverged; nothing of it was saved since."""
+
+    exit_status = 4
+
+    def __init__(self, what: str, step: int, checkpoint: str | None) -> None:
+        go_on = f"its last good checkpoint is {checkpoint}" if checkpoint else "it has saved no checkpoint"
+        super().__init__(
+            f"{what} of step {step} is not finite: the run ends, {go_on}; lower --model.optimizer.lr, or skip such"
+            " steps with --trainer.callbacks+=vab.callbacks.FiniteCheck --trainer.callbacks.action=skip"
+        )
+
+
+class FiniteCheck(Callback):
+    """Ends a run at the first loss or gradient norm that is not finite, or skips such steps.
+
+    Nothing is saved from that step on, so the newest checkpoints are good ones; weights and their average are looked at
+    before each is saved. The loss is that of the whole step, and the norm that of the reduced gradients, so all ranks
+    decide alike. The device notes what it finds; the host reads the note where a step is logged, before validation and
+    before saving (on CPUs after each step). In 16-mixed, gradients that are not finite are the loss scaler's to skip:
+    there the loss counts, and the scale, which must not vanish.
+    """
+
+    def __init__(self, action: Literal["stop", "skip"] = "stop") -> None:
+        """Configure the reaction.
+
+        Args:
+            action: ``stop`` ends the run. ``skip`` leaves out the optimizer's update, counts it as
+                ``train/skipped_steps``, and ends the run after 100 such steps in a row. With an optimizer that is not
+                fused, or sharded weights, each step then waits for the GPU.
+
+        Raises:
+            UserError: If it is another word.
+        """
+        if action not in ("stop", "skip"):
+            raise UserError(f"FiniteCheck: action must be stop or skip, got {action!r}")
+        self.action = action
+        self._told = 0
+        self._note: Tensor | None = None
+        """(3,) int64 on the model's device: twice the first bad step, plus 1 if it was the loss; bad steps in all, and
+        in a row."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with nothing found."""
+        self._told, self._note = 0, torch.zeros(3, dtype=torch.int64, device=pl_module.device)
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Note whether this step's loss and gradients are finite; without a wait for the device, but as above."""
+        if not isinstance(pl_module, BaseTask) or pl_module.step_loss is None or self._note is None:
+            return
+        loss = bad = ~pl_module.step_loss.isfinite()
+        scaled = _scaler(trainer) is not None
+        if not scaled:
+            bad = loss | ~pl_module.gradient_norm().isfinite()
+        first, count, row = self._note
+        first = torch.where((first == 0) & bad, 2 * (trainer.global_step + 1) + loss, first)
+        self._note = torch.stack((first, count + bad, (row + 1) * bad))
+        if self.action == "stop":
+            return
+        if pl_module.logs_this_step:
+            pl_module.log("train/skipped_steps", self._note[1].float())
+        if scaled:
+            return
+        if getattr(optimizer, "_step_supports_amp_scaling", False) and not is_sharded(pl_module):
+            optimizer.found_inf = bad.float()  # its kernel then changes nothing
+        elif bad:
+            for parameter in pl_module.parameters():
+                parameter.grad = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *unused: Any) -> None:
+        """Read the note where the host waits for the device anyway.
+
+        Raises:
+            NonFiniteError: On all ranks, if the run is to end.
+        """
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if pl_module.device.type == "cpu" or (every > 0 and trainer.global_step % every == 0):
+            self.require_finite(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """No validation of a run that has diverged."""
+        self.require_finite(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """No good end either."""
+        self.require_finite(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save nothing that is not finite.
+
+        Raises:
+            NonFiniteError: On all ranks.
+        """
+        self.require_finite(trainer)
+        if self._note is None:
+            return
+        averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]  # type: ignore[attr-defined]
+        weights = [local(parameter).detach() for parameter in pl_module.parameters()]
+        weights += [weight for average in averages for weight in average.weights]
+        finite = bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
+        if not trainer.strategy.reduce_boolean_decision(finite):
+            raise NonFiniteError("a weight", trainer.global_step, _last_checkpoint(trainer))
+
+    def require_finite(self, trainer: Trainer) -> None:
+        """Read the note.
+
+        Raises:
+            NonFiniteError: On all ranks, if the run is to end.
+        """
+        if self._note is None:
+            return
+        first, count, row = self._note.tolist()
+        if count and (self.action == "stop" or row >= _IN_A_ROW):
+            what = "the loss" if first % 2 else "the gradient norm"
+            raise NonFiniteError(what, first // 2, _last_checkpoint(trainer))
+        if (scaler := _scaler(trainer)) is not None and scaler.get_scale() < _SMALLEST_SCALE:
+            raise NonFiniteError("the gradient norm", trainer.global_step, _last_checkpoint(trainer))
+        if count > self._told:
+            rank_zero_info(f"step {trainer.global_step}: skipped {count} steps, loss or gradient norm not finite")
+            self._told = count
+
+
+def _scaler(trainer: Trainer) -> Any:
+    """The loss scaler of 16-mixed; None in any other precision."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _last_checkpoint(trainer: Trainer) -> str | None:
+    """The newest checkpoint of the run that is on the disk, or the one that it began with."""
+    finish_writing(trainer)
+    saved = [
+        path
+        for saver in trainer.checkpoint_callbacks
+        for name in ("last_model_path", "best_model_path")
+        if (path := getattr(saver, name, "")) and ("://" in path or Path(path).is_file())
+    ]
+    return saved[0] if saved else None if trainer.ckpt_path is None else str(trainer.ckpt_path)
