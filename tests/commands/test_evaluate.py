@@ -14,6 +14,7 @@ import yaml
 
 from small_media import video
 from sound_folders import Deadly, Endless, band_limited, demo_sound, noisy, shuffled_names, write_folder, write_sound
+from vab.audio import resample
 from vab.cli import main
 from vab.commands.evaluate import evaluate
 from vab.commands.evaluation.figures import Comparison, check_metrics
@@ -491,6 +492,30 @@ def test_a_protocol_fixes_every_choice(name, monkeypatch):
     assert list(settings) == CHOICES
     check_metrics(settings["metrics"], settings["judges"])
     assert set(settings["judges"]) <= set(JUDGES)
+
+
+def test_the_protocol_of_av_benchmark_has_its_audio_columns():
+    (path,) = [path for path in RECIPES if path.stem == "av_benchmark"]
+    metrics = set(yaml.safe_load(path.read_text())["metrics"])
+    assert metrics == {"fad_vggish"} | {
+        f"{metric}_{judge}" for metric in ("fad", "kld", "inception_score") for judge in ("panns_16k", "passt")
+    }
+
+
+@pytest.mark.parametrize("rate", [44_100, 16_000])
+def test_the_mean_is_the_whole_files_and_goes_before_resampling_and_cutting(tmp_path, rate):
+    # Its second half is 0.4 higher: the mean of the first second alone would be 0.
+    sound = 0.1 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate).astype(np.float32)
+    sound[rate:] += 0.4
+    soundfile.write(tmp_path / "sound.wav", np.stack([sound, sound], 1), rate, "FLOAT")
+    # Around the file is silence, of which the resampler is given some.
+    before = np.zeros(rate, np.float32)
+    expected = resample(np.concatenate([before, sound - np.float32(0.2)]), rate, 16_000)[16_000:32_000]
+    listening = Listening((16_000,), 1.0, "keep", True)
+    got = decode(tmp_path / "sound.wav", listening).waveforms[16_000]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert float(got.mean()) == pytest.approx(-0.2, abs=1e-3)
+    assert "mean over the whole file subtracted before resampling" in listening.mono
 
 
 def test_a_protocol_by_the_command_line(real, made, tmp_path):

@@ -61,7 +61,7 @@ def evaluate(
         seconds: How much of each sound is heard; null for all.
         short: What becomes of shorter sounds. keep: they stay short, and each judge does what its field does; pad:
             silence follows; refuse.
-        remove_mean: Take the mean over time off each waveform, as av-benchmark does.
+        remove_mean: Subtract each file's mean over time, before it is resampled and cut, as av-benchmark does.
         inception_splits: Parts of which the inception score is the mean.
         labels: A CSV with the columns file and labels (joined by ;), for fad and kld by class in the report.
         csv: A .csv file for the figures of each sound.

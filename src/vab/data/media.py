@@ -147,7 +147,9 @@ def stream_ends(path: str | Path) -> tuple[float | None, float | None]:
     return scan.video_end, scan.audio_end
 
 
-def read_audio(path: str | Path, sample_rate: int, start: float = 0.0, seconds: float | None = None) -> AudioSpan:
+def read_audio(
+    path: str | Path, sample_rate: int, start: float = 0.0, seconds: float | None = None, *, remove_mean: bool = False
+) -> AudioSpan:
     """Sound of a file as mono (the mean of its channels) at the rate wanted.
 
     Samples are placed by presentation time: gaps are silence, codec priming is dropped, a track that starts late
@@ -159,6 +161,8 @@ def read_audio(path: str | Path, sample_rate: int, start: float = 0.0, seconds: 
         start: s, on the file's timeline.
         seconds: How much, or None for all up to the end. Exactly ``round(seconds * sample_rate)`` samples are
             returned; what the file does not have is zero and not counted in ``valid_samples``.
+        remove_mean: Subtract the mean over time of all sound from ``start`` to the end of the file, before resampling
+            and cutting. The file is then decoded to its end.
 
     Raises:
         MediaError: ``missing``, ``unreadable`` (also if decoding fails before the span is complete), ``no_audio``, or
@@ -166,7 +170,7 @@ def read_audio(path: str | Path, sample_rate: int, start: float = 0.0, seconds: 
         ValueError: If a number is out of range.
     """
     _check_span(start, seconds)
-    wanted = _Wanted(sample_rate=sample_rate, seconds=seconds)
+    wanted = _Wanted(sample_rate=sample_rate, seconds=seconds, remove_mean=remove_mean)
     (sound,) = take_span(path, start, wanted.open_tracks, wanted.make_takers)
     assert isinstance(sound, SoundTaker)
     return sound.result()
@@ -355,6 +359,8 @@ class _Wanted:
     """Of pictures."""
     convert: Convert | None = None
     unwanted: frozenset[int] = frozenset()
+    remove_mean: bool = False
+    """Of the sound, over time."""
 
     def open_tracks(self, source: OpenMedia) -> Sequence[Track]:
         tracks: list[Track] = []
@@ -369,7 +375,7 @@ class _Wanted:
         for track in tracks:
             if isinstance(track, SoundTrack):
                 assert self.sample_rate is not None
-                takers.append(SoundTaker(track, self.sample_rate, start, self.seconds))
+                takers.append(SoundTaker(track, self.sample_rate, start, self.seconds, self.remove_mean))
             else:
                 assert self.fps is not None
                 takers.append(PictureTaker(track, frame_times(self.fps, start, self.count)))

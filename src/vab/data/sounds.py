@@ -45,7 +45,7 @@ class Listening:
     short: Short
     """Shorter files: as long as they are, followed by silence, or refused."""
     remove_mean: bool
-    """Whether the waveform's mean over time is taken off."""
+    """Whether the mean over time of the whole file is subtracted, before resampling and cutting."""
 
     @property
     def length(self) -> str:
@@ -58,7 +58,9 @@ class Listening:
     @property
     def mono(self) -> str:
         """For metric cards."""
-        return "mean of channels" + (", mean over time taken off" if self.remove_mean else "")
+        return "mean of channels" + (
+            ", mean over the whole file subtracted before resampling" if self.remove_mean else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,9 @@ def decode(path: Path, listening: Listening) -> Decoded | Unusable:
             return Unusable(f"is cut off: {lack} bytes fewer than its header says")
         waveforms = {}
         for rate in listening.rates:
-            span = read_audio(path, rate, seconds=listening.seconds)
+            span = read_audio(path, rate, seconds=listening.seconds, remove_mean=listening.remove_mean)
             valid = span.valid_samples / rate
             waveform = span.waveform[: span.valid_samples]
-            if listening.remove_mean:
-                waveform = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
             padding = len(span.waveform) - len(waveform) if listening.short == "pad" else 0
             waveforms[rate] = np.pad(waveform, (0, padding))
         with path.open("rb") as file:

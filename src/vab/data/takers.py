@@ -84,9 +84,12 @@ class SoundTrack:
 class SoundTaker:
     """Gathers the sound of a span, sample by sample of the file's own rate."""
 
-    def __init__(self, track: SoundTrack, sample_rate: int, start: float, seconds: float | None) -> None:
+    def __init__(
+        self, track: SoundTrack, sample_rate: int, start: float, seconds: float | None, remove_mean: bool = False
+    ) -> None:
         if sample_rate < 1:
             raise ValueError(f"sample rate must be at least 1 Hz, got {sample_rate}")
+        self.remove_mean = remove_mean  # over all that follows the start, so all of it is gathered
         self.track, self.sample_rate, self.start, self.seconds = track, sample_rate, start, seconds
         self.pieces: list[tuple[int, AudioFrame]] = []
         self._bounds: tuple[int, int | None] | None = None
@@ -100,7 +103,8 @@ class SoundTaker:
             rate = self.track.rate
             step = rate // math.gcd(rate, self.sample_rate)
             context = 0 if rate == self.sample_rate else math.ceil(_CONTEXT * rate / step) * step
-            stop = None if self.seconds is None else round((self.start + self.seconds) * rate) + context
+            to_end = self.seconds is None or self.remove_mean
+            stop = None if to_end else round((self.start + (self.seconds or 0)) * rate) + context
             self._bounds = round(self.start * rate) - context, stop
         return self._bounds
 
@@ -111,7 +115,7 @@ class SoundTaker:
     @property
     def complete(self) -> bool:
         """Whether all that was asked for has been decoded."""
-        if self.track.position is None or self.seconds is None:
+        if self.track.position is None or self.seconds is None or self.remove_mean:
             return False
         return self.track.position >= round((self.start + self.seconds) * self.track.rate)
 
@@ -158,6 +162,9 @@ class SoundTaker:
                 gathered[begin - first : finish - first] = piece[begin - position : finish - position]
         if not np.isfinite(gathered).all():
             raise track.source.unreadable("its sound holds values that are not numbers")
+        if self.remove_mean:
+            own = gathered[max(0, -first) :]  # before 0 there is no sound
+            own -= own.mean(dtype=np.float64).astype(np.float32)
         skip = (round(self.start * rate) - first) * self.sample_rate // rate
         waveform = np.zeros(samples, np.float32)
         heard = resample(gathered, rate, self.sample_rate)[skip : skip + valid]
