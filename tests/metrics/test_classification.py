@@ -167,3 +167,16 @@ def test_nothing_is_an_error():
     metric.update(torch.zeros(0, 5), torch.zeros(0, 5).bool(), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="nothing to report"):
         metric.compute()
+
+
+@pytest.mark.parametrize("width", [3, 7])
+def test_the_confusion_matrix_has_top_1_on_its_diagonal_also_with_ties(width):
+    scores, labels = torch.randint(0, 3, (60, width)).float(), torch.randint(0, width, (60,))
+    scores[:width], labels[:width] = 0.0, torch.arange(width)  # every class has a record, with all scores equal
+    metric = Classification(width)
+    metric.update(scores, labels, torch.arange(60))
+    found = metric.compute()
+    matrix = found["confusion_matrix"].double()
+    assert float(matrix.trace() / 60) == float(found["top_1"]) == float(top_k_accuracy(scores, labels))
+    torch.testing.assert_close(matrix.diagonal() / matrix.sum(1), found["top_1_per_class"], rtol=0, atol=1e-12)
+    assert matrix.sum(1).tolist() == labels.bincount(minlength=width).tolist()

@@ -98,6 +98,17 @@ def test_the_projection_is_computed_in_float32_under_autocast(ragged):
         torch.testing.assert_close(side, F.normalize(projected, dim=1), rtol=0, atol=1e-6)
 
 
+def test_embeddings_of_bfloat16_weights_are_in_float32(ragged):
+    task, batch = aligned(ragged), ragged.read([1, 2])
+    batch.features = batch.features.bfloat16()
+    with torch.no_grad():
+        sides = task.bfloat16()(batch)
+    for side in sides:
+        torch.testing.assert_close(side.norm(dim=1), torch.ones(2), rtol=0, atol=1e-6)
+        ratio = side / side[:, :1]  # of values in bfloat16, normalised in float32, these would be few
+        assert len(ratio.unique()) > 0.9 * ratio.numel()
+
+
 def test_one_side_never_sees_the_other(ragged):
     task, batch = aligned(ragged), ragged.read([1, 2])
     before = task(batch)

@@ -71,6 +71,24 @@ def test_sound_alone_can_be_classified_with_a_model_of_both(tmp_path):
         quiet_trainer(max_steps=1).fit(classifying(inputs="video", warmup_steps=1, schedule_steps=9), data)
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_the_last_layer_is_in_float32(ragged, precision):
+    """In bfloat16 classes often score the same, and a tie counts as wrong."""
+    task, batch = classifying(ragged), ragged.read(range(9))
+    with torch.no_grad():
+        task.classifier.bias.add_(40.0)  # between 32 and 64 bfloat16 has steps of 0.25
+        task.classifier.weight.mul_(0.1)
+        if precision == "bf16-true":
+            batch.features = batch.features.bfloat16()
+            logits = task.bfloat16()._logits(batch)
+        else:
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = task._logits(batch)
+    assert logits.dtype == torch.float32
+    assert float((logits != logits.bfloat16().float()).float().mean()) > 0.9
+    assert len(logits.unique()) == logits.numel()
+
+
 def test_losses_are_those_of_torch():
     logits, targets = torch.randn(5, 2), F.one_hot(torch.tensor([0, 1, 1, 0, 1]), 2).float()
     task = classifying()

@@ -268,7 +268,8 @@ class Classification(Metric):
             vectors (L,) ``average_precision_per_class``, ``roc_auc_per_class``, ``d_prime_per_class`` (NaN where not
             counted) and ``records_per_class``. Where every record has one class also ``top_1``, ``top_5`` (of records),
             ``top_1_macro`` (mean over the classes that have records), ``top_1_per_class`` (L,) (NaN for those that have
-            none) and ``confusion_matrix`` (L, L), its predictions the highest score, of equal ones the lower class.
+            none) and ``confusion_matrix`` (L, L), its predictions the highest score, of equal ones a wrong class: its
+            diagonal is ``top_1``.
             A top k not below L is left out: it is 1 whatever the scores.
 
         Raises:
@@ -297,12 +298,13 @@ def _one_label(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """What needs one true class a record."""
     width = scores.shape[1]
     figures = {f"top_{k}": top_k_accuracy(scores, labels, k) for k in TOP if k < width}
-    records = labels.bincount(minlength=width)
-    share = labels.bincount(top_k_correct(scores, labels).double(), minlength=width) / records
+    records, correct = labels.bincount(minlength=width), top_k_correct(scores, labels)
+    share = labels.bincount(correct.double(), minlength=width) / records
+    others = scores.scatter(1, labels[:, None], -math.inf).argmax(1)  # of a tie the wrong class, as top 1 has it
     return figures | {
         "top_1_macro": share[records > 0].mean(),
         "top_1_per_class": share,
-        "confusion_matrix": confusion_matrix(scores.argmax(1), labels, width),
+        "confusion_matrix": confusion_matrix(torch.where(correct, labels, others), labels, width),
     }
 
 

@@ -18,7 +18,7 @@ from vab.flops import step_flops
 from vab.losses import info_nce
 from vab.metrics.recall import Retrieval
 from vab.spec import Batch, UserError
-from vab.tasks.base import BaseTask, sum_over
+from vab.tasks.base import BaseTask, linear_in_float32, sum_over
 
 _LARGEST_SCALE = 100.0
 """CLIP's bound: a temperature of 0.01. Beyond it training becomes unstable."""
@@ -121,14 +121,14 @@ class AlignTask(BaseTask):
         positions = self.backbone.encode(codes=codes, steps=steps)[1]
         assert positions is not None
         total, count = sum_over(positions, steps)
-        return _projected(self.audio_projection, total / count)
+        return F.normalize(linear_in_float32(self.audio_projection, total / count), dim=1)
 
     def embed_video(self, features: Tensor, frames: Tensor | None = None) -> Tensor:
         """(B, V, C) float features, (B,) valid frames or None, to (B, E) float32 of unit length; nothing is heard."""
         positions = self.backbone.encode(features=features, frames=frames)[0]
         assert positions is not None
         total, count = sum_over(positions, frames)
-        return _projected(self.video_projection, total / count)
+        return F.normalize(linear_in_float32(self.video_projection, total / count), dim=1)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Audio and video embeddings, (B, E) float32 each, of unit length."""
@@ -207,9 +207,3 @@ class AlignTask(BaseTask):
             for part in rows
         ]
         return torch.cat(audio), torch.cat(video)
-
-
-def _projected(projection: nn.Linear, mean: Tensor) -> Tensor:
-    """(B, D) to (B, E) float32 of unit length; in the weights' own type, whatever autocast makes of other products."""
-    with torch.autocast(mean.device.type, enabled=False):
-        return F.normalize(projection(mean.to(projection.weight.dtype)).float(), dim=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
@@ -495,6 +496,25 @@ def sum_over(positions: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]
     counted = torch.arange(positions.shape[1], device=lengths.device) < lengths[:, None]  # (B, P)
     kept = positions.masked_fill(~counted[..., None], 0.0)
     return kept.sum(1, dtype=torch.float32), lengths[:, None].to(torch.float32)
+
+
+def linear_in_float32(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer in float32 or wider, also under autocast and with weights in bfloat16.
+
+    For outputs whose order is a metric: in bfloat16 scores are often equal, and ties count against the right one.
+
+    Args:
+        layer: (D, E).
+        x: (..., D) float.
+
+    Returns:
+        (..., E) float32.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        if layer.weight.dtype in (torch.float32, torch.float64):
+            scores: Tensor = layer(x.to(layer.weight.dtype))
+            return scores.float()
+        return F.linear(x.float(), layer.weight.float(), None if layer.bias is None else layer.bias.float())
 
 
 def fold(*values: int) -> int:

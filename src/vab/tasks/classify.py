@@ -16,7 +16,7 @@ from vab.backbone import Backbone
 from vab.flops import pass_flops, step_flops
 from vab.metrics.classification import Classification
 from vab.spec import Batch, UserError
-from vab.tasks.base import BaseTask, sum_over
+from vab.tasks.base import BaseTask, linear_in_float32, sum_over
 from vab.tokens.noise import Stream, uniform
 
 Inputs = Literal["audio_video", "audio", "video"]
@@ -234,8 +234,7 @@ class ClassifyTask(BaseTask):
         ]
         # Over all positions that are there, whosever: many more steps than frames, as the paper has it.
         mean = sum(total for total, _ in sides) / sum(count for _, count in sides)
-        logits: Tensor = self.classifier(self.dropout(mean).to(self.classifier.weight.dtype))
-        return logits.float()
+        return linear_in_float32(self.classifier, self.dropout(mean))
 
     @torch.no_grad()
     def probabilities(
