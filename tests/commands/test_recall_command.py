@@ -8,7 +8,7 @@ import torch
 
 from vab import cli
 from vab.commands.recall import recall
-from vab.metrics.recall import match_ranks, retrieval_table
+from vab.metrics.recall import chance_table, match_ranks, retrieval_table
 from vab.spec import UserError
 
 PROTOCOL = Path(__file__).parents[2] / "configs" / "evaluate" / "cav_mae_retrieval.yaml"
@@ -47,6 +47,54 @@ def test_sides_are_paired_by_key(sides, capsys):
     printed = capsys.readouterr().out
     assert f"{100 * report['figures']['recall_at_5_v2a']:.1f}" in printed
     assert report["gallery_sha256"][:12] in printed
+
+
+def with_recordings(sides, recordings, other=None):
+    """The same files with the array recordings, by key."""
+    for side, name in enumerate(("audio", "video")):
+        told = recordings if other is None or name == "audio" else other
+        keys = sorted(sides)[:: 1 - 2 * side]
+        rows = np.stack([sides[key][side] for key in keys])
+        np.savez(f"{name}.npz", keys=np.array(keys), x=rows, recordings=np.array([told[key] for key in keys]))
+
+
+def test_segments_of_one_recording_are_right_for_each_other(sides, capsys):
+    recordings = {key: f"video_{number // 3}" for number, key in enumerate(sorted(sides))}
+    with_recordings(sides, recordings)
+    report = recall("audio.npz", "video.npz", out="report.json")
+    printed = capsys.readouterr().out
+    audio, video = (torch.from_numpy(np.stack([sides[key][side] for key in sorted(sides)])) for side in (0, 1))
+    groups = torch.arange(30) // 3
+    ranks = [match_ranks(*way, groups=groups) for way in ((audio, video), (video, audio))]
+    table = {name: float(value) for name, value in retrieval_table(*ranks).items()}
+    assert report["figures"] == table
+    assert report["chance"] == chance_table(groups)
+    assert (report["by"], report["recordings"], report["N"]) == ("recording", 10, 30)
+    assert json.loads(Path("report.json").read_text())["by"] == "recording"
+    assert "by recording (10 recordings)" in printed
+    row = next(line for line in printed.splitlines() if "chance" in line)
+    assert f"{100 * report['chance']['recall_at_1']:.1f}" in row
+    by_segment = recall("audio.npz", "video.npz", by="segment")
+    assert by_segment["figures"] == expected(sides, sorted(sides)) != report["figures"]
+    assert by_segment["chance"]["recall_at_1"] == pytest.approx(1 / 30)
+    assert by_segment["by"] == "segment"
+    assert "by segment (10 recordings)" in capsys.readouterr().out
+
+
+def test_without_recordings_it_is_by_segment_and_says_so(sides, capsys):
+    report = recall("audio.npz", "video.npz")
+    assert (report["by"], report["recordings"]) == ("segment", None)
+    assert "by segment (recordings not known)" in capsys.readouterr().out
+
+
+def test_recordings_that_differ_or_do_not_fit_are_refused(sides):
+    first = {key: f"video_{number // 3}" for number, key in enumerate(sorted(sides))}
+    with_recordings(sides, first, first | {"clip_004": "video_0"})
+    with pytest.raises(UserError, match="name different recordings"):
+        recall("audio.npz", "video.npz")
+    np.savez("audio.npz", keys=np.arange(3), x=np.ones((3, 8)), recordings=np.array(["a"]))
+    with pytest.raises(UserError, match="1 recordings and 3 embeddings"):
+        recall("audio.npz", "audio.npz")
 
 
 def test_rows_without_keys_are_paired_in_order(sides):

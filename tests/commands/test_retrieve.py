@@ -18,6 +18,7 @@ from vab.commands.retrieve import Hit, retrieve
 from vab.data.media import write_wav
 from vab.data.records import ShardDataset
 from vab.frozen.codec import load_codec
+from vab.metrics.recall import match_ranks, retrieval_table
 from vab.spec import UserError
 from vab.tasks import AlignTask, ClassifyTask, load_task
 
@@ -88,6 +89,32 @@ def test_figures_of_shards_and_of_saved_embeddings_agree(align, data, tmp_path, 
     with np.load(kept) as content:
         assert content["audio"].shape == content["video"].shape == (4, 8)
         assert set(json.loads(str(content["about"]))) == {"vab", "checkpoint_sha256", "data_sha256"}
+
+
+def test_segments_of_one_file_are_right_for_each_other(align, tmp_path, capsys):
+    for number in range(3):
+        video(tmp_path / "long" / f"{number}.mp4", 2 * SPEC.segment_seconds, seed=number)
+    extract(
+        str(tmp_path / "long"), str(tmp_path / "s"), segment_seconds=SPEC.segment_seconds, video_fps=SPEC.video_fps,
+        min_seconds=0.1, num_workers=0, silence_db=-100.0,
+    )  # fmt: skip
+    kept = str(tmp_path / "e.npz")
+    report = retrieve(align, str(tmp_path / "s"), save_embeddings=kept, device="cpu")
+    assert (report["by"], report["recordings"], report["N"]) == ("recording", 3, 6)
+    assert "by recording (3 recordings)" in capsys.readouterr().out
+    dataset = ShardDataset(tmp_path / "s")
+    with torch.no_grad():
+        audio, seen = load_task(align)(dataset.read(range(6)))
+    ids = [dataset.record(number)["id"] for number in range(6)]
+    groups = torch.tensor([sorted(set(ids)).index(name) for name in ids])
+    ranks = [match_ranks(*way, groups=groups) for way in ((audio, seen), (seen, audio))]
+    table = {name: float(value) for name, value in retrieval_table(*ranks).items()}
+    assert report["figures"] == pytest.approx({name: table[name] for name in report["figures"]})
+    again = retrieve(embeddings=kept)
+    assert (again["figures"], again["by"], again["chance"]) == (report["figures"], "recording", report["chance"])
+    by_segment = retrieve(embeddings=kept, by="segment")
+    assert by_segment["chance"]["recall_at_1"] == pytest.approx(1 / 6)
+    assert report["chance"]["recall_at_1"] == pytest.approx(2 / 6)
 
 
 def test_a_list_makes_the_gallery(align, data, tmp_path):

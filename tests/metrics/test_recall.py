@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 
@@ -7,7 +8,7 @@ from torchmetrics.retrieval import RetrievalRecall
 
 from ranks import in_ranks
 from vab.metrics.classification import Classification
-from vab.metrics.recall import Retrieval, match_ranks, retrieval_table
+from vab.metrics.recall import Retrieval, chance_table, match_ranks, matching_loss, retrieval_table
 from vab.metrics.synchrony import Synchrony
 
 
@@ -130,6 +131,76 @@ def test_batches_order_and_repetition_do_not_matter():
         parts.update(audio[rows], video[rows], rows)
     assert whole.compute() == parts.compute()
     assert whole.compute() == retrieval_table(match_ranks(audio, video), match_ranks(video, audio))
+
+
+def by_loops(queries, gallery, groups):
+    """Ranks by recording, from the definition."""
+    unit = torch.nn.functional.normalize
+    scores = (unit(queries.double(), dim=1) @ unit(gallery.double(), dim=1).T).tolist()
+    ranks = []
+    for row, own in zip(scores, groups, strict=True):
+        best = max(score for score, group in zip(row, groups, strict=True) if group == own)
+        ranks.append(sum(score >= best - 1e-12 for score, group in zip(row, groups, strict=True) if group != own))
+    return ranks
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1024])
+def test_ranks_by_recording_are_those_of_the_best_segment(chunk):
+    audio, video = pairs(30)
+    video[3] = video[17]  # a tie between recordings
+    groups = torch.randint(0, 9, (30,))
+    assert match_ranks(audio, video, chunk, groups).tolist() == by_loops(audio, video, groups.tolist())
+    alone = torch.randperm(30)
+    assert match_ranks(audio, video, chunk, alone).tolist() == match_ranks(audio, video, chunk).tolist()
+    assert match_ranks(audio, video, chunk, torch.zeros(30)).tolist() == [0] * 30
+    with pytest.raises(ValueError, match=r"groups are \(N,\)"):
+        match_ranks(audio, video, chunk, groups[1:])
+
+
+def test_other_segments_of_a_recording_are_not_wrong():
+    """100 recordings of 4 segments that are nearly equal, each with its own noise on both sides."""
+    centres = torch.randn(100, 32).repeat_interleave(4, 0)
+    audio, video = (centres + 0.05 * torch.randn(400, 32) for _ in range(2))
+    source = torch.arange(100).repeat_interleave(4)
+    by_segment, by_recording = Retrieval(), Retrieval()
+    by_segment.update(audio, video, torch.arange(400))
+    for rows in torch.randperm(400).split(90):
+        by_recording.update(audio[rows], video[rows], rows, source[rows])
+    assert float(by_segment.compute()["recall_at_1_a2v"]) < 0.5
+    assert float(by_recording.compute()["recall_at_1_a2v"]) == float(by_recording.compute()["recall_at_1_v2a"]) == 1
+
+
+@pytest.mark.parametrize("groups", [[0, 1, 2, 3, 4], [0, 0, 1, 1, 2, 3], [0, 0, 0, 0, 1, 2], [5, 5, 5]])
+def test_chance_is_the_mean_over_all_orders(groups):
+    count, ranks = len(groups), []
+    for order in itertools.permutations(range(count)):
+        ranks += [min(order[item] for item in range(count) if groups[item] == own) for own in groups]
+    table = retrieval_table(torch.tensor(ranks), torch.tensor(ranks))
+    got = chance_table(torch.tensor(groups))
+    assert got == pytest.approx({name: float(table[f"{name}_a2v"]) for name in got}, rel=1e-12)
+
+
+def test_chance_of_single_segments():
+    got = chance_table(torch.randperm(1545))
+    assert got == pytest.approx(
+        {f"recall_at_{k}": k / 1545 for k in (1, 5, 10)}
+        | {"median_rank": 773, "mrr": sum(1 / rank for rank in range(1, 1546)) / 1545},
+        rel=1e-9,
+    )
+
+
+def test_the_loss_takes_no_segment_of_the_same_recording_as_wrong():
+    audio, video = pairs(9)
+    groups = torch.tensor([0, 0, 1, 1, 1, 2, 3, 4, 5])
+    unit = torch.nn.functional.normalize
+    scores = 3 * unit(audio.double(), dim=1) @ unit(video.double(), dim=1).T
+    same = (groups[:, None] == groups) & ~torch.eye(9, dtype=torch.bool)
+    scores = scores.masked_fill(same, -torch.inf)
+    target = torch.arange(9)
+    cross_entropy = torch.nn.functional.cross_entropy
+    expected = (cross_entropy(scores, target) + cross_entropy(scores.T, target)) / 2
+    for chunk in (1, 4, 99):
+        assert float(matching_loss(audio, video, 3.0, chunk, groups)) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_nothing_is_an_error():

@@ -55,6 +55,9 @@ CASES = {
         both_sides(REAL.repeat(1, 16).sin_() + REAL.roll(1, 0).repeat_interleave(16, 1), MADE.repeat(1, 16).cos()),
     ),
     "retrieval": Case(Retrieval, lambda metric, index: metric.update(REAL[index], MADE[index], index)),
+    "retrieval_by_recording": Case(
+        Retrieval, lambda metric, index: metric.update(REAL[index], MADE[index], index, index // 4)
+    ),
     "classification": Case(
         lambda: Classification(WIDTH), lambda metric, index: metric.update(MADE[index], REAL[index] > 1, index)
     ),

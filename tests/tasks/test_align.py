@@ -13,7 +13,7 @@ from vab.backbone import Backbone
 from vab.data.datamodule import ShardDataModule
 from vab.data.records import ShardDataset
 from vab.losses import info_nce
-from vab.metrics.recall import matching_loss
+from vab.metrics.recall import match_ranks, matching_loss, retrieval_table
 from vab.spec import UserError
 from vab.tasks import AlignTask, ClassifyTask, PretrainTask, load_task
 
@@ -107,6 +107,21 @@ def test_embeddings_of_bfloat16_weights_are_in_float32(ragged):
         torch.testing.assert_close(side.norm(dim=1), torch.ones(2), rtol=0, atol=1e-6)
         ratio = side / side[:, :1]  # of values in bfloat16, normalised in float32, these would be few
         assert len(ratio.unique()) > 0.9 * ratio.numel()
+
+
+def test_validation_counts_by_recording(ragged):
+    task, batch = aligned(ragged), ragged.read(range(9))
+    batch.source = batch.index // 3
+    with torch.no_grad():
+        task.validation_step(batch, 0)
+        audio, video = task(batch)
+    task.retrieval.scale = 7.0
+    found = task.retrieval.compute()
+    ranks = [match_ranks(*sides, groups=batch.source) for sides in ((audio, video), (video, audio))]
+    table = retrieval_table(*ranks)
+    assert {name: float(found[name]) for name in table} == {name: float(value) for name, value in table.items()}
+    assert float(found["loss"]) == pytest.approx(float(matching_loss(audio, video, 7.0, groups=batch.source)), rel=1e-6)
+    assert float(found["loss"]) < float(matching_loss(audio, video, 7.0))
 
 
 def test_one_side_never_sees_the_other(ragged):

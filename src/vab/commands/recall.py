@@ -19,10 +19,16 @@ from vab import __version__
 from vab.commands.files import check_files
 from vab.data.format import as_utf8, write_atomically
 from vab.data.labels import first_of, read_keys, refuse_duplicates
-from vab.metrics.recall import CUTS, match_ranks, retrieval_table
+from vab.metrics.recall import CUTS, chance_table, match_ranks, retrieval_table
 from vab.spec import UserError
 
-TIES = "count against: rank is the number of other items at least as similar"
+By = Literal["recording", "segment"]
+TIES = "count against: rank is the number of wrong items at least as similar"
+WAYS = {"a2v": ("audio", "video"), "v2a": ("video", "audio")}
+BY = {
+    "recording": "right: every segment of the query's recording; the most similar of them has the rank",
+    "segment": "right: the query's own segment alone",
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Embeddings:
     """(N, E) float."""
     keys: tuple[str, ...] | None
     """N different names, or None where rows are paired by their order."""
+    recordings: tuple[str, ...] | None = None
+    """Of each the name of the recording that it is cut from, where known."""
 
 
 def recall(
@@ -46,12 +54,14 @@ def recall(
     per_class: int | None = None,
     expected: int | None = None,
     on_missing: Literal["stop", "skip"] = "stop",
+    by: By = "recording",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Recall at 1, 5 and 10, median rank and mean reciprocal rank of paired embeddings of any system, both ways.
 
     A .npz file holds the array keys (N names) and one array (N, E) of embeddings: sides are paired by key, in any
-    order. A .npy file holds (N, E) alone: sides are paired row by row. Similarity is the cosine; ties count against.
+    order. It may hold the array recordings: of each key the name of the recording that it is a segment of. A .npy file
+    holds (N, E) alone: sides are paired row by row. Similarity is the cosine; ties count against.
 
     Args:
         audio: .npz or .npy with the audio embeddings.
@@ -66,13 +76,15 @@ def recall(
         per_class: How many keys of each class the list must have.
         expected: How many keys the gallery must have.
         on_missing: What to do with a key that one side lacks. stop: refuse; skip: leave it out and count it.
+        by: What counts as found. recording: any segment of the query's recording, where recordings are known; segment:
+            the query's own segment alone. The same where each recording has one segment.
         overwrite: Replace the file that is there.
     """
     check_files({"out": (out, ".json")}, [path for path in (audio, video, keys) if path is not None], overwrite)
     check_list_flags(keys, key_column, class_column, per_class)
     wanted = None if keys is None else read_keys(keys, key_column, class_column, per_class)
     sides = {"audio": read_embeddings(audio, "audio"), "video": read_embeddings(video, "video")}
-    report = measure(sides, wanted, keys, per_class, expected, on_missing)
+    report = measure(sides, wanted, keys, per_class, expected, on_missing, by)
     report["embeddings"] = {
         name: {"file": side.path, "sha256": _hash(Path(side.path).read_bytes()), "width": side.rows.shape[1]}
         for name, side in sides.items()
@@ -102,6 +114,7 @@ def measure(
     per_class: int | None = None,
     expected: int | None = None,
     on_missing: str = "stop",
+    by: By = "recording",
 ) -> dict[str, Any]:
     """The figures of paired embeddings, and what they are of, in plain JSON.
 
@@ -112,6 +125,7 @@ def measure(
         per_class: How many of each class it was checked for.
         expected: As in ``recall``.
         on_missing: As in ``recall``.
+        by: As in ``recall``.
 
     Raises:
         UserError: If the sides do not fit, keys are missing, or the gallery is not of the size expected.
@@ -125,13 +139,22 @@ def measure(
         raise UserError(f"a gallery needs at least 2 items, got {count}")
     if expected is not None and count != expected:
         raise UserError(f"the gallery has {count} items, --expected {expected}: figures would not compare")
-    ranks_a2v, ranks_v2a = match_ranks(rows["audio"], rows["video"]), match_ranks(rows["video"], rows["audio"])
-    sure = {f"recall_at_{cut}_{way}" for cut in CUTS if cut >= count for way in ("a2v", "v2a")}  # 1, whatever is ranked
-    table = retrieval_table(ranks_a2v, ranks_v2a)
-    figures = {name: float(value) for name, value in table.items() if name not in sure}
+    recordings = _recordings(sides, gallery)
+    by = by if recordings is not None else "segment"
+    names = list(range(count)) if recordings is None or by == "segment" else recordings
+    number = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    groups = torch.tensor([number[name] for name in names])
+    ranks = [match_ranks(rows[one], rows[other], groups=groups) for one, other in (WAYS["a2v"], WAYS["v2a"])]
+    chance = chance_table(groups)
+    table = {name: float(value) for name, value in retrieval_table(*ranks).items()}
+    sure = {name for name, value in chance.items() if name.startswith("recall") and value == 1}  # whatever is ranked
     return {
-        "figures": figures,
+        "figures": {name: value for name, value in table.items() if name[: -len("_a2v")] not in sure},
+        "chance": {name: value for name, value in chance.items() if name not in sure},
         "N": count,
+        "by": by,
+        "right": BY[by],
+        "recordings": len(set(recordings)) if recordings is not None else None,
         "gallery_sha256": None if gallery is None else _hash(as_utf8("\n".join(gallery))),
         "paired": "row by row" if gallery is None else "by key",
         "similarity": "cosine",
@@ -148,25 +171,30 @@ def read_embeddings(path: str, side: str) -> Embeddings:
     """One side's embeddings.
 
     Args:
-        path: .npz with the array keys and one other (N, E), or one called ``side``; or .npy with (N, E).
+        path: .npz with the array keys, perhaps recordings, and one other (N, E), or one called ``side``; or .npy with
+            (N, E).
         side: ``audio`` or ``video``.
 
     Raises:
         UserError: If it is none of these, a key is there twice, or an embedding has no direction.
     """
     keys: tuple[str, ...] | None = None
+    recordings: tuple[str, ...] | None = None
     try:
         content = np.load(path, allow_pickle=False)  # pickles can run code
         if isinstance(content, np.ndarray):
             rows = content
         else:
             with content:
-                others = [name for name in content.files if name not in ("keys", "about")]
+                others = [name for name in content.files if name not in ("keys", "about", "recordings")]
                 others = [side] if side in others else others
                 if "keys" not in content.files or len(others) != 1:
                     held = ", ".join(content.files) or "nothing"
                     raise UserError(f"{path} must hold the array keys and one array of embeddings, it holds {held}")
-                rows, keys = content[others[0]], _key_array(path, content["keys"])
+                rows, keys = content[others[0]], _names(path, "keys", content["keys"])
+                refuse_duplicates(path, keys)
+                if "recordings" in content.files:
+                    recordings = _names(path, "recordings", content["recordings"])
     except UserError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
@@ -180,18 +208,33 @@ def read_embeddings(path: str, side: str) -> Embeddings:
         raise UserError(f"{path}: embeddings are (N, E) numbers, got {rows.dtype} {rows.shape}")
     if keys is not None and len(keys) != len(rows):
         raise UserError(f"{path} has {len(keys)} keys and {len(rows)} embeddings")
-    return Embeddings(path, rows.astype(np.float64), keys)
+    if recordings is not None and len(recordings) != len(rows):
+        raise UserError(f"{path} has {len(recordings)} recordings and {len(rows)} embeddings")
+    return Embeddings(path, rows.astype(np.float64), keys, recordings)
 
 
-def _key_array(path: str, array: np.ndarray) -> tuple[str, ...]:
+def _names(path: str, what: str, array: np.ndarray) -> tuple[str, ...]:
     if array.ndim != 1 or array.dtype.kind not in "USiu":
-        raise UserError(f"{path}: keys are (N,) strings or whole numbers, got {array.dtype} {array.shape}")
+        raise UserError(f"{path}: {what} are (N,) strings or whole numbers, got {array.dtype} {array.shape}")
     try:
-        keys = tuple(key.decode() if isinstance(key, bytes) else str(key) for key in array.tolist())
+        return tuple(key.decode() if isinstance(key, bytes) else str(key) for key in array.tolist())
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: keys are not UTF-8") from error
-    refuse_duplicates(path, keys)
-    return keys
+        raise UserError(f"{path}: {what} are not UTF-8") from error
+
+
+def _recordings(sides: dict[str, Embeddings], gallery: list[str] | None) -> list[str] | None:
+    """Of each item of the gallery the name of its recording; None where no side says it."""
+    told = []
+    for side in sides.values():
+        if gallery is not None and side.keys is not None and side.recordings is not None:
+            by_key = dict(zip(side.keys, side.recordings, strict=True))
+            told.append([by_key[key] for key in gallery])
+    if not told:
+        return None
+    if told[0] != told[-1]:
+        paths = " and ".join(side.path for side in sides.values())
+        raise UserError(f"{paths} name different recordings for one key")
+    return told[0]
 
 
 def _pair(
@@ -249,16 +292,23 @@ def show(report: dict[str, Any]) -> None:
     console = Console(width=None if Console().is_terminal else 110)
     table = Table(title=f"retrieval among {report['N']}", title_justify="left")
     table.add_column("")
-    cuts = [cut for cut in CUTS if cut < report["N"]]
+    chance = report["chance"]
+    cuts = [cut for cut in CUTS if f"recall_at_{cut}" in chance]
     for heading in (*(f"R@{cut}" for cut in cuts), "median rank", "MRR"):
         table.add_column(heading, justify="right")
     figures = report["figures"]
     for way, words in (("a2v", "audio to video"), ("v2a", "video to audio")):
         recalls = [f"{100 * figures[f'recall_at_{cut}_{way}']:.1f}" for cut in cuts]
         table.add_row(words, *recalls, f"{figures[f'median_rank_{way}']:g}", f"{figures[f'mrr_{way}']:.3f}")
+    recalls = [f"{100 * chance[f'recall_at_{cut}']:.1f}" for cut in cuts]
+    table.add_row("chance", *recalls, f"{chance['median_rank']:g}", f"{chance['mrr']:.3f}")
     console.print(table)
     gallery = f"gallery {report['gallery_sha256'][:12]}" if report["gallery_sha256"] else "paired row by row"
     missing = f"; {report['missing']} keys missing and left out" if report["missing"] else ""
+    known = "recordings not known" if report["recordings"] is None else f"{report['recordings']} recordings"
     console.print(
-        f"R@k in %; cosine; ties count against; {gallery}{missing}", style="dim", highlight=False, markup=False
+        f"R@k in %, by {report['by']} ({known}); cosine; ties count against; {gallery}{missing}",
+        style="dim",
+        highlight=False,
+        markup=False,
     )

@@ -20,7 +20,7 @@ from torch import Tensor
 from vab import __version__
 from vab.commands.embedding import MediaEncoders, counting, embed_file, embed_records, load_encoders
 from vab.commands.files import check_files
-from vab.commands.recall import Embeddings, check_list_flags, measure, read_embeddings, show
+from vab.commands.recall import By, Embeddings, check_list_flags, measure, read_embeddings, show
 from vab.commands.results_page import results_page, sound_of_codes
 from vab.data.format import write_atomically
 from vab.data.labels import first_of, read_keys
@@ -54,6 +54,8 @@ class Gallery:
     """Files, where they are no records."""
     left_out: tuple[str, ...] = ()
     """What is not in it, and why."""
+    recordings: tuple[str, ...] | None = None
+    """Of each the recording that it is cut from, where known."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def retrieve(
     per_class: int | None = None,
     expected: int | None = None,
     on_missing: Literal["stop", "skip"] = "stop",
+    by: By = "recording",
     batch_size: int = 64,
     device: str = "auto",
     overwrite: bool = False,
@@ -105,7 +108,8 @@ def retrieve(
         checkpoint: Of an alignment: a .ckpt file or a run's folder.
         data: Folder of shards: what is measured, or searched.
         media: Instead, for a query: a folder of media files, or a CSV with a column file.
-        embeddings: Instead: a .npz with the arrays keys (N names), audio and video (N, E), of this or any other model.
+        embeddings: Instead: a .npz with the arrays keys (N names), audio and video (N, E), of this or any other model;
+            perhaps recordings (N names).
         query: A media file.
         query_by: What of the query is looked at. auto: its picture if it has one, else its sound.
         top: How many are found.
@@ -118,6 +122,7 @@ def retrieve(
         per_class: As in ``vab recall``.
         expected: As in ``vab recall``.
         on_missing: As in ``vab recall``.
+        by: As in ``vab recall``: whether other segments of a query's recording count as found, too.
         batch_size: Records that are embedded together; has no effect on the result but for rounding.
         device: Where the networks run: auto, cpu, cuda, cuda:1, ...
         overwrite: Replace files that are there.
@@ -149,7 +154,7 @@ def retrieve(
         if save_embeddings is not None:
             _save(gallery, save_embeddings, checkpoint)
         place = embeddings or data or ""
-        report = measure(_sides(gallery, place), wanted, keys, per_class, expected, on_missing)
+        report = measure(_sides(gallery, place), wanted, keys, per_class, expected, on_missing, by)
         report |= {
             "checkpoint": checkpoint,
             "gallery": place,
@@ -164,25 +169,25 @@ def retrieve(
         return report
     assert task is not None
     path = Path(query)
-    by = _query_side(path, query_by)
-    encoders = load_encoders(task.spec, where, audio=by == "audio" or media is not None, video=True)
-    asked = embed_file(task, encoders, path, by)
+    side = _query_side(path, query_by)
+    encoders = load_encoders(task.spec, where, audio=side == "audio" or media is not None, video=True)
+    asked = embed_file(task, encoders, path, side)
     if data is not None:
         gallery = _of_shards(task, data, wanted, batch_size, where)
     elif media is not None:
-        gallery = _of_media(task, encoders, media, _OTHER[by])
+        gallery = _of_media(task, encoders, media, _OTHER[side])
     else:
         gallery = _read_gallery(embeddings)
     if save_embeddings is not None:
         _save(gallery, save_embeddings, checkpoint)
-    hits = search(asked, gallery, _OTHER[by], top)
+    hits = search(asked, gallery, _OTHER[side], top)
     if out is not None:
-        found = {"query": query, "by": by, "among": len(gallery.names), "found": [asdict(hit) for hit in hits]}
+        found = {"query": query, "by": side, "among": len(gallery.names), "found": [asdict(hit) for hit in hits]}
         write_atomically(Path(out), (json.dumps(found, indent=2) + "\n").encode())
     if page is not None:
         sounds = _decoded(gallery, hits, where)
-        write_atomically(Path(page), results_page(path, by, hits, len(gallery.names), Path(page).parent, sounds))
-    _show(path, by, gallery, hits)
+        write_atomically(Path(page), results_page(path, side, hits, len(gallery.names), Path(page).parent, sounds))
+    _show(path, side, gallery, hits)
     return hits
 
 
@@ -257,7 +262,9 @@ def _of_shards(
         raise UserError(f"{folder}: no record has a video to retrieve")
     audio, video = embed_records(task, dataset, numbers, batch_size, where)
     left_out = tuple(f"{name}: no video" for name in silent)
-    return Gallery(tuple(names[number] for number in numbers), audio, video, dataset, tuple(numbers), left_out=left_out)
+    recordings = tuple(map(str, dataset.sources(numbers).tolist()))
+    chosen_names = tuple(names[number] for number in numbers)
+    return Gallery(chosen_names, audio, video, dataset, tuple(numbers), left_out=left_out, recordings=recordings)
 
 
 def _of_media(task: AlignTask, encoders: MediaEncoders, media: str, side: str) -> Gallery:
@@ -285,7 +292,8 @@ def _read_gallery(path: str | None) -> Gallery:
     audio, video = read_embeddings(path, "audio"), read_embeddings(path, "video")
     if audio.keys is None:
         raise UserError(f"{path} has no keys: save a .npz with the arrays keys, audio and video")
-    return Gallery(audio.keys, torch.from_numpy(audio.rows), torch.from_numpy(video.rows))
+    rows = torch.from_numpy(audio.rows), torch.from_numpy(video.rows)
+    return Gallery(audio.keys, *rows, recordings=audio.recordings)
 
 
 def _save(gallery: Gallery, path: str, checkpoint: str | None) -> None:
@@ -298,8 +306,10 @@ def _save(gallery: Gallery, path: str, checkpoint: str | None) -> None:
     if gallery.dataset is not None:
         about["data_sha256"] = gallery.dataset.manifest_hash
     content = io.BytesIO()
+    recordings = {} if gallery.recordings is None else {"recordings": np.array(gallery.recordings)}
     np.savez(
         content,
+        **recordings,
         keys=np.array(gallery.names),
         audio=gallery.audio.float().numpy(),
         video=gallery.video.float().numpy(),
@@ -312,8 +322,8 @@ def _sides(gallery: Gallery, place: str) -> dict[str, Embeddings]:
     assert gallery.audio is not None
     assert gallery.video is not None
     return {
-        "audio": Embeddings(place, gallery.audio.double().numpy(), gallery.names),
-        "video": Embeddings(place, gallery.video.double().numpy(), gallery.names),
+        "audio": Embeddings(place, gallery.audio.double().numpy(), gallery.names, gallery.recordings),
+        "video": Embeddings(place, gallery.video.double().numpy(), gallery.names, gallery.recordings),
     }
 
 

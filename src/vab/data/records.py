@@ -184,6 +184,10 @@ class ShardDataset(Dataset[Batch]):
         arrays["source"][places] = sources_of(rows["key"], self._keys_have_starts)
         return bool((rows["steps"] < self.spec.num_steps).any() or (rows["frames"] < self.spec.num_frames).any())
 
+    def sources(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(B,) int64: of each record the number of its recording, as ``Batch.source``."""
+        return sources_of(self._index[self._rows(numbers)]["key"], self._keys_have_starts)
+
     def key(self, number: int) -> str:
         """The key of record ``number``."""
         return bytes(self._index["key"][self._row(number)]).decode()

@@ -1,11 +1,17 @@
 """Retrieval: whether a segment's sound finds its video among all videos, and its video its sound.
 
+By recording, a segment also counts as found where another segment of its recording is: two segments of one recording
+are often nearly equal, and training takes neither as a wrong answer for the other. With one segment of each recording
+this is the usual recall by segment.
+
 Similarity is the cosine. Ties count against: an item is right at rank r only if it is strictly more alike than all but
 r others, so embeddings that are all equal have recall 0, not 1. (An expected rank would be as honest on average, but
 no whole number, and would still give a collapsed network a share of luck.)
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -20,17 +26,22 @@ CUTS = (1, 5, 10)
 """Recall is told at these ranks."""
 
 
-def match_ranks(queries: Tensor, gallery: Tensor, chunk: int = 1024) -> Tensor:
+def match_ranks(queries: Tensor, gallery: Tensor, chunk: int = 1024, groups: Tensor | None = None) -> Tensor:
     """At which place each query finds its own item, if the gallery is sorted by cosine similarity.
 
-    The rank is the number of other items that are at least as similar as the right one: ties count against. Negative
-    cosines are as good as any. The table of N x N similarities is never held, only ``chunk`` rows of it; the
+    The rank is the number of wrong items that are at least as similar as the right one: ties count against. With
+    ``groups`` all items of the query's group are right, and the most similar of them counts, as for pictures with
+    several captions each (Karpathy and Fei-Fei 2015): a rank below k says that one of them is among the first k. With
+    one item in each group the ranks are those without ``groups``.
+
+    Negative cosines are as good as any. The table of N x N similarities is never held, only ``chunk`` rows of it; the
     arithmetic is float64, so ranks depend neither on ``chunk`` nor on the device.
 
     Args:
         queries: (N, E) float. Of any length above 0.
         gallery: (N, E) float. Row i is the right item of query i.
         chunk: Queries at once, 1 or more.
+        groups: (N,) int64. The recording of each item. None: each item is a recording of its own.
 
     Returns:
         (N,) int64 in [0, N); 0 = first.
@@ -42,16 +53,29 @@ def match_ranks(queries: Tensor, gallery: Tensor, chunk: int = 1024) -> Tensor:
     if queries.ndim != 2 or queries.shape != gallery.shape or 0 in queries.shape:
         shapes = f"{tuple(queries.shape)} and {tuple(gallery.shape)}"
         raise ValueError(f"match_ranks takes queries and gallery of one shape (N, E), got {shapes}")
+    if groups is not None and groups.shape != queries.shape[:1]:
+        raise ValueError(f"match_ranks: groups are (N,), one for each of {len(queries)}, got {tuple(groups.shape)}")
     if chunk < 1:
         raise ValueError(f"match_ranks: chunk must be 1 or more, got {chunk}")
+    groups = _unless_all_differ(groups)
     queries, gallery = _directions(queries, "queries"), _directions(gallery, "gallery")
     ranks = []
     for start in range(0, len(queries), chunk):
         part = queries[start : start + chunk]
         scores = part @ gallery.T  # (chunk, N)
-        right = scores.diagonal(start)[: len(part), None]  # (chunk, 1)
-        ranks.append((scores >= right - TIE).sum(1) - 1)  # less the right item itself
+        if groups is None:
+            right = scores.diagonal(start)[: len(part), None]  # (chunk, 1)
+            ranks.append((scores >= right - TIE).sum(1) - 1)  # less the right item itself
+        else:
+            own = groups[start : start + chunk, None] == groups  # (chunk, N)
+            right = scores.masked_fill(~own, -math.inf).amax(1, keepdim=True)
+            ranks.append(((scores >= right - TIE) & ~own).sum(1))
     return torch.cat(ranks)
+
+
+def _unless_all_differ(groups: Tensor | None) -> Tensor | None:
+    """None where each item is a group of its own: tables of pairs are then not compared by group."""
+    return None if groups is None or len(groups.unique()) == len(groups) else groups
 
 
 def _directions(embeddings: Tensor, name: str) -> Tensor:
@@ -94,7 +118,34 @@ def retrieval_table(ranks_a2v: Tensor, ranks_v2a: Tensor) -> dict[str, Tensor]:
     return table
 
 
-def matching_loss(audio: Tensor, video: Tensor, scale: float, chunk: int = 1024) -> Tensor:
+def chance_table(groups: Tensor) -> dict[str, float]:
+    """What ``retrieval_table`` gives on average where the gallery is in random order; the same both ways.
+
+    Args:
+        groups: (N,) int64, N >= 1. As for ``match_ranks``; all different for recall by segment.
+
+    Returns:
+        ``recall_at_1``, ``recall_at_5``, ``recall_at_10``, ``median_rank`` and ``mrr``. With one item in each group
+        they are k / N, (N + 1) / 2 and the mean of 1 / n over n = 1..N; with m items they are those of the best of m
+        places drawn without replacement.
+    """
+    count = len(groups)
+    sizes = groups.unique(return_inverse=True, return_counts=True)[1:]
+    own, queries = sizes[1][sizes[0]].unique(return_counts=True)  # items of a query's group, queries with so many
+    place = torch.arange(count, dtype=torch.float64)
+    missed = torch.zeros(count, dtype=torch.float64)  # share of queries that find nothing in the first 1..N places
+    for size, number in zip(own.tolist(), queries.tolist(), strict=True):
+        missed += number / count * ((count - size - place).clamp(min=0) / (count - place)).cumprod(0)
+    found = 1 - missed
+    median = (torch.searchsorted(found, 0.5 - 1e-9) + torch.searchsorted(found, 0.5 + 1e-9, right=True)) / 2 + 1
+    each = found - torch.cat([found.new_zeros(1), found[:-1]])  # share of queries that are right at each place
+    table = {f"recall_at_{cut}": float(found[min(cut, count) - 1]) for cut in CUTS}
+    return table | {"median_rank": float(median), "mrr": float((each / (place + 1)).sum())}
+
+
+def matching_loss(
+    audio: Tensor, video: Tensor, scale: float, chunk: int = 1024, groups: Tensor | None = None
+) -> Tensor:
     """InfoNCE with a whole data set as the choice, both ways: what a contrastive model is trained for, at full size.
 
     Args:
@@ -102,15 +153,22 @@ def matching_loss(audio: Tensor, video: Tensor, scale: float, chunk: int = 1024)
         video: (N, E) float. Row i belongs with sound i.
         scale: What cosines are multiplied by, the inverse of the temperature.
         chunk: Queries at once, 1 or more.
+        groups: (N,) int64. The recording of each record; others of the same one are no choices, as in training. None:
+            each is a recording of its own.
 
     Returns:
         Scalar float64, nats: the mean over records and both ways. log(N) is the score of guessing evenly.
     """
+    groups = _unless_all_differ(groups)
     sides = (_directions(audio, "sounds"), _directions(video, "videos"))
     total = torch.zeros((), dtype=torch.float64, device=audio.device)
     for queries, choices in (sides, sides[::-1]):
         for start in range(0, len(queries), chunk):
             scores = scale * (queries[start : start + chunk] @ choices.T)  # (chunk, N)
+            if groups is not None:
+                others = groups[start : start + chunk, None] == groups
+                others.diagonal(start).fill_(False)
+                scores = scores.masked_fill(others, -math.inf)
             total += (scores.logsumexp(1) - scores.diagonal(start)[: len(scores)]).sum()
     return total / (2 * len(audio))
 
@@ -121,38 +179,48 @@ class Retrieval(Metric):
     The gallery is the data set, so embeddings are kept (float32, 2 * N * E * 4 bytes) and gathered with their record
     numbers; a record that several ranks had counts once. A mean of recalls over batches or ranks would be that of
     small galleries: another, higher number. Where one rank has nothing to add, give it an update with (0, E) tensors.
+
+    Recall is by recording where ``update`` is told the recordings, else by record.
     """
 
     full_state_update = False
     audio: list[Tensor]
     video: list[Tensor]
     index: list[Tensor]
+    source: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
         self.scale: float | None = None
         """What cosines are multiplied by for a loss."""
-        for name in ("audio", "video", "index"):
+        for name in ("audio", "video", "index", "source"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
-    def update(self, audio_embedding: Tensor, video_embedding: Tensor, index: Tensor) -> None:
+    def update(
+        self, audio_embedding: Tensor, video_embedding: Tensor, index: Tensor, source: Tensor | None = None
+    ) -> None:
         """Keep a batch.
 
         Args:
             audio_embedding: (B, E) float.
             video_embedding: (B, E) float, row by row of the same records.
             index: (B,) int64. Numbers of the records.
+            source: (B,) int64. The recording of each record. None: each is a recording of its own, in all updates.
 
         Raises:
             ValueError: If the shapes do not fit.
         """
         shape = tuple(audio_embedding.shape)
-        if len(shape) != 2 or shape != tuple(video_embedding.shape) or tuple(index.shape) != shape[:1]:
-            shapes = f"{shape}, {tuple(video_embedding.shape)} and {tuple(index.shape)}"
-            raise ValueError(f"Retrieval takes embeddings (B, E) of both sides and record numbers (B,), got {shapes}")
+        source = index if source is None else source
+        if len(shape) != 2 or shape != tuple(video_embedding.shape) or not index.shape == source.shape == shape[:1]:
+            shapes = f"{shape}, {tuple(video_embedding.shape)}, {tuple(index.shape)} and {tuple(source.shape)}"
+            raise ValueError(
+                f"Retrieval takes embeddings (B, E) of both sides, record numbers and recordings (B,), got {shapes}"
+            )
         self.audio.append(audio_embedding.detach().float())
         self.video.append(video_embedding.detach().float())
         self.index.append(index)
+        self.source.append(source)
 
     def compute(self) -> dict[str, Tensor]:
         """The table, and ``loss`` (see ``matching_loss``) where ``scale`` was set.
@@ -160,9 +228,11 @@ class Retrieval(Metric):
         Raises:
             ValueError: If there is no record, or an embedding is not finite or 0.
         """
-        audio, video, index = (joined(state) for state in (self.audio, self.video, self.index))
+        index, *rows = (joined(state) for state in (self.index, self.audio, self.video, self.source))
         if not len(index):
             raise ValueError("no record was embedded: there is nothing to retrieve")
-        audio, video = each_once(index, audio, video)
-        table = retrieval_table(match_ranks(audio, video), match_ranks(video, audio))
-        return table if self.scale is None else table | {"loss": matching_loss(audio, video, self.scale)}
+        audio, video, groups = each_once(index, *rows)
+        table = retrieval_table(match_ranks(audio, video, groups=groups), match_ranks(video, audio, groups=groups))
+        if self.scale is None:
+            return table
+        return table | {"loss": matching_loss(audio, video, self.scale, groups=groups)}

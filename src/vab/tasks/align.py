@@ -152,12 +152,13 @@ class AlignTask(BaseTask):
             self.log_scale.clamp_(max=math.log(_LARGEST_SCALE))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Embed; the whole data set is one gallery."""
+        """Embed; the whole data set is one gallery, in which all segments of a recording are right for each other."""
         audio, video = self(batch)
-        self.retrieval.update(audio[batch.valid], video[batch.valid], batch.index[batch.valid])
+        rows = (audio, video, batch.index, batch.source)
+        self.retrieval.update(*(tensor[batch.valid] for tensor in rows))
 
     def on_validation_epoch_end(self) -> None:
-        """Log recall both ways over the whole data set, each record once."""
+        """Log recall by recording, both ways over the whole data set, each record once."""
         self._log_retrieval("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -165,7 +166,7 @@ class AlignTask(BaseTask):
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log recall both ways over the whole data set."""
+        """Log recall by recording, both ways over the whole data set."""
         self._log_retrieval("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
