@@ -68,6 +68,14 @@ def test_a_trainer_of_a_stage_differs_in_the_name_of_its_runs_alone(path):
     assert named == {"demo": "demo", "ddp": "dac"}[base] + f"_{stage}" != others
 
 
+def test_each_recipe_has_a_folder_of_runs_of_its_own():
+    names = {}
+    for path in RECIPES:
+        trainer = yaml.safe_load((path.parent / yaml.safe_load(path.read_text())["trainer"]).read_text())
+        names.setdefault(trainer["logger"]["init_args"]["name"], []).append(str(path.relative_to(CONFIGS)))
+    assert all(len(recipes) == 1 for recipes in names.values()), names
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_recipe_parses_to_what_its_parts_say(path, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -32,22 +32,67 @@ def flags(line):
 
 
 def test_lists_and_shards_that_are_read_were_written_before():
-    written = {"data/lists/audioset/train.csv"}  # by cat
+    written = {*re.findall(r" > (data/lists/\S+)", BLOCKS)}  # by cat
     for line in LINES:
         words, given = flags(line)
         for name in (given.get("--media", ""), given.get("--vocabulary", ""), given.get("--keys", "")):
             assert not name.startswith("data/lists/") or {name, str(Path(name).parent)} & written, line
         assert words[1:3] != ["shards", "verify"] or words[-1] in written, line
         written |= {given["--out"]} if "--out" in given else set()
+        if words[1] == "lists" and "--val_share" in given:
+            written |= {given["--out"].replace("train.csv", "val.csv")}
 
 
-def test_recipes_read_the_shards_that_were_written(capsys, monkeypatch):
+def parts(path):
+    """The folders that a file of configs/data names, by part, as from the repository's folder."""
+    named = yaml.safe_load(path.read_text().replace("${oc.env:VAB_DATA,data}", "data"))
+    train = [*named["train"]] if isinstance(named["train"], dict) else [named["train"]]
+    return {"train": train, **{part: [named[part]] for part in ("val", "test") if named[part]}}
+
+
+DATA_SETS = {path.stem: parts(path) for path in sorted((ROOT / "configs/data").glob("*.yaml"))}
+
+
+def test_no_recipe_chooses_its_checkpoint_by_the_test_set_of_any():
+    tests = {folder for named in DATA_SETS.values() for folder in named.get("test", [])}
+    measured = re.findall(r"vab (?:retrieve|test) .*?--data(?:\.test)? (\S+)", BLOCKS)
+    tests |= {*measured}
+    assert {"data/vggsound/test", "data/audioset/eval", "data/speech_commands/test", "data/msrvtt/test"} <= tests
+    for name, named in DATA_SETS.items():
+        assert not {*named["val"], *named["train"]} & tests, name
+        assert all(not folder.endswith(("/test", "/eval")) for folder in named["val"]), name
+        assert name == "esc50" or not {*named["val"]} & {*named["train"]}, name  # divided by folds
+    for line in LINES:  # nor is another val given on the way
+        given = flags(line)[1]
+        assert given.get("--data.val", "data/esc10") == "data/esc10", line
+
+
+@pytest.mark.parametrize("name", [name for name in DATA_SETS if not name.startswith("demo")])
+def test_the_commands_make_each_folder_that_a_recipe_names(name):
+    made = {flags(line)[1]["--out"] for line in LINES if line.startswith("vab extract ")}
+    assert {folder for folders in DATA_SETS[name].values() for folder in folders} <= made
+
+
+def test_what_a_benchmark_reports_chooses_its_checkpoint_and_a_fold_chooses_none():
+    monitors = {}
+    for path in (ROOT / "configs/classify").glob("*.yaml"):
+        trainer = yaml.safe_load((path.parent / yaml.safe_load(path.read_text())["trainer"]).read_text())
+        (kept,) = (one for one in trainer["callbacks"] if one["class_path"] == "vab.callbacks.Checkpoints")
+        monitors[path.stem] = kept["init_args"].get("monitor")
+        assert kept["init_args"]["save_top_k"] == (1 if monitors[path.stem] else 0)
+    assert monitors == {
+        "vggsound": "val/top_1", "audioset_20k": "val/map", "audioset_2m": "val/map", "esc50": None,
+        "speech_commands": "val/top_1",
+    }  # fmt: skip
+
+
+def test_data_that_a_flag_names_were_written(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("VAB_DATA", raising=False)
     written = {flags(line)[1].get("--out") for line in LINES}
     for line in LINES:
         words, _ = flags(line)
-        if words[1] in ("fit", "folds", "test"):
+        if words[1] in ("fit", "folds", "test") and "--data." in line:
             data = parsed(words[1:], capsys)["data"]
             assert {data["train"], data["val"], data["test"]} - {None} <= written, line
 

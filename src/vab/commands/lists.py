@@ -41,7 +41,14 @@ def speech_commands(root: str, out: str, test_root: str | None = None, overwrite
         _write(folder / f"{part}.csv", rows, media, "speech_commands", how)
 
 
-def audioset(list: str, media: str, out: str, whole_videos: bool = False, overwrite: bool = False) -> None:
+def audioset(
+    list: str,
+    media: str,
+    out: str,
+    whole_videos: bool = False,
+    val_share: float | None = None,
+    overwrite: bool = False,
+) -> None:
     """The list of an AudioSet split, for the files that are there.
 
     Args:
@@ -51,20 +58,32 @@ def audioset(list: str, media: str, out: str, whole_videos: bool = False, overwr
             YID_30.000_40.000.wav, ID_30000_40000.mp4.
         out: The .csv file to write; ids without a file go to a .missing.txt beside it.
         whole_videos: Files called by the id alone are whole videos, of which the list's segments are parts.
+        val_share: Share of the recordings, such as 0.02, to validate on instead of training on them. They go to val.csv
+            beside train.csv, balanced_val.csv beside balanced_train.csv. A hash of its id decides where a recording
+            goes, with all of its segments: to the same side in every list, whatever files are there.
         overwrite: Replace files that are there.
     """
     table, lost = Path(out), Path(out).with_name(fitting_name(Path(out).stem, ".missing.txt"))
     if table.suffix != ".csv":
         raise UserError(f"--out must end in .csv, got {out}")
-    _check([table, lost], [list], overwrite)
-    found = youtube.audioset(Path(list), Path(media), _names(media), whole_videos)
+    start = table.stem.removesuffix("train")
+    held_out = table.with_stem(f"{start}{'_' if start == table.stem else ''}{youtube.VAL}")
+    _check([table, lost, *([] if val_share is None else [held_out])], [list], overwrite)
+    found = youtube.audioset(Path(list), Path(media), _names(media), whole_videos, val_share)
     _tell(found, lost)
     how = ["--vocabulary", str(_beside(list, "class_labels_indices.csv"))]
-    for rows in found.rows.values():
-        _write(table, rows, Path(media), "centre", how)
+    for part, rows in found.rows.items():
+        _write(held_out if part == youtube.VAL else table, rows, Path(media), "centre", how)
 
 
-def vggsound(list: str, media: str, out: str, whole_videos: bool = False, overwrite: bool = False) -> None:
+def vggsound(
+    list: str,
+    media: str,
+    out: str,
+    whole_videos: bool = False,
+    val_share: float | None = None,
+    overwrite: bool = False,
+) -> None:
     """The lists of VGGSound's splits, for the files that are there.
 
     Args:
@@ -75,10 +94,13 @@ def vggsound(list: str, media: str, out: str, whole_videos: bool = False, overwr
         out: Folder for train.csv and test.csv, or a file of the list's own name, and, for those without a file,
             missing.txt.
         whole_videos: Files called by the id alone are whole videos, of which the list's segments are parts.
+        val_share: Share of the recordings of train, such as 0.02, to validate on instead of training on them. They go
+            to val.csv. A hash of its id decides where a recording goes, with all of its segments: to the same side in
+            every list, whatever files are there.
         overwrite: Replace files that are there.
     """
     folder = Path(out)
-    found = youtube.vggsound(Path(list), Path(media), _names(media), whole_videos)
+    found = youtube.vggsound(Path(list), Path(media), _names(media), whole_videos, val_share)
     _check([folder / "missing.txt", *(folder / f"{part}.csv" for part in found.rows)], [list], overwrite)
     _tell(found, folder / "missing.txt")
     how = ["--vocabulary", str(_beside(list, "class_labels_indices_vgg.csv", "stat.csv"))]

@@ -190,6 +190,98 @@ def test_a_whole_video_is_cut_where_the_list_says(tmp_path):
     assert records == [("abcdefghijk_000001", 1.0), ("abcdefghijk_000002", 2.0)]
 
 
+# ---- validation apart from the test ----
+
+IDS = [f"{number:011d}" for number in range(200)]
+
+
+def many(tmp_path, per_video=2):
+    """VGGSound's and AudioSet's lists of many videos, several segments of each; and a folder with files of all."""
+    table, other = tmp_path / "vggsound.csv", tmp_path / "segments.csv"
+    starts = [10 * number for number in range(per_video)]
+    both = [(video, start) for start in starts for video in IDS]
+    table.write_text("".join(f"{video},{start},x,{'test' if video < IDS[50] else 'train'}\n" for video, start in both))
+    other.write_text("".join(f'{video}, {start}.0, {start + 10}.0, "/m/a"\n' for video, start in both))
+    return table, other, touch(tmp_path / "media", *(f"{video}_{start}.mp4" for video, start in both))
+
+
+def videos(path):
+    """Which videos a list has segments of."""
+    return {name[:11] for name in column(path, "file")}
+
+
+def test_a_share_of_the_recordings_is_held_out_by_their_ids_alone(tmp_path, capsys):
+    table, other, media = many(tmp_path)
+    flags = ["lists", "vggsound", "--list", str(table), "--media", str(media), "--val_share", "0.2"]
+    main([*flags, "--out", str(tmp_path / "lists")])
+    train, val, test = (videos(tmp_path / "lists" / f"{part}.csv") for part in ("train", "val", "test"))
+    assert (train | val, test) == ({*IDS[50:]}, {*IDS[:50]})  # the test stays what it was
+    assert not train & val
+    assert 15 <= len(val) <= 45  # of 150
+    rows_of = {part: len(rows(tmp_path / "lists" / f"{part}.csv")) for part in ("train", "val", "test")}
+    assert rows_of == {"train": 2 * len(train), "val": 2 * len(val), "test": 100}
+    printed = capsys.readouterr().out
+    for part, count in rows_of.items():
+        assert f"{part}.csv: {count} to extract, by vab extract " in printed
+
+    # Files that vanish take nothing from one side to the other, and another list has the same recordings there.
+    for name in sorted(media.iterdir())[::3]:
+        name.unlink()
+    main([*flags, "--out", str(tmp_path / "fewer")])
+    assert videos(tmp_path / "fewer" / "val.csv") <= val
+    assert videos(tmp_path / "fewer" / "train.csv") <= train
+    main(["lists", "audioset", "--list", str(other), "--media", str(media), "--val_share", "0.2",
+          "--out", str(tmp_path / "audioset" / "balanced_train.csv")])  # fmt: skip
+    assert videos(tmp_path / "audioset" / "balanced_val.csv") & {*IDS[50:]} <= val
+    assert not videos(tmp_path / "audioset" / "balanced_train.csv") & val
+
+    # A larger share has all of a smaller one.
+    main([*flags[:-1], "0.5", "--out", str(tmp_path / "half")])
+    assert videos(tmp_path / "fewer" / "val.csv") < videos(tmp_path / "half" / "val.csv")
+
+
+def test_without_a_share_lists_are_what_they_were(tmp_path):
+    table, other, media = many(tmp_path)
+    vggsound(str(table), str(media), str(tmp_path / "lists"))
+    audioset(str(other), str(media), str(tmp_path / "audioset" / "train.csv"))
+    assert sorted(path.name for path in (tmp_path / "lists").iterdir()) == ["test.csv", "train.csv"]
+    assert [path.name for path in (tmp_path / "audioset").iterdir()] == ["train.csv"]
+    assert videos(tmp_path / "lists" / "train.csv") == {*IDS[50:]}
+
+
+@pytest.mark.parametrize("name", ["train", "val", "eval_segments"])
+def test_where_the_held_out_part_of_a_list_goes(tmp_path, name):
+    _, other, media = many(tmp_path)
+    listed = other.rename(tmp_path / "val.csv")
+    audioset(str(listed), str(media), str(tmp_path / "out" / f"{name}.csv"), val_share=0.5)
+    expected = {"train": "val.csv", "val": "val_val.csv", "eval_segments": "eval_segments_val.csv"}[name]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{name}.csv", expected}
+
+
+@pytest.mark.parametrize(
+    ("share", "complaint"),
+    [
+        (0.0, "must be between 0 and 1"),
+        (1.0, "must be between 0 and 1"),
+        (2.0, "must be between 0 and 1"),
+        (-0.1, "must be between 0 and 1"),
+        (float("nan"), "must be between 0 and 1"),
+        (1e-9, "val_share 1e-09 of the 300 segments of .* leaves nothing to validate on"),
+        (1 - 1e-9, "leaves nothing to train on"),
+    ],
+)
+def test_shares_that_make_no_sense_are_refused(tmp_path, share, complaint):
+    table, other, media = many(tmp_path)
+    with pytest.raises(UserError, match=complaint):
+        vggsound(str(table), str(media), str(tmp_path / "lists"), val_share=share)
+    with pytest.raises(UserError, match=complaint.replace("300", "400")):
+        audioset(str(other), str(media), str(tmp_path / "train.csv"), val_share=share)
+    assert not (tmp_path / "train.csv").exists()
+    table.write_text("".join(line for line in table.open() if line.endswith("test\n")))
+    with pytest.raises(UserError, match=r"has no part 'train' to divide, only test: leave val_share out"):
+        vggsound(str(table), str(media), str(tmp_path / "lists"), val_share=0.5)
+
+
 def test_the_official_test_list(shared_data, tmp_path):
     table = shared_data / "lists" / "vggsound_test.csv"
     found = youtube.vggsound(table, Path("media"), ["glLQrEijrKg_300.mp4", "2XQzahrQ_tE.mp4", "LDoXsip0BEQ.mp4"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,7 +27,27 @@ class Listing:
     """Entries that the list has more than once, with the same labels."""
 
 
-def audioset(table: Path, media: Path, files: Iterable[str], whole_videos: bool = False) -> Listing:
+VAL = "val"
+"""The part that validation is done on, where the lists have none of their own."""
+
+
+def is_held_out(recording: str, share: float) -> bool:
+    """Whether a recording is one of those that are held out of training for validation.
+
+    By a hash of its id alone: a recording is on the same side in every list, also after others have vanished, and a
+    larger share holds all of a smaller one.
+
+    Args:
+        recording: Id of the video; all of its segments are on one side.
+        share: Of the recordings that are held out, 0 to 1.
+    """
+    digest = hashlib.sha256(recording.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def audioset(
+    table: Path, media: Path, files: Iterable[str], whole_videos: bool = False, val_share: float | None = None
+) -> Listing:
     """AudioSet's list of segments, for the files that are there.
 
     Args:
@@ -34,15 +55,17 @@ def audioset(table: Path, media: Path, files: Iterable[str], whole_videos: bool 
         media: Folder of the files, to be named in complaints.
         files: What is in it, as paths with ``/``; ``names.parse_name`` tells how they are called.
         whole_videos: Files called by the id alone are whole videos, of which a segment starts where the list says.
+        val_share: Share of the recordings that become the part ``val``; None to divide nothing.
 
     Returns:
-        The rows of its one part, labelled by id (``/m/...``), each called by its video's id, with ``_START`` (s, six
-        digits) behind it where the list has several excerpts of the video.
+        The rows of its one part, ``listed``, and of ``val`` if there is a share, labelled by id (``/m/...``), each
+        called by its video's id, with ``_START`` (s, six digits) behind it where the list has several excerpts of the video.
 
     Raises:
-        UserError: If a line is not of this form, several files are of one entry, or there is no file.
+        UserError: If a line is not of this form, several files are of one entry, there is no file, or the share leaves
+            nothing to train on or nothing to validate on.
     """
-    entries, part = Excerpts(), table.stem
+    entries, part = Excerpts(), "listed"
     known: dict[str, tuple[str, ...]] = {}
     for line, cells in read_table(table, comments=True):
         if len(cells) != 4:
@@ -57,10 +80,14 @@ def audioset(table: Path, media: Path, files: Iterable[str], whole_videos: bool 
         files,
         whole_videos,
         lambda number: entries.ids[number] if entries.is_only(number) else _with_start(entries, number),
+        val_share,
+        part,
     )
 
 
-def vggsound(table: Path, media: Path, files: Iterable[str], whole_videos: bool = False) -> Listing:
+def vggsound(
+    table: Path, media: Path, files: Iterable[str], whole_videos: bool = False, val_share: float | None = None
+) -> Listing:
     """VGGSound's list, for the files that are there.
 
     Args:
@@ -69,13 +96,15 @@ def vggsound(table: Path, media: Path, files: Iterable[str], whole_videos: bool 
         media: Folder of the files, to be named in complaints.
         files: What is in it, as paths with ``/``; ``names.parse_name`` tells how they are called.
         whole_videos: Files called by the id alone are whole videos, of which a segment starts where the list says.
+        val_share: Share of the recordings of ``train`` that become the part ``val``; None to divide nothing.
 
     Returns:
-        The rows of ``train`` and ``test``, or of the one part, each called ``YTID_START`` (s, six digits), as VGGSound
-        and lists for retrieval call it.
+        The rows of ``train`` and ``test``, or of the one part, and of ``val`` if there is a share; each called
+        ``YTID_START`` (s, six digits), as VGGSound and lists for retrieval call it.
 
     Raises:
-        UserError: If a line is not of this form, several files are of one entry, or there is no file.
+        UserError: If a line is not of this form, several files are of one entry, there is no file, or the share leaves
+            nothing to train on or nothing to validate on.
     """
     entries = Excerpts()
     known: dict[str, tuple[str, ...]] = {}
@@ -93,7 +122,9 @@ def vggsound(table: Path, media: Path, files: Iterable[str], whole_videos: bool 
                 f" {cells}"
             )
         _add(entries, table, line, video, start, known.setdefault(label, (label,)), part)
-    return _listing(entries, table, media, files, whole_videos, lambda number: _with_start(entries, number))
+    return _listing(
+        entries, table, media, files, whole_videos, lambda number: _with_start(entries, number), val_share, "train"
+    )
 
 
 def _add(entries: Excerpts, table: Path, line: int, video: str, start: int, labels: tuple[str, ...], part: str) -> None:
@@ -110,8 +141,12 @@ def _listing(
     files: Iterable[str],
     whole_videos: bool,
     call: Callable[[int], str],
+    val_share: float | None,
+    divided: str,
 ) -> Listing:
-    """Rows for what is found; ``call`` gives what an entry's record is called."""
+    """Rows for what is found; ``call`` gives what an entry's record is called, ``divided`` is the part to divide."""
+    if val_share is not None:
+        _hold_out(entries, table, val_share, divided)
     found = find_files(entries, files, whole_videos)
     rows: dict[str, list[Row]] = {part: [] for part in sorted(set(entries.parts), reverse=True)}
     missing = []
@@ -124,6 +159,22 @@ def _listing(
     if len(missing) == len(entries):
         raise none_there(missing, len(entries), table, media)
     return Listing(rows, missing, found.unused, entries.repeats)
+
+
+def _hold_out(entries: Excerpts, table: Path, share: float, divided: str) -> None:
+    """Make the part ``val`` of a share of a part's recordings."""
+    if not 0 < share < 1:
+        raise UserError(f"val_share must be between 0 and 1, such as 0.02 for one recording of fifty, got {share}")
+    parts = sorted(set(entries.parts))
+    if divided not in parts:
+        raise UserError(f"{table} has no part {divided!r} to divide, only {', '.join(parts)}: leave val_share out")
+    whole = [number for number, part in enumerate(entries.parts) if part == divided]
+    held_out = [number for number in whole if is_held_out(entries.ids[number], share)]
+    if not 0 < len(held_out) < len(whole):
+        rest = "nothing to validate on" if not held_out else "nothing to train on"
+        raise UserError(f"val_share {share} of the {len(whole)} segments of {table} leaves {rest}: give another share")
+    for number in held_out:
+        entries.parts[number] = VAL
 
 
 def _with_start(entries: Excerpts, number: int) -> str:
