@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vab.commands.cores import usable_cores
 from vab.commands.evaluation import folders, references, reports
 from vab.commands.evaluation.figures import METRICS, Comparison, Measured, check_metrics
 from vab.commands.evaluation.plots import draw, plots_of
@@ -164,7 +164,7 @@ def _workers(num_workers: int | None, files: int) -> int:
     if num_workers is not None:
         return num_workers
     # Half of the cores: the judges need theirs, and starting a process takes longer than decoding some hundred files.
-    workers = min(len(os.sched_getaffinity(0)) // 2, files // _FILES_PER_WORKER)
+    workers = min(usable_cores() // 2, files // _FILES_PER_WORKER)
     return workers if workers > 1 else 0
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from vab.commands.cores import cores_per_process
 from vab.commands.progress import files_progress
 from vab.data.collector import Settings
 from vab.data.decoding_pool import Cutting
@@ -102,9 +102,10 @@ def extract(
         known = names
         sources.relabel(lambda label: known.names[known.number(label)])
     ranks = start_ranks(device, devices, num_nodes)
-    # A core of each rank is the encoders': on two cores two decoders came to 0.64 of pure decoding, one to 0.86.
-    workers = max(1, len(os.sched_getaffinity(0)) // devices - 1) if num_workers is None else num_workers
     with ranks.ending_together():
+        cores = cores_per_process(ranks.gather)
+        # A core of each rank is the encoders': on two cores two decoders came to 0.64 of pure decoding, one to 0.86.
+        workers = max(1, cores - 1) if num_workers is None else num_workers
         where = device_named(ranks.device)
         error = None
         try:
@@ -129,7 +130,7 @@ def extract(
         settings = Settings(workers, batch_size, file_timeout, records_per_shard, duplicates == "leave_out")
         threads = torch.get_num_threads()
         # Threads beyond the cores that the decoders leave would wait for each other: three times slower on two cores.
-        torch.set_num_threads(max(1, threads // devices - workers))
+        torch.set_num_threads(max(1, min(threads, cores - workers)))
         try:
             with files_progress("extracting", len(sources), show=ranks.rank == 0) as watch:
                 vocabulary_names = None if names is None else names.names

@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from vab.commands.cores import usable_cores
+
 _RATE = 16000
 
 
@@ -35,7 +37,7 @@ def _build(torch: Any) -> str:
 
 
 def _cpu(torch: Any) -> dict[str, Any]:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = usable_cores()
     facts: dict[str, Any] = {"name": "cpu", "state": "ok", "cores": usable, "cores_of_machine": os.cpu_count()}
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     words = f"{usable} of {os.cpu_count()} cores"
