@@ -15,7 +15,7 @@ from collections import deque
 from typing import Any, NoReturn
 
 from vab import UserError, __version__
-from vab.complaints import OneLineErrors, fail, leave, nearest, refuse_empty, stopping_at_once
+from vab.complaints import OneLineErrors, fail, leave, nearest, refuse_addresses, refuse_empty, stopping_at_once
 
 TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
@@ -228,6 +228,7 @@ def run_command(name: str, arguments: list[str]) -> None:
         def parse_args(self, *arguments: Any, **settings: Any) -> Any:
             values = super().parse_args(*arguments, **settings)
             refuse_empty(self, vars(values))
+            refuse_addresses(vars(values))
             return values
 
     outcome = jsonargparse.auto_cli(

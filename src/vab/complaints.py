@@ -131,6 +131,24 @@ def _as_typed(parser: Any, names: str) -> str:
     return ", ".join(typed)
 
 
+_WRITTEN = ("out", "page", "key", "save_embeddings", "save_reference")
+"""Flags of all commands that name what is written."""
+
+
+def refuse_addresses(values: Mapping[str, Any]) -> None:
+    """Refuse an address as the place to write to, which as a path would be a folder of this machine called ``s3:``.
+
+    Raises:
+        UserError: Naming the flag.
+    """
+    for name in _WRITTEN:
+        if "://" in str(values.get(name)):
+            raise UserError(
+                f"--{name} {values[name]}: results are written to this machine alone: give a folder or file of it, and"
+                " upload that afterwards"
+            )
+
+
 def refuse_empty(parser: Any, values: Mapping[str, Any]) -> None:
     """Refuse an empty text as a flag's value, which as a path would be the folder one happens to be in.
 

@@ -187,6 +187,8 @@ def find_sources(
     Raises:
         UserError: If there is nothing, or the CSV cannot be understood; it says which line.
     """
+    if "://" in str(media):
+        raise UserError(f"{media}: media are read from this machine alone: give a folder or a .csv of it")
     media = Path(media)
     if labels_from not in ("auto", "csv", "folder", "none"):
         raise UserError(f"labels_from must be auto, csv, folder or none, got {labels_from!r}")

@@ -1,0 +1,54 @@
+"""Addresses where only files of this machine can be: refused in one line, with no folder called ``s3:``."""
+
+import importlib
+import inspect
+
+import pytest
+
+from vab.cli import COMMANDS, main
+from vab.data.sources import find_sources
+from vab.spec import UserError
+
+WRITTEN = ("out", "page", "save_embeddings", "save_reference")
+
+
+def functions():
+    """All commands of ours: what is typed, and the function."""
+    for name, (_, place) in COMMANDS.items():
+        for words, where in (
+            [(f"{name} {inner}", one) for inner, one in place.items()] if isinstance(place, dict) else [(name, place)]
+        ):
+            module, _, function = where.partition(":")
+            yield words, getattr(importlib.import_module(module), function)
+
+
+CASES = [
+    (words, flag, [one.name for one in inspect.signature(function).parameters.values() if one.default is one.empty])
+    for words, function in functions()
+    for flag in WRITTEN
+    if flag in inspect.signature(function).parameters
+]
+
+
+@pytest.mark.parametrize(("words", "flag", "needed"), CASES, ids=[f"{words} {flag}" for words, flag, _ in CASES])
+def test_an_address_to_write_to_is_refused(words, flag, needed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    others = [f"--{name}=1" for name in needed if name != flag]
+    with pytest.raises(SystemExit) as stop:
+        main([*words.split(), *others, f"--{flag}", "s3://bucket/train"])
+    assert stop.value.code == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith(f"error: --{flag} s3://bucket/train: results are written to this machine alone: give a")
+    assert len(complaint.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_commands_that_write_are_among_them():
+    assert {"extract", "generate", "export", "evaluate", "shards import", "lists vggsound", "retrieve", "sweep"} <= {
+        words for words, _, _ in CASES
+    }
+
+
+def test_media_at_an_address_are_refused():
+    with pytest.raises(UserError, match=r"^s3://bucket/videos: media are read from this machine alone"):
+        find_sources("s3://bucket/videos")
