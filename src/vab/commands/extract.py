@@ -53,8 +53,9 @@ def extract(
 
     Every input ends in the shards or, with its reason, in DIR/report.json, which also counts files of a folder that are
     no inputs, as their suffix is not one of media. Interrupted, the same command goes on; the shards are the same,
-    whatever the devices. The exit status is 0 if every input is in the shards whole, 3 if something is left out, 2 if
-    nothing could be made.
+    whatever the devices. It tries again what is left out as missing, unreadable or error, in a finished folder too:
+    what can be read then comes into further shards, and the others do not change. The exit status is 0 if every input
+    is in the shards whole, 3 if something is left out, 2 if nothing could be made.
 
     Args:
         media: Folder of media files, or a CSV with a column file (relative to the CSV) and, if wanted, labels (joined

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from vab.data.format import Left, library_versions, make_key
+from vab.data.decoding_pool import digest_of
+from vab.data.format import Left, is_complete, library_versions, make_key
 from vab.data.report import (
     REPORT,
     ExtractionReport,
@@ -34,7 +35,7 @@ PARTIAL = "extraction.partial"
 """Folder of what is finished and in no committed shard."""
 _POLL_SECONDS = 0.5
 """How often rank 0 looks for what the other ranks have finished."""
-_MISSING, _UNKNOWN = -1, -2
+MISSING, _UNKNOWN = -1, -2
 """Sizes of files that are not there, or whose size the system does not tell."""
 
 Watch = Callable[[int, int, float], None]
@@ -72,7 +73,11 @@ class Plan:
 
 
 class Collector:
-    """Rank 0's part: knows what is finished by whom, and writes it into shards in the order of the sources."""
+    """Rank 0's part: knows what is finished by whom, and writes it into shards in the order of the sources.
+
+    Sources that an earlier run left out for a reason that may be gone (``Left.may_pass``) are tried again, those of a
+    finished data set too, and come into shards behind those that are there.
+    """
 
     def __init__(
         self,
@@ -87,16 +92,20 @@ class Collector:
         self.left_out: list[Left] = []
         spec = SegmentSpec.from_dict(head["spec"])
         self.sizes, self._times = file_facts(sources)
-        if not (self.sizes != _MISSING).any():
+        self._appends = is_complete(out)
+        if not (self._appends or (self.sizes != MISSING).any()):
             raise UserError(
                 f"none of {len(sources)} inputs is there, such as {sources[0].path}: give --media_root, the folder that"
                 " the files of a CSV are in"
             )
         refuse_foreign_report(out)
-        self.writer = ShardWriter(out, spec, head["labels"], settings.records_per_shard, head["extraction"])
+        self.writer = ShardWriter(
+            out, spec, head["labels"], settings.records_per_shard, head["extraction"], append=self._appends
+        )
         try:
             self.results = Results(out / PARTIAL, head)
-            (out / REPORT).unlink(missing_ok=True)  # of a run that gave no record
+            if not self._appends:
+                (out / REPORT).unlink(missing_ok=True)  # of a run that gave no record
             refuse_lost(self.writer, sources)
             self.plan = self._make_plan()
         except BaseException:
@@ -120,10 +129,27 @@ class Collector:
         self._by_hash = np.argsort(self._inputs, kind="stable").astype(np.int32)
         self._hashes = self._inputs[self._by_hash]
         self._look()
-        waits = is_open & (self._logs < 0) & (self.sizes != _MISSING)
+        for number in np.flatnonzero(is_open & (self._logs >= 0)).tolist():  # of earlier runs, as this has not begun
+            place = Place(int(self._logs[number]), int(self._offsets[number]))
+            if self.results.has_failed(place, sources[number].name):
+                self._logs[number] = -1
+                self.results.release([place])
+        if self._appends:
+            self._know_kept(is_open)
+        waits = is_open & (self._logs < 0) & (self.sizes != MISSING)
         to_decode = np.flatnonzero(waits).astype(np.int32)
         self._done_before, self._begun = len(sources) - len(to_decode), 0
         return Plan(self.results.run, to_decode, self._shares_size()[to_decode], self._inputs[to_decode])
+
+    def _know_kept(self, is_open: np.ndarray) -> None:
+        """Note the bytes of files in the finished shards that are as large as one that is tried again."""
+        assert self.writer.finished is not None
+        lacking = {entry.source for entry in self.writer.finished.left_out if entry.start_seconds is None}
+        sizes = self.sizes[is_open & (self.sizes > 0)]
+        for number in np.flatnonzero(~is_open & np.isin(self.sizes, sizes)).tolist():
+            source = self.sources[number]
+            if source.name not in lacking and (digest := digest_of(source.path)) is not None:
+                self.results.keep(digest, source.start, int(self._inputs[number]))
 
     def _compare(self, known: Described, is_done: np.ndarray) -> tuple[np.ndarray, list[str]]:
         """What is in shards already must still be what it was; what is not is done again, and needs no word.
@@ -202,7 +228,7 @@ class Collector:
         """Write what is finished, up to the first source that is not."""
         while self._next < len(self._order):
             number = int(self._order[self._next])
-            if self.sizes[number] == _MISSING:
+            if self.sizes[number] == MISSING:
                 absent = {"start_seconds": None, "reason": "missing", "detail": "there is no such file"}
                 self._write(number, Result([], [absent]))
             elif self._logs[number] >= 0:
@@ -253,18 +279,27 @@ class Collector:
         Raises:
             UserError: If there is not one record.
         """
-        total = len(self.sources)
+        total, finished = len(self.sources), self.writer.finished
         if not self.writer.num_records:
             self.results.delete()  # so that mended files are looked at again
             raise nothing_made(self.out, self.sources, self.left_out)
         pairs = [(self._number_of(own), self._number_of(of)) for own, of in self.results.duplicates.items()]
         named = {self.sources[own].name: self.sources[of].name for own, of in pairs if min(own, of) >= 0}
+        if finished is not None:
+            named = finished.manifest.get("duplicates", {}) | named
         further = {"versions": library_versions(packages)} | ({"duplicates": named} if named else {})
-        manifest = self.writer.finish(codebooks, self._fingerprint, further)
+        unread = {source.name for source in self.sources if self.writer.is_unread(source.name)}
+        inputs = fingerprint(self.sources, self.sizes, self._times, unread) if unread else self._fingerprint
+        manifest = self.writer.finish(codebooks, inputs, further, (source.name for source in self.sources))
         self.results.delete()
         report = replace(report_of(self.out, manifest), ignored=self.sources.ignored, touched=self._touched)
         assert report.inputs == total, f"{report.inputs} inputs accounted for, {total} were given"
-        write_report(report)
+        if finished is not None:
+            report = replace(report, tried_again=sum(entry.may_pass for entry in finished.left_out))
+        if finished is None or manifest is not finished.manifest:
+            write_report(report)
+        else:
+            report = replace(report, already_finished=True)
         self.watch(total, self._begun, self._seconds)
         return report
 
@@ -339,8 +374,21 @@ def describe(sources: Sources, sizes: np.ndarray, times: np.ndarray) -> Describe
     return Described(inputs, versions, f"{len(sources)} sha256:{digest.hexdigest()}")
 
 
+def fingerprint(sources: Sources, sizes: np.ndarray, times: np.ndarray, unread: Container[str]) -> str:
+    """What stands for all inputs, whatever the sizes are of those that could not be read, which may change.
+
+    Args:
+        sources: The inputs.
+        sizes: As ``file_facts`` gives them.
+        times: Likewise.
+        unread: Names of inputs that are left out for a reason that may be gone.
+    """
+    hidden = np.fromiter((source.name in unread for source in sources), bool, len(sources))
+    return describe(sources, np.where(hidden, MISSING, sizes), times).text
+
+
 def file_facts(sources: Sources) -> tuple[np.ndarray, np.ndarray]:
-    """(sources,) int64: bytes of each file, or `_MISSING`; and when it was changed last, ns, 0 where that is not known.
+    """(sources,) int64: bytes of each file, or `MISSING`; and when it was changed last, ns, 0 where that is not known.
 
     Many are asked for at once, for the sake of slow disks.
     """
@@ -349,7 +397,7 @@ def file_facts(sources: Sources) -> tuple[np.ndarray, np.ndarray]:
         try:
             found = os.stat(f"{source.root}/{source.file}" if not source.file.startswith("/") else source.file)
         except FileNotFoundError:
-            return _MISSING, 0
+            return MISSING, 0
         except OSError:
             return _UNKNOWN, 0  # decoding it will say why
         return found.st_size, found.st_mtime_ns

@@ -122,13 +122,21 @@ _DIGEST_BYTES = 16
 
 
 def work_on(job: Job, cutting: Cutting) -> Iterator[Item]:
-    """All items of a file, its end last."""
-    yield from decode(job.path, job.start, cutting)
-    digest = None
-    if job.wants_digest:
-        with suppress(OSError), job.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()[:_DIGEST_BYTES]
-    yield Ended(digest)
+    """All items of a file, its end last. An exception that nobody foresaw leaves this file out, and no other."""
+    try:
+        yield from decode(job.path, job.start, cutting)
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        words = " ".join(str(error).split()) or "no words"
+        yield LeftOut(None, "error", f"{type(error).__name__}: {words} ({Path(at.filename).name}, line {at.lineno})")
+    yield Ended(digest_of(job.path) if job.wants_digest else None)
+
+
+def digest_of(path: Path) -> bytes | None:
+    """Stands for the bytes of a file; None where it cannot be read."""
+    with suppress(OSError), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()[:_DIGEST_BYTES]
+    return None
 
 
 _WAITING_BYTES = 128 << 20
@@ -175,6 +183,9 @@ def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segmen
         for number, (begin, got) in enumerate(zip(starts, outcomes, strict=True)):
             if isinstance(got, MediaSegment):
                 yield _segment(begin, got, cutting)
+            elif got.reason == "missing":  # it was there a moment before: all of it is tried again, not this part
+                yield LeftOut(None, got.reason, got.detail)
+                return
             elif got.reason == "too_short" and number > 0:
                 return  # the packets promised more than there is: what follows is not a part of the file
             else:

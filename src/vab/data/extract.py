@@ -5,6 +5,10 @@ Ranks take files from one list, each whenever it has a worker free. What a rank 
 bit for bit, whatever the ranks and workers, and whether or not the run was interrupted; a kill at any moment costs the
 files in flight and nothing else. Devices of one kind are meant: another GPU or processor may round otherwise, and so
 may another version of a library, which the manifest tells.
+
+A run tries again what an earlier one could not read (``Left.may_pass``), also in a finished folder. Records of such
+inputs come into further shards, behind those that were there, in the order of the list; the earlier shards do not
+change.
 """
 
 from __future__ import annotations
@@ -18,9 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from vab.data.collector import PARTIAL, Collector, Plan, Settings, Watch, describe, file_facts
+from vab.data.collector import (
+    MISSING,
+    PARTIAL,
+    Collector,
+    Plan,
+    Settings,
+    Watch,
+    describe,
+    file_facts,
+    fingerprint,
+)
 from vab.data.decoding_pool import Again, Cutting, DecodingPool, Ended, Item, Job, LeftOut, Segment, check_segments
-from vab.data.format import MANIFEST, is_complete
+from vab.data.format import MANIFEST, Left, is_complete, read_manifest
 from vab.data.report import ExtractionReport, finished_before
 from vab.data.results import HEAD, Record, Result, ResultLog, Results
 from vab.data.sources import Source, Sources
@@ -116,12 +130,14 @@ def extract_sources(
     collector: Collector | None = None
     report: ExtractionReport | None = None
     error: UserError | None = None
+    again, touched = True, []
     try:
         if ranks.rank == 0 and len(set(lists)) > 1:
             raise UserError("the inputs changed while the processes started: run it again")
         if ranks.rank == 0 and is_complete(out):
-            report = _finished_before(out, sources, head)
-        elif ranks.rank == 0:
+            report, again = _finished_before(out, sources, head)
+            touched = report.touched
+        if ranks.rank == 0 and again:
             collector = Collector(sources, out, head, settings, ranks, watch)
     except UserError as problem:
         error = problem
@@ -138,6 +154,7 @@ def extract_sources(
                 collector.wait_for_others()
             packages = dict.fromkeys((*encoders.codec.packages, *encoders.vision.packages))
             report = collector.finish(encoders.codec.codebooks(), packages)
+            report = replace(report, touched=report.touched or touched)
         ranks.gather(None)  # nobody leaves before the last shard is there
         return report
     finally:
@@ -305,14 +322,24 @@ def _list_hash(sources: Sources) -> str:
     return digest.hexdigest()
 
 
-def _finished_before(out: Path, sources: Sources, head: dict[str, Any]) -> ExtractionReport:
-    """The report of a folder that is complete, unless it is not what was asked for now."""
+def _finished_before(out: Path, sources: Sources, head: dict[str, Any]) -> tuple[ExtractionReport, bool]:
+    """The report of a complete folder, unless it is not what was asked for now; and whether to try inputs again.
+
+    They are tried again where some could not be read then and are there now, or where a run that tried them was killed.
+    """
     sizes, times = file_facts(sources)
-    report = finished_before(out, head, sources, describe(sources, sizes, times).text)
-    if (out / PARTIAL / HEAD).is_file():
+    manifest, _ = read_manifest(out)
+    unread = {left.source for left in map(Left.of, manifest["left_out"]) if left.may_pass}
+    # Data sets of earlier versions have the sizes of all files in their fingerprint.
+    inputs = (fingerprint(sources, sizes, times, unread), describe(sources, sizes, times).text)
+    report = finished_before(out, head, sources, *inputs)
+    is_unread = np.fromiter((source.name in unread for source in sources), bool, len(sources))
+    begun = (out / PARTIAL / HEAD).is_file()
+    again = bool(unread) and (begun or bool((is_unread & (sizes != MISSING)).any()))
+    if begun and not again:
         Results(out / PARTIAL, head).delete()
-    newer = np.flatnonzero(times > (out / MANIFEST).stat().st_mtime_ns)
-    return replace(report, touched=[sources[number].name for number in newer.tolist()])
+    newer = np.flatnonzero((times > (out / MANIFEST).stat().st_mtime_ns) & ~is_unread)
+    return replace(report, touched=[sources[number].name for number in newer.tolist()]), again
 
 
 def check_numbers(cutting: Cutting, num_workers: int, batch_size: int, file_timeout: float) -> None:

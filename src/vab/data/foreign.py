@@ -114,7 +114,8 @@ def import_arrays(
             raise nothing_made(out, sources, left_out)
         uses_hdf5 = any(arrays.uses_hdf5 for arrays in (reader.codes, reader.features) if arrays is not None)
         versions = library_versions() | ({"h5py": version("h5py")} if uses_hdf5 else {})
-        manifest = writer.finish(reader.codec.codebooks, inputs, {"versions": versions})
+        names = (source.name for source in sources)
+        manifest = writer.finish(reader.codec.codebooks, inputs, {"versions": versions}, names)
     report = report_of(out, manifest)
     assert report.inputs == len(sources), f"{report.inputs} recordings accounted for, {len(sources)} were given"
     write_report(report)

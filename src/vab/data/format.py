@@ -170,6 +170,11 @@ def write_atomically(path: Path, content: str | bytes | memoryview | Iterable[by
         raise explain_full_disk(error, path.parent, needed) from error
 
 
+MAY_PASS = frozenset(("missing", "unreadable", "error"))
+"""Reasons for which an input is left out that may be gone when the command is typed again: a disk that was away, a
+decoder that was killed or hung, a version of a library. Other reasons are what the input is."""
+
+
 class Left(NamedTuple):
     """Something that is not in a data set."""
 
@@ -187,6 +192,11 @@ class Left(NamedTuple):
         """From a JSON value; equal texts become one object, as there can be millions."""
         reason, detail = entry["reason"], entry.get("detail", "")
         return cls(entry["source"], sys.intern(reason), sys.intern(detail), entry.get("start_seconds"))
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it is a whole input, left out for a reason that may be gone later."""
+        return self.start_seconds is None and self.reason in MAY_PASS
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value, without what it does not have."""

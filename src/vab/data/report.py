@@ -54,6 +54,8 @@ class ExtractionReport:
     """Files of the folder that are no inputs, as their suffix is not one of media."""
     touched: list[str] = field(default_factory=list)
     """Inputs whose files are of another time than when they were put into the shards, but of the same size."""
+    tried_again: int = 0
+    """Inputs that a finished folder lacked, as they could not be read then, and that were tried again."""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -96,7 +98,12 @@ class ExtractionReport:
                 f" ({self.touched[0]}{', ...' if len(self.touched) > 1 else ''}): their records stay as they are; if"
                 " more than the time has changed, give another folder"
             )
-        text = "\n".join([*lines, "it was finished before: nothing to do"] if self.already_finished else lines)
+        if self.tried_again:
+            vain = ", in vain" if self.already_finished else ""
+            lines.append(f"{self.tried_again} inputs that could not be read before were tried again{vain}")
+        elif self.already_finished:
+            lines.append("it was finished before: nothing to do")
+        text = "\n".join(lines)
         return text.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
 
 
@@ -166,14 +173,14 @@ def nothing_made(out: Path, sources: Sources, left_out: list[Left]) -> UserError
     )
 
 
-def finished_before(out: Path, head: dict[str, Any], sources: Sources, inputs: str) -> ExtractionReport:
+def finished_before(out: Path, head: dict[str, Any], sources: Sources, *inputs: str) -> ExtractionReport:
     """The report of a folder that is complete, unless it is not what was asked for now.
 
     Args:
         out: The folder.
         head: Spec, label vocabulary and rules that were asked for.
         sources: What the records were to be made from.
-        inputs: Their fingerprint.
+        *inputs: Their fingerprint, or several, any of which may be that of the folder.
 
     Raises:
         UserError: With what is different.
@@ -184,7 +191,7 @@ def finished_before(out: Path, head: dict[str, Any], sources: Sources, inputs: s
     differences = (
         [f"made with other settings ({'; '.join(found)})"] if (found := head_differences(manifest, asked)) else []
     )
-    if inputs != then:
+    if then not in inputs:
         differences.append(_other_inputs(out, manifest, sources))
     if differences:
         raise UserError(

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from vab.data.format import TEMPORARY_SUFFIX, explain_full_disk, head_differences, write_atomically
+from vab.data.format import TEMPORARY_SUFFIX, Left, explain_full_disk, head_differences, write_atomically
 from vab.spec import UserError
 
 _MAGIC = b"vab1"
@@ -35,6 +35,8 @@ _SEEN = struct.Struct("<16sdQ")
 HEAD, _SEEN_NAME, _INPUTS = "head.json", "seen", "inputs.npy"
 _OWN = re.compile(r"(?:head\.json|inputs\.npy)(?:\.tmp)?|seen|\d{5,}-\d{5,}-\d{6,}\.log")
 """Files of a folder of results; anything else there is a user's own."""
+_FAILURE_BYTES = 64 << 10
+"""More than the entry of a source that gives no record has."""
 _LOG_BYTES = 64 << 20
 """A rank begins another log when one has this size, so that logs can be deleted on the way."""
 
@@ -250,6 +252,15 @@ class Results:
         if theirs != name:
             raise RuntimeError(f"{theirs!r} and {name!r} have one hash: rename one of them")
         return result
+
+    def has_failed(self, place: Place, name: str) -> bool:
+        """Whether an entry says that its source is left out for a reason that may be gone (``Left.may_pass``)."""
+        with self._logs[place.log].open("rb") as file:
+            file.seek(place.offset)
+            _, _, length, _ = _ENTRY.unpack(file.read(_ENTRY.size))
+        if length > _FAILURE_BYTES:  # records are larger, and there may be gigabytes of them
+            return False
+        return any(Left.of({"source": name, **entry}).may_pass for entry in self.take(place, name).left_out)
 
     def release(self, places: list[Place]) -> None:
         """These are in committed shards: delete the logs that hold nothing else and are not written any more."""

@@ -25,8 +25,11 @@ from torch import Tensor
 from vab.data.format import (
     FORMAT,
     FORMAT_VERSION,
+    INDEX,
     INDEX_COLUMNS,
     KEY_PATTERN,
+    LABEL_IDS,
+    LABEL_STARTS,
     MAX_KEY_LENGTH,
     SIDE_FILES,
     TEMPORARY_SUFFIX,
@@ -40,6 +43,7 @@ from vab.data.format import (
     library_versions,
     make_key,
     read_json_lines,
+    read_manifest,
     save_array,
     shard_name,
     sync_folder,
@@ -142,6 +146,39 @@ class _Committed:
         return cls(*sizes, max(map(len, keys)))
 
 
+@dataclass(frozen=True)
+class _Finished:
+    """A finished data set that shards are appended to."""
+
+    manifest: dict[str, Any]
+    left_out: list[Left]
+    """As in the manifest."""
+    index: np.ndarray
+    """(records,)."""
+    label_counts: np.ndarray
+    """(records,) int64."""
+    label_ids: np.ndarray
+    """(labels of all records,) int."""
+
+    @classmethod
+    def of(cls, folder: Path) -> _Finished:
+        """Read it. What a writer that was killed as it ended has put into the side files since is passed over.
+
+        Raises:
+            UserError: If a side file is not as it was written.
+        """
+        manifest, _ = read_manifest(folder)
+        count = manifest["counts"]["records"]
+        arrays = {name: np.load(folder / name, allow_pickle=False) for name in (INDEX, LABEL_STARTS, LABEL_IDS)}
+        index, starts = arrays[INDEX][:count], arrays[LABEL_STARTS][: count + 1]
+        index = index.astype(index_dtype(max(map(len, index["key"].tolist()))))
+        ids = arrays[LABEL_IDS][: starts[-1]]
+        for name, values in ((INDEX, index), (LABEL_STARTS, starts), (LABEL_IDS, ids)):
+            if hashlib.sha256(save_array(values)).hexdigest() != manifest["files"][name]["sha256"]:
+                raise UserError(f"{folder / name} is damaged: to make it again, type vab shards index {folder}")
+        return cls(manifest, [Left.of(entry) for entry in manifest["left_out"]], index, np.diff(starts), ids)
+
+
 class ShardWriter:
     """Writes a data set so that a kill at any moment loses no finished shard and doubles no record.
 
@@ -150,6 +187,11 @@ class ShardWriter:
     committed shard: ``is_done`` says what to skip. The context manager drops what is not committed. After a
     method has raised, only ``close`` makes sense.
 
+    Sources that were left out for a reason that may be gone (``Left.may_pass``) are not done: they are to be tried
+    again. With ``append`` this holds for a finished data set, too. Its shards stay as they are, records of such sources
+    go into further shards behind them, and the manifest that names these replaces the old one at the very end; until
+    then the folder is the old data set, and a killed writer's shards are taken over by the next one.
+
     Args:
         folder: Made if absent.
         spec: The numbers that each record is checked against.
@@ -157,6 +199,7 @@ class ShardWriter:
         records_per_shard: A tar is closed at the end of the source with which it reaches this number.
         extraction: Further JSON values for the manifest: how the records were made (vision preprocessing, loudness
             rule, ...). A killed extraction resumes only with equal ones.
+        append: Add to the finished data set that the folder holds; its spec, labels and extraction must be these.
 
     Raises:
         UserError: If the folder holds a finished data set, tars of another maker, a half-made data set with another
@@ -170,6 +213,7 @@ class ShardWriter:
         labels: Sequence[str] = (),
         records_per_shard: int = 4096,
         extraction: Mapping[str, Any] | None = None,
+        append: bool = False,
     ) -> None:
         if records_per_shard < 1:
             raise UserError(f"records_per_shard must be 1 or more, got {records_per_shard}")
@@ -184,6 +228,8 @@ class ShardWriter:
         # Through JSON, so that a tuple given now equals the list read back from a journal.
         self.extraction = json.loads(json.dumps(dict(extraction or {})))
         self._done: set[int] = set()  # hashes of the names of finished sources, of which there can be millions
+        self._unread: set[int] = set()  # likewise, of sources left out by this writer that are to be tried again
+        self._reopened = False  # whether sources that were left out before are not done any more
         self._label_numbers = {name: number for number, name in enumerate(self.labels)}
         self._keys: set[int] = set()  # hashes, likewise
         self._waiting: dict[str, list[tuple[str, dict[str, bytes], dict[str, int], dict[str, Any]]]] = {}
@@ -193,7 +239,7 @@ class ShardWriter:
         self._committed: dict[int, _Committed] = {}
         self._committed_records = 0
         self._shard: _OpenShard | None = None
-        if is_complete(self.folder):
+        if is_complete(self.folder) and not append:
             raise UserError(f"{self.folder} already holds a finished data set: give another folder, or delete this one")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -201,6 +247,12 @@ class ShardWriter:
         except OSError as error:
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; give another folder") from error
         try:
+            self.finished = _Finished.of(self.folder) if append else None
+            """The data set that is appended to, as it was."""
+            self._to_retry: set[int] = set()  # hashes of sources that the finished data set lacks
+            if self.finished is not None:
+                self._committed_records = len(self.finished.index)
+                self._to_retry = {hash(entry.source) for entry in self.finished.left_out if entry.may_pass}
             self._recover()
         except BaseException:
             self._release_lock()
@@ -226,7 +278,12 @@ class ShardWriter:
 
     def is_done(self, source: str) -> bool:
         """Whether a source is finished or left out for good."""
-        return hash(source) in self._done
+        number = hash(source)
+        return number in self._done or (self.finished is not None and number not in self._to_retry)
+
+    def is_unread(self, source: str) -> bool:
+        """Whether this writer left a source out for a reason that may be gone when the command is typed again."""
+        return hash(source) in self._unread
 
     def committed_sources(self) -> Iterator[str]:
         """Names of all sources of committed shards, read from their journals."""
@@ -301,6 +358,8 @@ class ShardWriter:
         self._keys.difference_update(hash(record[0]) for record in self._waiting.pop(source, []))
         self._waiting_left_out.pop(source, None)
         self._left_out.append(entry)
+        if entry.may_pass:
+            self._unread.add(hash(source))
 
     def commit(self) -> None:
         """Make all finished sources last through a kill: close the open shard, full or not.
@@ -335,7 +394,11 @@ class ShardWriter:
         self._shard, self._sources, self._left_out = None, [], []
 
     def finish(
-        self, codebooks: Tensor, inputs: str | None = None, further: Mapping[str, Any] | None = None
+        self,
+        codebooks: Tensor,
+        inputs: str | None = None,
+        further: Mapping[str, Any] | None = None,
+        sources: Iterable[str] = (),
     ) -> dict[str, Any]:
         """Commit what is open, write index, labels, codebooks and at last the manifest, which is returned.
 
@@ -343,6 +406,7 @@ class ShardWriter:
             codebooks: (K, S, code_dim) float: the vectors whose sum over levels the codec's decoder reads.
             inputs: Fingerprint of what the records were made from, for the manifest.
             further: Entries for the manifest that it has not by itself.
+            sources: All of them, in order; what is left out is listed in this order, however often it was tried.
 
         Raises:
             UserError: If there is no record, the codebooks do not fit the spec, or the disk is full.
@@ -352,16 +416,26 @@ class ShardWriter:
             raise ValueError(f"sources not finished: {unfinished[:5]}")
         check_codebooks(codebooks, self.spec)
         self.commit()
-        numbers = sorted(self._committed)
-        if not numbers:
+        numbers, finished = sorted(self._committed), self.finished
+        if not numbers and finished is None:
             reasons = sorted({entry.reason for entry in self._left_out})
             raise UserError(f"nothing to write to {self.folder}: no record was made; left out because: {reasons}")
         self._done, self._keys = set(), set()  # a tenth of a gigabyte each for a million, and not asked for any more
-        index = np.zeros(self.num_records, index_dtype(max(shard.longest_key for shard in self._committed.values())))
-        label_counts, label_ids = np.zeros(len(index), np.int64), array("i")
+        longest = max((shard.longest_key for shard in self._committed.values()), default=1)
         left_out: list[Left] = []
-        begin = 0
-        for place, number in enumerate(numbers):  # one journal at a time: together they are larger than the index
+        label_ids, shards = array("i"), list[dict[str, Any]]()
+        begin = num_sources = 0
+        if finished is not None:
+            longest = max(longest, finished.index.dtype["key"].itemsize)
+            begin, shards = len(finished.index), [*finished.manifest["shards"]]
+            left_out = [entry for entry in finished.left_out if not entry.may_pass]
+            num_sources = finished.manifest["counts"]["sources"] - len(self._to_retry)
+            label_ids.extend(finished.label_ids.tolist())
+        index = np.zeros(self.num_records, index_dtype(longest))
+        label_counts = np.zeros(len(index), np.int64)
+        if finished is not None:
+            index[:begin], label_counts[:begin] = finished.index, finished.label_counts
+        for place, number in enumerate(numbers, len(shards)):  # one journal at a time: together larger than the index
             journal = self._journal(number, sources=None, left_out=Left.of)
             rows = index[begin : begin + journal["records"]]
             rows["shard"] = place
@@ -374,24 +448,35 @@ class ShardWriter:
             left_out += journal["left_out"]
             begin += len(rows)
         left_out += self._left_out
-        sources = sum(shard.sources for shard in self._committed.values()) + len(self._sources)
+        if finished is not None and not numbers and _same_reasons(left_out, finished.left_out):
+            self.close()
+            return finished.manifest
+        if self._reopened or finished is not None:
+            names = {entry.source for entry in left_out}
+            order = {name: number for number, name in enumerate(sources) if name in names}
+            left_out.sort(key=lambda entry: order.get(entry.source, -1))
+        shards += [
+            {"name": shard_name(number), "records": shard.records, "bytes": shard.bytes, "sha256": shard.sha256}
+            for number, shard in sorted(self._committed.items())
+        ]
+        num_sources += sum(shard.sources for shard in self._committed.values()) + len(self._sources)
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "spec": self.spec.to_dict(),
             "dtypes": {"codes": "<u2", "features": "<f2"},
             "labels": list(self.labels),
-            "counts": {"records": len(index), "sources": sources, "left_out": len(left_out)},
+            "counts": {"records": len(index), "sources": num_sources, "left_out": len(left_out)},
             "extraction": self.extraction | ({} if inputs is None else {"inputs": inputs}),
             "versions": library_versions(),
             "files": write_side_files(self.folder, index, label_counts, np.array(label_ids), codebooks),
-            "shards": [
-                {"name": shard_name(number), "records": shard.records, "bytes": shard.bytes, "sha256": shard.sha256}
-                for number, shard in sorted(self._committed.items())
-            ],
+            "shards": shards,
             **(further or {}),
             "left_out": left_out,
         }
+        if finished is not None and finished.manifest["versions"] != manifest["versions"]:
+            manifest = {**manifest, "versions": finished.manifest["versions"], "appended": manifest["versions"]}
+            manifest["left_out"] = manifest.pop("left_out")  # last
         write_manifest(self.folder, manifest)
         for number in self._committed:
             _journal_path(self.folder / shard_name(number)).unlink()
@@ -442,7 +527,7 @@ class ShardWriter:
     def _append(self, records: Iterable[tuple[str, dict[str, bytes], dict[str, int], dict[str, Any]]]) -> None:
         try:
             if self._shard is None:
-                self._shard = _OpenShard(self.folder, max(self._committed, default=-1) + 1)
+                self._shard = _OpenShard(self.folder, self._next_number())
             for record in records:
                 self._shard.add(*record)
         except OSError as error:
@@ -452,6 +537,11 @@ class ShardWriter:
             raise explain_full_disk(error, self.folder, needed) from error
         if len(self._shard) >= self.records_per_shard:
             self.commit()
+
+    def _next_number(self) -> int:
+        """Of a shard that is begun: after those that are there."""
+        named = [] if self.finished is None else [entry["name"] for entry in self.finished.manifest["shards"]]
+        return max([*self._committed, *map(_shard_number, map(Path, named))], default=-1) + 1
 
     def _drop_shard(self) -> None:
         if self._shard is not None:
@@ -467,14 +557,21 @@ class ShardWriter:
         for path in self.folder.glob(f"{_SHARD}.tar{TEMPORARY_SUFFIX}"):
             path.unlink()
         tars = {path.name for path in self.folder.glob("*.tar")}
+        if self.finished is not None:
+            own = {entry["name"] for entry in self.finished.manifest["shards"]}
+            tars -= own
+            for name in own:  # of a writer that was killed as it ended
+                _journal_path(self.folder / name).unlink(missing_ok=True)
         for path in sorted(self.folder.glob(f"{_SHARD}{_JOURNAL_SUFFIX}")):
             tar = self.folder / (path.name.removesuffix(_JOURNAL_SUFFIX) + ".tar")
             if tar.name not in tars:
                 path.unlink()  # killed between the journal and the tar's renaming: its sources are done again
                 continue
             tars.remove(tar.name)
-            journal = read_json_lines(path, sources=hash, left_out=None)
+            journal = read_json_lines(path, sources=hash, left_out=Left.of)
             self._check_head(journal["head"])
+            if any(entry.may_pass for entry in journal["left_out"]):
+                journal = self._reopen(path)
             if tar.stat().st_size != journal["bytes"]:
                 raise UserError(
                     f"{tar} has {tar.stat().st_size} bytes, {journal['bytes']} were written: delete it, then run again"
@@ -488,12 +585,23 @@ class ShardWriter:
                 " give another folder; to use these, type: vab shards index"
             )
         # A killed writer leaves these only beside its shards.
-        others = [name for name in SIDE_FILES if (self.folder / name).exists() and not self._committed]
+        written = self._committed or self.finished is not None
+        others = [name for name in SIDE_FILES if (self.folder / name).exists() and not written]
         if others:
             raise UserError(
                 f"{self.folder} holds a file that no extraction here left behind and that would be replaced"
                 f" ({', '.join(others)}): give another folder, or take it elsewhere"
             )
+
+    def _reopen(self, path: Path) -> dict[str, Any]:
+        """Take what is to be tried again out of a journal, so that it is not done; the journal as it is then."""
+        journal = read_json_lines(path, sources=str, left_out=Left.of)
+        again = {entry.source for entry in journal["left_out"] if entry.may_pass}
+        journal["sources"] = [name for name in journal["sources"] if name not in again]
+        journal["left_out"] = [entry for entry in journal["left_out"] if entry.source not in again]
+        write_atomically(path, json_lines(journal, "sources", "left_out"))
+        self._reopened = True
+        return {**journal, "sources": [hash(name) for name in journal["sources"]]}
 
     def _remember(self, tar: Path, journal: Mapping[str, Any]) -> None:
         self._committed[_shard_number(tar)] = committed = _Committed.of(journal)
@@ -539,6 +647,11 @@ class ShardWriter:
             (self.folder / _LOCK).unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
+
+
+def _same_reasons(some: Iterable[Left], others: Iterable[Left]) -> bool:
+    """Whether the same is left out, for the same reasons, in whatever words."""
+    return {entry[:2] + entry[3:] for entry in some} == {entry[:2] + entry[3:] for entry in others}
 
 
 def _shard_number(tar: Path) -> int:

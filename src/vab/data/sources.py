@@ -85,7 +85,7 @@ class Source:
     @property
     def name(self) -> str:
         """Unique; how manifests and reports call it: the file as listed, with ``@start`` where a start is given."""
-        return self.file if self.start is None else f"{self.file}@{self.start:g}"
+        return self.file if self.start is None else f"{self.file}@{self.start:.10g}"
 
     @property
     def path(self) -> Path:

@@ -357,10 +357,14 @@ def _joined(pieces: Sequence[tuple[int, AudioFrame]]) -> Iterator[tuple[int, np.
 
 def _channels(frame: AudioFrame) -> np.ndarray:
     """(channels, N) float32 in [-1, 1] of a frame in any sample format."""
-    values = frame.to_ndarray()
+    kind = frame.format.name.removesuffix("p")
+    if kind == "s64":  # PyAV makes no array of it
+        count = frame.samples * (1 if frame.format.is_planar else len(frame.layout.channels))
+        values = np.stack([np.frombuffer(plane, np.int64, count) for plane in frame.planes])
+    else:
+        values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(frame.samples, -1).T
-    kind = frame.format.name.removesuffix("p")
     centred = values.astype(np.float32) - (128.0 if kind == "u8" else 0.0)
     return (centred / np.float32(_FULL_SCALE[kind])).astype(np.float32)
 

@@ -59,7 +59,7 @@ def audioset(
 
     Returns:
         The rows of its one part, ``listed``, and of ``val`` if there is a share, labelled by id (``/m/...``), each
-        called by its video's id, with ``_START`` (s, six digits) behind it where the list has several excerpts of the video.
+        called by its video's id, with ``_START`` (s, six digits) behind it where the list has several excerpts of one.
 
     Raises:
         UserError: If a line is not of this form, several files are of one entry, there is no file, or the share leaves
