@@ -33,7 +33,7 @@ CASES = [
 @pytest.mark.parametrize(("words", "flag", "needed"), CASES, ids=[f"{words} {flag}" for words, flag, _ in CASES])
 def test_an_address_to_write_to_is_refused(words, flag, needed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    others = [f"--{name}=1" for name in needed if name != flag]
+    others = [word for name in needed if name != flag for word in (f"--{name}", "1")]
     with pytest.raises(SystemExit) as stop:
         main([*words.split(), *others, f"--{flag}", "s3://bucket/train"])
     assert stop.value.code == 2

@@ -178,13 +178,14 @@ def test_what_is_left_out_is_in_the_manifest(tmp_path, small_spec, codebooks, ma
         writer.leave_out("video.0.mp4", "silent", start_seconds=1.0)
         writer.finish_source("video.0.mp4")
     with ShardWriter(tmp_path, small_spec, labels, 1) as writer:
-        assert set(writer.committed_sources()) == {"broken.mp4", "video.0.mp4"}
+        assert set(writer.committed_sources()) == {"video.0.mp4"}  # what could not be read is tried again
+        writer.leave_out("broken.mp4", "unreadable")
         write(writer, make_record(1), finish=False)
         writer.leave_out("video.1.mp4", "broken", "at 7 s")  # takes back the record given before
         manifest = writer.finish(codebooks)
     assert [left.to_json() for left in manifest["left_out"]] == [
-        {"source": "broken.mp4", "reason": "unreadable"},
         {"source": "video.0.mp4", "reason": "silent", "start_seconds": 1.0},
+        {"source": "broken.mp4", "reason": "unreadable"},
         {"source": "video.1.mp4", "reason": "broken", "detail": "at 7 s"},
     ]
     assert manifest["counts"] == {"records": 1, "sources": 3, "left_out": 3}
