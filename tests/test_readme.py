@@ -183,7 +183,7 @@ def test_folders_that_are_read_were_written_before(place, capsys):
         reads = [word for before, word in itertools.pairwise(words) if before != "--out"]
         if words[0] == "torchrun" or words[1] in ("fit", "folds"):
             settings = parsed(words[words.index("fit" if "fit" in words else "folds") :], capsys)
-            reads.append(settings["data"]["train"])
+            reads += [settings["data"]["train"], settings["data"]["val"]]
             logger = settings["trainer"]["logger"]["init_args"]
             written.add(f"{logger['save_dir']}/{logger['name']}")
         for path in (path for path in reads if path.startswith(("data/", "runs/"))):

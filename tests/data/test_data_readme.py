@@ -17,7 +17,8 @@ from vab.data.records import ShardDataset
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "data" / "README.md").read_text()
-LINES = [line for line in code_of(TEXT).splitlines() if line.startswith("vab ")]
+BLOCKS = code_of(TEXT)
+LINES = [line for line in BLOCKS.splitlines() if line.startswith("vab ")]
 
 
 def test_there_are_commands_for_each_data_set():
