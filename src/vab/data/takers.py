@@ -360,7 +360,7 @@ def _channels(frame: AudioFrame) -> np.ndarray:
     kind = frame.format.name.removesuffix("p")
     if kind == "s64":  # PyAV makes no array of it
         count = frame.samples * (1 if frame.format.is_planar else len(frame.layout.channels))
-        values = np.stack([np.frombuffer(bytes(plane), np.int64, count) for plane in frame.planes])
+        values: np.ndarray = np.stack([np.frombuffer(bytes(plane), np.int64, count) for plane in frame.planes])
     else:
         values = frame.to_ndarray()
     if not frame.format.is_planar:
