@@ -492,7 +492,7 @@ def test_places_that_hold_no_arrays(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be read as hdf5"):
         Arrays(tmp_path / "a.h5", "codes")
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    with pytest.raises(UserError, match=r"hdf5 files need a package .*pip install 'h5py>=3'"):
+    with pytest.raises(UserError, match=r"hdf5 files need a package .*pip install 'h5py>=3"):
         Arrays(tmp_path / "a.h5", "codes")
 
 

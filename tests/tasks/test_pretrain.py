@@ -129,7 +129,7 @@ def test_a_checkpoint_reloads_by_either_way(shards, tmp_path):
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no last\.ckpt under"):
+    with pytest.raises(UserError, match=r"no \.ckpt file under"):
         find_checkpoint(tmp_path)
 
 
