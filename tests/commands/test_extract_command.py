@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -106,6 +107,7 @@ def test_two_ranks_make_what_one_makes(folder, whole, tmp_path):
     run = start(folder, tmp_path / "two", "--devices=2", "--num_workers=1")
     printed, complaint = run.communicate(timeout=250)
     assert (run.returncode, complaint) == (3, "")
+    printed = re.sub(r"^\[Gloo\].*\n", "", printed, flags=re.MULTILINE)  # torch 2.8 says when ranks are connected
     assert printed.replace(str(tmp_path / "two"), "") == whole[1].replace(str(whole[0]), "")
     assert contents(tmp_path / "two") == contents(whole[0])
 
