@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -288,8 +288,8 @@ class Collector:
         if finished is not None:
             named = finished.manifest.get("duplicates", {}) | named
         further = {"versions": library_versions(packages)} | ({"duplicates": named} if named else {})
-        unread = {source.name for source in self.sources if self.writer.is_unread(source.name)}
-        inputs = fingerprint(self.sources, self.sizes, self._times, unread) if unread else self._fingerprint
+        unread = self.writer.are_unread(source.name for source in self.sources)
+        inputs = fingerprint(self.sources, self.sizes, self._times, unread) if unread.any() else self._fingerprint
         manifest = self.writer.finish(codebooks, inputs, further, (source.name for source in self.sources))
         self.results.delete()
         report = replace(report_of(self.out, manifest), ignored=self.sources.ignored, touched=self._touched)
@@ -374,17 +374,16 @@ def describe(sources: Sources, sizes: np.ndarray, times: np.ndarray) -> Describe
     return Described(inputs, versions, f"{len(sources)} sha256:{digest.hexdigest()}")
 
 
-def fingerprint(sources: Sources, sizes: np.ndarray, times: np.ndarray, unread: Container[str]) -> str:
+def fingerprint(sources: Sources, sizes: np.ndarray, times: np.ndarray, unread: np.ndarray) -> str:
     """What stands for all inputs, whatever the sizes are of those that could not be read, which may change.
 
     Args:
         sources: The inputs.
         sizes: As ``file_facts`` gives them.
         times: Likewise.
-        unread: Names of inputs that are left out for a reason that may be gone.
+        unread: (sources,) bool, which are left out for a reason that may be gone.
     """
-    hidden = np.fromiter((source.name in unread for source in sources), bool, len(sources))
-    return describe(sources, np.where(hidden, MISSING, sizes), times).text
+    return describe(sources, np.where(unread, MISSING, sizes), times).text
 
 
 def file_facts(sources: Sources) -> tuple[np.ndarray, np.ndarray]:

@@ -331,9 +331,9 @@ def _finished_before(out: Path, sources: Sources, head: dict[str, Any]) -> tuple
     manifest, _ = read_manifest(out)
     unread = {left.source for left in map(Left.of, manifest["left_out"]) if left.may_pass}
     # Data sets of earlier versions have the sizes of all files in their fingerprint.
-    inputs = (fingerprint(sources, sizes, times, unread), describe(sources, sizes, times).text)
-    report = finished_before(out, head, sources, *inputs)
     is_unread = np.fromiter((source.name in unread for source in sources), bool, len(sources))
+    inputs = (fingerprint(sources, sizes, times, is_unread), describe(sources, sizes, times).text)
+    report = finished_before(out, head, sources, *inputs)
     begun = (out / PARTIAL / HEAD).is_file()
     again = bool(unread) and (begun or bool((is_unread & (sizes != MISSING)).any()))
     if begun and not again:

@@ -228,7 +228,7 @@ class ShardWriter:
         # Through JSON, so that a tuple given now equals the list read back from a journal.
         self.extraction = json.loads(json.dumps(dict(extraction or {})))
         self._done: set[int] = set()  # hashes of the names of finished sources, of which there can be millions
-        self._unread: set[int] = set()  # likewise, of sources left out by this writer that are to be tried again
+        self._unread = array("q")  # likewise, of sources left out by this writer that are to be tried again
         self._reopened = False  # whether sources that were left out before are not done any more
         self._label_numbers = {name: number for number, name in enumerate(self.labels)}
         self._keys: set[int] = set()  # hashes, likewise
@@ -281,9 +281,9 @@ class ShardWriter:
         number = hash(source)
         return number in self._done or (self.finished is not None and number not in self._to_retry)
 
-    def is_unread(self, source: str) -> bool:
-        """Whether this writer left a source out for a reason that may be gone when the command is typed again."""
-        return hash(source) in self._unread
+    def are_unread(self, sources: Iterable[str]) -> np.ndarray:
+        """(sources,) bool: which this writer left out for a reason that may be gone when the command is typed again."""
+        return np.isin(np.fromiter(map(hash, sources), np.int64), np.asarray(self._unread, np.int64))
 
     def committed_sources(self) -> Iterator[str]:
         """Names of all sources of committed shards, read from their journals."""
@@ -359,7 +359,7 @@ class ShardWriter:
         self._waiting_left_out.pop(source, None)
         self._left_out.append(entry)
         if entry.may_pass:
-            self._unread.add(hash(source))
+            self._unread.append(hash(source))
 
     def commit(self) -> None:
         """Make all finished sources last through a kill: close the open shard, full or not.
