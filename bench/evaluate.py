@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import machine, peak_memory, reset_peak_memory
-from vab.data.format import write_atomically
-from vab.data.media import write_wav
+from vab.data.media.write import write_wav
+from vab.files import write_atomically
 from vab.spec import UserError
 
 RATE = 16000
@@ -77,7 +77,7 @@ def measure_vab(folder: Path, device: str) -> dict[str, Any]:
     """Files to distance, as `vab evaluate` goes; it also finds the sounds' onsets and the files' hashes."""
     from vab.commands.evaluation.folders import find_folder
     from vab.commands.evaluation.sides import hear
-    from vab.data.sounds import Listening
+    from vab.data.extract.sounds import Listening
     from vab.frozen.judges import load_judge
     from vab.metrics.frechet import frechet_distance, moments
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import machine, run_as_program
-from vab.data.sources import find_sources
+from vab.data.inputs.listing import find_sources
 from vab.spec import UserError
 
 

@@ -24,7 +24,7 @@ import yaml
 from bench.codecs import benchmark_codec
 from bench.measure import BF16, Conditions, Row, autoregressive, measure, paper_spec, parallel
 from bench.timing import machine, matmul_rate, run_as_program
-from vab.data.format import write_atomically
+from vab.files import write_atomically
 from vab.flops import pass_flops
 from vab.frozen import device_named
 from vab.spec import UserError

@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import machine, run_as_program
-from vab.data.format import make_key
-from vab.data.loader import Loader
-from vab.data.order import Share, permutation, train_batches
-from vab.data.records import ShardDataset
-from vab.data.shards import ShardWriter
+from vab.data.reading.loader import Loader
+from vab.data.reading.order import Share, permutation, train_batches
+from vab.data.reading.records import ShardDataset
+from vab.data.shards.format import make_key
+from vab.data.shards.writer import ShardWriter
 from vab.spec import SegmentSpec, UserError
 
 SPEC = SegmentSpec(

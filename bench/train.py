@@ -29,8 +29,8 @@ from bench.peers import PEERS, Peer, installed
 from bench.timing import machine, peak_memory, reset_peak_memory, run_as_program, synchronize
 from vab.backbone import Backbone
 from vab.callbacks.ceiling import matmul_rate
-from vab.data.format import write_atomically
 from vab.engines import compile_blocks
+from vab.files import write_atomically
 from vab.flops import step_flops
 from vab.frozen import device_named
 from vab.losses import hidden_code_loss, masked_code_loss

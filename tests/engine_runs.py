@@ -24,7 +24,7 @@ def train(settings):
 
     from vab.backbone import Backbone
     from vab.callbacks import EMA, AtomicCheckpoints, Checkpoints, Meters
-    from vab.data.datamodule import ShardDataModule
+    from vab.data.reading.datamodule import ShardDataModule
     from vab.engines import FSDP
     from vab.tasks import PretrainTask
 

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from vab.backbone import Backbone
-from vab.data.media import write_video
+from vab.data.media.write import write_video
 from vab.tasks import PretrainTask
 from vab.tokens.sampler import Sampler
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch.nn import functional as F
 
-from vab.data.datamodule import ShardDataModule
+from vab.data.reading.datamodule import ShardDataModule
 
 BATCH_SIZE, MAX_STEPS = 4, 8  # of a data set of 14 records, 8 steps end inside the third epoch
 

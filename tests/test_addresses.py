@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from vab.cli import COMMANDS, main
-from vab.data.sources import find_sources
+from vab.data.inputs.listing import find_sources
 from vab.spec import UserError
 
 WRITTEN = ("out", "page", "save_embeddings", "save_reference")

@@ -16,7 +16,7 @@ from command_line import parsed
 from tasks_help import quiet_trainer, small_backbone
 from vab.cli import main
 from vab.commands.extract import extract
-from vab.data.datamodule import ShardDataModule
+from vab.data.reading.datamodule import ShardDataModule
 from vab.frozen.clip_files import parse
 from vab.frozen.codec import CODECS
 from vab.spec import UserError

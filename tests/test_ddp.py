@@ -10,7 +10,7 @@ from torch.optim import SGD
 from ranks import in_ranks
 from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
-from vab.data.datamodule import ShardDataModule
+from vab.data.reading.datamodule import ShardDataModule
 from vab.tasks import AlignTask, ClassifyTask, PretrainTask
 
 

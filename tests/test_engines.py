@@ -8,7 +8,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from engine_runs import run
 from tasks_help import quiet_trainer, small_backbone
 from vab.callbacks import EMA, Checkpoints
-from vab.data.datamodule import ShardDataModule
+from vab.data.reading.datamodule import ShardDataModule
 from vab.engines import FSDP, is_sharded
 from vab.spec import UserError
 from vab.tasks import AlignTask, ClassifyTask, PretrainTask, load_task

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from vab import extras
-from vab.data.arrays import Arrays
+from vab.data.shards.arrays import Arrays
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import load_judge
 from vab.frozen.vision import load_vision

@@ -17,10 +17,10 @@ from tone_shards import short_spec
 from vab.cli import main
 from vab.commands.outputs import many_jobs
 from vab.commands.preparing import Request
-from vab.data.format import MAX_NAME_BYTES, as_utf8, fitting_name, write_atomically
-from vab.data.media import write_video, write_wav
-from vab.data.records import ShardDataset
-from vab.data.sources import find_sources
+from vab.data.inputs.listing import find_sources
+from vab.data.media.write import write_video, write_wav
+from vab.data.reading.records import ShardDataset
+from vab.files import MAX_NAME_BYTES, as_utf8, fitting_name, write_atomically
 from vab.frozen.codec import load_codec
 from vab.spec import UserError
 from vab.tasks import AlignTask, ClassifyTask

@@ -6,8 +6,8 @@ import torch
 
 from tone_shards import short_spec, write_shards
 from vab.callbacks import AtomicCheckpoints
-from vab.data.format import is_complete
-from vab.data.media import write_wav
+from vab.data.media.write import write_wav
+from vab.data.shards.format import is_complete
 from vab.spec import UserError
 
 

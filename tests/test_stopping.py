@@ -20,7 +20,7 @@ from tone_shards import short_spec, write_shards
 from vab.callbacks import EMA, Checkpoints, StopOnSignal, StoppedError
 from vab.callbacks.stopping import folder_of_returned_job, requeue_folder
 from vab.complaints import stopping_at_once
-from vab.data.datamodule import ShardDataModule
+from vab.data.reading.datamodule import ShardDataModule
 from vab.tasks import PretrainTask
 from vab.training import how_to_go_on, is_loss_of_a_rank, name_of_run
 

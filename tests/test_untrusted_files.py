@@ -22,8 +22,8 @@ from tone_shards import short_spec, write_shards
 from vab.callbacks import Checkpoints
 from vab.cli import import_plugins, main
 from vab.commands.export import export
-from vab.data.format import MANIFEST
-from vab.data.indexing import verify
+from vab.data.shards.format import MANIFEST
+from vab.data.shards.indexing import verify
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import load_judge
 from vab.spec import UserError
@@ -327,7 +327,7 @@ def test_hdf5_links_to_other_files_are_not_followed(tmp_path, capsys):
     (tmp_path / "codes").mkdir()
     with h5py.File(tmp_path / "codes" / "a.h5", "w") as file:
         file["a"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/secret")
-    from vab.data.arrays import ArrayError, Arrays
+    from vab.data.shards.arrays import ArrayError, Arrays
 
     with pytest.raises(ArrayError, match="0 arrays"):
         Arrays(tmp_path / "codes", "codes").read("a")

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from vab.data.format import make_key
-from vab.data.shards import ShardWriter
+from vab.data.shards.format import make_key
+from vab.data.shards.writer import ShardWriter
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision
 from vab.spec import SegmentSpec

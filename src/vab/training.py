@@ -38,7 +38,7 @@ from vab.callbacks import (
 )
 from vab.callbacks.stopping import folder_of_returned_job
 from vab.complaints import OneLineErrors, cause_of, explain, leave
-from vab.data.datamodule import ShardDataModule
+from vab.data.reading.datamodule import ShardDataModule
 from vab.engines import FSDP
 from vab.spec import UserError
 from vab.tasks import BaseTask

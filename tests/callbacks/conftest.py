@@ -5,7 +5,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vab.backbone import Backbone
-from vab.data.datamodule import ShardDataModule
+from vab.data.reading.datamodule import ShardDataModule
 from vab.tasks import PretrainTask
 from vab.tokens.decoding import Sampler
 

@@ -13,7 +13,7 @@ from ranks import in_ranks
 from tasks_help import quiet_trainer, small_backbone
 from vab.callbacks import EMA, Checkpoints, FiniteCheck, NonFiniteError
 from vab.cli import main
-from vab.data.datamodule import ShardDataModule
+from vab.data.reading.datamodule import ShardDataModule
 from vab.tasks import PretrainTask, load_task
 
 

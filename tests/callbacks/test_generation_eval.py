@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from vab.backbone import Backbone
 from vab.callbacks import EMA, Checkpoints, GenerationEval
 from vab.callbacks.generation_eval import GENERATED
-from vab.data.datamodule import ShardDataModule
-from vab.data.records import ShardDataset
+from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.records import ShardDataset
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import load_judge
 from vab.frozen.listening import listen

@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer, seed_everything
 from ranks import in_ranks
 from vab.backbone import Backbone
 from vab.callbacks import GenerationEval
-from vab.data.datamodule import ShardDataModule
+from vab.data.reading.datamodule import ShardDataModule
 from vab.tasks import PretrainTask
 from vab.tokens.decoding import Sampler
 

@@ -8,9 +8,9 @@ from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
 from vab.callbacks import EMA, MediaLog
 from vab.callbacks.media import _health_of
-from vab.data.datamodule import ShardDataModule
-from vab.data.media import write_video
-from vab.data.records import ShardDataset
+from vab.data.media.write import write_video
+from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.records import ShardDataset
 from vab.frozen.codec import load_codec
 from vab.frozen.listening import sounds_of
 from vab.metrics.health import audio_statistics, health, warnings_for

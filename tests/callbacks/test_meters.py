@@ -86,7 +86,7 @@ def test_pauses_are_no_training_time(run, capsys, tmp_path):
 
 
 def test_waiting_for_data_is_told(run, events, logger, shards, monkeypatch):
-    from vab.data.loader import Loader
+    from vab.data.reading.loader import Loader
 
     batches = Loader.batches
 
@@ -168,7 +168,7 @@ PROGRAM = textwrap.dedent(
     from lightning.pytorch.loggers import CSVLogger
     from vab.backbone import Backbone
     from vab.callbacks import Meters
-    from vab.data.datamodule import ShardDataModule
+    from vab.data.reading.datamodule import ShardDataModule
     from vab.tasks import PretrainTask
 
     shards, out = sys.argv[1:]

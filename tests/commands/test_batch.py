@@ -26,7 +26,7 @@ from vab.commands.generation import Generator
 from vab.commands.ledger import COLUMNS, Journal, Ledger
 from vab.commands.outputs import many_jobs, write_sound
 from vab.commands.preparing import Request
-from vab.data.media import write_video
+from vab.data.media.write import write_video
 from vab.spec import UserError
 from vab.tasks import PretrainTask
 from vab.tokens.sampler import Sampler
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory, shards):
     """An untrained model, saved as Lightning saves it."""
     from lightning.pytorch import Trainer
 
-    from vab.data.datamodule import ShardDataModule
+    from vab.data.reading.datamodule import ShardDataModule
 
     torch.manual_seed(0)
     data = ShardDataModule(train=str(shards / "train"), val=str(shards / "val"), batch_size=8, num_workers=0)

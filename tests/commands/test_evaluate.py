@@ -21,8 +21,8 @@ from vab.commands.evaluation.figures import Comparison, check_metrics
 from vab.commands.evaluation.folders import find_folder, is_paired, read_labels
 from vab.commands.evaluation.report_file import number as shown
 from vab.commands.evaluation.sides import Side
-from vab.data.media import read_audio
-from vab.data.sounds import Decoded, Listening, Unusable, decode, decode_all
+from vab.data.extract.sounds import Decoded, Listening, Unusable, decode, decode_all
+from vab.data.media.segments import read_audio
 from vab.frozen.judges import JUDGES, load_judge
 from vab.frozen.listening import Impressions
 from vab.metrics.card import MetricCard

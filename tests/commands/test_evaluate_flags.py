@@ -19,7 +19,7 @@ from vab.commands.compare import compare
 from vab.commands.evaluate import evaluate
 from vab.commands.evaluation.folders import find_folder
 from vab.commands.evaluation.sides import hear
-from vab.data.sounds import Listening
+from vab.data.extract.sounds import Listening
 from vab.frozen.judges import load_judge
 from vab.frozen.tiny import TinyJudge
 from vab.metrics.kernel import kernel_distance, median_bandwidth

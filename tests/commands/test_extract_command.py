@@ -18,9 +18,9 @@ import command_line
 from small_media import tone, video
 from vab.cli import main
 from vab.commands.extract import extract
-from vab.data.indexing import verify
-from vab.data.media import write_wav
-from vab.data.records import ShardDataset
+from vab.data.media.write import write_wav
+from vab.data.reading.records import ShardDataset
+from vab.data.shards.indexing import verify
 
 FLAGS = ["--segment_seconds=0.64", "--video_fps=12.5", "--min_seconds=0.2", "--device=cpu", "--records_per_shard=4"]
 

@@ -14,7 +14,7 @@ from tone_shards import short_spec
 from vab.audio import log_mel_distance
 from vab.backbone import Backbone
 from vab.commands.generate import generate
-from vab.data.media import write_wav
+from vab.data.media.write import write_wav
 from vab.frozen.codec import load_codec
 from vab.spec import UserError
 

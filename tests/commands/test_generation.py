@@ -17,7 +17,8 @@ from vab.audio import rms_db
 from vab.commands.generation import Generator
 from vab.commands.keeping import FADE_SECONDS
 from vab.commands.preparing import Request, window_starts
-from vab.data.media import MediaError, probe, read_audio, read_frames, write_video, write_wav
+from vab.data.media.segments import MediaError, probe, read_audio, read_frames
+from vab.data.media.write import write_video, write_wav
 from vab.frozen.codec import load_codec
 from vab.frozen.tiny import TinyCodec
 from vab.spec import UserError

@@ -15,7 +15,8 @@ from vab.commands.listen import listen
 from vab.commands.listening.media import match_levels
 from vab.commands.listening.plan import plan_trials
 from vab.commands.listening.scores import PAGE_ANSWERS
-from vab.data.media import probe, read_audio, write_wav
+from vab.data.media.segments import probe, read_audio
+from vab.data.media.write import write_wav
 from vab.metrics.preference import preference
 from vab.spec import UserError
 

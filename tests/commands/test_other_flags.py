@@ -24,7 +24,7 @@ from vab.commands.export import export
 from vab.commands.folds import cross_validate
 from vab.commands.listen import listen
 from vab.commands.weights import fetch_weights, verify_weights
-from vab.data.media import write_wav
+from vab.data.media.write import write_wav
 from vab.frozen.codec import load_codec
 from vab.spec import UserError
 from vab.tasks import load_task
@@ -231,8 +231,8 @@ def test_lists_msrvtt(request, tmp_path, flag):
 class SpeechCommands:
     """What the tests of the list itself show."""
 
-    root = out = test_root = "tests/data/official/test_keywords.py::test_twelve_classes_of_speech_commands"
-    overwrite = "tests/data/official/test_keywords.py::test_lists_that_are_there_are_replaced_if_asked"
+    root = out = test_root = "tests/data/inputs/published/test_keywords.py::test_twelve_classes_of_speech_commands"
+    overwrite = "tests/data/inputs/published/test_keywords.py::test_lists_that_are_there_are_replaced_if_asked"
 
 
 @each_flag(lists.speech_commands)

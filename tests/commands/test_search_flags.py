@@ -16,7 +16,7 @@ from vab.commands.classify import classify
 from vab.commands.embedding import embed_file, load_encoders
 from vab.commands.recall import recall
 from vab.commands.retrieve import retrieve
-from vab.data.media import write_wav
+from vab.data.media.write import write_wav
 from vab.frozen.codec import load_codec
 from vab.spec import UserError
 from vab.tasks import AlignTask, ClassifyTask, load_task

@@ -15,10 +15,10 @@ from small_media import tone, video
 from tone_shards import short_spec, write_shards
 from vab.commands.extract import extract
 from vab.commands.shards import import_shards, index_shards, show_shards, verify_shards
-from vab.data.decoding_pool import DecodingPool
-from vab.data.extract import Encoders
-from vab.data.media import write_video, write_wav
-from vab.data.records import ShardDataset
+from vab.data.extract.decoders import DecodingPool
+from vab.data.extract.encode import Encoders
+from vab.data.media.write import write_video, write_wav
+from vab.data.reading.records import ShardDataset
 from vab.spec import UserError
 
 HASH = "0123456789abcdef" * 4

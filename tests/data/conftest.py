@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from vab.data.shards import ShardWriter, make_key
+from vab.data.shards.writer import ShardWriter, make_key
 from vab.spec import SegmentSpec
 
 LABELS = ("bell", "dog", "drum")

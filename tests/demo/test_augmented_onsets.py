@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from vab.commands.extract import extract
-from vab.data.augment import augment
-from vab.data.media import read_frames
-from vab.data.order import Changes
-from vab.data.records import ShardDataset
+from vab.data.media.segments import read_frames
+from vab.data.reading.augment import augment
+from vab.data.reading.order import Changes
+from vab.data.reading.records import ShardDataset
 from vab.demo.scene import KINDS
 from vab.demo.world import write_world
 from vab.frozen.codec import load_codec

@@ -13,8 +13,8 @@ from flags import batches_seen, each_flag, flip
 from vab.backbone import Backbone
 from vab.commands.embedding import embed_records
 from vab.commands.extract import extract
-from vab.data.datamodule import ShardDataModule
-from vab.data.records import ShardDataset
+from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.records import ShardDataset
 from vab.demo.report import report
 from vab.demo.report.measures import chance, classification
 from vab.demo.report.players import spread

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from vab.data.media import read_audio, read_frames
+from vab.data.media.segments import read_audio, read_frames
 from vab.demo import world
 from vab.demo.drawing import Motion
 from vab.demo.scene import KINDS, LARGEST, SECONDS, SMALLEST, Path, Scene, SoundingObject

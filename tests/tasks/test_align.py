@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from tasks_help import quiet_trainer, saved, small_backbone
 from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
-from vab.data.datamodule import ShardDataModule
-from vab.data.records import ShardDataset
+from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.records import ShardDataset
 from vab.losses import info_nce
 from vab.metrics.recall import match_ranks, matching_loss, retrieval_table
 from vab.spec import UserError

@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 from tasks_help import quiet_trainer, saved, small_backbone
 from tone_shards import LABELS, short_spec, write_shards
-from vab.data.datamodule import ShardDataModule
-from vab.data.format import make_key
-from vab.data.records import ShardDataset
-from vab.data.shards import ShardWriter
+from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.records import ShardDataset
+from vab.data.shards.format import make_key
+from vab.data.shards.writer import ShardWriter
 from vab.spec import UserError
 from vab.tasks import ClassifyTask, load_task
 from vab.tasks.optim import decay_groups

@@ -15,8 +15,8 @@ from torch.optim import AdamW
 from tasks_help import small_backbone
 from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
-from vab.data.datamodule import ShardDataModule
-from vab.data.records import ShardDataset
+from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.records import ShardDataset
 from vab.spec import UserError
 from vab.tasks import BaseTask, PretrainTask, load_task
 from vab.tasks.base import fold

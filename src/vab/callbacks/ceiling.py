@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vab.data.format import write_atomically
+from vab.files import write_atomically
 
 _SECONDS = 0.3
 """How long is measured."""

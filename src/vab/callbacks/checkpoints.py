@@ -13,7 +13,7 @@ from torch import Tensor
 from vab.callbacks.finite import FiniteCheck
 from vab.callbacks.generation_eval import GENERATED, GenerationEval
 from vab.callbacks.writing import AtomicCheckpoints, finish_writing
-from vab.data.format import TEMPORARY_SUFFIX
+from vab.files import TEMPORARY_SUFFIX
 from vab.spec import UserError
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vab.callbacks.pictures import confusion_figure
 from vab.callbacks.tensorboard import tensorboards
-from vab.data.format import write_atomically
+from vab.files import write_atomically
 from vab.spec import UserError
 from vab.tasks import ClassifyTask
 

@@ -13,7 +13,7 @@ from vab.callbacks.generation_eval import GenerationEval
 from vab.callbacks.media import MediaLog
 from vab.callbacks.meters import Meters
 from vab.callbacks.tensorboard import tensorboards
-from vab.data.datamodule import ShardDataModule
+from vab.data.reading.datamodule import ShardDataModule
 from vab.metrics.recall import CUTS
 from vab.tasks import AlignTask, BaseTask, ClassifyTask, PretrainTask
 

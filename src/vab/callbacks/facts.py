@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from vab import __version__
-from vab.data.datamodule import ShardDataModule
+from vab.data.reading.datamodule import ShardDataModule
 
 
 def run_facts(trainer: Trainer, validated_step: int | None) -> dict[str, Any]:

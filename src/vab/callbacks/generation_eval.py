@@ -14,7 +14,7 @@ from vab.callbacks.heard import Rows
 from vab.callbacks.pictures import Found, confusion_figure, nearest, retrieval_figure
 from vab.callbacks.subset import KEPT, Settings, SharedSubset, Sounds
 from vab.callbacks.tensorboard import tensorboards
-from vab.data.datamodule import ShardDataModule
+from vab.data.reading.datamodule import ShardDataModule
 from vab.spec import Batch, UserError
 from vab.tasks import PretrainTask
 

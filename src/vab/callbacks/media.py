@@ -15,9 +15,9 @@ from torch import Tensor
 
 from vab.callbacks.pictures import spectrograms_figure
 from vab.callbacks.tensorboard import tensorboards
-from vab.data.datamodule import ShardDataModule
-from vab.data.media import MediaError, read_audio, read_frames
-from vab.data.order import spread_evenly
+from vab.data.media.segments import MediaError, read_audio, read_frames
+from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.order import spread_evenly
 from vab.engines import is_sharded
 from vab.frozen.codec import Codec, load_codec
 from vab.frozen.listening import sounds_of

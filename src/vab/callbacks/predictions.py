@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from vab.data.format import write_atomically
+from vab.files import write_atomically
 from vab.spec import UserError
 
 

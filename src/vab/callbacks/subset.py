@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vab.audio import resample
 from vab.callbacks.heard import Ear, Rows, nobody, shared_figures
-from vab.data.datamodule import ShardDataModule
-from vab.data.order import Share, evaluation_batches, spread_evenly
+from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.order import Share, evaluation_batches, spread_evenly
 from vab.frozen import device_named
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import Judge, load_judge

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from vab.data.format import TEMPORARY_SUFFIX, sync_folder, write_atomically
+from vab.files import TEMPORARY_SUFFIX, sync_folder, write_atomically
 from vab.spec import UserError
 from vab.tasks.checkpoints import reading
 

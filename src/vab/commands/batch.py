@@ -30,8 +30,8 @@ from vab.commands.generation import Generator, Sound
 from vab.commands.ledger import COLUMNS, TABLE, Journal, Ledger, Row
 from vab.commands.outputs import Job
 from vab.commands.preparing import Prepared, Request
-from vab.data.format import library_versions
-from vab.data.media import MediaError
+from vab.data.media.segments import MediaError
+from vab.data.shards.format import library_versions
 from vab.ranks import start_ranks
 from vab.spec import UserError
 from vab.tasks.checkpoints import find_checkpoint

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from vab.commands.embedding import MediaEncoders, counting, load_encoders
 from vab.commands.files import check_files
-from vab.data.format import write_atomically
-from vab.data.media import MediaError
-from vab.data.sources import MEDIA_SUFFIXES, find_sources
+from vab.data.inputs.listing import MEDIA_SUFFIXES, find_sources
+from vab.data.media.segments import MediaError
+from vab.files import write_atomically
 from vab.frozen import device_named
 from vab.spec import UserError
 from vab.tasks import ClassifyTask, load_task

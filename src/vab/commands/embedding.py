@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.nn import functional as F
 
-from vab.data.decoding_pool import GRACE, segment_starts
-from vab.data.media import MediaError, read_audio, read_frames, read_segment, stream_ends
-from vab.data.records import ShardDataset
+from vab.data.extract.cutting import GRACE, segment_starts
+from vab.data.media.segments import MediaError, read_audio, read_frames, read_segment, stream_ends
+from vab.data.reading.records import ShardDataset
 from vab.frozen.codec import Codec, load_codec
 from vab.frozen.vision import VisionEncoder, load_vision
 from vab.spec import Batch, SegmentSpec, UserError

@@ -12,7 +12,7 @@ from vab.commands.evaluation.figures import METRICS, Comparison, Measured, check
 from vab.commands.evaluation.plots import draw, plots_of
 from vab.commands.evaluation.sides import OnError, Side, hear
 from vab.commands.files import check_files
-from vab.data.sounds import Listening, Short
+from vab.data.extract.sounds import Listening, Short
 from vab.frozen import device_named
 from vab.frozen.judges import load_judge
 from vab.spec import UserError

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vab import __version__
 from vab.commands.evaluation.report_file import number, read_figures
-from vab.data.format import fitting_name, sync_folder, write_atomically
+from vab.files import fitting_name, sync_folder, write_atomically
 from vab.frozen import dac, encodec
 from vab.metrics.card import Figure
 from vab.spec import SegmentSpec, UserError

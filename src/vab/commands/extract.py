@@ -9,12 +9,13 @@ import torch
 
 from vab.commands.cores import cores_per_process
 from vab.commands.progress import files_progress
-from vab.data.collector import Settings
-from vab.data.decoding_pool import Cutting
-from vab.data.extract import Encoders, check_numbers, extract_sources
-from vab.data.labels import read_vocabulary
-from vab.data.report import ExtractionReport
-from vab.data.sources import find_sources
+from vab.data.extract.collector import Settings
+from vab.data.extract.cutting import Cutting
+from vab.data.extract.encode import Encoders
+from vab.data.extract.report import ExtractionReport
+from vab.data.extract.run import check_numbers, extract_sources
+from vab.data.inputs.listing import find_sources
+from vab.data.reading.labels import read_vocabulary
 from vab.frozen import device_named
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision

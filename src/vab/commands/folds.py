@@ -16,8 +16,8 @@ from rich.table import Table
 
 from vab import __version__
 from vab.callbacks.class_table import FIGURES
-from vab.data.datamodule import ShardDataModule, folds_of
-from vab.data.format import write_atomically
+from vab.data.reading.datamodule import ShardDataModule, folds_of
+from vab.files import write_atomically
 from vab.spec import UserError
 
 _COMMAND, _RESULT = "folds_command.json", "folds.json"

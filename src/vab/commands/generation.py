@@ -25,7 +25,7 @@ from vab.commands.preparing import (
     watch_video,
     window_starts,
 )
-from vab.data import media
+from vab.data.media import segments as media
 from vab.frozen import device_named
 from vab.frozen.codec import Codec, load_codec
 from vab.frozen.vision import VisionEncoder, load_vision

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vab.commands.files import check_files
-from vab.data.format import fitting_name, write_atomically
-from vab.data.official import keywords, youtube
-from vab.data.official.esc50 import esc50 as esc50_rows
-from vab.data.official.msrvtt import msrvtt as msrvtt_rows
-from vab.data.official.rows import Row, rows_csv
-from vab.data.sources import files_below
+from vab.data.inputs.listing import files_below
+from vab.data.inputs.published import keywords, youtube
+from vab.data.inputs.published.esc50 import esc50 as esc50_rows
+from vab.data.inputs.published.msrvtt import msrvtt as msrvtt_rows
+from vab.data.inputs.published.rows import Row, rows_csv
+from vab.files import fitting_name, write_atomically
 from vab.spec import UserError
 
 _PAPER = "configs/extract/paper.yaml"

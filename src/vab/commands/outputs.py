@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from vab.commands.generation import Sound
 from vab.commands.preparing import Request
-from vab.data import media
-from vab.data.format import fitting_name, write_atomically
-from vab.data.sources import VIDEO_SUFFIXES, find_sources
+from vab.data.inputs.listing import VIDEO_SUFFIXES, find_sources
+from vab.data.media import segments as media
+from vab.data.media.write import replace_audio, write_wav
+from vab.files import fitting_name, write_atomically
 from vab.spec import UserError
 
 OUTPUTS = (".wav", ".mp4", ".mkv")
@@ -92,9 +93,9 @@ def write_sound(job: Job, sound: Sound, sample_rate: int, wav_format: WavFormat 
     """Write a sound to its job's target, whole or not at all: a WAV file, or the video with it as its sound track."""
     target, waveform = job.target, sound.waveform.numpy()
     if target.suffix == ".wav":
-        media.write_wav(target, waveform, sample_rate, _SUBTYPES[wav_format])
+        write_wav(target, waveform, sample_rate, _SUBTYPES[wav_format])
     else:
-        media.replace_audio(job.request.source, waveform, sample_rate, target)
+        replace_audio(job.request.source, waveform, sample_rate, target)
 
 
 def write_note(job: Job, sound: Sound, notes: list[str], settings: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vab.commands.keeping import ROUNDING_SECONDS, parse_spans, steps_within
-from vab.data import media
+from vab.data.media import segments as media
 from vab.frozen.codec import Codec
 from vab.spec import SegmentSpec, UserError
 

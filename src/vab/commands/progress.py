@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vab.data.collector import Watch
+from vab.data.extract.collector import Watch
 
 
 @contextmanager

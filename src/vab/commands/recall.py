@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vab import __version__
 from vab.commands.files import check_files
-from vab.data.format import as_utf8, write_atomically
-from vab.data.labels import first_of, read_keys, refuse_duplicates
+from vab.data.reading.labels import first_of, read_keys, refuse_duplicates
+from vab.files import as_utf8, write_atomically
 from vab.metrics.recall import CUTS, chance_table, match_ranks, retrieval_table
 from vab.spec import UserError
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import soundfile
 import torch
 
-from vab.data.sources import VIDEO_SUFFIXES
+from vab.data.inputs.listing import VIDEO_SUFFIXES
 from vab.frozen.codec import Codec
 from vab.spec import Batch
 

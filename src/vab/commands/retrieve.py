@@ -22,11 +22,11 @@ from vab.commands.embedding import MediaEncoders, counting, embed_file, embed_re
 from vab.commands.files import check_files
 from vab.commands.recall import By, Embeddings, check_list_flags, measure, read_embeddings, show
 from vab.commands.results_page import results_page, sound_of_codes
-from vab.data.format import write_atomically
-from vab.data.labels import first_of, read_keys
-from vab.data.media import MediaError, stream_ends
-from vab.data.records import ShardDataset
-from vab.data.sources import find_sources
+from vab.data.inputs.listing import find_sources
+from vab.data.media.segments import MediaError, stream_ends
+from vab.data.reading.labels import first_of, read_keys
+from vab.data.reading.records import ShardDataset
+from vab.files import write_atomically
 from vab.frozen import device_named
 from vab.frozen.codec import load_codec
 from vab.spec import UserError

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Literal
 
 from vab.commands.progress import files_progress
-from vab.data import indexing
-from vab.data.arrays import Arrays
-from vab.data.foreign import import_arrays, sources_of
-from vab.data.format import MANIFEST
-from vab.data.identity import CodecFacts, VisionFacts, codec_facts, vision_facts
-from vab.data.labels import read_vocabulary
-from vab.data.layouts import ArrayReader, Cut
-from vab.data.records import ShardDataset
-from vab.data.report import ExtractionReport
-from vab.data.sources import find_ids
+from vab.data.extract.report import ExtractionReport
+from vab.data.inputs.listing import find_ids
+from vab.data.reading.labels import read_vocabulary
+from vab.data.reading.records import ShardDataset
+from vab.data.shards import indexing
+from vab.data.shards.arrays import Arrays
+from vab.data.shards.foreign import import_arrays, sources_of
+from vab.data.shards.format import MANIFEST
+from vab.data.shards.identity import CodecFacts, VisionFacts, codec_facts, vision_facts
+from vab.data.shards.layouts import ArrayReader, Cut
 from vab.spec import NOT_STATED, UserError
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from vab.commands.installation.report import Finding, show_findings
-from vab.data.format import write_atomically
+from vab.files import write_atomically
 from vab.frozen.downloading import PART
 from vab.frozen.hashes import FORMAT, RECORD, Checked, check, read_record
 from vab.frozen.published import Published, is_offline, tell_licence

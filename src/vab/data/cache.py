@@ -18,18 +18,9 @@ from threading import Event, Thread
 from typing import Any, NamedTuple
 
 from vab.data.copies import Copy, Lock, make_room
-from vab.data.format import (
-    CODEBOOKS,
-    INDEX,
-    LABEL_IDS,
-    LABEL_STARTS,
-    MANIFEST,
-    TEMPORARY_SUFFIX,
-    explain_full_disk,
-    parse_manifest,
-    read_manifest,
-)
 from vab.data.remote import PART_SUFFIX, FileFacts, Remote, StoppedError, UnreachableError, hash_of, is_address
+from vab.data.shards.format import CODEBOOKS, INDEX, LABEL_IDS, LABEL_STARTS, MANIFEST, parse_manifest, read_manifest
+from vab.files import TEMPORARY_SUFFIX, explain_full_disk
 from vab.spec import UserError
 
 _THREADS = 8

@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from vab.data.format import MANIFEST, write_atomically
+from vab.data.shards.format import MANIFEST
+from vab.files import write_atomically
 from vab.spec import UserError
 
 _COMPLETE, _PLAN = ".complete", ".plan"

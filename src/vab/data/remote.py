@@ -14,8 +14,9 @@ from threading import Event
 from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
-from vab.data.format import MANIFEST, as_utf8, sync_folder
+from vab.data.shards.format import MANIFEST
 from vab.extras import pip_install
+from vab.files import as_utf8, sync_folder
 from vab.spec import UserError
 
 PACKAGES = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vab.audio import log_mel_distance, resample, si_sdr, to_mono
-from vab.data.media import read_audio
+from vab.data.media.segments import read_audio
 from vab.demo.judge_maker import class_targets
 from vab.demo.pools import UNSEEN_SEED, world_sounds
 from vab.frozen.tiny import TinyCodec, TinyJudge

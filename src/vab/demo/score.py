@@ -16,10 +16,10 @@ from rich.table import Table
 from torch import Tensor
 
 from vab.commands.generation import Generator
-from vab.data.format import write_atomically
-from vab.data.media import read_audio
-from vab.data.records import ShardDataset
+from vab.data.media.segments import read_audio
+from vab.data.reading.records import ShardDataset
 from vab.demo.world import EVENTS
+from vab.files import write_atomically
 from vab.frozen.judges import load_judge
 from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
 from vab.metrics.agreement import class_agreement

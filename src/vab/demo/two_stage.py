@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vab.audio import log_mel_distance
 from vab.commands.generation import Generator
-from vab.data.format import write_atomically
-from vab.data.records import ShardDataset
+from vab.data.reading.records import ShardDataset
+from vab.files import write_atomically
 from vab.frozen.codec import Codec
 from vab.metrics.uncertainty import mean_and_error
 from vab.spec import Batch, UserError

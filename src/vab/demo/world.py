@@ -21,11 +21,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from vab.data.format import write_atomically
-from vab.data.media import write_video
+from vab.data.media.write import write_video
 from vab.demo.pictures import FPS, render_frames
 from vab.demo.scene import CLASSES, SECONDS, Scene, describe
 from vab.demo.sounds import SAMPLE_RATE, render_audio
+from vab.files import write_atomically
 from vab.spec import UserError
 
 __all__ = [

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vab import __version__
 from vab.commands.evaluation.sides import ONSET_RATE, Side
-from vab.data.format import library_versions
-from vab.data.sounds import Listening
+from vab.data.extract.sounds import Listening
+from vab.data.shards.format import library_versions
 from vab.frozen.judges import Judge
 from vab.frozen.listening import Impressions
 from vab.metrics.card import Figure, MetricCard

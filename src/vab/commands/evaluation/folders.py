@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vab.data.official.rows import read_columns
-from vab.data.sources import MEDIA_SUFFIXES, find_sources
+from vab.data.inputs.listing import MEDIA_SUFFIXES, find_sources
+from vab.data.inputs.published.rows import read_columns
 from vab.spec import UserError
 
 Pair = Literal["auto", "name", "none"]

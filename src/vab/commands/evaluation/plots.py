@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from vab.audio import log_mel
 from vab.commands.evaluation.figures import Comparison
-from vab.data.format import write_atomically
-from vab.data.sounds import Decoded, Listening, decode
+from vab.data.extract.sounds import Decoded, Listening, decode
+from vab.files import write_atomically
 from vab.frozen.judges import Judge
 
 _RATE = 16000

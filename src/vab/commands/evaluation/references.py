@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from vab.commands.evaluation.sides import ONSET_RATE, Side
-from vab.data.format import write_atomically
-from vab.data.sounds import Listening
+from vab.data.extract.sounds import Listening
+from vab.files import write_atomically
 from vab.frozen.judges import Judge
 from vab.frozen.listening import Impressions
 from vab.spec import UserError

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vab.commands.evaluation.folders import Folder
-from vab.data.format import as_utf8
-from vab.data.sounds import Decoded, Listening, Unusable, decode_all
+from vab.data.extract.sounds import Decoded, Listening, Unusable, decode_all
+from vab.files import as_utf8
 from vab.frozen.judges import Judge
 from vab.frozen.listening import Impressions, listen
 from vab.metrics.synchrony import find_onsets

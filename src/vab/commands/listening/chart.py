@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vab.commands.listening.scores import PairScore
-from vab.data.format import write_atomically
+from vab.files import write_atomically
 from vab.spec import UserError
 
 _COLOURS = ("#1f5fa8", "#8db8e2", "#d9dde2", "#f2b98a", "#c65d13")

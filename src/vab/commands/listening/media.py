@@ -10,8 +10,8 @@ import torch
 
 from vab.audio import rms_db
 from vab.commands.listening.plan import Material
-from vab.data.decoding import OpenMedia
-from vab.data.media import read_audio, stream_ends
+from vab.data.media.open import OpenMedia
+from vab.data.media.segments import read_audio, stream_ends
 from vab.metrics.health import SILENT_DB
 from vab.spec import UserError
 

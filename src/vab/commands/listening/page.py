@@ -18,8 +18,8 @@ from rich.progress import track
 from vab import __version__
 from vab.commands.listening.media import LEVEL_DB, PEAK_DB, SAMPLE_RATE, SHORT_SECONDS, match_levels, read_sounds
 from vab.commands.listening.plan import Material, Trial
-from vab.data.format import TEMPORARY_SUFFIX, fitting_name, write_atomically
-from vab.data.media import replace_audio
+from vab.data.media.write import replace_audio
+from vab.files import TEMPORARY_SUFFIX, fitting_name, write_atomically
 from vab.metrics.health import SILENT_DB
 from vab.spec import UserError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vab.data.sources import MEDIA_SUFFIXES, VIDEO_SUFFIXES, find_sources
+from vab.data.inputs.listing import MEDIA_SUFFIXES, VIDEO_SUFFIXES, find_sources
 from vab.spec import UserError
 
 

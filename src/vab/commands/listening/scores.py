@@ -16,7 +16,7 @@ from rich.table import Table
 
 from vab import __version__
 from vab.commands.listening.page import KEY_FORMAT, VERSION
-from vab.data.format import write_atomically
+from vab.files import write_atomically
 from vab.metrics.preference import ANSWERS, Interval, Preference, preference
 from vab.spec import UserError
 

@@ -17,9 +17,10 @@ from vab.commands.evaluation.figures import Comparison
 from vab.commands.evaluation.folders import find_folder
 from vab.commands.evaluation.sides import hear
 from vab.commands.generation import Generator
-from vab.data.media import read_audio, write_wav
-from vab.data.records import ShardDataset
-from vab.data.sounds import Listening
+from vab.data.extract.sounds import Listening
+from vab.data.media.segments import read_audio
+from vab.data.media.write import write_wav
+from vab.data.reading.records import ShardDataset
 from vab.demo.score import Score, measure
 from vab.frozen.judges import load_judge
 from vab.metrics.classification import Classification

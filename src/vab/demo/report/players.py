@@ -15,8 +15,8 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 from vab.callbacks.pictures import nearest, spectrograms_figure
-from vab.data.media import replace_audio
-from vab.data.records import ShardDataset
+from vab.data.media.write import replace_audio
+from vab.data.reading.records import ShardDataset
 from vab.demo.report.measures import place
 
 _SHOWN = 3

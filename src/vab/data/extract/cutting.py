@@ -1,0 +1,215 @@
+"""How a file is cut into segments, and what becomes of each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vab.audio import rms_db
+from vab.data.media.segments import MediaError, MediaSegment, read_segments, scan_packets, scan_streams
+from vab.data.shards.format import KEY_SECONDS
+from vab.spec import UserError
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How files are cut into segments, and which segments are left out. Goes to the workers whole."""
+
+    segment_seconds: float
+    """Length of a segment."""
+    sample_rate: int
+    """Of the waveforms wanted, Hz."""
+    video_fps: float
+    """Frames wanted per second."""
+    segments: str
+    """``all``: one after the other; ``centre``: one from the middle of each file."""
+    hop_seconds: float
+    """From the start of a segment to that of the next."""
+    min_seconds: float
+    """What a file or a last segment must have of sound and of picture; the rest is padded."""
+    silence_db: float
+    """dBFS. A segment whose valid sound is less loud is left out."""
+    still_pictures: str
+    """``keep``, or ``leave_out``: segments whose frames are all the same picture."""
+    preprocess: Callable[[np.ndarray], Tensor]
+    """Frames (V, H, W, 3) uint8 to what the vision encoder reads, (V, 3, h, w) float32."""
+    without_video: str = "leave_out"
+    """``keep``, or ``leave_out``: files that have sound alone."""
+
+    def prepare(self, picture: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 to (3, h, w) float32: at once, as prepared pictures are small."""
+        return self.preprocess(picture[None])[0].numpy()
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A decoded segment on its way to the encoders."""
+
+    start: float
+    """s, on the file's timeline."""
+    waveform: np.ndarray
+    """(N,) float32; zero from ``valid_samples`` on."""
+    valid_samples: int
+    """Samples that are sound."""
+    pixels: np.ndarray
+    """(valid_frames, 3, h, w) float32, as the vision encoder reads them: the rest repeats the last one."""
+    valid_frames: int
+    """Frames that are picture; 0 where there is no video."""
+    loudness_db: float
+    """Of the valid sound, dBFS."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Why a segment, or all of a file, gives no record."""
+
+    start: float | None
+    """s; None for the whole file."""
+    reason: str
+    """One word."""
+    detail: str
+    """For people."""
+
+
+GRACE = 0.02
+"""s. A file that is shorter than the least length by less than a frame of sound is not too short."""
+
+_STILL = 1.0
+"""Levels of 255. Coding noise on an unmoving picture stays below; mean difference to the first frame, as prepared."""
+
+
+def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segment | LeftOut]:
+    """Cut one file into segments.
+
+    Args:
+        path: The file.
+        start: s, of the only segment wanted; None to cut as ``cutting`` says.
+        cutting: Numbers and rules.
+
+    Yields:
+        In order of time, each segment or why it is left out. Whatever is wrong with a file is one of these.
+    """
+    try:
+        # For a single segment the rest of the file, which may be hours, is not read.
+        scan = scan_packets(path) if start is None else scan_streams(path)
+    except MediaError as error:
+        yield LeftOut(None, error.reason, error.detail)
+        return
+    if scan.audio_end is None or (scan.video_end is None and cutting.without_video != "keep"):
+        kind = "no_video" if scan.video_end is None else "no_audio"
+        yield LeftOut(None, kind, "has no video track" if scan.video_end is None else "has no sound track")
+        return
+    end = scan.audio_end if scan.video_end is None else min(scan.video_end, scan.audio_end)
+    if start is None and end < cutting.min_seconds - GRACE:
+        yield LeftOut(
+            None, "too_short", f"sound and picture last {end:.2f} s, at least {cutting.min_seconds:g} s needed"
+        )
+        return
+    starts = list(_starts(end, cutting)) if start is None else [start]
+    fps = None if scan.video_end is None else cutting.video_fps
+    outcomes = read_segments(path, cutting.sample_rate, fps, starts, cutting.segment_seconds, cutting.prepare, scan)
+    try:
+        for number, (begin, got) in enumerate(zip(starts, outcomes, strict=True)):
+            if isinstance(got, MediaSegment):
+                yield _segment(begin, got, cutting)
+            elif got.reason == "missing":  # it was there a moment before: all of it is tried again, not this part
+                yield LeftOut(None, got.reason, got.detail)
+                return
+            elif got.reason == "too_short" and number > 0:
+                return  # the packets promised more than there is: what follows is not a part of the file
+            else:
+                yield LeftOut(begin, got.reason, got.detail)
+    except MediaError as error:  # that could be read a moment before
+        yield LeftOut(None, error.reason, error.detail)
+    except MemoryError:
+        yield LeftOut(None, "unreadable", "needs more memory than there is")
+
+
+def _starts(end: float, cutting: Cutting) -> Iterator[float]:
+    if cutting.segments == "centre":
+        yield max(0.0, (end - cutting.segment_seconds) / 2)
+        return
+    yield from segment_starts(end, cutting.segment_seconds, cutting.hop_seconds, cutting.min_seconds)
+
+
+def segment_starts(end: float, segment_seconds: float, hop_seconds: float, min_seconds: float) -> Iterator[float]:
+    """Where segments start in a file of ``end`` seconds; the last may be shorter, and is the only one that is.
+
+    Args:
+        end: Of the file, s.
+        segment_seconds: Length of a segment.
+        hop_seconds: From the start of one to that of the next.
+        min_seconds: What a last segment must have, unless it is the first.
+    """
+    for number in itertools.count():
+        start = number * hop_seconds
+        if number > 0 and end - start < min_seconds:
+            return
+        yield start
+        if start + segment_seconds >= end:
+            return
+
+
+def check_segments(
+    segments: str, segment_seconds: float, video_fps: float, hop_seconds: float, min_seconds: float
+) -> None:
+    """Refuse a way of cutting that makes no sense.
+
+    Args:
+        segments: ``all`` or ``centre``.
+        segment_seconds: Length of a segment.
+        video_fps: Frames wanted per second.
+        hop_seconds: From the start of one segment to that of the next.
+        min_seconds: What a file or a last segment must have.
+
+    Raises:
+        UserError: Saying which number.
+    """
+    numbers = {"segment_seconds": segment_seconds, "video_fps": video_fps, "hop_seconds": hop_seconds}
+    for name, value in (numbers | {"min_seconds": min_seconds}).items():
+        if not 0 < value < float("inf"):
+            raise UserError(f"{name} must be above 0, got {value}")
+    if min_seconds > segment_seconds:
+        raise UserError(
+            f"min_seconds ({min_seconds:g}) is longer than a segment ({segment_seconds:g}):"
+            " nothing could have that much"
+        )
+    if round(segment_seconds * video_fps) < 1:
+        raise UserError(f"a segment of {segment_seconds:g} s has no frame at {video_fps:g} frames per second")
+    if segments not in ("all", "centre"):
+        raise UserError(f"segments must be all or centre, got {segments!r}")
+    if segments == "all" and hop_seconds < KEY_SECONDS:
+        raise UserError(
+            f"hop_seconds must be {KEY_SECONDS:g} or more, got {hop_seconds:g}: records are named by their start in"
+            " milliseconds, and two would have one name"
+        )
+
+
+def _segment(start: float, got: MediaSegment, cutting: Cutting) -> Segment | LeftOut:
+    """What becomes of a segment; one without video has no frames."""
+    needed, heard = min(cutting.min_seconds, cutting.segment_seconds), got.valid_samples / cutting.sample_rate
+    has_video = len(got.frames) > 0
+    seen = (got.valid_frames + 0.5) / cutting.video_fps if has_video else heard
+    if min(heard, seen) < needed - GRACE:
+        frames = f", {got.valid_frames} frames" if has_video else ""
+        return LeftOut(start, "too_short", f"has {heard:.2f} s of sound{frames}; {needed:g} s needed")
+    loudness = float(rms_db(torch.from_numpy(got.waveform[: got.valid_samples])))
+    if loudness < cutting.silence_db:
+        return LeftOut(start, "silent", f"its sound has {loudness:.1f} dBFS, below {cutting.silence_db:g}")
+    pixels = got.frames[: got.valid_frames] if has_video else np.zeros((0, 3, 0, 0), np.float32)
+    if has_video and cutting.still_pictures == "leave_out" and _is_still(pixels, cutting):
+        return LeftOut(start, "still", "its picture does not change")
+    return Segment(start, got.waveform, got.valid_samples, pixels, got.valid_frames, loudness)
+
+
+def _is_still(pixels: np.ndarray, cutting: Cutting) -> bool:
+    """Whether prepared pictures (V, 3, h, w) are all the first one, but for coding noise."""
+    black, white = (cutting.prepare(np.full((8, 8, 3), value, np.uint8)) for value in (0, 255))
+    levels = 255 / np.abs(white - black)  # preparing is linear in brightness
+    return all(float((np.abs(picture - pixels[0]) * levels).mean()) < _STILL for picture in pixels[1:])

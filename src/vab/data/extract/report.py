@@ -1,0 +1,215 @@
+"""What became of every input of an extraction: for people, and as ``report.json`` beside the shards."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vab.data.inputs.listing import Ignored, Sources
+from vab.data.shards.format import INDEX, Left, head_differences, json_lines, make_key, read_json_lines, read_manifest
+from vab.files import write_atomically
+from vab.spec import UserError
+
+REPORT = "report.json"
+LEFT_OUT_STATUS = 3
+"""Exit status of an extraction that is finished but for inputs that are left out."""
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """What became of every input; ``report.json`` in the folder holds the same."""
+
+    folder: str
+    """Where the shards are."""
+    inputs: int
+    """Files (or rows of the CSV) that were asked for."""
+    kept: int
+    """Inputs with at least one record. ``inputs`` is this plus the inputs left out whole."""
+    records: int
+    """Segments in the shards."""
+    left_out: list[Left]
+    """Whole inputs, and single segments of inputs that are kept otherwise."""
+    already_finished: bool = False
+    """True if the folder was complete before, and nothing was done."""
+    hours: float = 0.0
+    """Of sound in the shards."""
+    duplicates: dict[str, str] = field(default_factory=dict)
+    """Inputs that are kept although they have the very bytes (and the start) of another one, and that one."""
+    ignored: list[Ignored] = field(default_factory=list)
+    """Files of the folder that are no inputs, as their suffix is not one of media."""
+    touched: list[str] = field(default_factory=list)
+    """Inputs whose files are of another time than when they were put into the shards, but of the same size."""
+    tried_again: int = 0
+    """Inputs that a finished folder lacked, as they could not be read then, and that were tried again."""
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many inputs were left out whole, by reason."""
+        return dict(Counter(entry.reason for entry in self.left_out if entry.start_seconds is None))
+
+    @property
+    def exit_status(self) -> int:
+        """0 if every input is in the shards whole, else ``LEFT_OUT_STATUS``; under torchrun always 0.
+
+        torchrun takes any other status for a failure, ends the other processes and prints a traceback.
+        """
+        return LEFT_OUT_STATUS if self.left_out and "TORCHELASTIC_RUN_ID" not in os.environ else 0
+
+    def __str__(self) -> str:
+        lost = self.inputs - self.kept
+        hours = f", {self.hours:.2f} h of sound" if self.hours else ""
+        lines = [
+            f"{self.folder}: {self.records} records of {self.kept} inputs{hours}",
+            f"{lost} of {self.inputs} inputs left out" + (":" if lost else ""),
+        ]
+        for reason, count in sorted(self.reasons.items()):
+            names = (left.source for left in self.left_out if left.reason == reason and left.start_seconds is None)
+            some = itertools.islice(names, _NAMED)
+            lines.append(f"  {count} {reason}: {', '.join(some)}{', ...' if count > _NAMED else ''}")
+        segments = Counter(entry.reason for entry in self.left_out if entry.start_seconds is not None)
+        if segments:
+            words = ", ".join(f"{count} {reason}" for reason, count in sorted(segments.items()))
+            lines.append(f"{segments.total()} single segments left out: {words}")
+        if self.duplicates:
+            lines.append(f"{len(self.duplicates)} inputs are kept that have the very bytes of another one")
+        if self.left_out or self.duplicates:
+            lines.append(f"each with its reason in {Path(self.folder) / REPORT}")
+        if self.ignored:
+            files = sum(kind.files for kind in self.ignored)
+            lines.append(f"{files} files ignored, by suffix no media: {', '.join(map(_words, self.ignored))}")
+        if self.touched:
+            lines.append(
+                f"{len(self.touched)} inputs were written anew since their records were made"
+                f" ({self.touched[0]}{', ...' if len(self.touched) > 1 else ''}): their records stay as they are; if"
+                " more than the time has changed, give another folder"
+            )
+        if self.tried_again:
+            vain = ", in vain" if self.already_finished else ""
+            lines.append(f"{self.tried_again} inputs that could not be read before were tried again{vain}")
+        elif self.already_finished:
+            lines.append("it was finished before: nothing to do")
+        text = "\n".join(lines)
+        return text.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
+
+
+def _words(kind: Ignored) -> str:
+    names = ", ".join(kind.such_as) + (", ..." if kind.files > len(kind.such_as) else "")
+    return f"{kind.files} {kind.suffix}" + (f" ({names})" if kind.such_as else "")
+
+
+_NAMED = 3
+"""Inputs that the printed report names of each reason; the file names all."""
+
+
+def report_of(out: Path, manifest: dict[str, Any]) -> ExtractionReport:
+    """The report of a finished data set.
+
+    Args:
+        out: Its folder.
+        manifest: As read, or as ``ShardWriter.finish`` gives it.
+    """
+    left_out = [entry if isinstance(entry, Left) else Left.of(entry) for entry in manifest["left_out"]]
+    counts = manifest["counts"]
+    whole = sum(entry.start_seconds is None for entry in left_out)
+    steps = np.load(out / INDEX, mmap_mode="r", allow_pickle=False)["steps"].sum(dtype=np.int64)
+    hours = round(float(steps) / manifest["spec"]["code_rate"] / 3600, 3)
+    kept = counts["sources"] - whole
+    return ExtractionReport(
+        str(out), counts["sources"], kept, counts["records"], left_out, False, hours, manifest.get("duplicates", {})
+    )
+
+
+def write_report(report: ExtractionReport) -> None:
+    """Write ``report.json`` into the report's folder."""
+    names = ("folder", "inputs", "kept", "records", "hours", "duplicates", "left_out")
+    values = {"reasons": report.reasons, "ignored": [kind._asdict() for kind in report.ignored]}
+    values |= {name: getattr(report, name) for name in names}
+    write_atomically(Path(report.folder) / REPORT, json_lines(values, "ignored", "left_out"))
+
+
+def refuse_foreign_report(out: Path) -> None:
+    """Refuse a folder whose ``report.json`` none of these wrote: it would be replaced.
+
+    Raises:
+        UserError: If there is such a file.
+    """
+    path = out / REPORT
+    if not path.exists():
+        return
+    try:
+        values = read_json_lines(path, left_out=None)
+    except (OSError, ValueError):
+        values = {}
+    if not {"reasons", "folder", "inputs", "kept", "records"} <= {*values}:
+        raise UserError(
+            f"{path} is the report of no extraction, and would be replaced: give another folder, or take it elsewhere"
+        )
+
+
+def nothing_made(out: Path, sources: Sources, left_out: list[Left]) -> UserError:
+    """What to raise where not one record was made; the report is written and says why."""
+    report = ExtractionReport(str(out), len(sources), 0, 0, left_out, ignored=sources.ignored)
+    write_report(report)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
+    first = f"; {left_out[0].source}: {left_out[0].detail}" if left_out else ""
+    remedy = "; to take files of sound alone: --without_video keep" if "no_video" in report.reasons else ""
+    return UserError(
+        f"not one of {len(sources)} inputs gave a record ({reasons}): see {out / REPORT} for each{first}{remedy}"
+    )
+
+
+def finished_before(out: Path, head: dict[str, Any], sources: Sources, *inputs: str) -> ExtractionReport:
+    """The report of a folder that is complete, unless it is not what was asked for now.
+
+    Args:
+        out: The folder.
+        head: Spec, label vocabulary and rules that were asked for.
+        sources: What the records were to be made from.
+        *inputs: Their fingerprint, or several, any of which may be that of the folder.
+
+    Raises:
+        UserError: With what is different.
+    """
+    manifest, _ = read_manifest(out)
+    asked = json.loads(json.dumps(head))
+    then = asked["extraction"]["inputs"] = manifest["extraction"].get("inputs")
+    differences = (
+        [f"made with other settings ({'; '.join(found)})"] if (found := head_differences(manifest, asked)) else []
+    )
+    if then not in inputs:
+        differences.append(_other_inputs(out, manifest, sources))
+    if differences:
+        raise UserError(
+            f"{out} already holds a finished data set, {' and '.join(differences)}: give another folder, or delete this"
+            " one"
+        )
+    report = replace(report_of(out, manifest), ignored=sources.ignored)
+    if not (out / REPORT).exists():
+        write_report(report)
+    return replace(report, already_finished=True)
+
+
+def _other_inputs(out: Path, manifest: dict[str, Any], sources: Sources) -> str:
+    """In what the inputs differ from those of a finished data set, as far as its keys tell, in words."""
+    keys = np.load(out / INDEX, mmap_mode="r", allow_pickle=False)["key"]
+    known = {key.rpartition(b"_")[0].decode() for key in keys.tolist()}  # without the start
+    left_out = {entry["source"] for entry in manifest["left_out"]}
+    new = (
+        source.name
+        for source in sources
+        if source.name not in left_out and make_key(source.id, source.start or 0.0).rpartition("_")[0] not in known
+    )
+    first = next(new, None)
+    then, now = manifest["counts"]["sources"], len(sources)
+    if first is not None:
+        which = f"the first new one is {first}"
+    else:
+        which = "none is new" if now < then else "sizes, labels or starts are others"
+    return f"made of other inputs ({then} then, {now} now; {which})"

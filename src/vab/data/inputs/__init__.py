@@ -1,0 +1,1 @@
+"""What is to be extracted: folders, CSVs, lists of published data sets."""

@@ -1,0 +1,442 @@
+"""What to extract: a folder of media files, or a CSV that names them."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, NoReturn, TypeVar, overload
+
+import numpy as np
+
+from vab.data.inputs.tables import not_csv
+from vab.spec import UserError
+
+_VIDEO_SUFFIXES = (
+    ".3gp",
+    ".asf",
+    ".avi",
+    ".flv",
+    ".m2ts",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".ogv",
+    ".ts",
+    ".vob",
+    ".webm",
+    ".wmv",
+)
+_SOUND_SUFFIXES = (
+    ".aac",
+    ".aif",
+    ".aiff",
+    ".flac",
+    ".m4a",
+    ".m4b",
+    ".mka",
+    ".mp3",
+    ".oga",
+    ".ogg",
+    ".opus",
+    ".wav",
+    ".wma",
+)
+_LATEST = 9_999_999
+"""s. Four months; a later start is a mistake."""
+_COLUMNS = ("file", "labels", "start", "id")
+"""Of a CSV, those that are read."""
+_MISSPELT = 0.75
+"""Likeness to a column's name, as difflib counts it, from which on another name is taken for a slip."""
+MEDIA_SUFFIXES = frozenset(_VIDEO_SUFFIXES + _SOUND_SUFFIXES)
+"""Files of a folder that are taken for media. Those with sound alone are, too: they are kept or reported, as asked."""
+_COMPANIONS = frozenset((".csv", ".json", ".md", ".txt"))
+"""What lies beside media and nobody misses: not named, but counted."""
+_HIDDEN = "hidden"
+_NAMED = 3
+"""Files that are named of those with a suffix that is not media's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input of an extraction."""
+
+    root: str
+    """Folder that ``file`` is in."""
+    file: str
+    """As listed."""
+    start: float | None = None
+    """s, where its only segment starts; None to cut the whole file into segments."""
+    labels: tuple[str, ...] = ()
+    """Names of its classes."""
+    given_id: str = ""
+    """What its records are called, where that is not the file without its suffix."""
+
+    @property
+    def name(self) -> str:
+        """Unique; how manifests and reports call it: the file as listed, with ``@start`` where a start is given."""
+        return self.file if self.start is None else f"{self.file}@{self.start:.10g}"
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return Path(self.root, self.file)
+
+    @property
+    def id(self) -> str:
+        """What its records are called: the ``id`` column, or the file's name in the folder without its suffix."""
+        return self.given_id or os.path.splitext(os.path.normpath(self.file))[0].replace(os.sep, "/")
+
+
+class Ignored(NamedTuple):
+    """Files of a folder that are not taken for media."""
+
+    suffix: str
+    """What their names end in, or ``hidden``."""
+    files: int
+    """How many."""
+    such_as: list[str]
+    """The first few; none of those that nobody would take for media."""
+
+
+class Sources(Sequence[Source]):
+    """The inputs of an extraction, in order: a hundred bytes each, as there can be millions.
+
+    Args:
+        root: Folder that their files are in.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._files: list[str] = []
+        self._ids: list[str] = []  # the same empty text where none is given
+        self._starts = array("d")  # NaN where none is given
+        self._label_numbers = array("l")
+        self._labels: list[tuple[str, ...]] = []  # those that occur
+        self._numbers: dict[tuple[str, ...], int] = {}
+        self.ignored: list[Ignored] = []
+        """Files of the folder that are no inputs, by suffix."""
+
+    def add(self, file: str, start: float | None = None, labels: tuple[str, ...] = (), given_id: str = "") -> None:
+        """Append an input, as ``Source`` has it."""
+        self._files.append(file)
+        self._ids.append(given_id)
+        self._starts.append(math.nan if start is None else start)
+        if labels not in self._numbers:
+            self._numbers[labels] = len(self._labels)
+            self._labels.append(labels)
+        self._label_numbers.append(self._numbers[labels])
+
+    @property
+    def labels(self) -> set[str]:
+        """All that occur."""
+        return {label for labels in self._labels for label in labels}
+
+    def relabel(self, name: Callable[[str], str]) -> None:
+        """Call each label as ``name`` says."""
+        self._labels = [tuple(map(name, labels)) for labels in self._labels]
+        self._numbers = {labels: number for number, labels in enumerate(self._labels)}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, number: int) -> Source: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Source]: ...
+    def __getitem__(self, number: int | slice) -> Source | list[Source]:
+        if isinstance(number, slice):
+            return [self[place] for place in range(len(self))[number]]
+        start, labels = self._starts[number], self._labels[self._label_numbers[number]]
+        return Source(self.root, self._files[number], None if math.isnan(start) else start, labels, self._ids[number])
+
+
+VIDEO_SUFFIXES = frozenset(_VIDEO_SUFFIXES)
+"""Files of a folder that are taken for video."""
+
+
+def find_sources(
+    media: str | Path,
+    labels_from: str = "auto",
+    suffixes: frozenset[str] = MEDIA_SUFFIXES,
+    root: str | Path | None = None,
+) -> Sources:
+    """List the inputs of an extraction in a fixed order.
+
+    Args:
+        media: A folder, searched with its subfolders (hidden ones left out) and sorted by path; or a CSV with a column
+            ``file`` (relative to the CSV) and, if wanted, ``labels`` (joined by ``;``), ``start`` (s) and ``id``,
+            taken in its own order. Other columns are not read, and refused where their names are slips of these; blanks
+            around names and values do not count. Or a list as VGGSound's are, which begins at once:
+            the file, and one label, in which a ";" is a character like any other.
+        labels_from: ``csv``; ``folder``: the name of the folder a file is in; ``none``; or ``auto``: ``csv`` if there
+            is such a column, else none.
+        suffixes: Files of a folder that count; a CSV may list any.
+        root: Folder that the files of a CSV are in; the CSV's own if None.
+
+    Raises:
+        UserError: If there is nothing, or the CSV cannot be understood; it says which line.
+    """
+    if "://" in str(media):
+        raise UserError(f"{media}: media are read from this machine alone: give a folder or a .csv of it")
+    media = Path(media)
+    if labels_from not in ("auto", "csv", "folder", "none"):
+        raise UserError(f"labels_from must be auto, csv, folder or none, got {labels_from!r}")
+    if root is not None and not Path(root).is_dir():
+        raise UserError(f"media_root {root}: there is no such folder")
+    if media.is_dir():
+        if root is not None:
+            raise UserError(f"media_root is for a CSV; {media} is a folder")
+        if labels_from == "csv":
+            raise UserError(f"labels_from is csv, but {media} is a folder: give a CSV, or labels_from folder or none")
+        sources = _from_folder(media, labels_from == "folder", suffixes)
+    elif media.suffix.lower() == ".csv" and media.is_file():
+        sources = _from_csv(media, labels_from, media.parent if root is None else Path(root))
+    elif media.exists():
+        raise UserError(f"{media} is neither a folder of media files nor a .csv that lists them")
+    else:
+        raise UserError(f"{media}: there is no such folder or CSV")
+    if not sources and not media.is_dir():
+        raise UserError(f"{media} lists no file: it has a first line with the columns' names, and none below it")
+    if not sources:
+        raise UserError(f"no media file in {media}: files are known by their suffix ({' '.join(sorted(suffixes))})")
+    _refuse_twins(media, sources)
+    return sources
+
+
+def find_ids(path: str | Path) -> Sources:
+    """List recordings by their ids alone, as those of ready features, from a CSV as ``find_sources`` reads it.
+
+    Args:
+        path: With a column ``id``, or ``file``, which without its suffix is the id, or both; if wanted, ``labels``.
+
+    Raises:
+        UserError: If the CSV cannot be understood, or gives starts, which have no meaning here.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such CSV")
+    sources = _from_csv(path, "auto", path.parent, by_id=True)
+    if not sources:
+        raise UserError(f"{path} lists nothing: it has a first line with the columns' names, and none below it")
+    if started := next((source for source in sources if source.start is not None), None):
+        raise UserError(f"{path} gives {started.name} a start, which ready arrays do not have: leave the column out")
+    _refuse_twins(path, sources)
+    return sources
+
+
+def _from_folder(folder: Path, label_by_folder: bool, suffixes: frozenset[str]) -> Sources:
+    everything = sorted(_all_below(folder))
+    files = _with_suffixes(everything, suffixes)
+    stems = Counter(os.path.splitext(file)[0] for file in files)
+    sources = Sources(str(folder))
+    for file in files:
+        parent = os.path.dirname(file)
+        labels = (os.path.basename(parent),) if label_by_folder and parent else ()
+        # a.mp4 and a.mkv keep their suffixes: their records need different names.
+        sources.add(file, None, labels, "" if stems[os.path.splitext(file)[0]] == 1 else file)
+    sources.ignored = _ignored(everything, suffixes)
+    return sources
+
+
+def _ignored(files: Iterable[str], suffixes: frozenset[str]) -> list[Ignored]:
+    """Those of some files that do not have these suffixes or are hidden."""
+    names: dict[str, list[str]] = {}
+    for file in files:
+        suffix = _HIDDEN if os.path.basename(file).startswith(".") else os.path.splitext(file)[1].lower()
+        if suffix not in suffixes:
+            names.setdefault(suffix or "no suffix", []).append(file)
+    unnamed = {_HIDDEN, *_COMPANIONS}
+    kinds = sorted(names, key=lambda suffix: (suffix in unnamed, suffix))  # what may be media first
+    return [Ignored(kind, len(names[kind]), [] if kind in unnamed else names[kind][:_NAMED]) for kind in kinds]
+
+
+def files_below(folder: Path, suffixes: frozenset[str] = MEDIA_SUFFIXES) -> list[str]:
+    """Files with these suffixes below a folder, as paths from it with ``/``, sorted.
+
+    Through links to folders too, each folder once; hidden ones are left out.
+
+    Raises:
+        UserError: If a folder cannot be read: what is in it would be missing without a word.
+    """
+    return _with_suffixes(sorted(_all_below(folder)), suffixes)
+
+
+def _with_suffixes(files: Iterable[str], suffixes: frozenset[str]) -> list[str]:
+    media = (name for name in files if os.path.splitext(name)[1].lower() in suffixes)
+    return [name for name in media if not os.path.basename(name).startswith(".")]
+
+
+def _all_below(folder: Path) -> Iterator[str]:
+    """All files, hidden ones too, but not those in hidden folders."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}): allow it, or give another folder")
+
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        # In an order of its own, or which of two ways to a linked folder counts would be the disk's choice.
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            seen.add(real)
+            place = os.path.relpath(parent, folder).replace(os.sep, "/")
+            start = "" if place == "." else f"{place}/"
+            yield from (start + name for name in files)
+
+
+def _from_csv(path: Path, labels_from: str, root: Path, by_id: bool = False) -> Sources:
+    try:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            plain = _begins_at_once(file.readline())
+            file.seek(0)
+            reader = csv.reader(file, strict=True, skipinitialspace=True)
+            columns = ["file", "labels"] if plain else [_text(name.strip()) for name in next(reader, [])]
+            _check_columns(path, columns, labels_from, by_id)
+            return _read_rows(path, reader, columns, labels_from, str(root), plain)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise not_csv(path, error) from error
+
+
+def _check_columns(path: Path, columns: Sequence[str], labels_from: str, by_id: bool) -> None:
+    needed = ("id", "file") if by_id else ("file",)
+    if not {*needed} & {*columns}:
+        raise UserError(
+            f"{path} needs a column {' or '.join(map(repr, needed))} in its first line, got {list(columns)}"
+        )
+    if labels_from == "csv" and "labels" not in columns:
+        raise UserError(f"{path} has no column 'labels' (joined by ;), only {columns}: add it, or labels_from none")
+    if twice := [name for name, count in Counter(filter(None, columns)).items() if count > 1]:
+        raise UserError(f"{path} has more than one column {twice[0]!r} in its first line: name each column once")
+    for name in columns:  # what is not read for a slip in its name would be missing without a word
+        meant = _meant(name)
+        if meant is None or meant in columns or (meant == "labels" and labels_from in ("folder", "none")):
+            continue
+        way = "say labels_from none" if meant == "labels" and not by_id else "give it a name less like that"
+        raise UserError(f"{path} has a column {name!r}: call it {meant!r}, or {way}")
+
+
+def _meant(name: str) -> str | None:
+    """The column that is read whose name one is that is written in capitals or misspelt."""
+    if name.lower() in _COLUMNS:
+        return name.lower()
+    # Of two letters, as id, too many names are like.
+    close = difflib.get_close_matches(name.lower(), ("file", "label", "labels", "start"), 1, _MISSPELT)
+    return ("labels" if close[0] == "label" else close[0]) if close else None
+
+
+def _read_rows(
+    path: Path, reader: Iterable[list[str]], columns: Sequence[str], labels_from: str, root: str, plain: bool
+) -> Sources:
+    """A source per line."""
+    sources = Sources(root)
+    places = {name: columns.index(name) for name in _COLUMNS if name in columns}
+    places.setdefault("file", places.get("id", 0))
+    known: dict[str, tuple[str, ...]] = {}
+
+    def cell(row: Sequence[str], name: str) -> str:
+        place = places.get(name, len(row))
+        return row[place].strip() if place < len(row) else ""
+
+    for row in reader:
+        if not row:
+            continue
+        line = getattr(reader, "line_num", 0)
+        name = cell(row, "file")
+        if not "".join(row).isascii():
+            is_there = os.path.lexists(os.path.join(root, name))
+            row = [value if is_there and value.strip() == name else _text(value) for value in row]
+        if any("\n" in value or "\r" in value or "\0" in value for value in row):
+            raise UserError(f"{path}, line {line}: a line break inside of double quotes: is a quote not closed before?")
+        if not name or len(row) > len(columns):
+            wrong = "more values than columns: a label with a comma in it must stand in double quotes"
+            raise UserError(f"{path}, line {line}: {wrong if name else 'no file given'}")
+        if len(row) < len(columns):  # a label that was cut is one, too, and a start that was cut off none
+            raise UserError(
+                f"{path}, line {line}: {len(row)} of {len(columns)} values ({', '.join(columns)}): is the file cut?"
+                " An empty value needs its comma, too"
+            )
+        text = cell(row, "labels") if labels_from in ("auto", "csv") else ""
+        if labels_from == "folder":
+            text = Path(name).parent.name
+        if text not in known:
+            parts = [text] if plain or labels_from == "folder" else text.split(";")
+            known[text] = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        sources.add(name, _start(cell(row, "start"), path, line), known[text], cell(row, "id"))
+    return sources
+
+
+def _text(value: str) -> str:
+    """A value, refused where its bytes are not UTF-8: of a file that is there the name alone may be of any bytes.
+
+    Raises:
+        UnicodeDecodeError: If they are not.
+    """
+    return value.encode("utf-8", "surrogateescape").decode()
+
+
+def _begins_at_once(first_line: str) -> bool:
+    """Whether a CSV's first line is a file and its label, and not the names of columns."""
+    cells = next(csv.reader([first_line], skipinitialspace=True), [])
+    return len(cells) == 2 and Path(cells[0]).suffix.lower() in MEDIA_SUFFIXES
+
+
+def _start(text: str, path: Path, line: int) -> float | None:
+    if not text:
+        return None
+    try:
+        start = float(text)
+    except ValueError:
+        start = -1.0
+    if not 0 <= start <= _LATEST:
+        raise UserError(f"{path}, line {line}: start must be seconds, 0 to {_LATEST}, got {text!r}")
+    return start
+
+
+def _refuse_twins(media: Path, sources: Sequence[Source]) -> None:
+    """Two inputs of one name, or whose records would have one key, cannot be told apart afterwards."""
+    if twins := _repeated(lambda: (source.name for source in sources)):
+        raise UserError(f"{media} lists {twins[0]!r} more than once ({len(twins)} such): name each file and start once")
+    # To the millisecond, as keys have it.
+    if same := _repeated(
+        lambda: ((source.id, None if source.start is None else round(source.start * 1000)) for source in sources)
+    ):
+        raise UserError(
+            f"{media} gives the id {same[0][0]!r} and one start to several inputs ({len(same)} such): ids must differ,"
+            " or starts by a millisecond"
+        )
+    whole = {hash(source.id) for source in sources if source.start is None}
+    both = next((source for source in sources if source.start is not None and hash(source.id) in whole), None)
+    if both is not None:
+        raise UserError(
+            f"{media} lists {both.id!r} both whole and with a start: their records could be the same; give one an id"
+        )
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+def _repeated(keys: Callable[[], Iterable[K]]) -> list[K]:
+    """Those that come again. Hashes alone are compared, so two keys of one hash would be taken for one."""
+    hashes = np.fromiter(map(hash, keys()), np.int64)  # an array: a set of a million takes a tenth of a gigabyte
+    values, counts = np.unique(hashes, return_counts=True)
+    several = set(values[counts > 1].tolist())
+    seen: set[int] = set()
+    again: dict[K, None] = {}
+    for key in keys() if several else ():
+        number = hash(key)
+        if number in seen:
+            again[key] = None
+        if number in several:
+            seen.add(number)
+    return list(again)

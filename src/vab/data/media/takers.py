@@ -1,0 +1,384 @@
+"""What is gathered from a file's frames as they are decoded: the sound of some seconds, the pictures at some times.
+
+A track follows one stream and knows where on the file's timeline each of its frames lies. A taker keeps of these what
+belongs to one span; several can follow the same track.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from av import AudioFrame, Packet, VideoFrame
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import VideoReformatter
+
+from vab.audio import resample, to_mono
+from vab.data.media.open import AudioSpan, FrameSpan, MediaError, OpenMedia
+
+_JITTER = 0.02
+"""s. Timestamps this near to the end of the sound so far continue it: coarse clocks (1 ms in MKV, FLV) are not gaps."""
+_CONTEXT = 0.05
+"""s. Sound decoded on both sides of a span, so that the resampler's filter sees what is really there."""
+_LONGEST_GAP = 600.0
+"""s. A longer jump between timestamps is taken for damage, not for silence."""
+SAME_TIME = 1e-6
+"""s. Times nearer than this are equal: they are sums of rounded fractions."""
+_LONGEST_PADDING = 0.2
+"""s. Codecs fill their last packet up; decoded sound may outlast the packets' durations by this much, and is cut."""
+_FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
+
+Convert = Callable[[np.ndarray], np.ndarray]
+"""What is kept of a picture, (H, W, 3) uint8 RGB."""
+
+
+class SoundTrack:
+    """Follows the sound: at which sample of the file's own rate each decoded frame begins."""
+
+    def __init__(self, source: OpenMedia) -> None:
+        if source.audio is None:
+            raise MediaError("no_audio", source.path, "has no sound track")
+        self.source, self.stream = source, source.audio
+        self.rate = 0  # of the file, Hz; known once something is decoded
+        self.landed: int | None = None  # the first sample decoded
+        self.position: int | None = None  # one past the last sample decoded
+        self.last_packet = -math.inf  # s, where the packets so far end
+        self.takers: list[SoundTaker] = []
+        self._clock = _Clock(source.zero)
+
+    def see_packet(self, packet: Packet[Any]) -> None:
+        """Note where the packet ends: the last one's padding is decoded too, but its duration does not count it."""
+        if packet.pts is not None and packet.duration and packet.time_base is not None:
+            self.last_packet = max(self.last_packet, self._clock.seconds(packet.pts + packet.duration, packet))
+
+    def time_of(self, frame: AudioFrame) -> float | None:
+        """s; None if the frame does not say."""
+        return self._clock.time_of(frame)
+
+    def add(self, frame: AudioFrame) -> None:
+        """Put a decoded frame in its place, and give it to the takers."""
+        if not self.rate:
+            self.rate = frame.sample_rate
+        if frame.sample_rate != self.rate:
+            raise self.source.unreadable(f"its sample rate changes from {self.rate} to {frame.sample_rate} Hz")
+        position = self.position or 0
+        time = self.time_of(frame)
+        if time is not None:
+            if self.position is None:
+                position = round(time * self.rate)
+            elif abs(time - position / self.rate) > _JITTER:
+                if time - position / self.rate > _LONGEST_GAP:
+                    raise self.source.unreadable(f"its sound has a gap of {time - position / self.rate:.0f} s")
+                position = round(time * self.rate)
+        if self.landed is None:
+            self.landed = position
+        self.position = position + frame.samples
+        for taker in self.takers:
+            if taker.wants(position, self.position):
+                taker.pieces.append((position, frame))
+
+
+class SoundTaker:
+    """Gathers the sound of a span, sample by sample of the file's own rate."""
+
+    def __init__(
+        self, track: SoundTrack, sample_rate: int, start: float, seconds: float | None, remove_mean: bool = False
+    ) -> None:
+        if sample_rate < 1:
+            raise ValueError(f"sample rate must be at least 1 Hz, got {sample_rate}")
+        self.remove_mean = remove_mean  # over all that follows the start, so all of it is gathered
+        self.track, self.sample_rate, self.start, self.seconds = track, sample_rate, start, seconds
+        self.pieces: list[tuple[int, AudioFrame]] = []
+        self._bounds: tuple[int, int | None] | None = None
+        track.takers.append(self)
+
+    @property
+    def bounds(self) -> tuple[int, int | None]:
+        """The first sample gathered and one past the last one, on the file's timeline."""
+        if self._bounds is None:
+            # The context is a whole number of samples at both rates, so that the result is on the span's own grid.
+            rate = self.track.rate
+            step = rate // math.gcd(rate, self.sample_rate)
+            context = 0 if rate == self.sample_rate else math.ceil(_CONTEXT * rate / step) * step
+            to_end = self.seconds is None or self.remove_mean
+            stop = None if to_end else round((self.start + (self.seconds or 0)) * rate) + context
+            self._bounds = round(self.start * rate) - context, stop
+        return self._bounds
+
+    def let_go(self) -> None:
+        """Take no more frames."""
+        self.track.takers.remove(self)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was asked for has been decoded."""
+        if self.track.position is None or self.seconds is None or self.remove_mean:
+            return False
+        return self.track.position >= round((self.start + self.seconds) * self.track.rate)
+
+    @property
+    def done(self) -> bool:
+        """Whether decoding more would change nothing."""
+        if self.track.position is None:
+            return False
+        stop = self.bounds[1]
+        return stop is not None and self.track.position >= stop
+
+    @property
+    def landed_late(self) -> bool:
+        """Whether decoding began, after a seek, behind the first sample wanted."""
+        return self.track.landed is not None and self.track.landed > max(self.bounds[0], 0)
+
+    def wants(self, begin: int, end: int) -> bool:
+        """Whether samples from ``begin`` to before ``end`` are of use."""
+        first, stop = self.bounds
+        return end > first and (stop is None or begin < stop)
+
+    def result(self) -> AudioSpan:
+        """The span at the rate wanted.
+
+        Raises:
+            MediaError: If nothing was decoded, or nothing after the start.
+        """
+        track, path = self.track, self.track.source.path
+        if track.position is None:
+            raise track.source.unreadable("its sound track holds nothing that can be decoded")
+        (first, stop), end, rate = self.bounds, track.position, track.rate
+        if not self.done and 0 < end / rate - track.last_packet < _LONGEST_PADDING:
+            end = round(track.last_packet * rate)
+        wanted = end / rate - self.start if self.seconds is None else self.seconds
+        samples = max(0, round(wanted * self.sample_rate))
+        valid = min(samples, round((end / rate - self.start) * self.sample_rate))
+        if valid < 1:
+            raise MediaError("too_short", path, f"its sound ends at {end / rate:.2f} s, before {self.start:g} s")
+        stop = end if stop is None else stop
+        gathered = np.zeros(stop - first, np.float32)
+        for position, piece in _joined(self.pieces):
+            begin, finish = max(position, first), min(position + len(piece), stop, end)
+            if begin < finish:
+                gathered[begin - first : finish - first] = piece[begin - position : finish - position]
+        if not np.isfinite(gathered).all():
+            raise track.source.unreadable("its sound holds values that are not numbers")
+        if self.remove_mean:
+            own = gathered[max(0, -first) :]  # before 0 there is no sound
+            own -= own.mean(dtype=np.float64).astype(np.float32)
+        skip = (round(self.start * rate) - first) * self.sample_rate // rate
+        waveform = np.zeros(samples, np.float32)
+        heard = resample(gathered, rate, self.sample_rate)[skip : skip + valid]
+        waveform[: len(heard)] = heard
+        return AudioSpan(waveform, valid)
+
+
+class PictureTrack:
+    """Follows the pictures: from when until when each is shown.
+
+    Args:
+        source: The file.
+        convert: What is kept of a picture that is wanted; the picture itself if None.
+        unwanted: Presentation times, in the stream's units, of packets that need not be decoded if no other depends on
+            them.
+    """
+
+    def __init__(
+        self, source: OpenMedia, convert: Convert | None = None, unwanted: frozenset[int] = frozenset()
+    ) -> None:
+        if source.video is None:
+            raise MediaError("no_video", source.path, "has no video track")
+        self.source, self.stream, self.convert, self.unwanted = source, source.video, convert, unwanted
+        self.latest: tuple[float, VideoFrame] | None = None  # not yet given out: the next frame's time decides
+        self.end = -math.inf  # s, where the pictures so far end
+        self.interval = float(1 / source.video.average_rate) if source.video.average_rate else 0.0
+        self.landed_on: tuple[float, bool] | None = None  # time of the first frame, and whether it is whole
+        self.takers: list[PictureTaker] = []
+        self._size: tuple[int, int] | None = None
+        self._reformatter = VideoReformatter()
+        self._kept: tuple[VideoFrame, np.ndarray] | None = None
+        self._skips = False
+        self._clock = _Clock(source.zero)
+
+    def see_packet(self, packet: Packet[Any]) -> None:
+        """Let the decoder leave out a picture that nobody wants and no other picture is built on."""
+        skips = packet.pts in self.unwanted
+        if skips != self._skips and self.stream.codec_context is not None:
+            self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
+            self._skips = skips
+
+    def time_of(self, frame: VideoFrame) -> float | None:
+        """s; None if the frame does not say."""
+        return self._clock.time_of(frame)
+
+    def add(self, frame: VideoFrame) -> None:
+        """Take note of a decoded frame; the one before it is now known to be shown until then."""
+        given = self.time_of(frame)
+        time = given if given is not None else 0.0 if self.latest is None else self.latest[0] + self.interval
+        if self.latest is None:
+            self.landed_on = time, frame.key_frame and not frame.is_corrupt
+            self.latest = (time, frame)
+            self._give(-math.inf, frame, until=time)
+        elif time < self.latest[0]:
+            self._give(time, frame, until=self.latest[0])  # timestamps out of order
+        else:
+            self._give(*self.latest, until=time)
+            self.interval = time - self.latest[0] or self.interval
+            self.latest = (time, frame)
+        duration = self._clock.length(frame) if frame.duration and given is not None else self.interval
+        self.end = max(self.end, time + duration)
+
+    def keep(self, frame: VideoFrame) -> np.ndarray:
+        """What is kept of a frame: (H, W, 3) uint8, upright, of the first one's size; or what ``convert`` makes."""
+        if self._kept is None or self._kept[0] is not frame:
+            self._size = self._size or (frame.width, frame.height)
+            converted = self._reformatter.reformat(frame, *self._size, format="rgb24", threads=1)
+            pixels = upright(converted.to_ndarray(), frame)
+            self._kept = frame, pixels if self.convert is None else self.convert(pixels)
+        return self._kept[1]
+
+    def _give(self, time: float, frame: VideoFrame, until: float) -> None:
+        for taker in self.takers:
+            taker.choose(time, frame, until)
+
+
+class PictureTaker:
+    """Gathers the pictures that are shown at given times, and turns only these into RGB."""
+
+    def __init__(self, track: PictureTrack, times: np.ndarray) -> None:
+        self.track, self.times = track, times  # (V,) s, rising
+        self.chosen: list[np.ndarray | None] = [None] * len(times)
+        self._times = times.tolist()  # in Python's numbers, as every frame is compared with them
+        self._shown_since = [-math.inf] * len(times)  # s, presentation time of the frame chosen so far
+        track.takers.append(self)
+
+    def let_go(self) -> None:
+        """Take no more frames."""
+        self.track.takers.remove(self)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the frame after the last one wanted has been seen."""
+        return self.track.latest is not None and self.track.latest[0] > self._times[-1] + SAME_TIME
+
+    @property
+    def done(self) -> bool:
+        """Whether decoding more would change nothing."""
+        return self.complete
+
+    @property
+    def landed_late(self) -> bool:
+        """Whether decoding began behind the first time wanted, or on what only the file calls a keyframe."""
+        landed = self.track.landed_on
+        return landed is not None and (landed[0] > self.times[0] + SAME_TIME or not landed[1])
+
+    def choose(self, time: float, frame: VideoFrame, until: float) -> None:
+        """Let ``frame``, shown from ``time`` on, be the picture of all times up to ``until`` that have no later one."""
+        first, stop = bisect_left(self._times, time - SAME_TIME), bisect_left(self._times, until - SAME_TIME)
+        for number in range(first, stop):
+            if self._shown_since[number] <= time:
+                if frame.is_corrupt:
+                    raise self.track.source.unreadable(f"its picture at {time:.2f} s is damaged")
+                self.chosen[number] = self.track.keep(frame)
+                self._shown_since[number] = time
+
+    def result(self) -> FrameSpan:
+        """The frames at the times wanted.
+
+        Raises:
+            MediaError: If nothing was decoded, or the video ends before the first time.
+        """
+        track = self.track
+        if track.latest is None:
+            raise track.source.unreadable("its video track holds nothing that can be decoded")
+        self.choose(*track.latest, until=math.inf)
+        end = math.inf if self.complete else track.end
+        valid = int((self.times < end - SAME_TIME).sum())
+        if not valid:
+            raise MediaError(
+                "too_short", track.source.path, f"its video ends at {end:.2f} s, before {self.times[0]:g} s"
+            )
+        frames = [frame for frame in self.chosen if frame is not None]
+        assert len(frames) == len(self.times)
+        return FrameSpan(np.stack(frames), valid)
+
+
+def frame_times(fps: float, start: float, count: int) -> np.ndarray:
+    """(V,) s: the middles of frames at an even rate."""
+    return start + (np.arange(count) + 0.5) / fps
+
+
+Track = SoundTrack | PictureTrack
+Taker = SoundTaker | PictureTaker
+
+
+class _Clock:
+    """A stream's units of time in seconds; asked for every frame, while PyAV makes the unit anew each time it is asked.
+
+    Args:
+        zero: s, on the stream's clock, of the beginning of the file's timeline.
+    """
+
+    def __init__(self, zero: float) -> None:
+        self.zero = zero
+        self._numerator, self._denominator = 0, 1
+
+    def time_of(self, frame: AudioFrame | VideoFrame) -> float | None:
+        return None if frame.pts is None or not self._is_set(frame) else self.seconds(frame.pts, frame)
+
+    def seconds(self, units: int, of: AudioFrame | VideoFrame | Packet[Any]) -> float:
+        self._is_set(of)
+        return units * self._numerator / self._denominator - self.zero
+
+    def length(self, frame: VideoFrame) -> float:
+        return frame.duration * self._numerator / self._denominator
+
+    def _is_set(self, of: AudioFrame | VideoFrame | Packet[Any]) -> bool:
+        if not self._numerator and (base := of.time_base) is not None:
+            self._numerator, self._denominator = base.numerator, base.denominator
+        return bool(self._numerator)
+
+
+def _joined(pieces: Sequence[tuple[int, AudioFrame]]) -> Iterator[tuple[int, np.ndarray]]:
+    """Frames in one channel, with the first sample of each; those that follow upon each other are one piece."""
+    run: list[np.ndarray] = []
+    begin = end = 0
+    for position, frame in pieces:
+        channels = _channels(frame)
+        if run and (position != end or len(channels) != len(run[0])):
+            yield begin, to_mono(np.concatenate(run, axis=1))
+            run = []
+        if not run:
+            begin = position
+        run.append(channels)
+        end = position + frame.samples
+    if run:
+        yield begin, to_mono(np.concatenate(run, axis=1))
+
+
+def _channels(frame: AudioFrame) -> np.ndarray:
+    """(channels, N) float32 in [-1, 1] of a frame in any sample format."""
+    kind = frame.format.name.removesuffix("p")
+    if kind == "s64":  # PyAV makes no array of it
+        count = frame.samples * (1 if frame.format.is_planar else len(frame.layout.channels))
+        values: np.ndarray = np.stack([np.frombuffer(bytes(plane), np.int64, count) for plane in frame.planes])
+    else:
+        values = frame.to_ndarray()
+    if not frame.format.is_planar:
+        values = values.reshape(frame.samples, -1).T
+    centred = values.astype(np.float32) - (128.0 if kind == "u8" else 0.0)
+    return (centred / np.float32(_FULL_SCALE[kind])).astype(np.float32)
+
+
+def upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
+    """Apply the frame's display matrix (FFmpeg's libavutil/display.h), rounded to quarter turns and mirrors."""
+    try:
+        matrix = cast(Mapping[SideDataType, Any], frame.side_data).get(SideDataType.DISPLAYMATRIX)
+    except ValueError:  # PyAV 18 stumbles over side data that it does not know, such as EXIF
+        return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+    if matrix is None:
+        return pixels
+    # (x, y) goes to (a x + c y, b x + d y).
+    a, b, _, c, d = np.frombuffer(bytes(matrix), "<i4")[:5]
+    if abs(int(a)) + abs(int(d)) < abs(int(b)) + abs(int(c)):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

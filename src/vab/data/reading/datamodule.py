@@ -1,0 +1,575 @@
+"""Batches for the trainer: which records, when and on which rank, and going on after an interruption."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from vab.data.cache import Cache
+from vab.data.reading.augment import Augmentation
+from vab.data.reading.labels import read_vocabulary
+from vab.data.reading.loader import Loader
+from vab.data.reading.mixed import MixedDataset, Records, open_training
+from vab.data.reading.order import (
+    Share,
+    earlier_draws,
+    evaluation_batches,
+    evaluation_steps,
+    mixed_order,
+    steps_per_epoch,
+    train_batches,
+    weighted_draws,
+)
+from vab.data.reading.records import ShardDataset
+from vab.data.reading.resume import LoopCounters, Position, processed_steps
+from vab.spec import Batch, UserError
+
+_LIMITS = ("limit_train_batches", "limit_val_batches", "overfit_batches")
+_SHOWN = 100  # characters of a value that ranks do not agree on
+
+
+class _TrainLoader(Loader):
+    """The rest of the current epoch, from wherever training stands.
+
+    Its length is that of a whole epoch also when less is left: the trainer adds the steps it has done.
+    """
+
+    def __init__(self, data: ShardDataModule, trainer: Trainer, pin_memory: bool) -> None:
+        super().__init__(data.train_dataset, data.num_workers, pin_memory)
+        self._data = data
+        self._trainer = trainer
+
+    def __len__(self) -> int:
+        return self._data.steps_left(0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        position = self._data.position
+        position.start += position.handed * self._data.global_batch_size
+        position.handed = 0
+        return self._rest_of_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the datamodule holds the state. Without this the trainer warns that the loader cannot resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to do: the datamodule holds the state."""
+
+    def shares(self) -> Iterator[Share]:
+        data, position = self._data, self._data.position
+        epoch = 0 if self._trainer.overfit_batches else position.epoch  # type: ignore[attr-defined]
+        order = data.epoch_order(epoch)
+        draws = earlier_draws(order) if data.repeats else None
+        rest = train_batches(
+            np.arange(len(order)), data.batch_size, self._trainer.world_size, self._trainer.global_rank, position.start
+        )
+        for places, valid, *_ in itertools.islice(rest, data.steps_left(position.start)):
+            yield Share(
+                order[places],
+                valid,
+                None if draws is None else draws[places],
+                data.augmentation.changes(epoch, places, order) if data.augmentation.on else None,
+            )
+
+    def _rest_of_epoch(self) -> Iterator[Batch]:
+        # Runs at the first batch, not before: until then the checkpoint tells an epoch's end from the next one's start.
+        position = self._data.position
+        if not self._data.steps_left(position.start):
+            position.epoch, position.start = position.epoch + 1, 0
+        position.processed = processed_steps(self._trainer)
+        for batch in self.batches():
+            position.handed += 1
+            yield batch
+
+
+class _EvaluationLoader(Loader):
+    """Each of the first ``num_records`` records once, over all ranks."""
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        num_records: int,
+        batch_size: int,
+        ranks: tuple[int, int],
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        super().__init__(dataset, num_workers, pin_memory)
+        self._plan = (num_records, batch_size, *ranks)
+
+    def __len__(self) -> int:
+        return evaluation_steps(*self._plan[:3])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def shares(self) -> Iterator[Share]:
+        return evaluation_batches(*self._plan)
+
+
+class ShardDataModule(LightningDataModule):
+    """Reads data sets that ``vab extract`` made.
+
+    Training goes through all records in a new order in each epoch, the same order for the same seed whatever the number
+    of workers or ranks. A checkpoint holds the place in that order; a resumed run goes on with the next record.
+    Validation and testing score each record exactly once, on any number of ranks.
+
+    Args:
+        train: Folder of the training data set, or its address elsewhere: ``s3://bucket/train``,
+            ``https://host/train``, ``gs://``, ``hf://datasets/owner/name/train``, ...; or several of these and their
+            weights, such as {A: 3, B: 1}, of which each gives its share of every epoch, exact to a record.
+        val: Folder of the validation data set, or its address.
+        test: Folder of the test data set, or its address.
+        batch_size: Records per step on each device.
+        val_batch_size: Records per step on each device in validation and testing; as batch_size where not given.
+        num_workers: Processes that read ahead; 0 reads in the training process.
+        seed: Of the order of records.
+        val_records: Validate on the first so many records only.
+        check_crc: Compare everything read with its checksum.
+        data_resume: What to do when a checkpoint was made with another training data set or seed. "error" refuses;
+            "restart" begins a new epoch on the new data.
+        levels: Read only the first so many codebooks of each record: a coarse model's; all where not given.
+        order: "shuffled": each record once an epoch; "class_balanced": an epoch is as many draws with replacement, a
+            record's chance the sum of 1 / (records of the label) over its labels (AST's and CAV-MAE's rule).
+        vocabulary: File with the names of the classes in their order, such as AudioSet's or VGGSound's
+            class_labels_indices.csv; by default the labels that the shards have.
+        fold: For cross-validation on one data set, given as ``train`` and as ``val``: validate on this fold, train on
+            the others.
+        fold_pattern: Regular expression whose group is the fold's number, searched in a record's id; ESC-50's by
+            default, whose names begin with it.
+        cache: Folder for copies of data sets that lie elsewhere; the environment's VAB_CACHE, else ~/.cache/vab, where
+            not given.
+        cache_gb: Limit of all copies together, 10^9 bytes; those used longest ago make room for new ones. Nothing is
+            deleted where not given.
+        cache_local: Copy local folders into the cache, too: from a shared disk to one of the machine's own, or with
+            ``cache=/dev/shm/vab`` into memory.
+        records_per_epoch: Length of an epoch; as many records as the training data have where not given. Each data set
+            goes on in the next epoch where it stopped in this.
+        splice: Probability that a training record changes to another one at a whole second, sound and picture together;
+            0.5 in the authors' follow-up (VATT).
+        roll: Probability that a training record is moved on by whole seconds, its end coming round to its beginning;
+            0.1 in the authors' follow-up.
+        allow_tiny: Train on shards of the codec or vision encoder "tiny", toy networks for the synthetic world. Recipes
+            for real data set it to false.
+
+    Raises:
+        UserError: If a folder holds no data set, one cannot be fetched, the data sets differ in a number or in their
+            labels, their records have fewer than ``levels`` codebooks, a label is not in the vocabulary, a fold is
+            empty, segments have no second to be spliced at, or the shards are of a toy network and must not be.
+    """
+
+    def __init__(
+        self,
+        train: str | dict[str, float],
+        val: str,
+        test: str | None = None,
+        batch_size: int = 32,
+        val_batch_size: int | None = None,
+        num_workers: int = 2,
+        seed: int = 0,
+        val_records: int | None = None,
+        check_crc: bool = False,
+        data_resume: Literal["error", "restart"] = "error",
+        levels: int | None = None,
+        order: Literal["shuffled", "class_balanced"] = "shuffled",
+        vocabulary: str | None = None,
+        fold: int | None = None,
+        fold_pattern: str = r"(?:^|/)(\d+)-[^/]*$",
+        cache: str | None = None,
+        cache_gb: float | None = None,
+        cache_local: bool = False,
+        records_per_epoch: int | None = None,
+        splice: float = 0.0,
+        roll: float = 0.0,
+        allow_tiny: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("val_batch_size", val_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+            ("val_records", val_records, 1),
+            ("levels", levels, 1),
+            ("records_per_epoch", records_per_epoch, 1),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"data.{name} must be {least} or more, got {value}")
+        if data_resume not in ("error", "restart"):
+            raise UserError(f'data.data_resume must be "error" or "restart", got {data_resume!r}')
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size or batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.data_resume = data_resume
+        kept = Cache(cache, cache_gb, cache_local)
+        open_one = partial(ShardDataset, check_crc=check_crc, levels=levels, cache=kept)
+        self.train_dataset, self.train_parts, self.records_of_parts = open_training(train, records_per_epoch, open_one)
+        """The training data, the data sets of which they consist, how many records of each make an epoch."""
+        if not allow_tiny:
+            _refuse_tiny(self.train_dataset)
+        self.val_dataset = open_one(val)
+        self.test_dataset = None if test is None else open_one(test)
+        evaluated = [dataset for dataset in (self.val_dataset, self.test_dataset) if dataset is not None]
+        if vocabulary is not None:
+            names = read_vocabulary(vocabulary)
+            for dataset in (self.train_dataset, *evaluated):
+                dataset.use_vocabulary(names)
+        elif isinstance(self.train_dataset, MixedDataset):
+            try:
+                for dataset in evaluated:
+                    dataset.use_vocabulary(self.train_dataset.vocabulary)
+            except UserError as error:
+                raise UserError(f"{error}: give the list of all classes with --data.vocabulary FILE") from error
+        if order not in ("shuffled", "class_balanced"):
+            raise UserError(f'data.order must be "shuffled" or "class_balanced", got {order!r}')
+        if isinstance(self.train_dataset, MixedDataset) and (fold is not None or order != "shuffled"):
+            setting = "data.fold" if fold is not None else "data.order class_balanced"
+            raise UserError(f"{setting} is for one training data set; data.train has {len(self.train_parts)}")
+        if fold is not None:
+            _divide(self.train_parts[0], self.val_dataset, fold, fold_pattern)
+            self.records_of_parts = (records_per_epoch or len(self.train_dataset),)
+        self.order = order
+        self._weights = self.train_parts[0].class_weights() if order == "class_balanced" else None
+        self.spec = self.train_dataset.spec
+        """The numbers of all the data sets."""
+        self.labels = self.train_dataset.labels
+        """Their vocabulary of labels."""
+        self.num_val_records = min(val_records or len(self.val_dataset), len(self.val_dataset))
+        for other in evaluated:
+            _require_alike(self.train_dataset, other)
+        self.splice = splice
+        self.augmentation = Augmentation(self.spec, seed, splice, roll)
+        self.position = Position()
+        self._position_of: Trainer | None = None
+
+    @property
+    def codebooks(self) -> torch.Tensor:
+        """(K, S, code_dim) float32 of the codec that made the training data."""
+        return self.train_dataset.codebooks
+
+    @property
+    def global_batch_size(self) -> int:
+        """Records per training step on all ranks together."""
+        return self.batch_size * self._trainer().world_size
+
+    @property
+    def records_per_epoch(self) -> int:
+        """Records of an epoch of training."""
+        return sum(self.records_of_parts)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a record may come more than once in an epoch."""
+        return self._weights is not None or self.records_of_parts != tuple(map(len, self.train_parts))
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """(records_per_epoch,) int64: what an epoch of training reads, one record after the other."""
+        if self._weights is not None:
+            return weighted_draws(self.seed, epoch, self._weights, self.records_per_epoch)
+        return mixed_order(self.seed, epoch, [len(part) for part in self.train_parts], self.records_of_parts)
+
+    def steps_left(self, consumed: int) -> int:
+        """Batches for each rank left in an epoch, a whole one being cut by the trainer's ``limit_train_batches``.
+
+        Args:
+            consumed: Records of the epoch that all ranks together have had.
+        """
+        trainer = self._trainer()
+        world_size = trainer.world_size
+        whole = steps_per_epoch(self.records_per_epoch, self.batch_size, world_size)
+        limit = trainer.limit_train_batches
+        steps = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+        # Uncut, the records that sit out this epoch may make a step after all if a checkpoint of other ranks left them.
+        records = self.records_per_epoch if steps == whole else steps * self.global_batch_size
+        left = steps_per_epoch(records, self.batch_size, world_size, consumed)
+        return left - left % trainer.accumulate_grad_batches  # an epoch is whole optimizer steps
+
+    def forget_unfinished(self) -> None:
+        """Give a batch out again that an exception has kept from being trained on."""
+        position = self.position
+        if position.handed:
+            position.handed = min(position.handed, processed_steps(self._trainer()) - position.processed)
+
+    def setup(self, stage: str) -> None:
+        """Check that all ranks see the same data, before any of them can wait for the others in vain."""
+        trainer = self._trainer()
+        _require_same_on_all_ranks(trainer, self._what_all_ranks_share(trainer))
+        if stage == "fit":
+            if self._position_of is not trainer:
+                self.position, self._position_of = Position(), trainer
+            others = [callback for callback in trainer.callbacks if not isinstance(callback, LoopCounters)]  # type: ignore[attr-defined]
+            trainer.callbacks[:] = [*others, LoopCounters(self)]  # type: ignore[attr-defined]
+
+    def _what_all_ranks_share(self, trainer: Trainer) -> dict[str, Any]:
+        """What decides how many steps there are and what is in them, by the name that a user knows it by."""
+        folders = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}
+        data = {
+            f"data.{name}": (dataset.manifest_hash[:12], f"{len(dataset)} records")
+            for name, dataset in folders.items()
+            if dataset is not None
+        }
+        names = ("batch_size", "val_batch_size", "seed", "order", "labels")
+        limits = ("accumulate_grad_batches", "max_steps", "max_epochs", "val_check_interval")
+        return {
+            **data,
+            **{f"data.{name}": getattr(self, name) for name in names},
+            "data.val_records": self.num_val_records,
+            "data.records_per_epoch": self.records_of_parts,
+            "data.splice": self.augmentation.splice,
+            "data.roll": self.augmentation.roll,
+            "data.levels": self.spec.num_codebooks,
+            # A trainer that validates by the clock has no interval in steps.
+            **{f"trainer.{name}": getattr(trainer, name, None) for name in (*limits, *_LIMITS)},
+        }
+
+    def train_dataloader(self) -> _TrainLoader:
+        """The training records, from where training stands.
+
+        Raises:
+            UserError: If there are fewer records than one step takes.
+        """
+        trainer, num_records = self._trainer(), self.records_per_epoch
+        accumulated = trainer.accumulate_grad_batches
+        takes = f"{self.batch_size} x {trainer.world_size} ranks" + (f" x {accumulated}" if accumulated > 1 else "")
+        per_step = self.global_batch_size * accumulated
+        steps = num_records // per_step
+        if not steps:
+            raise UserError(
+                f"an epoch of {self.train_dataset.folder} has {num_records} records, fewer than one step takes"
+                f" ({takes}): lower --data.batch_size"
+                + (" or --trainer.accumulate_grad_batches" if accumulated > 1 else "")
+            )
+        limit = trainer.limit_train_batches
+        if limit and not self.steps_left(0):
+            flag = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"  # type: ignore[attr-defined]
+            flag = "fast_dev_run" if trainer.fast_dev_run else flag  # type: ignore[attr-defined]
+            raise UserError(
+                f"--trainer.{flag} {limit} leaves no optimizer step of {accumulated} batches: raise it, or lower "
+                "--trainer.accumulate_grad_batches"
+            )
+        if isinstance(limit, float) and limit != 1.0:
+            # The trainer takes its share of the loader's length, which is cut already: of batches, nothing is to do.
+            trainer.limit_train_batches = int(steps_per_epoch(num_records, self.batch_size, trainer.world_size) * limit)
+        if len(self.train_parts) > 1:
+            given = zip(self.train_parts, self.records_of_parts, strict=True)
+            shares = (f"{count} of {len(part)} from {part.folder}" for part, count in given)
+            rank_zero_info(f"records of an epoch: {', '.join(shares)}")
+        rank_zero_info(
+            f"an epoch: {num_records} records / ({takes}) = {steps} steps;"
+            f" {num_records - steps * per_step} records, others each time, sit out"
+        )
+        return _TrainLoader(self, trainer, self._pin_memory())
+
+    def val_dataloader(self) -> _EvaluationLoader:
+        """The validation records, each once."""
+        return self._evaluation_loader(self.val_dataset, self.num_val_records)
+
+    def test_dataloader(self) -> _EvaluationLoader:
+        """The test records, each once.
+
+        Raises:
+            UserError: If there is no test data set.
+        """
+        if self.test_dataset is None:
+            raise UserError("no test data: give --data.test DIR")
+        return self._evaluation_loader(self.test_dataset, len(self.test_dataset))
+
+    def predict_dataloader(self) -> _EvaluationLoader:
+        """The test records, or the validation records where there is no test data set, each once."""
+        return self.val_dataloader() if self.test_dataset is None else self.test_dataloader()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Copy to the device, in the types that are stored; page-locked memory is copied beside the computation."""
+        if isinstance(batch, Batch):
+            return batch.to(device, non_blocking=device.type == "cuda").widened()
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the order: plain numbers and strings, for the checkpoint.
+
+        Only records that a finished optimizer step has used count, not those that workers have read ahead, nor those
+        whose gradients wait for others: they are lost with the process.
+        """
+        position, done, pending = self.position, self.position.handed, 0
+        if done:
+            processed = processed_steps(self._trainer())
+            pending = processed % self._trainer().accumulate_grad_batches
+            done = min(done, processed - position.processed) - pending
+        consumed = position.start + done * self.global_batch_size
+        return {
+            **self._identity,
+            "epoch": position.epoch,
+            "records_consumed": consumed,
+            "steps_left": self.steps_left(consumed),
+            "pending_batches": pending,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the place that a checkpoint names.
+
+        Raises:
+            UserError: If it was made with another data set or seed and ``data_resume`` is "error".
+        """
+        if self._trainer().state.fn != TrainerFn.FITTING:
+            return
+        if self.starts_anew(state_dict):
+            differences = "; ".join(
+                f"{name}: {theirs} != {mine}" for name, theirs, mine in self._differences(state_dict)
+            )
+            if self.data_resume == "error":
+                raise UserError(
+                    f"the checkpoint was trained on other data than {self.train_dataset.folder} (checkpoint != now:"
+                    f" {differences}): give the same data, or --data.data_resume restart to begin a new epoch on this"
+                )
+            rank_zero_warn(f"a new epoch begins on {self.train_dataset.folder} (checkpoint != now: {differences})")
+            self.position = Position(state_dict["epoch"] + 1)
+        elif not state_dict["steps_left"]:
+            # With fewer ranks a step might fit into what sat out, but that epoch is over for the trainer.
+            self.position = Position(state_dict["epoch"] + 1)
+        else:
+            self.position = Position(state_dict["epoch"], state_dict["records_consumed"])
+
+    def starts_anew(self, state: dict[str, Any]) -> bool:
+        """Whether a checkpoint's place means nothing here, because the data or the seed are others."""
+        return bool(self._differences(state))
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What a place in the order means nothing without."""
+        return {
+            "manifest_hash": self.train_dataset.manifest_hash,
+            "seed": self.seed,
+            "order": self.order,
+            "records_per_epoch": list(self.records_of_parts),
+        }
+
+    def _differences(self, state: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+        """Name, value in a checkpoint and value here, where they differ. What an older one lacks had one value then."""
+        before = {"order": "shuffled", "records_per_epoch": [len(self.train_dataset)]}
+        theirs = before | state
+        return [(name, theirs.get(name), mine) for name, mine in self._identity.items() if theirs.get(name) != mine]
+
+    def _evaluation_loader(self, dataset: ShardDataset, num_records: int) -> _EvaluationLoader:
+        trainer = self._trainer()
+        return _EvaluationLoader(
+            dataset,
+            num_records,
+            self.val_batch_size,
+            (trainer.world_size, trainer.global_rank),
+            self.num_workers,
+            self._pin_memory(),
+        )
+
+    def _pin_memory(self) -> bool:
+        return self._trainer().strategy.root_device.type == "cuda"
+
+    def _trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise RuntimeError("a datamodule gives batches to a trainer; without one, read from its data sets")
+        return self.trainer
+
+
+def _require_same_on_all_ranks(trainer: Trainer, mine: dict[str, Any]) -> None:
+    """Compare with the other ranks, before any of them can wait for the others in vain.
+
+    Raises:
+        UserError: On every rank, if any two differ; it names what in.
+    """
+    if trainer.world_size == 1 or not torch.distributed.is_initialized():
+        return
+    everyone: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(everyone, mine)
+    first = everyone[0]
+    if differing := [rank for rank, theirs in enumerate(everyone) if theirs != first]:
+        theirs = everyone[differing[0]]
+        values = "; ".join(
+            f"{name}: {str(theirs.get(name))[:_SHOWN]} != {str(first.get(name))[:_SHOWN]}"
+            for name in {**first, **theirs}
+            if first.get(name) != theirs.get(name)
+        )
+        raise UserError(
+            f"ranks {differing} see other data than rank 0, or have other settings ({values}): give each process the"
+            " same folders and flags"
+        )
+
+
+def _refuse_tiny(train: Records) -> None:
+    kinds = {"codec": train.spec.codec, "vision encoder": train.spec.vision}
+    toys = [f"{kind} {name}" for kind, name in kinds.items() if name.startswith("tiny")]
+    if toys:
+        raise UserError(
+            f"{train.folder} was extracted with {' and '.join(toys)}, made for the synthetic world, and this recipe is"
+            " for real data: extract again with vab extract --config configs/extract/paper.yaml; to train on it anyway:"
+            " --data.allow_tiny true"
+        )
+
+
+def _require_alike(train: Records, other: ShardDataset) -> None:
+    differences = train.spec.differences(other.spec)
+    if train.labels != other.labels:
+        missing, extra = sorted({*train.labels} - {*other.labels}), sorted({*other.labels} - {*train.labels})
+        order = "" if missing or extra else " (same names in another order)"
+        differences.append(
+            f"labels: {len(train.labels)} != {len(other.labels)}, missing {missing[:5]}, extra {extra[:5]}{order}"
+        )
+    if differences:
+        raise UserError(
+            f"{train.folder} and {other.folder} do not go together ({'; '.join(differences)}):"
+            " extract both with the same settings, or, if it is the labels, give the list of all of them with"
+            " --data.vocabulary FILE"
+        )
+
+
+def _divide(train: ShardDataset, val: ShardDataset, fold: int, pattern: str) -> None:
+    """Leave a fold to validation and the others to training.
+
+    Raises:
+        UserError: If the pattern is none or finds no fold in a record's id, or a side is left with nothing.
+    """
+    for dataset, of_fold in ((train, False), (val, True)):
+        folds = folds_of(dataset, pattern)
+        numbers = [number for number, its in enumerate(folds) if (its == fold) == of_fold]
+        if not numbers:
+            raise UserError(
+                f"{dataset.folder} has the folds {sorted(set(folds))}: with data.fold {fold} there is nothing to "
+                + ("validate on" if of_fold else "train on")
+            )
+        dataset.choose(numbers)
+
+
+def folds_of(dataset: ShardDataset, pattern: str) -> list[int]:
+    """The fold of each record.
+
+    Args:
+        dataset: Its records' ids name it.
+        pattern: ``fold_pattern`` of ``ShardDataModule``.
+
+    Raises:
+        UserError: If the pattern is none or finds no fold in a record's id.
+    """
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise UserError(f"data.fold_pattern {pattern!r} is not a regular expression: {error}") from error
+    folds = []
+    for number in range(len(dataset)):
+        record_id = dataset.record_id(number)
+        found = search(record_id)
+        if not found or not found.groups() or not found.group(1).isdecimal():
+            raise UserError(
+                f"{dataset.folder}: data.fold_pattern {pattern!r} finds no fold in the id {record_id!r}: its first "
+                "group must be the fold's number"
+            )
+        folds.append(int(found.group(1)))
+    return folds

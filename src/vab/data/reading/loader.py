@@ -1,0 +1,100 @@
+"""Batches from processes that read ahead, in an order that is ours."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vab.data.reading.augment import augment
+from vab.data.reading.mixed import Records
+from vab.data.reading.order import Share
+from vab.data.reading.packed import PackedBatch
+from vab.spec import Batch, UserError
+
+
+class _Shares(Dataset[PackedBatch | UserError]):
+    """A data set as the workers see it: a share of a step in, a batch out."""
+
+    def __init__(self, dataset: Records) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, share: Share) -> PackedBatch | UserError:
+        try:
+            packed = self.dataset.gather(share.numbers, share.valid)
+            if share.draws is not None:
+                packed.arrays()["draw"][:] = share.draws
+            if share.changes is not None:
+                augment(packed, self.dataset, share.changes)
+        except UserError as error:
+            return error  # raised in a worker, it would arrive with twenty lines of where
+        return packed
+
+
+def _begin(worker: int) -> None:
+    """A worker's first act. Ctrl-C goes to all processes of a terminal: the main one decides for the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class Loader:
+    """Batches in our own order. Not a ``DataLoader``, because the trainer rebuilds those with samplers of its own.
+
+    Workers start at the first batch and stay for the passes that follow.
+    """
+
+    def __init__(self, dataset: Records, num_workers: int, pin_memory: bool) -> None:
+        self.dataset = dataset
+        self._settings: dict[str, Any] = {
+            "num_workers": num_workers,
+            "persistent_workers": num_workers > 0,
+            "pin_memory": pin_memory,
+        }
+        self._workers: DataLoader[PackedBatch | UserError] | None = None
+
+    def shares(self) -> Iterator[Share]:
+        """What this rank reads in the pass that now begins."""
+        raise NotImplementedError
+
+    @property
+    def _iterator(self) -> Any:
+        # The name by which the trainer finds the workers of a DataLoader and ends them, after an exception, too.
+        # Workers that were left to the garbage collector can hold up those of the next run for many seconds.
+        return None if self._workers is None else self._workers._iterator
+
+    @_iterator.setter
+    def _iterator(self, nothing: None) -> None:
+        self._workers = None
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of those shares, in the types that are stored."""
+        if self._workers is None:
+            self._workers = DataLoader(
+                _Shares(self.dataset),
+                batch_sampler=_Sampler(self),  # type: ignore[arg-type]
+                collate_fn=_as_it_is,
+                worker_init_fn=_begin,
+                # Else starting a pass would take a number from torch's global generator, and so change the dropout.
+                generator=torch.Generator(),
+                **self._settings,
+            )
+        for packed in self._workers:
+            if isinstance(packed, UserError):
+                raise packed
+            yield packed.unpack()
+
+
+class _Sampler:
+    """The loader's order, as something that ``DataLoader`` can iterate over again and again."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Share]:
+        return self._loader.shares()

@@ -1,0 +1,244 @@
+"""Which record is read when, as pure functions: of seed, epoch, position, number of ranks and rank.
+
+Training: one permutation of all records per epoch; global batch t is the slice of it from t * batch_size * world_size
+on, and rank r takes the r-th ``batch_size`` of the slice. Any start in the epoch is a slice, too, so going on after an
+interruption needs no re-reading, and the number of ranks may change in between.
+
+Several data sets: each gives a fixed number of records to every epoch. It goes through permutations of its own, one
+behind the other from epoch to epoch, so that none of its records comes a second time before all others have come; a
+permutation of the epoch says at which places each data set gives its next record.
+
+Class-balanced training: the epoch's order is draws with replacement, by weight.
+
+Evaluation: each record once, in the data set's order, the same number of steps on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+# What random numbers are for, behind seed and epoch; a permutation of all records has none. The values are part of
+# every order. Never 0 at the end: numpy fills up with zeros, so that [seed, epoch, 0] is [seed, epoch].
+_DRAWS, _PLACES, CHANGES, _DATA_SETS = 1, 2, 3, 4
+
+
+class Changes(NamedTuple):
+    """How the records of a share are augmented: B entries each (``vab.data.reading.augment``)."""
+
+    spliced: np.ndarray
+    """(B,) bool: from second ``cuts`` on it is another record."""
+    partners: np.ndarray
+    """(B,) int64: that record's number."""
+    cuts: np.ndarray
+    """(B,) int64, seconds."""
+    shifts: np.ndarray
+    """(B,) int64, seconds by which all of it is moved on, its end coming round to its beginning; 0: not at all."""
+
+
+class Share(NamedTuple):
+    """What one rank reads for one step."""
+
+    numbers: np.ndarray
+    """(B,) int64 record numbers."""
+    valid: np.ndarray
+    """(B,) bool: False for a place that is only filled so that all ranks have as many; it must not be scored."""
+    draws: np.ndarray | None = None
+    """(B,) int64: how often each came before in the epoch; None where no record comes twice."""
+    changes: Changes | None = None
+    """None where nothing is augmented."""
+
+
+def permutation(seed: int, epoch: int, num_records: int, stream: int | None = None) -> np.ndarray:
+    """The order of all records in one epoch, the same on every machine and with every version of numpy.
+
+    Sorting raw generator output, because numpy keeps that fixed for ever but not the order that its own ``permutation``
+    gives.
+
+    Args:
+        seed: Of the run, 0 or more.
+        epoch: From 0.
+        num_records: In the data set.
+        stream: 1 or more: permutations of different streams are unrelated.
+
+    Returns:
+        (num_records,) int64.
+    """
+    entropy = [seed, epoch] if stream is None else [seed, epoch, stream]
+    generator = np.random.Philox(np.random.SeedSequence(entropy))
+    return np.argsort(generator.random_raw(num_records), kind="stable")
+
+
+def passes(seed: int, num_records: int, start: int, count: int, stream: int | None = None) -> np.ndarray:
+    """A stretch of the endless way through a data set: its permutations one behind the other.
+
+    Args:
+        seed: Of the run, 0 or more.
+        num_records: In the data set.
+        start: Records that came before.
+        count: How many come.
+        stream: As ``permutation``'s, whose epochs these passes are.
+
+    Returns:
+        (count,) int64.
+    """
+    first, end = start // num_records, -(-(start + count) // num_records)
+    whole = [permutation(seed, number, num_records, stream) for number in range(first, end)]
+    return np.concatenate([np.empty(0, np.int64), *whole])[start - first * num_records :][:count]
+
+
+def apportion(weights: Sequence[float], total: int) -> tuple[int, ...]:
+    """Whole numbers that add up to ``total`` and are nearest to their shares of it: by largest remainder.
+
+    Args:
+        weights: Above 0; only their ratios count.
+        total: 0 or more.
+
+    Returns:
+        For each weight its share, rounded down or up. Of equal remainders the first goes up.
+    """
+    exact = [Fraction(weight) for weight in weights]
+    quotas = [total * weight / sum(exact) for weight in exact]
+    counts = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(counts)), key=lambda number: counts[number] - quotas[number])
+    for number in by_remainder[: total - sum(counts)]:
+        counts[number] += 1
+    return tuple(counts)
+
+
+def mixed_order(seed: int, epoch: int, sizes: Sequence[int], counts: Sequence[int]) -> np.ndarray:
+    """The order of one epoch of several data sets. Of one, whole, it is ``permutation``.
+
+    Args:
+        seed: Of the run, 0 or more.
+        epoch: From 0.
+        sizes: Records of each data set. Records are numbered through: those of the second follow on the first's.
+        counts: How many each gives to every epoch, 0 or more.
+
+    Returns:
+        (sum of counts,) int64.
+    """
+    if len(sizes) == 1:
+        return passes(seed, sizes[0], epoch * counts[0], counts[0])
+    giver = np.repeat(np.arange(len(sizes), dtype=np.int32), counts)
+    giver = giver[permutation(seed, epoch, len(giver), _PLACES)]
+    order = np.empty(len(giver), dtype=np.int64)
+    first = 0
+    for number, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        # At its places each data set's records stay in the order of its own way.
+        order[giver == number] = first + passes(seed, size, epoch * count, count, _DATA_SETS + number)
+        first += size
+    return order
+
+
+def earlier_draws(order: np.ndarray) -> np.ndarray:
+    """How many times each record of an epoch has come before in the same epoch.
+
+    Args:
+        order: (n,) int64.
+
+    Returns:
+        (n,) int64.
+    """
+    by_record = np.argsort(order, kind="stable")
+    records = order[by_record]
+    begins = np.flatnonzero(np.diff(records, prepend=records[:1] - 1))  # of each record's run
+    lengths = np.diff(begins, append=len(records))
+    earlier = np.empty_like(order)
+    earlier[by_record] = np.arange(len(order)) - np.repeat(begins, lengths)
+    return earlier
+
+
+def weighted_draws(seed: int, epoch: int, weights: np.ndarray, count: int | None = None) -> np.ndarray:
+    """Records drawn with replacement by weight: one epoch of a class-balanced order.
+
+    The same on every machine: raw generator output, and one comparison of sums for each draw.
+
+    Args:
+        seed: Of the run, 0 or more.
+        epoch: From 0.
+        weights: (num_records,) float64, 0 or more, not all 0. A record's chance is its share of the sum.
+        count: How many; as many as there are where not given.
+
+    Returns:
+        (count,) int64.
+    """
+    generator = np.random.Philox(np.random.SeedSequence([seed, epoch, _DRAWS]))
+    share = (generator.random_raw(len(weights) if count is None else count) >> np.uint64(11)).astype(
+        np.float64
+    ) * 2.0**-53  # [0, 1)
+    ends = np.cumsum(weights)
+    return np.searchsorted(ends, share * ends[-1], side="right").clip(max=len(weights) - 1).astype(np.int64)
+
+
+def steps_per_epoch(num_records: int, batch_size: int, world_size: int, consumed: int = 0) -> int:
+    """Steps that are left in an epoch of which ``consumed`` records are done.
+
+    A step takes ``batch_size * world_size`` records. What is left at the end is too little for a step and sits out this
+    epoch: fewer than ``batch_size * world_size`` records, others in each epoch.
+
+    Args:
+        num_records: In an epoch.
+        batch_size: Records per rank and step.
+        world_size: Ranks.
+        consumed: Records of this epoch that all ranks together have had.
+    """
+    return max(0, num_records - consumed) // (batch_size * world_size)
+
+
+def train_batches(order: np.ndarray, batch_size: int, world_size: int, rank: int, consumed: int = 0) -> Iterator[Share]:
+    """One rank's batches for the rest of an epoch.
+
+    Args:
+        order: (num_records,) int64 from ``mixed_order`` or ``weighted_draws``.
+        batch_size: Records per rank and step.
+        world_size: Ranks.
+        rank: 0 to ``world_size - 1``.
+        consumed: Records of this epoch that all ranks together have had; any number.
+
+    Yields:
+        ``steps_per_epoch`` shares of ``batch_size``, all valid.
+    """
+    valid = np.ones(batch_size, dtype=bool)
+    for step in range(steps_per_epoch(len(order), batch_size, world_size, consumed)):
+        start = consumed + (step * world_size + rank) * batch_size
+        yield Share(order[start : start + batch_size], valid)
+
+
+def evaluation_steps(num_records: int, batch_size: int, world_size: int) -> int:
+    """Steps on every rank to score ``num_records`` once: rounded up."""
+    return -(-num_records // (batch_size * world_size))
+
+
+def evaluation_batches(num_records: int, batch_size: int, world_size: int, rank: int) -> Iterator[Share]:
+    """One rank's batches of an evaluation in which all ranks together see each record exactly once.
+
+    Every rank has the same number of steps and, at each step, the same number of places. In the last step the records
+    that are left are spread evenly; a rank with one fewer gets the data set's last record once more, marked not valid.
+    Valid records of rank 0, 1, ... put one behind the other, step by step, are the data set in order.
+
+    Args:
+        num_records: To score: records 0 to ``num_records - 1``.
+        batch_size: Records per rank and step, at most.
+        world_size: Ranks.
+        rank: 0 to ``world_size - 1``.
+    """
+    for step in range(evaluation_steps(num_records, batch_size, world_size)):
+        start = step * batch_size * world_size
+        left = min(num_records - start, batch_size * world_size)
+        places = -(-left // world_size)
+        # As numpy.array_split: the first left % world_size ranks get one more.
+        share, longer = divmod(left, world_size)
+        first = start + rank * share + min(rank, longer)
+        index = np.arange(first, first + places, dtype=np.int64)
+        valid = np.arange(places) < share + (rank < longer)
+        yield Share(np.where(valid, index, num_records - 1), valid)
+
+
+def spread_evenly(count: int, total: int) -> list[int]:
+    """``count`` of the numbers below ``total``, evenly spaced; all of them if there are no more."""
+    count = min(count, total)
+    return [number * total // count for number in range(count)]

@@ -1,0 +1,452 @@
+"""Reading records by their place in the tars: a whole batch is one gather, nothing is streamed or unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vab.data.cache import Cache, local_copy
+from vab.data.reading.labels import Vocabulary
+from vab.data.reading.packed import PackedBatch
+from vab.data.shards.format import (
+    CODE_TYPES,
+    CODEBOOKS,
+    FEATURE_TYPES,
+    INDEX,
+    INDEX_COLUMNS,
+    LABEL_IDS,
+    LABEL_STARTS,
+    check_codebooks,
+    make_key,
+    read_manifest,
+)
+from vab.spec import Batch, SegmentSpec, UserError
+
+_ROWS = 16384
+_START_LENGTH = len("_00000000")
+"""Of what ``make_key`` puts behind a recording's name: where the record starts in it."""
+
+
+class ShardDataset(Dataset[Batch]):
+    """The records of a finished data set, in the order in which they were written.
+
+    Opening reads the manifest and maps the index; tars are mapped when a process first reads from them, so the data
+    set can be handed to forked and to spawned workers.
+
+    Args:
+        folder: Of ``vab extract`` or ``vab shards index``; or its address elsewhere, such as ``s3://bucket/train``: it
+            is fetched once.
+        check_crc: Compare each array read with its CRC-32. Costs about as much time again as reading.
+        levels: Read only the first so many codebooks of each record, as a coarse model needs them; all by default.
+        cache: Where copies of data sets from elsewhere are kept; the default one where not given.
+
+    Attributes:
+        folder: Of the data set on this machine.
+        spec: The numbers of every record as it is read: ``num_codebooks`` is ``levels``.
+        labels: Vocabulary; empty where the data set has no labels.
+        manifest: The whole of ``manifest.json``.
+        manifest_hash: SHA-256 of that file, and of which records are used: the data set's name in checkpoints.
+
+    Raises:
+        UserError: If the folder is no finished data set, of another format version, files are missing or cut, the
+            records have fewer than ``levels`` codebooks, or it cannot be fetched.
+    """
+
+    def __init__(
+        self, folder: str | Path, check_crc: bool = False, levels: int | None = None, cache: Cache | None = None
+    ) -> None:
+        self._copy = local_copy(folder, cache)
+        self.folder = self._copy.folder
+        self.check_crc = check_crc
+        self.manifest, self.manifest_hash = read_manifest(self.folder)
+        self._stored_spec = stored = SegmentSpec.from_dict(self.manifest["spec"])
+        if levels is not None and not 1 <= levels <= stored.num_codebooks:
+            raise UserError(f"levels must be 1 to {stored.num_codebooks}, the codebooks of {folder}; got {levels}")
+        self.spec = stored if levels is None else replace(stored, num_codebooks=levels)
+        self.labels: tuple[str, ...] = tuple(self.manifest["labels"])
+        types = self.manifest["dtypes"]
+        if types["codes"] not in CODE_TYPES or types["features"] not in FEATURE_TYPES:
+            raise UserError(f"{folder}: codes {types['codes']}, features {types['features']} cannot be read")
+        self._layouts = {
+            "codes": (np.dtype(types["codes"]), (stored.num_codebooks, stored.num_steps)),
+            "features": (np.dtype(types["features"]), (stored.num_frames, stored.feature_dim)),
+        }
+        self._chosen: np.ndarray | None = None  # (records,) int64, rows of the index; None for all of them
+        self._renamed: np.ndarray | None = None  # (labels stored,) int64, their numbers in ``labels``
+        self._check_files()
+        self._open()
+        self._check_index()
+        self._keys_have_starts = self._keys_are_ours()
+
+    def __len__(self) -> int:
+        return len(self._index) if self._chosen is None else len(self._chosen)
+
+    def choose(self, numbers: Sequence[int] | np.ndarray) -> None:
+        """Use these records alone, in this order: from now on they are records 0, 1, ...
+
+        Args:
+            numbers: Record numbers, as they are until now.
+
+        Raises:
+            UserError: If there is none.
+        """
+        if not len(numbers):
+            raise UserError(f"no record of {self.folder} was chosen")
+        chosen = self._rows(numbers)
+        self._chosen = chosen
+        text = self.manifest_hash.encode() + chosen.astype("<i8").tobytes()
+        self.manifest_hash = hashlib.sha256(text).hexdigest()
+
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Number the labels as a vocabulary does, which has them all and may have more.
+
+        Raises:
+            UserError: If a label of the data set is not in it.
+        """
+        try:
+            numbers = [vocabulary.number(label) for label in self.manifest["labels"]]
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from error
+        self.labels, self._renamed = vocabulary.names, np.array(numbers, dtype=np.int64)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Record ``number`` as a batch of one."""
+        return self.read([number])
+
+    def __getitems__(self, numbers: Sequence[int]) -> Batch:
+        """The batch of these records; ``DataLoader`` calls it with a list (``collate_fn`` has nothing left to do)."""
+        return self.read(numbers)
+
+    def read(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> Batch:
+        """The batch of these records, in this order.
+
+        Args:
+            numbers: Record numbers, 0 to ``len(self) - 1``.
+            valid: (B,) bool, handed on in the batch; True where not given.
+
+        Raises:
+            IndexError: If a number is out of range.
+            UserError: If there is a code that the codebook does not have, or ``check_crc`` finds an array that is not
+                what was written.
+        """
+        return self.gather(numbers, valid).unpack().widened()
+
+    def gather(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> PackedBatch:
+        """As ``read``, in the types that are stored and in one piece of memory: what workers hand on."""
+        index = np.asarray(numbers, dtype=np.int64)
+        packed = PackedBatch.of_records(len(index), self.spec, len(self.labels), *self.stored_types)
+        arrays = packed.arrays()
+        arrays["index"][:], arrays["valid"][:], arrays["draw"][:] = index, True if valid is None else valid, 0
+        packed.ragged = self.fill(arrays, index)
+        return packed
+
+    @property
+    def stored_types(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Types in which codes and features are stored."""
+        return self._layouts["codes"][0], self._layouts["features"][0]
+
+    def fill(self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, places: np.ndarray | None = None) -> bool:
+        """Read records into some places of a batch: all but ``index``, ``valid`` and ``draw``, the caller's.
+
+        Args:
+            arrays: Of a ``PackedBatch``, of these types or wider ones.
+            numbers: (n,) int64 record numbers.
+            places: (n,) int64: where in the batch each goes; 0 to n - 1 where not given.
+
+        Returns:
+            Whether one of them is shorter than the segment.
+        """
+        rows = self._index[self._rows(numbers)]
+        if places is None:
+            places = np.arange(len(numbers))
+        for name, (dtype, _) in self._layouts.items():
+            if arrays[name].dtype == dtype:
+                self._gather(rows, name, arrays[name], places)
+            else:
+                stored = np.empty((len(rows), *arrays[name].shape[1:]), dtype)
+                self._gather(rows, name, stored, np.arange(len(rows)))
+                arrays[name][places] = stored
+        self._check_range(rows, arrays["codes"], places)
+        arrays["labels"][places] = self._label_table(numbers)
+        arrays["steps"][places], arrays["frames"][places] = rows["steps"], rows["frames"]
+        arrays["source"][places] = sources_of(rows["key"], self._keys_have_starts)
+        return bool((rows["steps"] < self.spec.num_steps).any() or (rows["frames"] < self.spec.num_frames).any())
+
+    def sources(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(B,) int64: of each record the number of its recording, as ``Batch.source``."""
+        return sources_of(self._index[self._rows(numbers)]["key"], self._keys_have_starts)
+
+    def key(self, number: int) -> str:
+        """The key of record ``number``."""
+        return bytes(self._index["key"][self._row(number)]).decode()
+
+    def record(self, number: int) -> dict[str, Any]:
+        """What is known of record ``number``: id, source, start second, labels, valid lengths."""
+        row = self._index[self._row(number)]
+        start = int(row["json_offset"])
+        text = self._tar(int(row["shard"]))[start : start + int(row["json_size"])].tobytes()
+        if zlib.crc32(text) != row["json_crc"]:
+            raise self._damaged(row, "json")
+        meta: dict[str, Any] = json.loads(text)
+        return meta
+
+    def record_id(self, number: int) -> str:
+        """The id of record ``number``; of shards made elsewhere, which need have none, its key."""
+        return str(self.record(number).get("id", self.key(number)))
+
+    def label_names(self, number: int) -> list[str]:
+        """The labels of record ``number``."""
+        row = self._row(number)
+        ids = self._label_ids[self._label_starts[row] : self._label_starts[row + 1]]
+        return [self.labels[label] for label in self._named(ids).tolist()]
+
+    def label_counts(self) -> np.ndarray:
+        """(L,) int64: how many records have each label."""
+        return sum(
+            (self._label_table(numbers).sum(0, dtype=np.int64) for numbers in self._in_parts()),
+            np.zeros(len(self.labels), dtype=np.int64),
+        )
+
+    def labels_per_record(self) -> np.ndarray:
+        """(records,) int64: how many labels each record has."""
+        return np.diff(self._label_starts)[self._rows(np.arange(len(self)))]
+
+    def class_weights(self) -> np.ndarray:
+        """(records,) float64: the sum over a record's labels of 1 / how many records have the label.
+
+        Drawn by these weights, each class comes up equally often, if records have one label. AST's and CAV-MAE's rule.
+
+        Raises:
+            UserError: If no record has a label.
+        """
+        share = 1.0 / np.maximum(self.label_counts(), 1)
+        weights = np.concatenate([self._label_table(numbers) @ share for numbers in self._in_parts()])
+        if not weights.any():
+            raise UserError(f"no record of {self.folder} has a label: there are no classes to balance")
+        return weights
+
+    def frames(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(B,) int64: how many frames of these records are picture; 0 for a record of sound alone."""
+        return self._index["frames"][self._rows(numbers)].astype(np.int64)
+
+    def without_video(self) -> int:
+        """How many records are of sound alone."""
+        return int((self.frames(np.arange(len(self))) == 0).sum())
+
+    def index_row(self, number: int) -> dict[str, Any]:
+        """Where record ``number`` lies: the columns of ``index_dtype``."""
+        row = self._index[self._row(number)]
+        return {name: row[name].item() for name in INDEX_COLUMNS} | {"key": self.key(number)}
+
+    @property
+    def codebooks(self) -> Tensor:
+        """(K, S, code_dim) float32: the vectors whose sum over levels the codec's decoder reads."""
+        path = self.folder / CODEBOOKS
+        try:
+            codebooks = safetensors.torch.load_file(path)["codebooks"]
+        except (safetensors.SafetensorError, KeyError) as error:
+            raise UserError(f"{path} is damaged ({error}): type: vab shards verify {self.folder}") from error
+        check_codebooks(codebooks, self._stored_spec)
+        return codebooks[: self.spec.num_codebooks]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Maps do not travel to another process (pickling one would copy the file); they are opened there.
+        maps = ("_index", "_label_starts", "_label_ids", "_tars")
+        return {name: value for name, value in self.__dict__.items() if name not in maps}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def _keys_are_ours(self) -> bool:
+        """Whether keys are made by ``make_key``, and not by whoever made shards that were only indexed here."""
+        try:
+            first = self.record(0)
+            return make_key(first["id"], first["start_seconds"]) == self.key(0)
+        except (KeyError, TypeError, ValueError):  # what is damaged is said when it is read
+            return False
+
+    def _check_files(self) -> None:
+        sizes = {name: entry["bytes"] for name, entry in self.manifest["files"].items()}
+        sizes |= {shard["name"]: shard["bytes"] for shard in self.manifest["shards"]}
+        for name, size in sizes.items():
+            path = self.folder / name
+            got = path.stat().st_size if path.is_file() else None
+            if got != size:
+                found = "is missing" if got is None else f"has {got} bytes instead of {size}"
+                raise UserError(f"{path} {found}: for all that is wrong, type: vab shards verify {self.folder}")
+        for name, entry in self.manifest["files"].items() if self.check_crc else ():
+            with (self.folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                    raise UserError(
+                        f"{self.folder / name} is not what was written: for all that is wrong, type: vab shards verify "
+                        f"{self.folder}"
+                    )
+
+    def _open(self) -> None:
+        try:
+            arrays = [
+                np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+                for name in (INDEX, LABEL_STARTS, LABEL_IDS)
+            ]
+        except ValueError as error:
+            raise UserError(f"index of {self.folder} is damaged: type: vab shards index {self.folder}") from error
+        # Plain views: numpy's memmap subclass makes each slice several times slower.
+        self._index, self._label_starts, self._label_ids = (array.view(np.ndarray) for array in arrays)
+        self._tars: list[np.ndarray | None] = [None] * len(self.manifest["shards"])
+
+    def _check_index(self) -> None:
+        """Refuse an index that would read beyond a tar; the tars' own content is for ``verify``."""
+        index, count = self._index, self.manifest["counts"]["records"]
+        names = (*INDEX_COLUMNS, "key")
+        problem = None
+        if index.dtype.names != names:
+            problem = f"columns {index.dtype.names} instead of {names}"
+        elif len(index) != count or len(self._label_starts) != count + 1:
+            problem = f"{len(index)} records instead of {count}"
+        elif count and index["shard"].max() >= len(self._tars):
+            problem = f"shard {index['shard'].max()} of {len(self._tars)}"
+        elif len(self._label_ids) and not 0 <= self._label_ids.min() <= self._label_ids.max() < len(self.labels):
+            problem = f"labels {self._label_ids.min()} to {self._label_ids.max()} of {len(self.labels)}"
+        elif self._label_starts[0] or self._label_starts[-1] != len(self._label_ids) or self._falls(self._label_starts):
+            problem = f"{LABEL_STARTS} does not rise from 0 to {len(self._label_ids)}"
+        else:
+            limits = np.array([shard["bytes"] for shard in self.manifest["shards"]], dtype=np.uint64)[index["shard"]]
+            for name in ("codes", "features", "json"):
+                if (index[f"{name}_offset"] + index[f"{name}_size"] > limits).any():
+                    problem = f"{name} beyond the end of a tar"
+            for name, (dtype, shape) in self._layouts.items():
+                if (index[f"{name}_size"] != dtype.itemsize * shape[0] * shape[1]).any():
+                    problem = f"{name} of another size than {shape} {dtype}"
+        if problem:
+            raise UserError(f"index of {self.folder} is wrong ({problem}): type: vab shards index {self.folder}")
+
+    @staticmethod
+    def _falls(starts: np.ndarray) -> bool:
+        return bool((starts[1:] < starts[:-1]).any())
+
+    def _tar(self, number: int) -> np.ndarray:
+        tar = self._tars[number]
+        if tar is None:
+            shard = self.manifest["shards"][number]
+            # Not Python's mmap: it keeps a file handle for each map, and hundreds of shards meet the usual limit.
+            mapped = torch.from_file(
+                str(self.folder / shard["name"]), shared=False, size=shard["bytes"], dtype=torch.uint8
+            )
+            tar = self._tars[number] = mapped.numpy()
+            tar.flags.writeable = False
+        return tar
+
+    def _gather(self, rows: np.ndarray, name: str, into: np.ndarray, places: np.ndarray) -> None:
+        """Copy the first rows of these records' arrays, as many as there is room for in ``into`` (B, count, ...)."""
+        dtype, (stored, length) = self._layouts[name]
+        bytes_of = into.view(np.uint8).reshape(len(into), -1)
+        size = bytes_of.shape[1]
+        shards, starts = rows["shard"].tolist(), rows[f"{name}_offset"].tolist()
+        tars = {shard: self._tar(shard) for shard in set(shards)}
+        for place, shard, start in zip(places.tolist(), shards, starts, strict=True):
+            bytes_of[place] = tars[shard][start : start + size]
+        if self.check_crc:
+            whole = dtype.itemsize * stored * length
+            for row, array in zip(rows, bytes_of[places], strict=True):
+                start = int(row[f"{name}_offset"])
+                rest = self._tar(int(row["shard"]))[start + size : start + whole]  # stored, but not wanted
+                if zlib.crc32(rest.data, zlib.crc32(array)) != row[f"{name}_crc"]:
+                    raise self._damaged(row, name)
+
+    def _check_range(self, rows: np.ndarray, codes: np.ndarray, places: np.ndarray) -> None:
+        """Refuse damage that would end in the middle of a network: a code that the codebook does not have."""
+        size = self.spec.codebook_size
+        own = codes if len(places) == len(codes) else codes[places]
+        if np.iinfo(codes.dtype).max >= size and own.max(initial=0) >= size:
+            wrong = (codes[places].reshape(len(places), -1) >= size).any(1)
+            raise self._damaged(rows[wrong.argmax()], "codes")
+
+    def _label_table(self, index: np.ndarray) -> np.ndarray:
+        """(B, L) float32 of 0 and 1."""
+        table = np.zeros((len(index), len(self.labels)), dtype=np.float32)
+        if self.labels:
+            rows = self._rows(index)
+            starts = self._label_starts[rows]
+            counts = self._label_starts[rows + 1] - starts
+            # All label positions of the batch in one array: a run of counts[i] numbers from starts[i] for each record.
+            places = np.arange(counts.sum()) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+            table[np.repeat(np.arange(len(index)), counts), self._named(self._label_ids[places])] = 1
+        return table
+
+    def _named(self, stored: np.ndarray) -> np.ndarray:
+        """Label numbers as stored, as numbers of ``labels``."""
+        return stored if self._renamed is None else self._renamed[stored]
+
+    def _rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows of the index at which these records are."""
+        index = as_numbers(numbers)
+        if not len(index) or index.min() < 0 or index.max() >= len(self):
+            raise IndexError(f"record numbers must be in 0..{len(self) - 1}, got {list(numbers)[:8]}")
+        return index if self._chosen is None else self._chosen[index]
+
+    def _row(self, number: int) -> int:
+        return int(self._rows([number])[0])
+
+    def _in_parts(self) -> Iterator[np.ndarray]:
+        """All record numbers, as many at a time as a table of labels may have rows."""
+        for start in range(0, len(self), _ROWS):
+            yield np.arange(start, min(start + _ROWS, len(self)))
+
+    def _damaged(self, row: np.void, name: str) -> UserError:
+        tar = self.folder / self.manifest["shards"][int(row["shard"])]["name"]
+        return UserError(
+            f"{tar}: {name} of record {bytes(row['key']).decode()} is not what was written:"
+            f" for all that is wrong, type: vab shards verify {self.folder}"
+        )
+
+
+def as_numbers(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(B,) int64 record numbers.
+
+    Raises:
+        TypeError: If they are none, such as a mask, whose True would be record 1.
+    """
+    index = np.asarray(numbers)
+    if len(index) and index.dtype.kind not in "iu":
+        raise TypeError(
+            f"record numbers must be whole numbers, got {index.dtype}: of a mask, give np.flatnonzero(mask)"
+        )
+    return index.astype(np.int64, copy=False)
+
+
+def sources_of(keys: np.ndarray, with_starts: bool = True) -> np.ndarray:
+    """A number for the recording that each record is cut from: 64 bits of a hash of its key without the start.
+
+    Args:
+        keys: (B,) bytes (``S``) of any length.
+        with_starts: Whether they end with a start, as those of ``make_key`` do. Others may end with a number, too.
+
+    Returns:
+        (B,) int64; equal for keys of one recording whatever the length of the longest key.
+    """
+    length = -(-keys.dtype.itemsize // 8) * 8
+    letters = keys.astype(f"S{length}").view(np.uint8).reshape(len(keys), length)
+    ends = (letters != 0).sum(1)
+    tails = np.take_along_axis(letters, np.maximum(ends[:, None] + np.arange(-_START_LENGTH, 0), 0), axis=1)
+    digits = (tails[:, 1:] >= ord("0")) & (tails[:, 1:] <= ord("9"))
+    has_start = (ends > _START_LENGTH) & (tails[:, 0] == ord("_")) & digits.all(1)
+    kept = np.where(has_start & with_starts, ends - _START_LENGTH, ends)
+    words = np.where(np.arange(length) < kept[:, None], letters, 0).astype(np.uint8).view(np.uint64)  # (B, length / 8)
+    # Each word by its place, then well mixed (splitmix64's finaliser, which leaves 0 as it is: more room, same number).
+    words = words * (2 * np.arange(words.shape[1], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        words = (words ^ (words >> np.uint64(shift))) * np.uint64(factor)
+    return words.sum(1, dtype=np.uint64).view(np.int64)

@@ -1,0 +1,345 @@
+"""A data set on disk: numbered tars of records, an index to read them by offset, a manifest that states the numbers.
+
+This file holds the format. Writing is in ``vab.data.shards.writer``, reading in ``vab.data.reading.records``, checking
+and the indexing of foreign tars in ``vab.data.shards.indexing``.
+
+A finished folder::
+
+    manifest.json          format version, spec, label vocabulary, counts, what was left out, files and their hashes
+    shard-000000.tar ...   <key>.codes.npy, <key>.features.npy, <key>.json, one record after the other
+    index.npy              one row per record: where its arrays lie (``index_dtype``)
+    label_starts.npy, label_ids.npy    labels of record i: label_ids[label_starts[i]:label_starts[i + 1]]
+    codebooks.safetensors  "codebooks" (K, S, code_dim) float32
+
+``manifest.json`` is written last: a folder that has one is complete. While a data set grows, each tar has a journal
+(``shard-000000.journal.json``) that says which sources are done; after a kill the writer goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from vab.files import write_atomically
+from vab.spec import NOT_STATED, SegmentSpec, UserError
+
+FORMAT = "vab-shards"
+FORMAT_VERSION = 1
+MANIFEST, INDEX, CODEBOOKS = "manifest.json", "index.npy", "codebooks.safetensors"
+LABEL_STARTS, LABEL_IDS = "label_starts.npy", "label_ids.npy"
+SIDE_FILES = (INDEX, LABEL_STARTS, LABEL_IDS, CODEBOOKS)
+"""What is written when all shards are there, the manifest apart."""
+FIELDS = ("codes.npy", "features.npy", "json")
+"""The only members a record may have; a data set of others is refused, so nothing in a shard can run code."""
+
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+# A tar header of the plain kind (ustar) holds names of 100 characters; ".features.npy" is the longest field.
+MAX_KEY_LENGTH = 100 - len(".features.npy")
+
+_FILE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
+"""Files of a manifest lie in its folder: others may have written it, and must not make vab read elsewhere."""
+
+KEY_SECONDS = 0.001
+"""How fine a key tells when its record starts."""
+
+INDEX_COLUMNS = {
+    "shard": "<u4",
+    "codes_offset": "<u8",
+    "codes_size": "<u4",
+    "codes_crc": "<u4",
+    "features_offset": "<u8",
+    "features_size": "<u4",
+    "features_crc": "<u4",
+    "json_offset": "<u8",
+    "json_size": "<u4",
+    "json_crc": "<u4",
+    "steps": "<u4",
+    "frames": "<u4",
+}
+
+CODE_TYPES, FEATURE_TYPES = ("|u1", "<u2", "<i4", "<i8"), ("<f2", "<f4")
+"""Array types that can be read. The writer uses "<u2" and "<f2"; the others occur in tars made elsewhere."""
+
+_MANIFEST_ENTRIES = ("spec", "dtypes", "labels", "counts", "files", "shards", "left_out")
+
+
+def index_dtype(key_length: int) -> np.dtype[Any]:
+    """Type of one row of ``index.npy``.
+
+    ``<field>_offset`` and ``<field>_size`` (bytes) span the array's data in the tar, past the npy header (for json:
+    the whole text); ``<field>_crc`` is the CRC-32 of those bytes. ``steps`` and ``frames`` are the valid lengths.
+
+    Args:
+        key_length: Length of the longest key of the data set.
+    """
+    return np.dtype([*INDEX_COLUMNS.items(), ("key", f"S{key_length}")])
+
+
+def shard_name(number: int) -> str:
+    """File name of shard ``number``."""
+    return f"shard-{number:06d}.tar"
+
+
+def make_key(record_id: str, start_seconds: float) -> str:
+    """A key that tar, webdataset and people can read, for the excerpt of ``record_id`` that starts there.
+
+    webdataset cuts a name at its first dot, so that ``yt_0.5`` and ``yt_0.7`` would become one record: other
+    characters than letters, digits, ``_`` and ``-`` become ``_``, and a hash of the id is added so that two ids never
+    share a key. The start is in milliseconds.
+
+    Args:
+        record_id: Name of the source, as the user knows it.
+        start_seconds: Where the excerpt starts in it, s, 0 or more.
+
+    Raises:
+        ValueError: If the start is negative or not finite.
+    """
+    if not 0 <= start_seconds < float("inf"):
+        raise ValueError(f"start of an excerpt must be 0 s or later, got {start_seconds}")
+    suffix = f"_{round(start_seconds * 1000):08d}"
+    clean = re.sub(r"[^A-Za-z0-9_-]", "_", record_id)
+    room = MAX_KEY_LENGTH - len(suffix)
+    if clean != record_id or len(clean) > room or not clean:
+        mark = "-" + hashlib.sha256(record_id.encode("utf-8", "surrogateescape")).hexdigest()[:10]
+        clean = clean[: room - len(mark)] + mark
+    return clean + suffix
+
+
+MAY_PASS = frozenset(("missing", "unreadable", "error"))
+"""Reasons for which an input is left out that may be gone when the command is typed again: a disk that was away, a
+decoder that was killed or hung, a version of a library. Other reasons are what the input is."""
+
+
+class Left(NamedTuple):
+    """Something that is not in a data set."""
+
+    source: str
+    """Of which input."""
+    reason: str
+    """One word, by which they are counted."""
+    detail: str = ""
+    """For people, one line."""
+    start_seconds: float | None = None
+    """s, of the excerpt that is left out; None for the whole input."""
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Left:
+        """From a JSON value; equal texts become one object, as there can be millions."""
+        reason, detail = entry["reason"], entry.get("detail", "")
+        return cls(entry["source"], sys.intern(reason), sys.intern(detail), entry.get("start_seconds"))
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it is a whole input, left out for a reason that may be gone later."""
+        return self.start_seconds is None and self.reason in MAY_PASS
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value, without what it does not have."""
+        return {name: value for name, value in self._asdict().items() if value not in ("", None)}
+
+
+def json_lines(values: Mapping[str, Any], *long: str) -> Iterator[bytes]:
+    """JSON text, piece by piece, with a line for each entry of some lists, which may have millions.
+
+    Args:
+        values: JSON values by name.
+        long: Names of the lists, whose entries may also be ``Left``; they come last.
+    """
+    rest = {name: value for name, value in values.items() if name not in long}
+    yield json.dumps(rest, indent=1).removesuffix("\n}").encode()
+    for name in long:
+        yield f',\n "{name}": ['.encode()
+        for number, entry in enumerate(values[name]):
+            entry = entry.to_json() if isinstance(entry, Left) else entry
+            yield f"{',' if number else ''}\n  {json.dumps(entry)}".encode()
+        yield b"\n ]"
+    yield b"\n}\n"
+
+
+def read_json_lines(path: Path, **long: Callable[[Any], Any] | None) -> dict[str, Any]:
+    """What ``json_lines`` wrote.
+
+    Args:
+        path: Of the file.
+        long: What to make of each entry of a list, by its name; None to skip the list. In the order of the file.
+    """
+    head: list[str] = []
+    lists: dict[str, list[Any]] = {}
+    with path.open(encoding="utf-8") as file:
+        for name, make in long.items():
+            for line in file:
+                if line == f' "{name}": [\n':
+                    break
+                head.append(line if not lists else "")
+            lists[name] = []
+            for line in file:
+                if not line.startswith("  "):
+                    break
+                if make is not None:
+                    lists[name].append(make(json.loads(line.rstrip(",\n"))))
+    values: dict[str, Any] = json.loads("".join(head).rstrip(",\n") + "}")
+    return values | lists
+
+
+def save_array(array: np.ndarray) -> bytes:
+    """An array as the bytes of a .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def library_versions(further: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of what shapes a data set's bytes, for the manifest.
+
+    Args:
+        further: Distributions besides those that always do, such as ``vab.frozen.Frozen.packages``; ``NOT_STATED`` for
+            one that is installed under another name, as forks are.
+    """
+    versions = {name: version(name) for name in ("vab", "torch", "numpy", "webdataset", "av", "soxr")}
+    for name in further:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = NOT_STATED
+    return versions
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Whether the folder holds a finished data set."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def check_codebooks(codebooks: Tensor, spec: SegmentSpec) -> None:
+    """Refuse codebooks that are not (K, S, code_dim) of the spec, or not finite.
+
+    Raises:
+        UserError: Saying both shapes.
+    """
+    expected = (spec.num_codebooks, spec.codebook_size, spec.code_dim)
+    if tuple(codebooks.shape) != expected or not bool(torch.isfinite(codebooks).all()):
+        raise UserError(f"codebooks of {spec.codec} must be finite, of shape {expected}; got {tuple(codebooks.shape)}")
+
+
+def write_side_files(
+    folder: Path, index: np.ndarray, label_counts: np.ndarray, label_ids: np.ndarray, codebooks: Tensor
+) -> dict[str, dict[str, Any]]:
+    """Write the index, the labels and the codebooks; answer size and hash of each, for the manifest.
+
+    Args:
+        folder: The data set's.
+        index: (records,) of ``index_dtype``.
+        label_counts: (records,) int, labels of each record.
+        label_ids: (all labels,) int, their numbers in the vocabulary, record after record.
+        codebooks: (K, S, code_dim) float32.
+    """
+    starts = np.concatenate([[0], np.cumsum(label_counts, dtype=np.int64)]).astype("<i8")
+    contents = {
+        INDEX: save_array(index),
+        LABEL_STARTS: save_array(starts),
+        LABEL_IDS: save_array(label_ids.astype("<i4")),
+        CODEBOOKS: safetensors.torch.save({"codebooks": codebooks.detach().cpu().float().contiguous()}),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
+
+
+def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
+    """The manifest of a data set, and the SHA-256 of its text, which names the data set.
+
+    Raises:
+        UserError: If there is none, or one of another format or version.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        if not path.parent.is_dir():
+            raise UserError(f"no folder {folder}: to make a data set, type: vab extract --media DIR --out {folder}")
+        if any(path.parent.glob("*.journal.json")):
+            raise UserError(f"{folder} is not finished: run the same command again, it goes on from there")
+        raise UserError(
+            f"{folder} has no {MANIFEST}: to make a data set, type: vab extract --media DIR --out {folder};"
+            f" for tars made elsewhere: vab shards index {folder}"
+        )
+    text = path.read_bytes()
+    return parse_manifest(text, folder), hashlib.sha256(text).hexdigest()
+
+
+def parse_manifest(text: bytes, folder: str | Path) -> dict[str, Any]:
+    """The manifest of a data set.
+
+    Args:
+        text: Of the file.
+        folder: Where it lies, or the address there, for messages.
+
+    Raises:
+        UserError: If it is none, or one of another format or version.
+    """
+    path = f"{folder}/{MANIFEST}"
+    remedy = (
+        "upload it again"
+        if "://" in str(folder)
+        else (
+            f"restore it from a copy; or, with the {MANIFEST} of another data set that was extracted likewise, type:"
+            f" vab shards index {folder} --spec OTHER/{MANIFEST}"
+        )
+    )
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): {remedy}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path} does not describe a vab data set")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {manifest.get('format_version')}, this vab reads {FORMAT_VERSION}:"
+            " install the vab that wrote it, or extract again"
+        )
+    if missing := [name for name in _MANIFEST_ENTRIES if name not in manifest]:
+        raise UserError(f"{path} lacks {missing}: {remedy}")
+    try:
+        names = [*manifest["files"].keys(), *(shard["name"] for shard in manifest["shards"])]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: its {MANIFEST} does not list files with bytes and sha256: {error!r}") from error
+    for name in names:
+        if not isinstance(name, str) or name in (".", "..") or not _FILE_NAME.fullmatch(name):
+            raise UserError(f"{folder}: its {MANIFEST} lists a file {name!r}, which is no name of a file in a folder")
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest: the last step, which makes the folder a data set."""
+    write_atomically(folder / MANIFEST, json_lines(manifest, "left_out"))
+
+
+def head_differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    """What of two heads (``spec``, ``extraction``, ``labels``) is not the same, in words."""
+    found = SegmentSpec.from_dict(theirs["spec"]).differences(SegmentSpec.from_dict(mine["spec"]))
+    rules = sorted({*theirs["extraction"], *mine["extraction"]})
+    pairs = [(name, theirs["extraction"].get(name), mine["extraction"].get(name)) for name in rules]
+    found += [f"{name}: {their} != {my}" for name, their, my in pairs if their != my]
+    if theirs["labels"] != mine["labels"]:
+        found.append(f"labels: {_vocabulary_difference(theirs['labels'], mine['labels'])}")
+    return found
+
+
+def _vocabulary_difference(theirs: list[str], mine: list[str]) -> str:
+    """Two lists of labels that differ, in a few words: there can be hundreds of labels."""
+    lost, new = sorted({*theirs} - {*mine}), sorted({*mine} - {*theirs})
+    parts = [f"{len(names)} {word} ({names[0]!r}{', ...' if len(names) > 1 else ''})"
+             for word, names in (("not there now", lost), ("new", new)) if names]  # fmt: skip
+    return f"{len(theirs)} != {len(mine)}, {' and '.join(parts) or 'in another order'}"
