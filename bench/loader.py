@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import machine, run_as_program
+from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.loader import Loader
 from vab.data.reading.order import Share, permutation, train_batches
-from vab.data.reading.records import ShardDataset
 from vab.data.shards.format import make_key
 from vab.data.shards.writer import ShardWriter
 from vab.spec import SegmentSpec, UserError

@@ -19,7 +19,7 @@ from vab.commands.outputs import many_jobs
 from vab.commands.preparing import Request
 from vab.data.inputs.listing import find_sources
 from vab.data.media.write import write_video, write_wav
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.files import MAX_NAME_BYTES, as_utf8, fitting_name, write_atomically
 from vab.frozen.codec import load_codec
 from vab.spec import UserError

@@ -19,7 +19,7 @@ from tasks_help import quiet_trainer, small_backbone
 from vab.callbacks import EMA, Checkpoints
 from vab.cli import main
 from vab.data.reading.datamodule import ShardDataModule
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.files import TEMPORARY_SUFFIX
 from vab.tasks import AlignTask, ClassifyTask
 from vab.tasks.checkpoints import find_checkpoint

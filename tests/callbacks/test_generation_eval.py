@@ -10,7 +10,7 @@ from vab.backbone import Backbone
 from vab.callbacks import EMA, Checkpoints, GenerationEval
 from vab.callbacks.generation_eval import GENERATED
 from vab.data.reading.datamodule import ShardDataModule
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import load_judge
 from vab.frozen.listening import listen

@@ -10,7 +10,7 @@ from vab.callbacks import EMA, MediaLog
 from vab.callbacks.media import _health_of
 from vab.data.media.write import write_video
 from vab.data.reading.datamodule import ShardDataModule
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.frozen.codec import load_codec
 from vab.frozen.listening import sounds_of
 from vab.metrics.health import audio_statistics, health, warnings_for

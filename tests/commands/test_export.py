@@ -12,7 +12,7 @@ from vab.cli import main
 from vab.commands.evaluate import evaluate
 from vab.commands.export import export
 from vab.data.reading.datamodule import ShardDataModule
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.spec import UserError
 from vab.tasks import AlignTask, ClassifyTask, PretrainTask, load_task
 from vab.tasks.checkpoints import find_checkpoint

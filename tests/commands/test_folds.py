@@ -10,7 +10,7 @@ import yaml
 from tone_shards import short_spec, write_shards
 from vab.commands.folds import cross_validate, require_folds, summary
 from vab.data.reading.datamodule import ShardDataModule
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.spec import UserError
 
 PATTERN = r"^tone\d*(\d)$"

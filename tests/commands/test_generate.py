@@ -19,7 +19,7 @@ from vab.commands.generation import Generator
 from vab.commands.preparing import Request
 from vab.data.media.segments import probe
 from vab.data.media.write import write_wav
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.spec import UserError
 
 FAST = {"sampler": {"decode_steps": 2, "guidance_scale": 2.0}}

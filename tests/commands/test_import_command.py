@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vab.cli import main
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.tasks import load_task
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "demo" / "pretrain.yaml")

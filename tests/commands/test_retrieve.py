@@ -16,7 +16,7 @@ from vab.commands.extract import extract
 from vab.commands.results_page import results_page
 from vab.commands.retrieve import Hit, retrieve
 from vab.data.media.write import write_wav
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.frozen.codec import load_codec
 from vab.metrics.recall import match_ranks, retrieval_table
 from vab.spec import UserError

@@ -18,7 +18,7 @@ from vab.commands.shards import import_shards, index_shards, show_shards, verify
 from vab.data.extract.decoders import DecodingPool
 from vab.data.extract.encode import Encoders
 from vab.data.media.write import write_video, write_wav
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.spec import UserError
 
 HASH = "0123456789abcdef" * 4

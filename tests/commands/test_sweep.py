@@ -16,8 +16,8 @@ from vab.commands.grids import Setting
 from vab.commands.measuring import Subset
 from vab.commands.samplers import read_sampler
 from vab.commands.sweep import Row, ranked, sweep
+from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.order import spread_evenly
-from vab.data.reading.records import ShardDataset
 from vab.frozen.judges import load_judge
 from vab.metrics.divergence import paired_kl
 from vab.metrics.frechet import frechet_distance, moments

@@ -11,7 +11,7 @@ from small_media import save_model
 from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
 from vab.commands.sweep import sweep
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.frozen.judges import load_judge
 from vab.spec import UserError
 

@@ -26,7 +26,7 @@ from vab.data import remote
 from vab.data.cache import Cache, local_copy
 from vab.data.copies import Lock
 from vab.data.reading.datamodule import ShardDataModule
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.data.shards.indexing import verify
 from vab.spec import UserError
 
@@ -38,7 +38,7 @@ PROGRAM = textwrap.dedent(
     from vab.complaints import fail
     from vab.data import remote
     from vab.data.cache import Cache
-    from vab.data.reading.records import ShardDataset
+    from vab.data.reading.dataset import ShardDataset
     from vab.spec import UserError
     remote.PIECE_BYTES = {PIECE}
     print("begins", flush=True)

@@ -13,7 +13,7 @@ from command_line import code_of, parsed
 from small_media import video
 from vab.cli import COMMANDS
 from vab.commands.extract import extract
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "data" / "README.md").read_text()

@@ -9,8 +9,8 @@ import torch
 from vab.commands.extract import extract
 from vab.data.media.segments import read_frames
 from vab.data.reading.augment import augment
+from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.order import Changes
-from vab.data.reading.records import ShardDataset
 from vab.demo.scene import KINDS
 from vab.demo.world import write_world
 from vab.frozen.codec import load_codec

@@ -13,7 +13,7 @@ from small_media import save_model
 from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
 from vab.commands.extract import extract
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.demo.score import score
 from vab.demo.two_stage import two_stage
 from vab.demo.world import write_world

@@ -14,7 +14,7 @@ from vab.backbone import Backbone
 from vab.commands.embedding import embed_records
 from vab.commands.extract import extract
 from vab.data.reading.datamodule import ShardDataModule
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.demo.report import report
 from vab.demo.report.measures import chance, classification
 from vab.demo.report.players import spread

@@ -11,7 +11,7 @@ from tone_shards import short_spec
 from vab.backbone import Backbone
 from vab.commands.extract import extract
 from vab.commands.generation import Generator
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.demo.score import CONDITIONS, Events, _with_video, measure, score
 from vab.demo.world import write_world
 from vab.frozen.listening import sounds_of

@@ -14,7 +14,7 @@ from vab.backbone import Backbone
 from vab.cli import main
 from vab.commands.generation import Generator
 from vab.data.reading.datamodule import ShardDataModule
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.demo.two_stage import _distances, _versions, two_stage
 from vab.frozen.codec import load_codec
 from vab.spec import UserError

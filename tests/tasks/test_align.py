@@ -11,7 +11,7 @@ from tasks_help import quiet_trainer, saved, small_backbone
 from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
 from vab.data.reading.datamodule import ShardDataModule
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.losses import info_nce
 from vab.metrics.recall import match_ranks, matching_loss, retrieval_table
 from vab.spec import UserError

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from tasks_help import quiet_trainer, saved, small_backbone
 from tone_shards import LABELS, short_spec, write_shards
 from vab.data.reading.datamodule import ShardDataModule
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.data.shards.format import make_key
 from vab.data.shards.writer import ShardWriter
 from vab.spec import UserError

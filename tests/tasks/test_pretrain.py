@@ -16,7 +16,7 @@ from tasks_help import small_backbone
 from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
 from vab.data.reading.datamodule import ShardDataModule
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.spec import UserError
 from vab.tasks import BaseTask, PretrainTask, load_task
 from vab.tasks.base import fold

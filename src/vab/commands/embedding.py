@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vab.data.extract.cutting import GRACE, segment_starts
 from vab.data.media.segments import MediaError, read_audio, read_frames, read_segment, stream_ends
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.frozen.codec import Codec, load_codec
 from vab.frozen.vision import VisionEncoder, load_vision
 from vab.spec import Batch, SegmentSpec, UserError

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vab.commands.generation import Generator
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.frozen.judges import Judge
 from vab.frozen.listening import Impressions, class_columns, listen, sounds_of, true_classes
 from vab.metrics.agreement import class_agreement

@@ -24,8 +24,8 @@ from vab.commands.recall import By, Embeddings, check_list_flags, measure, read_
 from vab.commands.results_page import results_page, sound_of_codes
 from vab.data.inputs.listing import find_sources
 from vab.data.media.segments import MediaError, stream_ends
+from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import first_of, read_keys
-from vab.data.reading.records import ShardDataset
 from vab.files import write_atomically
 from vab.frozen import device_named
 from vab.frozen.codec import load_codec

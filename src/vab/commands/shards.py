@@ -11,8 +11,8 @@ from typing import Literal
 from vab.commands.progress import files_progress
 from vab.data.extract.report import ExtractionReport
 from vab.data.inputs.listing import find_ids
+from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import read_vocabulary
-from vab.data.reading.records import ShardDataset
 from vab.data.shards import indexing
 from vab.data.shards.arrays import Arrays
 from vab.data.shards.foreign import import_arrays, sources_of

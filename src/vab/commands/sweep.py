@@ -21,8 +21,8 @@ from vab import __version__
 from vab.commands.generation import Generator
 from vab.commands.grids import Setting, read_grid
 from vab.commands.measuring import Subset
+from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.order import spread_evenly
-from vab.data.reading.records import ShardDataset
 from vab.files import write_atomically
 from vab.frozen.judges import Judge, load_judge
 from vab.spec import UserError

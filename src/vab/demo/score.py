@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vab.commands.generation import Generator
 from vab.data.media.segments import read_audio
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.demo.world import EVENTS
 from vab.files import write_atomically
 from vab.frozen.judges import load_judge

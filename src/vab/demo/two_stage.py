@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vab.audio import log_mel_distance
 from vab.commands.generation import Generator
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.files import write_atomically
 from vab.frozen.codec import Codec
 from vab.metrics.uncertainty import mean_and_error

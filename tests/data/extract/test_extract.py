@@ -19,7 +19,7 @@ from vab.data.extract.report import ExtractionReport
 from vab.data.extract.run import extract_sources
 from vab.data.inputs.listing import files_below, find_sources
 from vab.data.media.write import write_video, write_wav
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.data.shards.format import Left
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision

@@ -7,7 +7,7 @@ from small_media import tone, video
 from vab.commands.extract import extract
 from vab.data.inputs.listing import find_sources
 from vab.data.media.write import write_wav
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.data.shards.indexing import verify
 from vab.spec import UserError
 

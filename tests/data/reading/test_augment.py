@@ -13,10 +13,10 @@ from same_batches import same
 from small_runs import SaveEverywhere, SmallTask, run
 from vab.data.reading.augment import Augmentation, augment, cut_seconds
 from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.loader import Loader
 from vab.data.reading.mixed import MixedDataset
 from vab.data.reading.order import Changes, Share, permutation
-from vab.data.reading.records import ShardDataset
 from vab.data.shards.writer import ShardWriter, make_key
 from vab.spec import UserError
 

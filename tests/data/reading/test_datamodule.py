@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, Trainer
 from small_runs import BATCH_SIZE, MAX_STEPS, RankTask, SaveEverywhere, SmallTask, run
 from vab.backbone import Backbone
 from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.order import permutation
-from vab.data.reading.records import ShardDataset
 from vab.spec import Batch, UserError
 from vab.tasks import PretrainTask
 

@@ -13,9 +13,9 @@ import torch
 from same_batches import same
 from small_runs import BATCH_SIZE, RankTask, SaveEverywhere, SmallTask, run
 from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.mixed import MixedDataset
 from vab.data.reading.order import mixed_order, permutation
-from vab.data.reading.records import ShardDataset
 from vab.data.shards.writer import ShardWriter, make_key
 from vab.spec import UserError
 

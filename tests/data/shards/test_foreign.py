@@ -19,7 +19,7 @@ from vab.commands.generation import Generator
 from vab.commands.shards import import_shards
 from vab.data.media.write import write_video
 from vab.data.reading.datamodule import ShardDataModule
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.data.shards.arrays import ArrayError, Arrays
 from vab.data.shards.foreign import import_arrays, sources_of
 from vab.data.shards.identity import codec_facts, vision_facts

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from vab.data.reading.batch import PackedBatch
 from vab.data.reading.mixed import Records
 from vab.data.reading.order import CHANGES, Changes
-from vab.data.reading.packed import PackedBatch
 from vab.spec import SegmentSpec, UserError
 
 _TOLERANCE = 1e-6

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from vab.data.cache import Cache
 from vab.data.reading.augment import Augmentation
+from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import read_vocabulary
 from vab.data.reading.loader import Loader
 from vab.data.reading.mixed import MixedDataset, Records, open_training
@@ -30,7 +31,6 @@ from vab.data.reading.order import (
     train_batches,
     weighted_draws,
 )
-from vab.data.reading.records import ShardDataset
 from vab.data.reading.resume import LoopCounters, Position, processed_steps
 from vab.spec import Batch, UserError
 

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vab.data.reading.augment import augment
+from vab.data.reading.batch import PackedBatch
 from vab.data.reading.mixed import Records
 from vab.data.reading.order import Share
-from vab.data.reading.packed import PackedBatch
 from vab.spec import Batch, UserError
 
 

@@ -14,10 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vab.data.reading.batch import PackedBatch
+from vab.data.reading.dataset import ShardDataset, as_numbers
 from vab.data.reading.labels import Vocabulary
 from vab.data.reading.order import apportion
-from vab.data.reading.packed import PackedBatch
-from vab.data.reading.records import ShardDataset, as_numbers
 from vab.spec import Batch, UserError
 
 

@@ -1,6 +1,6 @@
 """A data set on disk: numbered tars of records, an index to read them by offset, a manifest that states the numbers.
 
-This file holds the format. Writing is in ``vab.data.shards.writer``, reading in ``vab.data.reading.records``, checking
+This file holds the format. Writing is in ``vab.data.shards.writer``, reading in ``vab.data.reading.dataset``, checking
 and the indexing of foreign tars in ``vab.data.shards.indexing``.
 
 A finished folder::

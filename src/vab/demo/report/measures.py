@@ -20,7 +20,7 @@ from vab.commands.generation import Generator
 from vab.data.extract.sounds import Listening
 from vab.data.media.segments import read_audio
 from vab.data.media.write import write_wav
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.demo.score import Score, measure
 from vab.frozen.judges import load_judge
 from vab.metrics.classification import Classification

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vab.callbacks.pictures import nearest, spectrograms_figure
 from vab.data.media.write import replace_audio
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.demo.report.measures import place
 
 _SHOWN = 3

@@ -13,7 +13,7 @@ import torch
 from vab import __version__
 from vab.commands.files import check_files
 from vab.commands.generation import Generator
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.demo.report import measures, players
 from vab.demo.report.page import Example, Found, page
 from vab.demo.report.runs import Run, curves_svg, read_run

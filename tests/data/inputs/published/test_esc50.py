@@ -14,7 +14,7 @@ from vab.cli import main
 from vab.commands.lists import esc50
 from vab.data.inputs.listing import find_sources
 from vab.data.media.write import write_wav
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.spec import UserError
 
 ROOT = Path(__file__).parents[4]

@@ -13,7 +13,7 @@ from listed import rows
 from vab.cli import main
 from vab.commands.lists import speech_commands
 from vab.data.inputs.published.keywords import KEYWORDS, WORDS
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.spec import UserError
 
 

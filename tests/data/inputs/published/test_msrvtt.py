@@ -10,8 +10,8 @@ from small_media import video
 from vab.cli import main
 from vab.commands.lists import msrvtt
 from vab.data.inputs.published.msrvtt import CATEGORIES
+from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import read_keys
-from vab.data.reading.records import ShardDataset
 from vab.spec import UserError
 
 TWEAK = str(Path(__file__).parents[4] / "configs" / "extract" / "tweak" / "centre.yaml")

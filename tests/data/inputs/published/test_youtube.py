@@ -13,7 +13,7 @@ from vab.commands.extract import extract
 from vab.commands.lists import audioset, vggsound
 from vab.data.inputs.published import youtube
 from vab.data.media.write import write_wav
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.spec import UserError
 
 ROOT = Path(__file__).parents[4]

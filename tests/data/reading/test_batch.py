@@ -6,9 +6,9 @@ import torch
 
 from same_batches import same
 from tone_shards import short_spec, write_shards
+from vab.data.reading.dataset import ShardDataset, sources_of
 from vab.data.reading.loader import Loader
 from vab.data.reading.order import train_batches
-from vab.data.reading.records import ShardDataset, sources_of
 from vab.data.shards.format import make_key
 
 

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from vab.data.reading.records import ShardDataset
+from vab.data.reading.dataset import ShardDataset
 from vab.spec import UserError
 
 
