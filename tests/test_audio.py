@@ -1,10 +1,12 @@
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from vab.audio import log_mel, log_mel_distance, resample, rms_db, si_sdr, to_mono
+from vab.audio import level_db, log_mel, log_mel_distance, resample, rms_db, si_sdr, to_mono
 
 
 def tone(frequency, seconds=0.5, sample_rate=16000, amplitude=1.0):
@@ -145,3 +147,17 @@ def test_si_sdr_limits():
 def test_si_sdr_refuses_a_silent_reference():
     with pytest.raises(ValueError, match="silent"):
         si_sdr(torch.ones(10), torch.zeros(10))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0])
+def test_the_level_of_an_array_is_that_of_a_tensor(scale):
+    waveform = np.random.default_rng(0).uniform(-scale, scale, 16_000).astype(np.float32)
+    assert level_db(waveform) == pytest.approx(float(rms_db(torch.from_numpy(waveform))), abs=1e-4)
+    with pytest.raises(ValueError, match="no samples"):
+        level_db(waveform[:0])
+
+
+@pytest.mark.parametrize("module", ["vab.audio", "vab.data.media.segments", "vab.data.media.write"])
+def test_a_decoding_process_needs_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

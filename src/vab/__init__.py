@@ -9,7 +9,7 @@ class UserError(ValueError):
     """A mistake of the user's: the command line prints the message alone and exits with status 2.
 
     The message says what was got, what was expected and, where it helps, what to type. It is here, where nothing is
-    imported, since ``vab doctor`` must run where torch does not; the rest of vab takes it from ``vab.spec``.
+    imported, since ``vab doctor`` and decoding processes run without torch; ``vab.spec`` exports it, too.
     """
 
 

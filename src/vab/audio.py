@@ -1,18 +1,22 @@
 """Functions of waveforms: mixing to mono, resampling, loudness, log-mel spectra and two distances between sounds.
 
-Everything that measures or listens to sound stands on these, so that one definition of each number serves all of
-them. Functions on tensors work on any device and on any leading axes; the samples are the last one.
+Everything that measures or listens to sound uses these, so each number has one definition. Functions on tensors work
+on any device and on any leading axes; the samples are the last one. These import torch when they are called, because
+decoding processes use the functions on arrays alone, and torch takes 325 MiB of each process.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 LOG_FLOOR = 1e-5
 """Mel magnitudes below this read as this: about -100 dB under a full-scale tone, the noise floor of 16-bit sound."""
@@ -75,14 +79,25 @@ def rms_db(waveform: Tensor) -> Tensor:
     Raises:
         ValueError: If there are no samples.
     """
+    import torch
+
     if waveform.shape[-1] == 0:
         raise ValueError("rms_db: the waveform has no samples")
     return 10 * torch.log10(waveform.square().mean(dim=-1))
 
 
+def level_db(waveform: np.ndarray) -> float:
+    """``rms_db`` of one waveform without torch: (N,) float, N >= 1, to dBFS."""
+    if not len(waveform):
+        raise ValueError("level_db: the waveform has no samples")
+    power = float(np.square(waveform, dtype=np.float64).mean())
+    return 10 * math.log10(power) if power > 0 else -math.inf
+
+
 @lru_cache(maxsize=64)
 def _mel_filters(sample_rate: int, n_fft: int, num_bands: int, fmin: float, fmax: float) -> Tensor:
     """(num_bands, n_fft // 2 + 1) float32: triangles with their corners evenly spaced on the HTK mel scale, peak 1."""
+    import torch
 
     def to_mel(hz: float) -> float:
         return 2595.0 * math.log10(1.0 + hz / 700.0)
@@ -102,6 +117,8 @@ def _window_and_filters(
 
     Made outside inference mode: a cached tensor born there could never again take part in training.
     """
+    import torch
+
     with torch.inference_mode(False), torch.no_grad():
         window = torch.hann_window(n_fft, device=device)
         filters = _mel_filters(sample_rate, n_fft, num_bands, fmin, fmax).to(device)
@@ -137,6 +154,8 @@ def log_mel(
     Raises:
         ValueError: If there are no samples, or the corners are not 0 <= fmin < fmax <= sample_rate / 2.
     """
+    import torch
+
     fmax = sample_rate / 2 if fmax is None else fmax
     if not 0 <= fmin < fmax <= sample_rate / 2:
         raise ValueError(f"log_mel needs 0 <= fmin < fmax <= {sample_rate / 2} Hz, got {fmin} and {fmax}")
@@ -170,6 +189,8 @@ def log_mel_distance(a: Tensor, b: Tensor, sample_rate: int) -> Tensor:
     Raises:
         ValueError: If the shapes differ.
     """
+    import torch
+
     if a.shape != b.shape:
         raise ValueError(f"log_mel_distance compares sounds of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     distances = [
@@ -194,6 +215,8 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
 
     Source: Le Roux et al. 2019, "SDR - half-baked or well done?", eq. (2), both means removed first.
     """
+    import torch
+
     if estimate.shape != reference.shape:
         raise ValueError(f"si_sdr compares one shape, got {tuple(estimate.shape)} and {tuple(reference.shape)}")
     estimate = estimate.double() - estimate.double().mean(dim=-1, keepdim=True)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from vab.spec import UserError
+from vab import UserError
 
 TEMPORARY_SUFFIX = ".tmp"
 

@@ -19,7 +19,7 @@ from av import AudioStream, Packet, VideoStream
 from av.error import FFmpegError
 from av.stream import Disposition
 
-from vab.spec import UserError
+from vab import UserError
 
 # What FFmpeg has to say reaches the user as one MediaError, not as lines across a progress bar.
 av.logging.set_level(None)

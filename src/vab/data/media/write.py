@@ -19,10 +19,10 @@ from av import AudioStream, Packet
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
+from vab import UserError
 from vab.audio import resample
 from vab.data.media.open import MediaError, OpenMedia
 from vab.files import TEMPORARY_SUFFIX, explain_full_disk, fitting_name, sync_folder, write_atomically
-from vab.spec import UserError
 
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 """Hz. Source: ISO/IEC 14496-3, table 1.18."""
