@@ -49,6 +49,9 @@ AUDIOCRAFT = {
 }
 """AudioGen's configuration as audiocraft has it (config/model/encodec: default, encodec_large_nq4_s320), smaller."""
 
+MUSICGEN = AUDIOCRAFT | {"sample_rate": 32000, "seanet": AUDIOCRAFT["seanet"] | {"ratios": [8, 5, 4, 4]}}
+"""MusicGen's (config/model/encodec/encodec_large_nq4_s640), smaller."""
+
 
 def sounds(count, samples, seed=0):
     """(B, 1, N): a tone and noise in each, no two alike."""
@@ -92,9 +95,10 @@ def audiogen(path, config=None):
     torch.manual_seed(4)
     seanet = {name: value for name, value in config["seanet"].items() if name not in ("encoder", "decoder")}
     seanet.pop("disable_norm_outer_blocks")
-    numbers = Numbers(16000, config["rvq"]["n_q"], config["rvq"]["bins"], seanet, config["seanet"]["decoder"])
+    rate = config["sample_rate"]
+    numbers = Numbers(rate, config["rvq"]["n_q"], config["rvq"]["bins"], seanet, config["seanet"]["decoder"])
     encoder, decoder, quantizer = (network.eval() for network in networks(numbers))
-    settle_quantiser(quantizer, encoder, 16000)
+    settle_quantiser(quantizer, encoder, rate)
     state = nn.ModuleDict({"encoder": encoder, "decoder": decoder, "quantizer": quantizer}).state_dict()
     path.parent.mkdir(parents=True, exist_ok=True)
     # As audiocraft dumps it: parts refer to others, and some to what only audiocraft can resolve.
@@ -119,6 +123,7 @@ def transformers_encodec(state, config=None):
         sampling_rate=config["sample_rate"],
         hidden_size=seanet["dimension"],
         num_filters=seanet["n_filters"],
+        upsampling_ratios=seanet["ratios"],
         use_causal_conv=False,
         pad_mode="constant",
         use_conv_shortcut=False,
@@ -145,9 +150,35 @@ def transformers_encodec(state, config=None):
     return model
 
 
+def encodec_of_hub(folder, older=True):
+    """A folder as the hub has MusicGen's EnCodec; gives transformers' model.
+
+    Args:
+        folder: To write.
+        older: Names of weight norm as transformers 4 wrote them, which the published folder has.
+    """
+    from safetensors.torch import load_file, save_file
+
+    model = transformers_encodec(
+        audiogen(folder.with_name("musicgen") / "compression_state_dict.bin", MUSICGEN), MUSICGEN
+    )
+    model.save_pretrained(folder)
+    if older:
+        names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+        weights = load_file(folder / "model.safetensors")
+        for newer, name in names.items():
+            weights = {key.replace(newer, name): value for key, value in weights.items()}
+        save_file(weights, folder / "model.safetensors")
+    return model
+
+
 DAC = {"encoder_dim": 4, "encoder_rates": [2, 4, 5, 8], "decoder_dim": 32, "decoder_rates": [8, 5, 4, 2]}
 DAC |= {"n_codebooks": 12, "codebook_size": 64, "codebook_dim": 8, "quantizer_dropout": 0.5, "sample_rate": 16000}
 """Of descript's 16 kHz model, but narrower and with fewer entries."""
+
+DAC24 = DAC | {"n_codebooks": 32, "sample_rate": 24000}
+DAC44 = DAC | {"encoder_rates": [2, 4, 8, 8], "decoder_rates": [8, 8, 4, 2], "n_codebooks": 9, "sample_rate": 44100}
+"""Of descript's 24 and 44.1 kHz models (conf/final/24khz.yml, 44khz.yml), narrower as the first."""
 
 
 def dac_config(numbers=None):

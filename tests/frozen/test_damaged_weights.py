@@ -186,7 +186,10 @@ def described(**seanet):
         ("a: [1, 2", "does not say what the network is: while parsing a flow sequence"),
         ("[1, 2]", "does not say what the network is"),
         (yaml.safe_dump(AUDIOCRAFT | {"sample_rate": "fast"}), "does not say what the network is: invalid literal"),
-        (yaml.safe_dump(AUDIOCRAFT | {"sample_rate": 32000}), "is for 32000 Hz, codec audiogen_16khz for 16000 Hz"),
+        (
+            yaml.safe_dump(AUDIOCRAFT | {"sample_rate": 32000}),
+            "is for 32000 Hz, codec audiogen_16khz for 16000 Hz: load",
+        ),
     ],
 )
 def test_configurations_of_audiocraft(text, words, audiocraft):
@@ -195,7 +198,7 @@ def test_configurations_of_audiocraft(text, words, audiocraft):
     said = refusal(load_codec, "audiogen_16khz", weights=audiocraft)
     assert words in said
     assert str(audiocraft) in said
-    assert said.endswith(("; fetch it anew, or take another file", ": take AudioGen's file"))
+    assert said.endswith(("; fetch it anew, or take another file", ": load it as codec encodec_32khz"))
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,13 @@ import yaml
 from codec_weights import (
     AUDIOCRAFT,
     DAC,
+    DAC24,
+    DAC44,
     audiogen,
     dac_of_descript,
     dac_of_hub,
     encodec_24khz,
+    encodec_of_hub,
     sounds,
     transformers_encodec,
 )
@@ -32,15 +35,20 @@ pytest.importorskip("encodec")
 pytest.importorskip("transformers")
 
 
+DACS = {"16khz": DAC, "24khz": DAC24, "44khz": DAC44}
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     theirs = {
         "encodec_24khz": encodec_24khz(folder / "encodec_24khz-d7cc33bc.th"),
         "audiogen_16khz": transformers_encodec(audiogen(folder / "audiogen_16khz/compression_state_dict.bin")),
-        "dac_16khz": dac_of_hub(folder / "dac_16khz"),
-        "descript": dac_of_descript(folder / "weights_16khz.pth"),
+        "encodec_32khz": encodec_of_hub(folder / "encodec_32khz"),  # and musicgen, the same in audiocraft's layout
     }
+    for rate, numbers in DACS.items():
+        theirs[f"dac_{rate}"] = dac_of_hub(folder / f"dac_{rate}", numbers)
+        theirs[f"descript_{rate}"] = dac_of_descript(folder / f"weights_{rate}.pth", numbers)
     return folder, theirs
 
 
@@ -51,7 +59,8 @@ def places(monkeypatch, tmp_path):
     monkeypatch.delenv("VAB_WEIGHTS", raising=False)
 
 
-NAMES = ("encodec_24khz:1.5", "encodec_24khz:6", "encodec_24khz:24", "audiogen_16khz", "dac_16khz", "descript")
+NAMES = ("encodec_24khz:1.5", "encodec_24khz:6", "encodec_24khz:24", "audiogen_16khz", "encodec_32khz", "musicgen")
+NAMES += tuple(f"{layout}_{rate}" for layout in ("dac", "descript") for rate in DACS)
 
 
 @pytest.fixture(params=NAMES, scope="module")
@@ -62,12 +71,11 @@ def codec(request, weights):
 def loaded(name, folder):
     files = {
         "encodec_24khz": folder / "encodec_24khz-d7cc33bc.th",
-        "audiogen_16khz": folder / "audiogen_16khz",
-        "dac_16khz": folder / "dac_16khz",
-        "descript": folder / "weights_16khz.pth",
+        **{f"descript_{rate}": folder / f"weights_{rate}.pth" for rate in DACS},
     }
-    path = files[name.partition(":")[0]]
-    return load_codec("dac_16khz" if name == "descript" else name, weights=path)
+    path = files.get(name.partition(":")[0], folder / name)
+    name = "encodec_32khz" if name == "musicgen" else name.replace("descript", "dac")
+    return load_codec(name, weights=path)
 
 
 EXPECTED = {
@@ -77,7 +85,10 @@ EXPECTED = {
     "encodec_24khz:12": (24000, 75.0, 16, 1024, 128),
     "encodec_24khz:24": (24000, 75.0, 32, 1024, 128),
     "audiogen_16khz": (16000, 50.0, 4, 64, 16),
+    "encodec_32khz": (32000, 50.0, 4, 64, 16),
     "dac_16khz": (16000, 50.0, 12, 64, 64),
+    "dac_24khz": (24000, 75.0, 32, 64, 64),
+    "dac_44khz": (44100, 44100 / 512, 9, 64, 64),
 }
 
 
@@ -93,11 +104,11 @@ def test_numbers(name, weights):
     assert not any(parameter.requires_grad for parameter in codec.parameters())
 
 
-@pytest.mark.parametrize("samples", [1, 319, 320, 321, 5000, 16001])
+@pytest.mark.parametrize("samples", [1, 319, 320, 321, 512, 513, 639, 640, 641, 5000, 16001])
 def test_length_in_is_length_out(codec, samples):
     codes = codec.encode(sounds(2, samples))
     assert codes.shape == (2, codec.num_codebooks, codec.steps_for(samples))
-    assert codec.steps_for(samples) == -(-samples // 320)
+    assert codec.steps_for(samples) == -(-samples // codec.samples_per_step)
     assert codes.dtype == torch.int64
     heard = codec.decode(codes, samples)
     assert heard.shape == (2, 1, samples)
@@ -172,8 +183,10 @@ def test_the_packages_own_encodec_gives_the_same(weights):
             torch.testing.assert_close(codec.decode(codes, 48000), model.decode([(codes, None)])[..., :48000])
 
 
-def test_transformers_encodec_gives_the_same_from_audiogens_file(weights):
-    codec, model, waveform = loaded("audiogen_16khz", weights[0]), weights[1]["audiogen_16khz"], sounds(3, 32000)
+@pytest.mark.parametrize("name", ["audiogen_16khz", "encodec_32khz", "musicgen"])
+def test_transformers_encodec_gives_the_same(name, weights):
+    codec, model = loaded(name, weights[0]), weights[1][name.replace("musicgen", "encodec_32khz")]
+    waveform = sounds(3, 32000)
     with torch.no_grad():
         for row in waveform:
             theirs = model.encode(row[None]).audio_codes[0]
@@ -182,34 +195,78 @@ def test_transformers_encodec_gives_the_same_from_audiogens_file(weights):
             torch.testing.assert_close(codec.decode(theirs), heard, atol=1e-5, rtol=1e-4)
 
 
-def test_transformers_dac_gives_the_same(weights):
-    codec, model, waveform = loaded("dac_16khz", weights[0]), weights[1]["dac_16khz"], sounds(3, 32000)
+LOST = {"16khz": 8, "24khz": 8, "44khz": 0}
+"""Samples by which DAC's decoder ends early: an odd stride loses them."""
+
+
+@pytest.mark.parametrize("rate", DACS)
+def test_transformers_dac_gives_the_same(rate, weights):
+    codec, model = loaded(f"dac_{rate}", weights[0]), weights[1][f"dac_{rate}"]
+    samples = 100 * codec.samples_per_step
+    waveform, kept = sounds(3, samples), samples - LOST[rate]
     with torch.no_grad():
         for row in waveform:
             theirs = model.encode(row[None]).audio_codes
             assert torch.equal(codec.encode(row[None]), theirs)
             heard = model.decode(audio_codes=theirs).audio_values[:, None]
-            assert heard.shape[2] == 32000 - 8  # what DAC's odd stride loses
-            torch.testing.assert_close(codec.decode(theirs, 32000)[..., :-8], heard)
-            assert not codec.decode(theirs, 32000)[..., -8:].any()
+            assert heard.shape[2] == kept
+            torch.testing.assert_close(codec.decode(theirs, samples)[..., :kept], heard)
+            assert not codec.decode(theirs, samples)[..., kept:].any()
 
 
-def test_a_second_dac_gives_the_same_from_descripts_file(weights):
-    codec, model, waveform = loaded("descript", weights[0]), weights[1]["descript"], sounds(3, 32000)
+@pytest.mark.parametrize("rate", DACS)
+def test_a_second_dac_gives_the_same_from_descripts_file(rate, weights):
+    codec, model = loaded(f"descript_{rate}", weights[0]), weights[1][f"descript_{rate}"]
+    samples = 100 * codec.samples_per_step
+    waveform = sounds(3, samples)
     with torch.no_grad():
         theirs = torch.cat([model.encode(row[None]) for row in waveform])
         assert torch.equal(codec.encode(waveform), theirs)
-        torch.testing.assert_close(codec.decode(theirs, 32000)[..., :-8], model.decode(theirs), atol=1e-5, rtol=1e-4)
+        heard = codec.decode(theirs, samples)[..., : samples - LOST[rate]]
+        torch.testing.assert_close(heard, model.decode(theirs), atol=1e-5, rtol=1e-4)
 
 
-def test_both_layouts_of_dac_are_one_codec(weights, tmp_path):
+@pytest.mark.parametrize("rate", DACS)
+def test_both_layouts_of_dac_are_one_codec(rate, weights, tmp_path):
     """A folder for the hub, made of what was read from descript's file, gives the same codes."""
-    descript = loaded("descript", weights[0])
+    descript = loaded(f"descript_{rate}", weights[0])
     descript.network.save_pretrained(tmp_path / "hub_form")
-    again = load_codec("dac_16khz", weights=tmp_path / "hub_form")
+    again = load_codec(f"dac_{rate}", weights=tmp_path / "hub_form")
     waveform = sounds(2, 16000)
     assert torch.equal(again.encode(waveform), descript.encode(waveform))
     assert again.weight_hash != descript.weight_hash  # of the file
+
+
+def test_all_layouts_of_encodec_32khz_are_one_codec(weights, tmp_path):
+    """The hub's folder with old and with new names of weight norm, and audiocraft's file."""
+    encodec_of_hub(tmp_path / "newer", older=False)
+    waveform = sounds(2, 32000)
+    expected = loaded("encodec_32khz", weights[0]).encode(waveform)
+    for path in (tmp_path / "newer", weights[0] / "musicgen" / "compression_state_dict.bin"):
+        assert torch.equal(load_codec("encodec_32khz", weights=path).encode(waveform), expected)
+
+
+def test_a_folder_of_transformers_that_is_another_encodec_is_refused(weights, tmp_path):
+    folder = tmp_path / "encodec_32khz"
+    shutil.copytree(weights[0] / "encodec_32khz", folder)
+    settings = json.loads((folder / "config.json").read_text())
+    for change, words in (
+        ({"audio_channels": 2}, "audio_channels is 2, only 1"),
+        ({"normalize": True}, "normalize is True, only False"),
+        ({"chunk_length_s": 1.0}, "chunk_length_s is 1.0, only None"),
+        ({"norm_type": "time_group_norm"}, "norm_type is 'time_group_norm'"),
+        ({"sampling_rate": 24000}, "is for 24000 Hz, codec encodec_32khz for 32000 Hz: load it as codec encodec_24khz"),
+        ({"num_filters": 8}, "does not hold the weights of an EnCodec"),
+        ({"num_filters": "x"}, "network that the package encodec cannot make"),
+    ):
+        (folder / "config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(UserError, match=words):
+            load_codec("encodec_32khz", weights=folder)
+    (folder / "config.json").write_text(json.dumps({key: settings[key] for key in settings if key != "num_filters"}))
+    with pytest.raises(UserError, match="does not say what the network is: 'num_filters'"):
+        load_codec("encodec_32khz", weights=folder)
+    with pytest.raises(UserError, match="of a model of type 'dac', expected 'encodec'"):
+        load_codec("encodec_32khz", weights=weights[0] / "dac_16khz")
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
@@ -227,13 +284,15 @@ def test_the_hash_is_that_of_the_file(weights):
     for name, file in (
         ("encodec_24khz:6", "encodec_24khz-d7cc33bc.th"),
         ("audiogen_16khz", "audiogen_16khz/compression_state_dict.bin"),
+        ("encodec_32khz", "encodec_32khz/model.safetensors"),
+        ("musicgen", "musicgen/compression_state_dict.bin"),
         ("dac_16khz", "dac_16khz/model.safetensors"),
-        ("descript", "weights_16khz.pth"),
+        ("descript_44khz", "weights_44khz.pth"),
     ):
         assert loaded(name, weights[0]).weight_hash == hashlib.sha256((weights[0] / file).read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["encodec_24khz:6", "audiogen_16khz", "dac_16khz"])
+@pytest.mark.parametrize("name", ["encodec_24khz:6", "audiogen_16khz", "encodec_32khz", "dac_16khz", "dac_44khz"])
 def test_weights_are_found_where_they_are_put(name, weights, monkeypatch, tmp_path):
     with pytest.raises(
         UserError, match=rf"codec {name.partition(':')[0]} needs .*HF_HUB_OFFLINE.*VAB_WEIGHTS"
@@ -246,7 +305,12 @@ def test_weights_are_found_where_they_are_put(name, weights, monkeypatch, tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "repository"),
-    [("audiogen_16khz", "facebook--audiogen-medium"), ("dac_16khz", "descript--dac_16khz")],
+    [
+        ("audiogen_16khz", "facebook--audiogen-medium"),
+        ("encodec_32khz", "facebook--encodec_32khz"),
+        ("dac_16khz", "descript--dac_16khz"),
+        ("dac_44khz", "descript--dac_44khz"),
+    ],
 )
 def test_weights_are_found_in_the_hubs_cache(name, repository, weights, monkeypatch, tmp_path):
     import huggingface_hub.constants
@@ -336,7 +400,7 @@ def test_other_files_are_refused(weights, tmp_path):
     with pytest.raises(UserError, match="there is no"):
         load_codec("dac_16khz", weights=tmp_path / "absent")
     dac_of_descript(tmp_path / "a.pth", {**DAC, "sample_rate": 44100})
-    with pytest.raises(UserError, match="is for 44100 Hz, codec dac_16khz for 16000 Hz"):
+    with pytest.raises(UserError, match="is for 44100 Hz, codec dac_16khz for 16000 Hz: load it as codec dac_44khz"):
         load_codec("dac_16khz", weights=tmp_path / "a.pth")
     with pytest.raises(UserError, match="ships with its weights"):
         load_codec("tiny", weights=path)

@@ -23,8 +23,8 @@ from vab.extras import install_hint, pip_install
 MEDIA = ("av", "soundfile", "soxr")
 ENABLES = {
     "clip": "vision encoders of open_clip: eva-CLIP, SigLIP 2 and others",
-    "dac": "codec dac_16khz, judge clap",
-    "encodec": "codecs audiogen_16khz and encodec_24khz",
+    "dac": "codecs dac_16khz, dac_24khz and dac_44khz, judge clap",
+    "encodec": "codecs audiogen_16khz, encodec_24khz and encodec_32khz",
     "fad": "judges panns_16k and panns_32k",
     "hdf5": "vab shards import of hdf5 files",
     "passt": "judge passt",

@@ -31,8 +31,7 @@ _USES = {
     ClassifyTask: "vab classify --checkpoint {folder} --media FILE --top 5",
 }
 _LICENCES = {
-    **{kind: published.licence for kind, published in encodec.PUBLISHED.items()},
-    "dac_16khz": dac.PUBLISHED.licence,
+    **{kind: published.licence for kind, published in (encodec.PUBLISHED | dac.PUBLISHED).items()},
     "tiny": "Apache 2.0, part of vab",
     "tiny8": "Apache 2.0, part of vab",
 }

@@ -62,8 +62,8 @@ def extract(
         media: Folder of media files, or a CSV with a column file (relative to the CSV) and, if wanted, labels (joined
             by ;), start (s) and id; or a list as VGGSound has them, without a first line of names: file and one label.
         out: Folder to write; made if absent.
-        codec: tiny, tiny8, audiogen_16khz (the paper's EnCodec), encodec_24khz:6 (or :1.5, :3, :12, :24, kbit/s), or
-            dac_16khz.
+        codec: tiny, tiny8, audiogen_16khz (the paper's EnCodec), encodec_24khz:6 (or :1.5, :3, :12, :24, kbit/s),
+            encodec_32khz, dac_16khz, dac_24khz or dac_44khz.
         vision: tiny, or a model of open_clip: MODEL/TAG such as EVA02-L-14-336/merged2b_s6b_b61k, hf-hub:OWNER/NAME or
             local-dir:FOLDER; then, after commas, pooled (before the last projection), normalised, bf16 or fp16.
         segment_seconds: Length of a segment.

@@ -93,7 +93,7 @@ def import_shards(
         codes: Folder with NAME.npy, .npz, .h5 or .hdf5, subfolders included; or one .h5 file with a dataset for each
             recording. Integers, (levels, steps) or (steps, levels), further axes of length 1 allowed.
         out: Folder to write; made if absent.
-        codec: What made the codes, as vab extract calls it: audiogen_16khz, encodec_24khz:6, dac_16khz, tiny, ...
+        codec: What made the codes, as vab extract calls it: audiogen_16khz, encodec_32khz, dac_44khz, tiny, ...
         vision: What made the features: where vab shall encode media for the model later, as vab extract calls it; else
             any name, and only features of one name go together.
         video_fps: Frames per second that the features have.

@@ -129,20 +129,44 @@ _CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny8": ("vab.frozen.tiny.TinyCodec8", {}),
     **{
         name: ("vab.frozen.encodec.EnCodec", {"name": name})
-        for name in ("audiogen_16khz", *(f"encodec_24khz:{kbits}" for kbits in BANDWIDTHS))
+        for name in ("audiogen_16khz", "encodec_32khz", *(f"encodec_24khz:{kbits}" for kbits in BANDWIDTHS))
     },
-    "dac_16khz": ("vab.frozen.dac.Dac", {"name": "dac_16khz"}),
+    **{name: ("vab.frozen.dac.Dac", {"name": name}) for name in ("dac_16khz", "dac_24khz", "dac_44khz")},
 }
 
 NUMBERS: dict[str, tuple[int, float, int, int]] = {
     "audiogen_16khz": (16000, 50.0, 4, 2048),
+    "encodec_32khz": (32000, 50.0, 4, 2048),
     **{f"encodec_24khz:{kbits}": (24000, 75.0, levels, 1024) for kbits, levels in BANDWIDTHS.items()},
     "dac_16khz": (16000, 50.0, 12, 1024),
+    "dac_24khz": (24000, 75.0, 32, 1024),
+    "dac_44khz": (44100, 44100 / 512, 9, 1024),
 }
 """Sample rate (Hz), steps per second, K and S of the published codecs, for those who have codes and not the weights."""
 
 CODECS: tuple[str, ...] = tuple(_CLASSES)
 """Names that `load_codec` knows."""
+
+
+def check_sample_rate(name: str, sample_rate: int, path: Path) -> None:
+    """Refuse weights of another sample rate than the codec's.
+
+    Args:
+        name: Of the codec, one of `NUMBERS`.
+        sample_rate: Of the network that the file holds, Hz.
+        path: Of the file, for the message.
+
+    Raises:
+        UserError: If they differ.
+    """
+    expected = NUMBERS[name][0]
+    if sample_rate == expected:
+        return
+    others = [
+        other for other in NUMBERS if _CLASSES[other][0] == _CLASSES[name][0] and NUMBERS[other][0] == sample_rate
+    ]
+    advice = f"load it as codec {others[0]}" if others else "take another file"
+    raise UserError(f"{path} is for {sample_rate} Hz, codec {name} for {expected} Hz: {advice}")
 
 
 def load_codec(name: str, device: torch.device | str = "cpu", weights: str | Path | None = None) -> Codec:
@@ -151,7 +175,7 @@ def load_codec(name: str, device: torch.device | str = "cpu", weights: str | Pat
     Args:
         name: "tiny" ships with the package and needs no network; so does "tiny8", the same with four finer levels more.
             "audiogen_16khz" is the paper's EnCodec, "encodec_24khz:6" the public one (after the colon its bandwidth,
-            kbit/s), "dac_16khz" the paper's DAC.
+            kbit/s), "encodec_32khz" MusicGen's, "dac_16khz" the paper's DAC, "dac_24khz" and "dac_44khz" the others.
         device: Where it shall run.
         weights: Its published file or folder. If None, it is looked for in the folder $VAB_WEIGHTS, then where
             torch.hub and the model hub keep theirs; and fetched if it is nowhere, unless HF_HUB_OFFLINE is set.

@@ -1,8 +1,7 @@
-"""DAC at 16 kHz: twelve levels of which the first few are coarse, as in the paper's second variant."""
+"""DAC at 16, 24 and 44.1 kHz; that of 16 kHz, with twelve levels, is the paper's second codec."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from fractions import Fraction
@@ -14,38 +13,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vab.extras import install_hint
-from vab.frozen.codec import PIECE_SECONDS, Codec
+from vab.frozen.codec import PIECE_SECONDS, Codec, check_sample_rate
 from vab.frozen.convolutions import Weights, down_reach, fold_weight_norm, in_pieces, up_reach
 from vab.frozen.published import (
     Published,
     read_checkpoint,
-    read_weights,
+    read_model_folder,
     refusing_other_weights,
     sha256_of,
     tell_licence,
 )
 from vab.spec import UserError
 
-PUBLISHED = Published(
-    "codec dac_16khz",
-    ("dac_16khz", "weights_16khz.pth", "weights_16khz_8kbps_0.0.5.pth"),
-    "a model hub as descript/dac_16khz (a folder), or as weights_16khz.pth by descript-audio-codec, release 0.0.5",
-    licence="MIT licence",
-    repository="descript/dac_16khz",
-    files=("config.json", "model.safetensors"),
-    extra="dac",
-)
-SAMPLE_RATE = 16000
+# Release 0.0.1 calls its file weights.pth; the package descript-audio-codec saves it under the last of these names.
+PUBLISHED = {
+    f"dac_{rate}": Published(
+        f"codec dac_{rate}",
+        (f"dac_{rate}", f"weights_{rate}.pth", f"weights_{rate}_8kbps_{release}.pth"),
+        f"a model hub as descript/dac_{rate} (a folder), or by descript-audio-codec, release {release} "
+        f"(weights_{rate}.pth)",
+        licence="MIT licence",
+        repository=f"descript/dac_{rate}",
+        files=("config.json", "model.safetensors"),
+        extra="dac",
+    )
+    for rate, release in (("16khz", "0.0.5"), ("24khz", "0.0.4"), ("44khz", "0.0.1"))
+}
 
 
 class Dac(Codec):
     """The network of transformers' ``DacModel``.
 
     Each waveform is encoded by itself: in a batch the order of float additions is another, and some codes with it.
-    Long ones go in pieces. The decoder of strides 8, 5, 4, 2 ends some samples early; there the sound is zero.
+    Long ones go in pieces. The decoder of strides 8, 5, 4, 2 (16 and 24 kHz) ends 8 samples early; there the sound is
+    zero.
 
     Args:
-        name: "dac_16khz".
+        name: "dac_16khz", "dac_24khz" or "dac_44khz".
         weights: Folder as on the hub (config.json and model.safetensors), or descript's .pth file; looked for as
             `Published.find` says if None.
 
@@ -63,9 +67,9 @@ class Dac(Codec):
             from huggingface_hub.errors import StrictDataclassError
             from transformers import DacConfig, DacModel
         except ImportError as error:
-            raise UserError(f"codec dac_16khz needs a package ({error}): {install_hint('dac')}") from error
-        path = PUBLISHED.find(weights)
-        settings, state, file = _of_folder(path) if path.is_dir() else _of_descript(path)
+            raise UserError(f"codec {name} needs a package ({error}): {install_hint('dac')}") from error
+        path = PUBLISHED[name].find(weights)
+        settings, state, file = read_model_folder(path, "dac", "DAC") if path.is_dir() else _of_descript(path)
         try:
             config = DacConfig.from_dict(settings)
             self.network = DacModel(config)
@@ -74,17 +78,16 @@ class Dac(Codec):
             raise UserError(
                 f"{path}: its configuration is of a network that transformers cannot make ({reason}); fetch it anew"
             ) from error
-        if config.sampling_rate != SAMPLE_RATE:
-            raise UserError(f"{file} is for {config.sampling_rate} Hz, codec dac_16khz for {SAMPLE_RATE} Hz")
+        check_sample_rate(name, config.sampling_rate, file)
         with refusing_other_weights(file, "a DAC"):
             self.network.load_state_dict(fold_weight_norm(state))
         self.name, self.weight_hash = name, sha256_of(file)
-        self.sample_rate, self.hop = SAMPLE_RATE, math.prod(config.downsampling_ratios)
+        self.sample_rate, self.hop = config.sampling_rate, math.prod(config.downsampling_ratios)
         self.code_rate = self.sample_rate / self.hop
         self.num_codebooks, self.codebook_size = config.n_codebooks, config.codebook_size
         self.code_dim = config.hidden_size
         self.down_reach, self.up_reach = down_reach(self.network.encoder), up_reach(self.network.decoder)
-        tell_licence(PUBLISHED.owner, PUBLISHED.licence)
+        tell_licence(PUBLISHED[name].owner, PUBLISHED[name].licence)
 
     def steps_for(self, samples: int) -> int:
         """A step for every `hop` samples, the last one begun included."""
@@ -113,25 +116,6 @@ class Dac(Codec):
         size = int(PIECE_SECONDS * self.code_rate)
         waveform = in_pieces(self.network.decoder, latent, Fraction(self.hop), size, self.up_reach)
         return F.pad(waveform, (0, codes.shape[2] * self.hop - waveform.shape[2]))
-
-
-def _of_folder(folder: Path) -> tuple[dict[str, Any], Weights, Path]:
-    """Settings, weights and their file, of a folder as on the hub."""
-    config, file = folder / "config.json", folder / "model.safetensors"
-    if not file.exists() and (folder / "pytorch_model.bin").exists():
-        file = folder / "pytorch_model.bin"
-    if missing := [path.name for path in (config, file) if not path.exists()]:
-        raise UserError(f"{folder} is not DAC as a hub has it: it lacks {' and '.join(missing)}")
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config} is not JSON: {error}; fetch it anew") from error
-    kind = settings.get("model_type") if isinstance(settings, dict) else None
-    if kind != "dac":
-        raise UserError(
-            f"{config} is of a model of type {kind!r}, expected 'dac': fetch it anew, or give another folder"
-        )
-    return settings, read_weights(file), file
 
 
 _SETTINGS = {

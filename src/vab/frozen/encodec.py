@@ -1,4 +1,4 @@
-"""EnCodec: 24 kHz as the package encodec publishes it, and the 16 kHz of AudioGen, which is the paper's codec."""
+"""EnCodec: 24 kHz as the package encodec has it, AudioGen's of 16 kHz (the paper's codec), MusicGen's of 32 kHz."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from vab.extras import install_hint
-from vab.frozen.codec import BANDWIDTHS, PIECE_SECONDS, Codec
-from vab.frozen.convolutions import down_reach, fold_weight_norm, in_pieces, up_reach
-from vab.frozen.published import Published, read_checkpoint, refusing_other_weights, sha256_of, tell_licence
+from vab.frozen.codec import BANDWIDTHS, PIECE_SECONDS, Codec, check_sample_rate
+from vab.frozen.convolutions import Weights, down_reach, fold_weight_norm, in_pieces, up_reach
+from vab.frozen.published import (
+    Published,
+    read_checkpoint,
+    read_model_folder,
+    refusing_other_weights,
+    sha256_of,
+    tell_licence,
+)
 from vab.spec import UserError
 
 _NON_COMMERCIAL = "CC BY-NC 4.0: not for commercial use"
@@ -40,11 +47,16 @@ PUBLISHED = {
         files=("compression_state_dict.bin",),
         extra="encodec",
     ),
+    "encodec_32khz": Published(
+        "codec encodec_32khz",
+        ("encodec_32khz", "encodec_32khz/compression_state_dict.bin"),
+        "a model hub as facebook/encodec_32khz (a folder), or as compression_state_dict.bin of facebook/musicgen-small",
+        licence=_NON_COMMERCIAL,
+        repository="facebook/encodec_32khz",
+        files=("config.json", "model.safetensors"),
+        extra="encodec",
+    ),
 }
-
-
-AUDIOGEN_RATE = 16000
-"""Hz. MusicGen's codec is published in the same form, for 32 kHz."""
 _NO_NETWORK = (
     *(TypeError, ValueError, AttributeError, LookupError, RuntimeError),
     *(AssertionError, ArithmeticError),
@@ -59,8 +71,9 @@ class EnCodec(Codec):
     Long ones go through the convolutions in pieces; the recurrent layers, which remember without end, see the whole.
 
     Args:
-        name: "encodec_24khz:6", the number being the bandwidth in kbit/s, or "audiogen_16khz".
-        weights: The published file; looked for as `Published.find` says if None.
+        name: "encodec_24khz:6", the number being the bandwidth in kbit/s, "audiogen_16khz" or "encodec_32khz".
+        weights: The published file, or a folder as transformers writes it for the hub (config.json and
+            model.safetensors); looked for as `Published.find` says if None.
 
     Raises:
         UserError: If the package or the file is absent, or the file holds something else.
@@ -75,15 +88,8 @@ class EnCodec(Codec):
         kind, _, bandwidth = name.partition(":")
         published = PUBLISHED[kind]
         package_modules()  # before the weights are looked for, and perhaps fetched
-        path = published.find(weights)
-        if path.is_dir():
-            path /= Path(published.names[0]).name
-        contents = read_checkpoint(path)
-        if kind == "encodec_24khz":
-            numbers = Numbers(sample_rate=24000, num_codebooks=32, codebook_size=1024, seanet={"causal": True})
-            state = contents
-        else:
-            numbers, state = numbers_of(contents, path), contents["best_state"]
+        numbers, state, path = _read(published, published.find(weights))
+        check_sample_rate(name, numbers.sample_rate, path)
         try:
             self.encoder, self.decoder, self.quantizer = networks(numbers)
         except UserError:
@@ -91,8 +97,8 @@ class EnCodec(Codec):
         except _NO_NETWORK as error:
             reason = str(error).strip().partition("\n")[0][:200]
             raise UserError(
-                f"{path}: its xp.cfg is of a network that the package encodec cannot make ({reason}); fetch it anew, "
-                "or take another file"
+                f"{path}: its configuration is of a network that the package encodec cannot make ({reason}); fetch it "
+                "anew, or take another file"
             ) from error
         _fill(
             nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder, "quantizer": self.quantizer}), state, path
@@ -157,6 +163,23 @@ class Numbers:
     ) -> None:
         self.sample_rate, self.num_codebooks, self.codebook_size = sample_rate, num_codebooks, codebook_size
         self.seanet, self.decoder = seanet, decoder or {}
+
+
+def _read(published: Published, path: Path) -> tuple[Numbers, Weights, Path]:
+    """Numbers, weights and their file, of any of the layouts in which an EnCodec is published.
+
+    Args:
+        published: Which one.
+        path: Of the file, or of a folder that has it.
+    """
+    file = path / Path(published.names[-1]).name if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (len(published.files) > 1 or (path / "config.json").exists()):
+        settings, state, file = read_model_folder(path, "encodec", "an EnCodec")
+        return numbers_of_transformers(settings, state, path), state, file
+    contents = read_checkpoint(file)
+    if published is PUBLISHED["encodec_24khz"]:
+        return Numbers(24000, num_codebooks=32, codebook_size=1024, seanet={"causal": True}), contents, file
+    return numbers_of(contents, file), contents["best_state"], file
 
 
 def package_modules() -> tuple[Any, Any, Any]:
@@ -238,11 +261,59 @@ def numbers_of(contents: dict[str, Any], path: Path) -> Numbers:
         raise UserError(
             f"{path}: its xp.cfg does not say what the network is: {reason}; fetch it anew, or take another file"
         ) from error
-    if numbers.sample_rate != AUDIOGEN_RATE:
-        raise UserError(
-            f"{path} is for {numbers.sample_rate} Hz, codec audiogen_16khz for {AUDIOGEN_RATE} Hz: take AudioGen's file"
-        )
     return numbers
+
+
+_TRANSFORMERS = {
+    "hidden_size": "dimension",
+    "num_filters": "n_filters",
+    "num_residual_layers": "n_residual_layers",
+    "upsampling_ratios": "ratios",
+    "kernel_size": "kernel_size",
+    "last_kernel_size": "last_kernel_size",
+    "residual_kernel_size": "residual_kernel_size",
+    "dilation_growth_rate": "dilation_base",
+    "use_causal_conv": "causal",
+    "pad_mode": "pad_mode",
+    "compress": "compress",
+    "num_lstm_layers": "lstm",
+}
+"""What transformers' ``EncodecConfig`` calls the settings of both halves, and what the package calls them."""
+_TRANSFORMERS_FIXED = {"audio_channels": 1, "normalize": False, "norm_type": "weight_norm", "chunk_length_s": None}
+
+
+def numbers_of_transformers(settings: dict[str, Any], state: Weights, folder: Path) -> Numbers:
+    """The numbers that a folder of transformers' ``EncodecModel`` states of itself.
+
+    Args:
+        settings: Of its config.json, which names all of them.
+        state: Of its weights; there are as many levels as it has codebooks.
+        folder: Its path, for messages.
+
+    Raises:
+        UserError: If a setting is missing, or of a network that these modules cannot make.
+    """
+    for name, expected in _TRANSFORMERS_FIXED.items():
+        if (value := settings.get(name, expected)) != expected:
+            raise UserError(f"{folder / 'config.json'}: its {name} is {value!r}, only {expected!r} can be read")
+    try:
+        seanet = {ours: settings[theirs] for theirs, ours in _TRANSFORMERS.items()}
+        seanet["true_skip"] = not settings["use_conv_shortcut"]
+        levels = sum(name.endswith(".codebook.embed") for name in state)
+        numbers = int(settings["sampling_rate"]), levels, int(settings["codebook_size"])
+        return Numbers(*numbers, seanet, {"trim_right_ratio": settings["trim_right_ratio"]})
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} does not say what the network is: {error}; fetch it anew, or take another folder"
+        ) from error
+
+
+def _in_transformers(name: str) -> str:
+    """The name that a weight of the package's modules has in transformers' ``EncodecModel``."""
+    name = (
+        name.replace("quantizer.vq.", "quantizer.").replace("._codebook.", ".codebook.").replace(".model.", ".layers.")
+    )
+    return name.replace(".convtr.convtr.", ".conv.").replace(".conv.conv.", ".conv.")
 
 
 def _plain(part: Any, name: str) -> dict[str, Any]:
@@ -258,11 +329,13 @@ def _recurrent(layers: nn.Sequential, otherwise: int) -> int:
 
 
 def _fill(network: nn.Module, state: Any, path: Path) -> None:
-    """Give the network all its weights, weight norm folded in."""
+    """Give the network all its weights, named as in the package or in transformers, weight norm folded in."""
     for layer in network.modules():
         if hasattr(layer, "weight_g"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
                 nn.utils.remove_weight_norm(layer)
+    names = {_in_transformers(name): name for name in network.state_dict()}
     with refusing_other_weights(path, "an EnCodec"):
-        network.load_state_dict(fold_weight_norm({name: value.float() for name, value in state.items()}))
+        folded = fold_weight_norm({name: value.float() for name, value in state.items()})
+        network.load_state_dict({names.get(name, name): value for name, value in folded.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import pickle
 import re
@@ -211,6 +212,34 @@ def read_weights(path: Path) -> dict[str, Any]:
         return dict(safetensors.torch.load_file(path))
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
+
+
+def read_model_folder(folder: Path, model_type: str, owner: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """Configuration, weights and their file, of a folder as transformers writes it for the hub.
+
+    Args:
+        folder: With config.json and model.safetensors, or pytorch_model.bin in its place.
+        model_type: What the configuration must say that it is of.
+        owner: Whose it should be, in words.
+
+    Raises:
+        UserError: If a file is missing or cannot be read, or the folder is of another model.
+    """
+    config, file = folder / "config.json", folder / "model.safetensors"
+    if not file.exists() and (folder / "pytorch_model.bin").exists():
+        file = folder / "pytorch_model.bin"
+    if missing := [path.name for path in (config, file) if not path.exists()]:
+        raise UserError(f"{folder} is not {owner} as a hub has it: it lacks {' and '.join(missing)}")
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{config} is not JSON: {error}; fetch it anew") from error
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if kind != model_type:
+        raise UserError(
+            f"{config} is of a model of type {kind!r}, expected {model_type!r}: fetch it anew, or give another folder"
+        )
+    return settings, read_weights(file), file
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

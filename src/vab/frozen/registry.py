@@ -22,7 +22,7 @@ from vab.spec import UserError
 VISION: tuple[str, ...] = ("tiny", *clip_files.PUBLISHED)
 """Vision encoders of the shipped recipes; there are many more (`vab.frozen.clip_files.parse`)."""
 _PUBLISHED: dict[str, dict[str, Published]] = {
-    "codec": {**encodec.PUBLISHED, "dac_16khz": dac.PUBLISHED},
+    "codec": encodec.PUBLISHED | dac.PUBLISHED,
     "vision encoder": clip_files.PUBLISHED,
     "judge": {
         "vggish": vggish.PUBLISHED,

@@ -207,7 +207,7 @@ def try_clip() -> dict[str, Any]:
 
 
 def try_dac() -> dict[str, Any]:
-    """The classes that codec dac_16khz and judge clap are made of."""
+    """The classes that codecs dac_16khz, dac_24khz and dac_44khz and judge clap are made of."""
     from transformers import ClapAudioModelWithProjection, DacModel
 
     return {"imported": [DacModel.__name__, ClapAudioModelWithProjection.__name__]}
