@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from clip_weights import CLIP, MODELS, SIGLIP, TIMM, VIT, publish
 from PIL import Image
 
 from vab.frozen import clip_files
+from vab.frozen.clip import OpenClip, _resizer, in_equal_batches
 from vab.frozen.clip_files import Wanted, parse
 from vab.frozen.vision import load_vision
 from vab.spec import UserError
@@ -55,6 +57,82 @@ def own_pixels(frames, settings, size=32):
         values = np.asarray(picture, np.float32) / 255
         out.append((values - np.float32(settings["mean"])) / np.float32(settings["std"]))
     return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("size", [32, (32, 32), (24, 48), (48, 24)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "random"])
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_pixels_are_open_clips_own_bit_for_bit(mode, interpolation, size):
+    """Against its evaluation transform, for pictures of many shapes: before its ToTensor, and after normalising."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    settings = {"size": size, "resize_mode": mode, "interpolation": interpolation, "fill_color": 7}
+    transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+    *steps, _, normalise = transform.transforms
+    resizer = _resizer(settings)
+    random = np.random.default_rng(0)
+    for height, width in ((32, 32), (40, 100), (100, 40), (7, 5), (33, 32), (31, 90), (64, 64), (181, 320)):
+        frame = random.integers(0, 256, (height, width, 3), np.uint8)
+        picture = Image.fromarray(frame)
+        for step in steps:
+            picture = step(picture)
+        (pixels,) = resizer(frame[None])
+        assert np.array_equal(pixels, np.moveaxis(np.asarray(picture), 2, 0)), (height, width)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (normalise.mean, normalise.std))
+        own = OpenClip.normalise(SimpleNamespace(mean=mean, std=std), torch.from_numpy(pixels))
+        assert torch.equal(own, transform(Image.fromarray(frame)))
+
+
+@pytest.mark.parametrize("change", [{"resize_mode": "crop"}, {"interpolation": "nearest"}])
+def test_an_unknown_way_of_resizing_is_refused(change, published, tmp_path):
+    shutil.copytree(published[0] / "clip", tmp_path / "a")
+    config = tmp_path / "a/open_clip_config.json"
+    facts = json.loads(config.read_text())
+    config.write_text(json.dumps(facts | {"preprocess_cfg": facts["preprocess_cfg"] | change}))
+    (key,) = change
+    with pytest.raises(UserError, match=f"{key} must be .*, got '{change[key]}'"):
+        load_vision(f"local-dir:{tmp_path / 'a'}")
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_batches_on_a_gpu_have_one_size_and_frames_one_vector(name, published):
+    """What runs on a GPU, here on the CPU: a frame's vector is the same in any company and at any place."""
+    encoder = load_vision(f"local-dir:{published[0] / name}")
+    pixels = torch.randint(0, 256, (11, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sizes = []
+
+    def run(batch):
+        sizes.append(len(batch))
+        return encoder._features(batch)
+
+    whole = in_equal_batches(run, pixels, 4)
+    parts = torch.cat([in_equal_batches(run, part, 4) for part in pixels.split([1, 7, 3])])
+    assert set(sizes) == {4}
+    assert torch.equal(whole, parts)
+    torch.testing.assert_close(whole, encoder.encode(pixels), atol=1e-5, rtol=1e-5)
+    assert in_equal_batches(run, pixels[:0], 4).shape == (0, 12)
+
+
+@pytest.mark.parametrize(
+    ("capability", "option", "precision"),
+    [
+        ((9, 0), "", "bfloat16"),
+        ((8, 0), "", "bfloat16"),
+        ((7, 5), "", "float32"),
+        ((9, 0), ",float32", "float32"),
+        ((9, 0), ",fp16", "float16"),
+    ],
+)
+def test_the_device_decides_on_the_precision_unless_the_user_does(
+    capability, option, precision, published, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    encoder = OpenClip(f"local-dir:{published[0] / 'clip'}{option}", device="cuda")
+    assert encoder.precision == precision
+    assert next(encoder.visual.parameters()).dtype == getattr(torch, precision)
+    assert load_vision(f"local-dir:{published[0] / 'clip'}{option}").precision == (
+        "float16" if option == ",fp16" else "float32"
+    )
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -121,10 +199,12 @@ def test_it_says_what_it_does(published):
 
 def test_the_preprocessor_travels_without_the_network(published):
     encoder = load_vision(f"local-dir:{published[0] / 'clip'}")
-    pixels = encoder.preprocess(wide_frames())  # the transform is there now, and does not travel
     pickled = pickle.dumps(encoder.preprocessor())
     assert len(pickled) < 1000
-    assert torch.equal(pickle.loads(pickled)(wide_frames()), pixels)
+    pixels = torch.from_numpy(pickle.loads(pickled)(wide_frames()))
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(encoder.normalise(pixels), encoder.preprocess(wide_frames()))
+    assert torch.equal(encoder.encode(pixels), encoder.encode(encoder.preprocess(wide_frames())))
     with pytest.raises(ValueError, match=r"\(V, H, W, 3\) uint8"):
         encoder.preprocess(wide_frames().astype(np.float32))
 

@@ -60,7 +60,9 @@ def test_a_frame_of_the_right_size_is_only_scaled(vision):
 def test_the_preprocessor_travels_without_the_network(vision):
     pickled = pickle.dumps(vision.preprocessor())
     assert len(pickled) < 1000
-    assert torch.equal(pickle.loads(pickled)(wide_frame()), vision.preprocess(wide_frame()))
+    pixels = pickle.loads(pickled)(wide_frame())
+    assert pixels.dtype == np.uint8
+    assert torch.equal(vision.normalise(torch.from_numpy(pixels)), vision.preprocess(wide_frame()))
 
 
 def test_golden_features_of_a_wide_frame(vision):

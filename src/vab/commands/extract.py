@@ -65,7 +65,8 @@ def extract(
         codec: tiny, tiny8, audiogen_16khz (the paper's EnCodec), encodec_24khz:6 (or :1.5, :3, :12, :24, kbit/s),
             encodec_32khz, dac_16khz, dac_24khz or dac_44khz.
         vision: tiny, or a model of open_clip: MODEL/TAG such as EVA02-L-14-336/merged2b_s6b_b61k, hf-hub:OWNER/NAME or
-            local-dir:FOLDER; then, after commas, pooled (before the last projection), normalised, bf16 or fp16.
+            local-dir:FOLDER; then, after commas, pooled (before the last projection), normalised, float32, bf16 or fp16
+            (default: bf16 on GPUs that compute in it, else float32; the manifest states it).
         segment_seconds: Length of a segment.
         video_fps: Frames per second that are encoded.
         segments: all: each file is cut from its start to its end; centre: one segment from the middle. A row of a CSV

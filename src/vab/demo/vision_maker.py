@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from vab.demo.pictures import FPS, NUM_FRAMES, render_frames
 from vab.demo.pools import TRAIN_SEED, UNSEEN_SEED, Average, Clock
 from vab.demo.scene import CLASSES, DISTRACTORS, LARGEST, SIDE, SMALLEST, Scene, SoundingObject, describe
-from vab.frozen.tiny import VisionConfig, VisionNetwork, squash
+from vab.frozen.tiny import VisionConfig, VisionNetwork
+from vab.resizing import Resizer
 
 BATCH = 64
 PEAK_RATE = 2e-3
@@ -81,8 +82,8 @@ def render_seen(seed: int, count: int, size: int, rng: np.random.Generator) -> S
 
 
 def shrink(frames: np.ndarray, size: int) -> Tensor:
-    """`squash` in bytes: (V, 3, size, size) uint8."""
-    return ((squash(frames, size) + 1) * 127.5).round().to(torch.uint8)
+    """Frames to pixels (V, 3, size, size) uint8 as `TinyVision` resizes them."""
+    return torch.from_numpy(Resizer((size, size), "squash", "bilinear")(frames))
 
 
 def _facts(scene: Scene, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,11 +15,14 @@ from torch import Tensor, nn
 from vab.frozen import one_by_one
 from vab.frozen.clip_files import DTYPES, Place, package, parse, place_of
 from vab.frozen.published import read_weights, sha256_of, tell_licence
-from vab.frozen.vision import VisionEncoder, check_frames
+from vab.frozen.vision import VisionEncoder
+from vab.resizing import INTERPOLATIONS, MODES, Resizer
 from vab.spec import UserError
 
 _PACKAGES = ("open_clip_torch", "torchvision", "pillow")
 """What prepares pixels is among them."""
+_AT_ONCE = 64
+"""Pictures that go through the network together on a GPU."""
 _TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
 """A text half that costs nothing: open_clip makes no model without one, some out of what only the hub has."""
 _FAULTS = (
@@ -37,15 +38,17 @@ class OpenClip(VisionEncoder):
     Pixels are prepared as the model's own configuration says, never by defaults: where a configuration does not say
     how, it is refused. A tag whose weights were trained with QuickGELU gets QuickGELU, whatever the model's name says.
 
-    On a CPU each frame is encoded by itself, and others beside it change nothing. On a GPU all frames of a call go
-    together: which ones, may change their last bits.
+    On a CPU each frame is encoded alone. On a GPU the network always reads batches of one size, the last one padded, so
+    that the kernels, and with them the rounding, do not depend on how many frames are given.
 
     Args:
         name: The model, as `parse` reads it: "EVA02-L-14-336/merged2b_s6b_b61k", "hf-hub:timm/ViT-B-16-SigLIP2",
             "local-dir:FOLDER"; then, after commas, "pooled" (before the last projection; else projected),
-            "normalised" (to unit length), "bf16" or "fp16".
+            "normalised" (to unit length), "float32", "bf16" or "fp16".
         weights: File of a model called by name and tag, or folder like one of the hub for hf-hub; if None, it is
             looked for in the folder $VAB_WEIGHTS, then in the hub's cache; and fetched, unless offline.
+        device: Where it will run. If the name states no precision, it is bfloat16 on a GPU that computes in it (Ampere
+            and later), else float32.
 
     Raises:
         UserError: If the package is absent, the name unknown, or the weights absent or of another model.
@@ -53,7 +56,11 @@ class OpenClip(VisionEncoder):
     Source: Radford et al. 2021; Ilharco et al. 2021, "OpenCLIP".
     """
 
-    def __init__(self, name: str, weights: Path | None = None) -> None:
+    encodes_frames_alone = True
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, weights: Path | None = None, device: torch.device | str = "cpu") -> None:
         super().__init__()
         wanted = parse(name)
         open_clip = package()
@@ -62,43 +69,51 @@ class OpenClip(VisionEncoder):
         model = _model(place, open_clip)
         _fill(model, contents, f"{place.file} does not hold the weights of {wanted.model}")
         self.name, self.weight_hash = name, sha256_of(place.file)
-        self.dtype = DTYPES[wanted.dtype]
+        self.dtype = DTYPES[wanted.dtype] if wanted.dtype else default_dtype(torch.device(device))
         self.precision = str(self.dtype).removeprefix("torch.")
         self.layer, self.normalised = wanted.layer, wanted.normalised
-        self.visual: Any = model.visual.eval().to(self.dtype)
+        self.visual: Any = model.visual.eval()
         self.packages = (*_PACKAGES, "timm") if hasattr(self.visual, "trunk") else _PACKAGES
         if self.layer == "pooled" and not hasattr(self.visual, "trunk"):
             if getattr(self.visual, "proj", None) is None:
                 raise UserError(f"{name}: this model has no vector before a last projection: leave out pooled")
             self.visual.proj = None
         settings = {key: _plain(value) for key, value in model.visual.preprocess_cfg.items()}
-        self._preprocessor = ClipPreprocess(settings)
+        self.resizer = _resizer(settings)
+        for key in ("mean", "std"):
+            self.register_buffer(key, torch.tensor(settings[key], dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.preprocessing = (
             "open_clip "
             + ", ".join(f"{key} {value}" for key, value in settings.items())
             + (", QuickGELU" if _has_quick_gelu(self.visual) else "")
         )
-        height, width = self._preprocessor.size
+        height, width = self.resizer.size
         try:
             with torch.no_grad():
-                self.feature_dim = int(self._features(torch.zeros(1, 3, height, width, dtype=self.dtype)).shape[-1])
+                self.feature_dim = int(self._forward(torch.zeros(1, 3, height, width)).shape[-1])
         except _FAULTS as error:
             raise UserError(
                 f"{wanted.model} as {place.described_in} describes it does not take pictures of {height} x {width}: "
                 f"{_line(error)}; fetch its configuration anew"
             ) from error
+        self.visual.to(self.dtype)
         tell_licence(f"vision encoder {wanted.model}", place.licence)
 
-    def preprocessor(self) -> Callable[[np.ndarray], Tensor]:
-        """`preprocess` without the network."""
-        return self._preprocessor
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """As open_clip's transform does after resizing: mean and standard deviation of each channel."""
+        return pixels.float().div(255).sub(self.mean).div(self.std)
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        features = one_by_one(self._features, pixels.to(self.dtype)).float()
+        run = one_by_one if pixels.device.type == "cpu" else in_equal_batches
+        features = run(self._features, pixels).float()
         return F.normalize(features, dim=-1) if self.normalised else features
 
     def _features(self, pixels: Tensor) -> Tensor:
-        """(M, 3, h, w) -> (M, C)."""
+        """(M, 3, h, w) uint8, or normalised float32 -> (M, C)."""
+        return self._forward((self.normalise(pixels) if pixels.dtype == torch.uint8 else pixels).to(self.dtype))
+
+    def _forward(self, pixels: Tensor) -> Tensor:
+        """(M, 3, h, w) of the network's dtype -> (M, C)."""
         if self.layer == "pooled" and hasattr(self.visual, "trunk"):
             trunk = self.visual.trunk
             features = trunk.forward_head(trunk.forward_features(pixels), pre_logits=True)
@@ -108,33 +123,42 @@ class OpenClip(VisionEncoder):
         return got
 
 
-@dataclass(frozen=True)
-class ClipPreprocess:
-    """Frames to pixels by open_clip's own evaluation transform; small, so that it can be sent to decode workers."""
+def default_dtype(device: torch.device) -> torch.dtype:
+    """In which an image encoder computes where the user does not say: features are stored as float16."""
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if has_bf16 else torch.float32
 
-    settings: dict[str, Any]
-    """open_clip's ``preprocess_cfg``."""
-    _transform: list[Any] = field(default_factory=list, compare=False, repr=False)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the pixels."""
-        size = self.settings["size"]
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
+def in_equal_batches(run: Callable[[Tensor], Tensor], rows: Tensor, size: int = _AT_ONCE) -> Tensor:
+    """Run a network on batches of exactly ``size`` rows; the last one is padded with zeros.
 
-    def __call__(self, frames: np.ndarray) -> Tensor:
-        """(V, H, W, 3) uint8 -> (V, 3, h, w) float32."""
-        from PIL import Image
+    Args:
+        run: (size, ...) to (size, ...).
+        rows: (B, ...).
+        size: Rows of each batch.
 
-        check_frames(frames)
-        if not self._transform:
-            from open_clip.transform import PreprocessCfg, image_transform_v2
+    Returns:
+        (B, ...), without gradients.
+    """
+    with torch.no_grad():
+        padding = rows.new_zeros(-len(rows) % size if len(rows) else size, *rows.shape[1:])
+        return torch.cat([run(batch) for batch in torch.cat([rows, padding]).split(size)])[: len(rows)]
 
-            self._transform.append(image_transform_v2(PreprocessCfg(**self.settings), is_train=False))
-        return torch.stack([self._transform[0](Image.fromarray(frame)) for frame in frames])
 
-    def __reduce__(self) -> tuple[type[ClipPreprocess], tuple[dict[str, Any]]]:
-        return ClipPreprocess, (self.settings,)
+def _resizer(settings: dict[str, Any]) -> Resizer:
+    """Of open_clip's ``preprocess_cfg``.
+
+    Raises:
+        UserError: If it has a value that open_clip does not know.
+    """
+    size = settings["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    # "random" is for training: open_clip evaluates such models with bicubic.
+    mode, interpolation = settings["resize_mode"], settings["interpolation"].replace("random", "bicubic")
+    for key, value, known in (("resize_mode", mode, MODES), ("interpolation", interpolation, INTERPOLATIONS)):
+        if value not in known:
+            raise UserError(f"preprocess_cfg: {key} must be {', '.join(known)}, got {value!r}")
+    return Resizer((height, width), mode, interpolation, settings["fill_color"])
 
 
 def _model(place: Place, open_clip: Any) -> Any:

@@ -15,7 +15,7 @@ from vab.frozen.published import Published, cached, fetch, folders, is_offline, 
 from vab.spec import UserError
 
 _LAYERS = ("projected", "pooled")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _HUB, _LOCAL = "hf-hub:", "local-dir:"
 _WEIGHTS = (
     "open_clip_model.safetensors",
@@ -58,8 +58,8 @@ class Wanted:
     """``projected``, or ``pooled``: before the last projection."""
     normalised: bool = False
     """To unit length."""
-    dtype: str = "fp32"
-    """In which the network computes."""
+    dtype: str = ""
+    """In which the network computes; empty where the device decides."""
 
 
 def parse(name: str) -> Wanted:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load, save
@@ -26,7 +23,8 @@ from vab.audio import log_mel
 from vab.frozen import single_threaded
 from vab.frozen.codec import Codec
 from vab.frozen.judges import Judge, JudgeOutput
-from vab.frozen.vision import VisionEncoder, check_frames
+from vab.frozen.vision import VisionEncoder
+from vab.resizing import Resizer
 from vab.spec import UserError
 
 
@@ -358,28 +356,6 @@ class JudgeNetwork(nn.Module):
         return embedding, self.classify(F.relu(embedding))
 
 
-def squash(frames: np.ndarray, size: int) -> Tensor:
-    """Frames to the pixels that `VisionNetwork` reads; see `TinyVision.preprocessing` for the words.
-
-    Squashed rather than cropped: what sounds may be at the edge of the picture, and a crop would lose it.
-
-    Args:
-        frames: (V, H, W, 3) uint8 RGB.
-        size: Side of the result, pixels.
-
-    Returns:
-        (V, 3, size, size) float32 in [-1, 1].
-
-    Raises:
-        ValueError: If the shape or the dtype is another.
-    """
-    check_frames(frames)
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # (V, 3, H, W)
-    if pixels.shape[2:] != (size, size) and len(pixels):
-        pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
-    return pixels.float().div(127.5).sub(1.0).contiguous()
-
-
 AnyConfig = TypeVar("AnyConfig", CodecConfig, VisionConfig, JudgeConfig)
 AnyNetwork = CodecNetwork | VisionNetwork | JudgeNetwork
 
@@ -535,7 +511,8 @@ class TinyVision(VisionEncoder):
         config, tensors, self.weight_hash = _read_weights(weights or shipped_weights("vision"), VisionConfig)
         self.name = "tiny"
         self.feature_dim = config.feature_dim
-        self.size = config.size
+        # Squashed, not cropped: what sounds may be at the edge of the picture.
+        self.resizer = Resizer((config.size, config.size), "squash", "bilinear")
         self.preprocessing = (
             f"whole frame squashed to {config.size}x{config.size} (no crop, aspect ratio not kept), "
             "bilinear with antialiasing, RGB / 127.5 - 1"
@@ -544,13 +521,13 @@ class TinyVision(VisionEncoder):
         _fill(self.network, tensors)
         self.freeze()
 
-    def preprocessor(self) -> Callable[[np.ndarray], Tensor]:
-        """`squash` at this network's size."""
-        return partial(squash, size=self.size)
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """To [-1, 1]."""
+        return pixels.float().div(127.5).sub(1.0)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         with single_threaded(pixels.device):
-            features: Tensor = self.network(pixels)
+            features: Tensor = self.network(self.normalise(pixels) if pixels.dtype == torch.uint8 else pixels.float())
         return features
 
 

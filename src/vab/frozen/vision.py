@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +10,38 @@ import torch
 from torch import Tensor
 
 from vab.frozen import Frozen, full_precision
+from vab.resizing import Resizer
 from vab.spec import UserError
 
 
 class VisionEncoder(Frozen, ABC):
-    """Turns frames into feature vectors. Preparing pixels is apart from encoding, so that decode workers can do it.
+    """Turns frames into feature vectors. Resizing is apart from encoding, so that decoding processes can do it.
 
-    The same frames, given together, have the same features bit for bit, on a CPU with any number of threads. Whether
-    other frames beside it change a frame's last bits, each encoder says.
+    The same frames, given together, have the same features bit for bit, on a CPU with any number of threads.
     """
 
     feature_dim: int
     """C."""
     precision: str = "float32"
     """In which it computes."""
+    encodes_frames_alone: bool = False
+    """Whether a frame's features are the same, bit for bit, whichever frames are encoded with it."""
     preprocessing: str
     """In words, what `preprocess` does to a frame: part of what the features mean, so manifests record it."""
+    resizer: Resizer
+    """The first half of `preprocess`: frames (V, H, W, 3) uint8 to pixels (V, 3, h, w) uint8, without the network."""
 
     @abstractmethod
-    def preprocessor(self) -> Callable[[np.ndarray], Tensor]:
-        """`preprocess` as a function that can be pickled and sent to a worker without the network."""
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """The second half of `preprocess`: (M, 3, h, w) uint8 -> float32, on the device of the pixels."""
 
     @abstractmethod
     def _encode(self, pixels: Tensor) -> Tensor:
-        """(M, 3, h, w) float32 -> (M, C) float32, on a CPU free of any effect of the number of threads."""
+        """(M, 3, h, w) uint8, or normalised float32 -> (M, C) float32; on a CPU in one thread, or as if it were."""
+
+    def preprocessor(self) -> Resizer:
+        """What decoding processes do to frames."""
+        return self.resizer
 
     def preprocess(self, frames: np.ndarray) -> Tensor:
         """Make frames into what the network reads.
@@ -48,14 +55,14 @@ class VisionEncoder(Frozen, ABC):
         Raises:
             ValueError: If the shape or the dtype is another.
         """
-        return self.preprocessor()(frames)
+        return self.normalise(torch.from_numpy(self.resizer(frames)))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Features of prepared frames.
 
         Args:
-            pixels: (M, 3, h, w) float32 from `preprocess`.
+            pixels: (M, 3, h, w), uint8 from `resizer` or float32 from `preprocess`.
 
         Returns:
             (M, C) float32.
@@ -66,17 +73,7 @@ class VisionEncoder(Frozen, ABC):
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ValueError(f"vision encoder {self.name} takes pixels (M, 3, h, w), got {tuple(pixels.shape)}")
         with full_precision(pixels.device):
-            return self._encode(pixels.float())
-
-
-def check_frames(frames: np.ndarray) -> None:
-    """Refuse what is not (V, H, W, 3) uint8.
-
-    Raises:
-        ValueError: If the shape or the dtype is another.
-    """
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
-        raise ValueError(f"frames are (V, H, W, 3) uint8, got {frames.shape} {frames.dtype}")
+            return self._encode(pixels)
 
 
 def load_vision(name: str, device: torch.device | str = "cpu", weights: str | Path | None = None) -> VisionEncoder:
@@ -84,7 +81,8 @@ def load_vision(name: str, device: torch.device | str = "cpu", weights: str | Pa
 
     Args:
         name: "tiny" ships with the package and needs no network. Any model of open_clip: "EVA02-L-14-336/TAG",
-            "hf-hub:OWNER/NAME" or "local-dir:FOLDER", then, after commas, "pooled", "normalised", "bf16" or "fp16".
+            "hf-hub:OWNER/NAME" or "local-dir:FOLDER", then, after commas, "pooled", "normalised", "float32", "bf16"
+            or "fp16".
         device: Where it shall run.
         weights: Its published file, or folder for hf-hub:. If None, looked for as `vab.frozen.clip.OpenClip` says.
 
@@ -101,5 +99,5 @@ def load_vision(name: str, device: torch.device | str = "cpu", weights: str | Pa
     else:
         from vab.frozen.clip import OpenClip
 
-        encoder = OpenClip(name, None if weights is None else Path(weights).expanduser())
+        encoder = OpenClip(name, None if weights is None else Path(weights).expanduser(), device)
     return encoder.freeze().to(device)

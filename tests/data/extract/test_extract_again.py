@@ -292,7 +292,7 @@ def test_a_hole_in_a_log_is_waited_for_and_not_believed(tmp_path, hole):
 def cutting(**changes):
     vision = load_vision("tiny")
     values = {"still_pictures": "keep"} | changes
-    return Cutting(0.64, 16_000, 12.5, "all", 0.64, 0.2, -60.0, preprocess=vision.preprocess, **values)
+    return Cutting(0.64, 16_000, 12.5, "all", 0.64, 0.2, -60.0, preprocess=vision.preprocessor(), **values)
 
 
 def test_a_long_file_whose_sound_no_decoder_knows_is_left_out_alone(tmp_path):

@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from vab.audio import rms_db
+from vab import UserError
+from vab.audio import level_db
 from vab.data.media.segments import MediaError, MediaSegment, read_segments, scan_packets, scan_streams
-from vab.data.shards.format import KEY_SECONDS
-from vab.spec import UserError
 
 
 @dataclass(frozen=True)
@@ -37,14 +34,14 @@ class Cutting:
     """dBFS. A segment whose valid sound is less loud is left out."""
     still_pictures: str
     """``keep``, or ``leave_out``: segments whose frames are all the same picture."""
-    preprocess: Callable[[np.ndarray], Tensor]
-    """Frames (V, H, W, 3) uint8 to what the vision encoder reads, (V, 3, h, w) float32."""
+    preprocess: Callable[[np.ndarray], np.ndarray]
+    """Frames (V, H, W, 3) uint8 to pixels (V, 3, h, w) uint8, as ``VisionEncoder.resizer`` does."""
     without_video: str = "leave_out"
     """``keep``, or ``leave_out``: files that have sound alone."""
 
     def prepare(self, picture: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 to (3, h, w) float32: at once, as prepared pictures are small."""
-        return self.preprocess(picture[None])[0].numpy()
+        """(H, W, 3) uint8 to (3, h, w) uint8: at once, as prepared pictures are small."""
+        return np.asarray(self.preprocess(picture[None])[0])
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Segment:
     valid_samples: int
     """Samples that are sound."""
     pixels: np.ndarray
-    """(valid_frames, 3, h, w) float32, as the vision encoder reads them: the rest repeats the last one."""
+    """(valid_frames, 3, h, w) uint8: the rest repeats the last one."""
     valid_frames: int
     """Frames that are picture; 0 where there is no video."""
     loudness_db: float
@@ -171,6 +168,8 @@ def check_segments(
     Raises:
         UserError: Saying which number.
     """
+    from vab.data.shards.format import KEY_SECONDS  # here, as it brings torch, which decoding processes do not need
+
     numbers = {"segment_seconds": segment_seconds, "video_fps": video_fps, "hop_seconds": hop_seconds}
     for name, value in (numbers | {"min_seconds": min_seconds}).items():
         if not 0 < value < float("inf"):
@@ -199,17 +198,16 @@ def _segment(start: float, got: MediaSegment, cutting: Cutting) -> Segment | Lef
     if min(heard, seen) < needed - GRACE:
         frames = f", {got.valid_frames} frames" if has_video else ""
         return LeftOut(start, "too_short", f"has {heard:.2f} s of sound{frames}; {needed:g} s needed")
-    loudness = float(rms_db(torch.from_numpy(got.waveform[: got.valid_samples])))
+    loudness = level_db(got.waveform[: got.valid_samples])
     if loudness < cutting.silence_db:
         return LeftOut(start, "silent", f"its sound has {loudness:.1f} dBFS, below {cutting.silence_db:g}")
-    pixels = got.frames[: got.valid_frames] if has_video else np.zeros((0, 3, 0, 0), np.float32)
-    if has_video and cutting.still_pictures == "leave_out" and _is_still(pixels, cutting):
+    pixels = got.frames[: got.valid_frames] if has_video else np.zeros((0, 3, 0, 0), np.uint8)
+    if has_video and cutting.still_pictures == "leave_out" and _is_still(pixels):
         return LeftOut(start, "still", "its picture does not change")
     return Segment(start, got.waveform, got.valid_samples, pixels, got.valid_frames, loudness)
 
 
-def _is_still(pixels: np.ndarray, cutting: Cutting) -> bool:
-    """Whether prepared pictures (V, 3, h, w) are all the first one, but for coding noise."""
-    black, white = (cutting.prepare(np.full((8, 8, 3), value, np.uint8)) for value in (0, 255))
-    levels = 255 / np.abs(white - black)  # preparing is linear in brightness
-    return all(float((np.abs(picture - pixels[0]) * levels).mean()) < _STILL for picture in pixels[1:])
+def _is_still(pixels: np.ndarray) -> bool:
+    """Whether pictures (V, 3, h, w) are all the first one, but for coding noise."""
+    first = pixels[0].astype(np.int16)
+    return all(float(np.abs(picture - first).mean()) < _STILL for picture in pixels[1:])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vab.data.extract.cutting import Segment
 from vab.frozen.codec import Codec
@@ -48,18 +49,37 @@ class Encoders:
     def encode(self, segments: Sequence[Segment], num_frames: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Codes (K, T) uint16 and features (V, C) float16 of each segment; all waveforms have one length.
 
-        A segment without video has features of zeros, ``num_frames`` of them.
-
-        Frames go segment by segment and a codec's codes do not depend on the batch, so which segments come together,
-        which differs after a resume, leaves no trace. Nor does the number of threads, on a CPU.
+        Neither depends on which segments come together, which differs after a resume, nor, on a CPU, on the number of
+        threads.
         """
-        waveform = torch.from_numpy(np.stack([segment.waveform for segment in segments]))[:, None]  # (B, 1, N)
-        codes = self.codec.encode(waveform.to(self.device), self.codec.sample_rate).cpu().numpy().astype(np.uint16)
-        return [(own, self._features(segment, num_frames)) for own, segment in zip(codes, segments, strict=True)]
+        codes = encode_sound(self.codec, segments, self.device)
+        features = encode_pictures(self.vision, segments, num_frames, self.device)
+        return list(zip(codes, features, strict=True))
 
-    def _features(self, segment: Segment, num_frames: int) -> np.ndarray:
-        """(V, C) float16; after the video's end those of its last picture."""
-        if not segment.valid_frames:
-            return np.zeros((num_frames, self.vision.feature_dim), np.float16)
-        seen = self.vision.encode(torch.from_numpy(segment.pixels).to(self.device)).cpu().numpy().astype(np.float16)
-        return np.concatenate([seen, np.repeat(seen[-1:], num_frames - len(seen), axis=0)])
+
+def encode_sound(codec: Codec, segments: Sequence[Segment], device: torch.device) -> np.ndarray:
+    """Codes (B, K, T) uint16 of segments whose waveforms have one length."""
+    waveform = torch.from_numpy(np.stack([segment.waveform for segment in segments]))[:, None]  # (B, 1, N)
+    return codec.encode(_moved(waveform, device), codec.sample_rate).cpu().numpy().astype(np.uint16)
+
+
+def encode_pictures(
+    vision: VisionEncoder, segments: Sequence[Segment], num_frames: int, device: torch.device
+) -> np.ndarray:
+    """Features (B, V, C) float16 of segments: after a video's end those of its last picture, without video zeros."""
+    features = np.zeros((len(segments), num_frames, vision.feature_dim), np.float16)
+    seen = [number for number, segment in enumerate(segments) if segment.valid_frames]
+    pixels = [torch.from_numpy(segments[number].pixels) for number in seen]
+    # All pictures at once, unless a picture's features depend on those beside it: then segment by segment.
+    together = [torch.cat(pixels)] if pixels and vision.encodes_frames_alone else pixels
+    encoded = [vision.encode(_moved(some, device)).cpu().numpy().astype(np.float16) for some in together]
+    ends = np.cumsum([len(some) for some in pixels])[:-1]
+    for number, own in zip(seen, np.split(np.concatenate(encoded), ends) if seen else [], strict=True):
+        features[number, : len(own)] = own
+        features[number, len(own) :] = own[-1]
+    return features
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU without waiting for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
