@@ -21,6 +21,8 @@ from vab.data.shards.writer import ShardWriter, make_key
 from vab.spec import UserError
 
 SECONDS, RATE, FPS, COUNT = 4, 25, 4, 14
+DAC = 44100 / 512
+"""Steps per second of DAC at 44.1 kHz: no whole second begins with a step."""
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +123,10 @@ def test_levels_and_several_data_sets(folders, data):
 @pytest.mark.parametrize(
     ("code_rate", "fps", "segment", "expected"),
     [(50.0, 1.0, 10.0, range(1, 10)), (50.0, 12.5, 10.0, [2, 4, 6, 8]), (50.0, 1 / 3, 10.0, [3, 6]),
-     (75.0, 4.0, 2.0, [1]), (50.0, 4.0, 1.0, []), (86.1328125, 4.0, 10.0, []), (50.0, 4.0, 2.5, [1, 2])],
+     (75.0, 4.0, 2.0, [1]), (50.0, 4.0, 1.0, []), (DAC, 4.0, 10.0, range(1, 10)), (50.0, 4.0, 2.5, [1, 2]),
+     (DAC, 0.5, 10.0, [2, 4, 6, 8])],
 )  # fmt: skip
-def test_cuts_are_where_a_step_and_a_frame_begin(small_spec, code_rate, fps, segment, expected):
+def test_cuts_are_where_a_frame_begins(small_spec, code_rate, fps, segment, expected):
     lengths = {"num_steps": max(1, int(code_rate * segment)), "num_frames": max(1, int(fps * segment + 1e-9))}
     spec = replace(small_spec, code_rate=code_rate, video_fps=fps, segment_seconds=segment, **lengths)
     assert cut_seconds(spec).tolist() == list(expected)
@@ -143,6 +146,52 @@ def test_what_cannot_be_done_is_refused(folders, small_spec, long_spec, make_sha
     Augmentation(uneven, 0, splice=1.0, roll=0.0)
     with pytest.raises(UserError, match=r"data.roll must be 0 here: .* the steps last 4 s and the frames 3.75 s"):
         Augmentation(uneven, 0, splice=0.0, roll=0.1)
+
+
+@pytest.fixture(scope="module")
+def fractional(tmp_path_factory, small_spec, codebooks):
+    """Records of which codes and features are the time at which they begin, in steps and in frames."""
+    spec = replace(small_spec, segment_seconds=4.0, code_rate=DAC, num_steps=345, video_fps=4.0, num_frames=16)
+    folder = tmp_path_factory.mktemp("fractional")
+    with ShardWriter(folder, spec, [], 4) as writer:
+        for number in range(2):
+            codes = np.stack([np.arange(345) // 2, np.full(345, number)])
+            features = np.stack([np.arange(16.0), *np.full((5, 16), number)], axis=1)
+            meta = {"id": f"v{number}", "source": f"v{number}.mp4", "start_seconds": 0.0, "steps": 345, "frames": 16}
+            writer.write(make_key(f"v{number}", 0.0), codes, features, {**meta, "labels": []})
+            writer.finish_source(f"v{number}.mp4")
+        writer.finish(codebooks)
+    return ShardDataset(folder)
+
+
+@pytest.mark.parametrize("second", [1, 2, 3])
+def test_without_whole_seconds_in_steps_sound_and_picture_go_to_the_nearest_step(fractional, second):
+    step, half = round(second * DAC), 0.5 / DAC
+    assert abs(step / DAC - second) <= half
+    spliced = changed(fractional, [0], spliced=[True], partners=[1], cuts=[second])
+    assert spliced.codes[0, 1].tolist() == [0] * step + [1] * (345 - step)
+    assert spliced.features[0, :, 1].tolist() == [0] * 4 * second + [1] * (16 - 4 * second)
+    rolled, plain = changed(fractional, [0], shifts=[second]), fractional.read([0])
+    frames = rolled.features[0, :, 0].to(torch.int64)
+    assert frames.tolist() == torch.roll(plain.features[0, :, 0], 4 * second).tolist()
+    # What is heard at each step is what is heard when its picture is shown, to half a step.
+    where = torch.cat([torch.arange(345)[_came_round(second) :][:step], torch.arange(345 - step)])
+    assert torch.equal(rolled.codes[0], plain.codes[0][:, where])
+    for at in range(345):
+        moved = -second if at >= step else 4 - second
+        assert abs((where[at] - at) / DAC - moved) <= half + 1e-9
+
+
+def _came_round(second):
+    """The step nearest to so many seconds before the end of the picture."""
+    return round((4 - second) * DAC)
+
+
+def test_augmentation_is_drawn_where_no_second_is_whole_in_steps(fractional):
+    order = np.arange(2)
+    changes = Augmentation(fractional.spec, 0, splice=1.0, roll=1.0).changes(0, order, order)
+    assert changes.spliced.all()
+    assert set(changes.cuts) | set(changes.shifts) <= {1, 2, 3}
 
 
 def draws(data, epoch=0, seed=0, count=20_000, splice=0.5, roll=0.1):

@@ -251,6 +251,30 @@ def test_a_long_recording_is_cut_with_a_hop_or_in_its_middle(two_folders, tmp_pa
     assert np.array_equal(middle.read([0]).features[0], features[10:18].astype(np.float16))
 
 
+def test_at_a_rate_of_no_whole_steps_every_whole_segment_is_whole(two_folders, tmp_path):
+    """Sound and picture of each are those of the same time, and none is a step short because its start was rounded."""
+    rate, values = 44100 / 512, np.random.default_rng(0)
+    table = tmp_path / "table.npy"
+    np.save(table, values.standard_normal((9, 1024, 4)).astype(np.float32))
+    codes, features = {}, {}
+    for seconds in (4, 5, 6, 7):
+        name, steps = f"v{seconds}", -(-seconds * 44100 // 512)
+        codes[name] = np.tile(np.arange(steps) % 1024, (9, 1))
+        features[name] = np.repeat(np.arange(4 * seconds)[:, None], 6, axis=1).astype(np.float32)
+    settings = {"codec": "dac_44khz", "codebooks": str(table), "vision": "own", "video_fps": 4, "segment_seconds": 1.0}
+    import_shards(out=str(tmp_path / "out"), **two_folders(codes, features), **settings)
+    data = ShardDataset(tmp_path / "out")
+    assert (len(data), data.spec.num_steps, data.spec.num_frames) == (22, 87, 4)
+    batch = data.read(list(range(len(data)))).widened()
+    assert not batch.ragged
+    assert batch.steps.tolist() == [87] * 22
+    for number in range(len(data)):
+        start = data.record(number)["start_seconds"]
+        assert abs(start - round(start)) < 1 / rate
+        assert batch.codes[number, 0, 0] == round(start * rate)
+        assert batch.features[number, :, 0].tolist() == [4 * round(start) + frame for frame in range(4)]
+
+
 def test_padding_does_not_reach_the_loss(two_folders, tmp_path):
     codes, features = some(20, 5)
     import_shards(out=str(tmp_path / "out"), **two_folders({"a": codes}, {"a": features}), **TINY)

@@ -1,6 +1,7 @@
 """Augmentation of training records as they are stored: two segments spliced, a segment rolled.
 
-Both change sound and picture at the same whole second, so that what is seen is still what is heard. What happens to a
+Both change sound and picture at the same whole second, so that what is seen is still what is heard: a frame begins
+there, and the codec step that begins nearest is at most half a step away (5.8 ms for DAC of 44.1 kHz). What happens to a
 record follows from the seed, the epoch and its place in the epoch's order alone, not from the batch, rank or worker
 that it comes to.
 
@@ -19,19 +20,19 @@ from vab.data.reading.order import CHANGES, Changes
 from vab.spec import SegmentSpec, UserError
 
 _TOLERANCE = 1e-6
-"""How far a number of steps or frames may be from a whole one: rates such as 1 / 3 are not exact."""
+"""How far a number of frames may be from a whole one: rates such as 1 / 3 are not exact."""
 
 
 def cut_seconds(spec: SegmentSpec) -> np.ndarray:
-    """Whole seconds inside a segment at which both a codec step and a frame begin.
+    """Whole seconds inside a segment at which a frame begins.
 
     Returns:
         (n,) int64, ascending; empty if there is none.
     """
     seconds = np.arange(1, int(np.ceil(spec.segment_seconds)))
     steps, frames = spec.code_rate * seconds, spec.video_fps * seconds
-    whole = (np.abs(steps - np.round(steps)) < _TOLERANCE) & (np.abs(frames - np.round(frames)) < _TOLERANCE)
-    inside = (np.round(steps) < spec.num_steps) & (np.round(frames) < spec.num_frames)
+    whole = np.abs(frames - np.round(frames)) < _TOLERANCE
+    inside = (np.round(steps) >= 1) & (np.round(steps) < spec.num_steps) & (np.round(frames) < spec.num_frames)
     return seconds[whole & inside].astype(np.int64)
 
 
@@ -46,8 +47,8 @@ class Augmentation:
             its beginning.
 
     Raises:
-        UserError: If a probability is none, or the segment has no second at which both a step and a frame begin, or
-            its steps and its frames do not end together.
+        UserError: If a probability is none, or the segment has no second at which a frame begins, or its steps and its
+            frames end a step or more apart.
     """
 
     def __init__(self, spec: SegmentSpec, seed: int, splice: float, roll: float) -> None:
@@ -60,10 +61,10 @@ class Augmentation:
         if asked and not len(self.seconds):
             raise UserError(
                 f"{asked} must be 0 here: no second of a segment of {spec.segment_seconds} s is the beginning of a "
-                f"codec step ({spec.code_rate} per second) and of a frame ({spec.video_fps} per second)"
+                f"frame ({spec.video_fps} per second)"
             )
         sound, picture = spec.num_steps / spec.code_rate, spec.num_frames / spec.video_fps
-        if roll and abs(sound - picture) > _TOLERANCE:
+        if roll and abs(sound - picture) * spec.code_rate > 1 - _TOLERANCE:
             raise UserError(
                 f"data.roll must be 0 here: of a segment the steps last {sound:g} s and the frames {picture:g} s, and "
                 "what comes round would not be in time"
@@ -121,9 +122,9 @@ def augment(packed: PackedBatch, dataset: Records, changes: Changes) -> None:
             arrays["features"][row, frame:] = tails["features"][tail, frame:]
         arrays["labels"][spliced[fits]] = np.maximum(arrays["labels"][spliced[fits]], tails["labels"][fits])
     for row in np.flatnonzero((changes.shifts > 0) & whole).tolist():
-        step, frame = _at(spec, int(changes.shifts[row]))
-        arrays["codes"][row] = np.roll(arrays["codes"][row], step, axis=1)
-        arrays["features"][row] = np.roll(arrays["features"][row], frame, axis=0)
+        second = int(changes.shifts[row])
+        arrays["codes"][row] = _rolled(arrays["codes"][row], spec, second)
+        arrays["features"][row] = np.roll(arrays["features"][row], _at(spec, second)[1], axis=0)
 
 
 def _whole(arrays: Mapping[str, np.ndarray], spec: SegmentSpec) -> np.ndarray:
@@ -132,5 +133,13 @@ def _whole(arrays: Mapping[str, np.ndarray], spec: SegmentSpec) -> np.ndarray:
 
 
 def _at(spec: SegmentSpec, second: int) -> tuple[int, int]:
-    """Step and frame that begin at a second."""
+    """The step that begins nearest to a second, and the frame that begins at it."""
     return round(second * spec.code_rate), round(second * spec.video_fps)
+
+
+def _rolled(codes: np.ndarray, spec: SegmentSpec, second: int) -> np.ndarray:
+    """(K, T) moved on by a second. What comes round is what is heard so long before the end of the picture, to the
+    nearest step: where steps are longer than the picture, by less than one, the last may not come at all."""
+    step = _at(spec, second)[0]
+    begin = min(round((spec.num_frames / spec.video_fps - second) * spec.code_rate), spec.num_steps - step)
+    return np.concatenate([codes[:, begin : begin + step], codes[:, : spec.num_steps - step]], axis=1)

@@ -174,7 +174,10 @@ def _segments(
     if end < cut.min_seconds - GRACE:
         raise ArrayError("too_short", f"its arrays last {end:.2f} s, at least {cut.min_seconds:g} s needed")
     for wanted in cut.starts(end):
-        first = min(round(wanted * spec.code_rate), codes.shape[1] - 1)
+        place = wanted * spec.code_rate
+        first = min(round(place), codes.shape[1] - 1)
+        if first > place and codes.shape[1] - first == spec.num_steps - 1:
+            first -= 1  # rates of no whole steps in a segment: rounding up would leave the last segment a step short
         start = first / spec.code_rate  # s, where the codes really begin
         part = codes[:, first : first + spec.num_steps]
         steps, frames = part.shape[1], 0
