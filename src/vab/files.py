@@ -1,4 +1,4 @@
-"""Files written whole or not at all, names that fit, and what to say of a full disk."""
+"""Files that a run writes: atomic writes, names that fit, full disks, SHA-256, locks; and the progress bar."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from vab import UserError
 
 TEMPORARY_SUFFIX = ".tmp"
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""Errors of file systems that have no locks."""
+
+_T = TypeVar("_T")
 
 MAX_NAME_BYTES = 255
 """Length of a file name that the file systems in use allow (ext4, XFS, APFS, NTFS, Lustre, NFS)."""
@@ -67,6 +77,8 @@ def write_atomically(path: Path, content: str | bytes | memoryview | Iterable[by
 
 def sync_folder(folder: Path) -> None:
     """Make the folder's entries (renames) last through a power cut."""
+    if os.name == "nt":  # which opens no folders
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -89,3 +101,187 @@ def explain_full_disk(error: OSError, folder: Path, needed: int) -> OSError | Us
         " free some space and run the same command again, a training with --ckpt_path and its folder; what is already"
         " written is kept"
     )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Lock:
+    """A lock between processes, on a file or a folder.
+
+    It is held until ``close``, until the object is collected, or until the process ends, however it ends. A pickled
+    lock is a shared lock where it is unpickled.
+
+    Args:
+        path: File to lock, made if absent, or folder.
+        shared: Hold it together with other shared locks, instead of exclusively. On Windows, where open files cannot
+            be deleted, a shared lock excludes nobody.
+        wait: Wait for other holders.
+        required: Whether a file system without locks, as some clusters have, is an error. If not, continue without.
+        temporary: Delete the file on ``close``.
+
+    Raises:
+        BlockingIOError: If another process holds it and ``wait`` is false.
+    """
+
+    def __init__(
+        self, path: Path, *, shared: bool = False, wait: bool = True, required: bool = True, temporary: bool = False
+    ) -> None:
+        self.path, self._required = path, required
+        self._handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+        self._to_delete: list[Path] = []  # what to delete on closing
+        self.close = weakref.finalize(self, _close, self._handle, self._to_delete)
+        try:
+            self._take(shared, wait)
+            # A holder that deleted the file on closing leaves a lock on a file without a name.
+            if temporary and not (path.exists() and os.path.samestat(path.stat(), os.fstat(self._handle))):
+                raise BlockingIOError(errno.EAGAIN, "another process has just released the lock", str(path))
+        except BaseException:
+            self.close()
+            raise
+        if temporary:
+            self._to_delete.append(path)
+
+    def _take(self, shared: bool, wait: bool) -> None:
+        from filelock import lock_descriptor
+
+        try:
+            taken = _share(self._handle, wait) if shared else lock_descriptor(self._handle, blocking=wait)
+        except OSError as error:
+            taken = not self._required and error.errno in _NO_LOCKS
+            if not taken:
+                raise
+        if not taken:
+            raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(self.path))
+
+    def share(self) -> None:
+        """Turn an exclusive lock into a shared one.
+
+        Raises:
+            BlockingIOError: If another process took it in between.
+        """
+        self._take(shared=True, wait=False)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Lock], tuple[Path]]:
+        return partial(Lock, shared=True), (self.path,)
+
+
+def _share(handle: int, wait: bool) -> bool:
+    try:
+        import fcntl  # the locks of filelock that can be shared are SQLite databases, which no fork may inherit
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH if wait else fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _close(handle: int, temporary: list[Path]) -> None:
+    for path in temporary:
+        with suppress(OSError):  # Windows deletes no open file
+            path.unlink()  # while the lock is held
+    os.close(handle)
+
+
+class ProgressBar:
+    """A line on stderr with count, rate and time left; nothing if stderr is not a terminal.
+
+    Args:
+        words: What is being done.
+        total: How many there are; None if not known yet.
+        unit: What is counted, to show a rate, such as ``files``; ``bytes`` shows MB and MB/s.
+        completed: How many are done at the start.
+        show: False to show nothing, as on all ranks but one.
+        transient: Remove the line at the end.
+    """
+
+    def __init__(
+        self,
+        words: str,
+        total: float | None,
+        unit: str = "",
+        completed: int = 0,
+        show: bool = True,
+        transient: bool = False,
+    ) -> None:
+        self._unit, self._note, self._bar = unit, "", None
+        if not show or total == 0:
+            return
+        from rich import progress
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            return
+        counts: tuple[progress.ProgressColumn, ...] = (
+            (progress.DownloadColumn(), progress.TransferSpeedColumn())
+            if unit == "bytes"
+            else (progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[rate]}"))
+        )
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            *counts,
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[note]}", markup=False),
+            console=console,
+            redirect_stdout=sys.stdout.isatty(),  # else it would write what goes to stdout to stderr
+            transient=transient,
+        )
+        self._task = self._bar.add_task(words, total=total, completed=completed, rate="", note="")
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is a terminal that shows it."""
+        return self._bar is not None
+
+    def advance(self, count: float = 1) -> None:
+        """So many more are done; a negative number of those to be done again."""
+        if self._bar is not None:
+            self._bar.advance(self._task, count)
+            self.update()
+
+    def update(self, completed: float | None = None, total: float | None = None, note: str | None = None) -> None:
+        """Set how many are done, how many there are, or what is written behind; what is None stays."""
+        if self._bar is not None:
+            speed = self._bar.tasks[0].speed
+            rate = f"{speed:.2f} {self._unit}/s" if self._unit and speed else ""
+            self._note = self._note if note is None else note
+            self._bar.update(self._task, completed=completed, total=total, rate=rate, note=self._note)
+
+    def start(self) -> None:
+        """Show it."""
+        if self._bar is not None:
+            self._bar.start()
+
+    def stop(self) -> None:
+        """Leave it as it is."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __enter__(self) -> ProgressBar:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def track(items: Iterable[_T], words: str, total: int) -> Iterator[_T]:
+    """The items, with a ``ProgressBar`` of how many have been used."""
+    with ProgressBar(words, total) as bar:
+        for item in items:
+            yield item
+            bar.advance()

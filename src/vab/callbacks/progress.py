@@ -6,23 +6,20 @@ import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vab.callbacks.meters import Meters
+from vab.files import ProgressBar
 
 
-class StepProgress(ProgressBar):
+class StepProgress(LightningProgressBar):
     """One line for the whole run: steps, rate, time left, losses, meters. Off a terminal, a line per validation."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._bar: Progress | None = None
-        self._task: Any = None
+        self._bar: ProgressBar | None = None
         self._enabled = True
-        self._console = Console(stderr=True)
 
     def disable(self) -> None:
         """Lightning's switch, used on all ranks but the first."""
@@ -34,35 +31,20 @@ class StepProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the line."""
-        if not (self._enabled and self._console.is_terminal):
-            return
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            console=self._console,
-            redirect_stdout=False,
-        )
         total = int(trainer.estimated_stepping_batches)
-        self._task = self._bar.add_task("train", total=total, completed=trainer.global_step, rate="", metrics="")
+        self._bar = ProgressBar("train", total, "steps", completed=trainer.global_step, show=self._enabled)
         self._bar.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the line."""
-        if self._bar is not None:
-            speed = self._bar.tasks[0].speed
-            rate = f"{speed:.2f} step/s" if speed else ""
-            self._bar.update(self._task, completed=trainer.global_step, rate=rate, metrics=self._words(trainer))
+        if self._bar is not None and self._bar.is_shown:
+            self._bar.update(trainer.global_step, note=self._words(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Off a terminal: say how it stands."""
-        if self._enabled and self._bar is None and trainer.state.fn == TrainerFn.FITTING:
+        if self._enabled and not (self._bar and self._bar.is_shown) and trainer.state.fn == TrainerFn.FITTING:
             print(f"step {trainer.global_step}: {self._words(trainer)}", file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,20 +9,15 @@ for any number of ranks.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from vab import __version__
 from vab.commands.ahead import one_ahead
@@ -32,6 +27,7 @@ from vab.commands.outputs import Job
 from vab.commands.preparing import Prepared, Request
 from vab.data.media.segments import MediaError
 from vab.data.shards.format import library_versions
+from vab.files import ProgressBar, sha256_of
 from vab.ranks import start_ranks
 from vab.spec import UserError
 from vab.tasks.checkpoints import find_checkpoint
@@ -147,7 +143,10 @@ def generate_many(
             if ranks.rank != 0:
                 stack.enter_context(ledger.hold(alone=False))
             with ledger.journal(ranks.rank) as journal:
-                run.work(share, done, journal, tally, _progress(share, done, ranks.rank, ranks.world_size))
+                words = "generating" + ("" if ranks.world_size == 1 else f" (1 of {ranks.world_size} processes)")
+                mine = sum(job.target not in done for group in share for job in group)
+                bar = ProgressBar(words, mine, "files", show=ranks.rank == 0)
+                run.work(share, done, journal, tally, bar)
         except UserError as problem:
             error = problem
             if ranks.world_size > 1:  # the others may take long
@@ -195,7 +194,7 @@ class _Run:
         self.recipe, self.out, self.batch_size = recipe, out, batch_size
         self.generator = recipe.load(device)
         self.sampler, self.fine_sampler = recipe.samplers(self.generator)
-        self.checkpoint_hash = _sha256(recipe.checkpoint)
+        self.checkpoint_hash = sha256_of(find_checkpoint(recipe.checkpoint))
         self.rate = self.generator.codec.sample_rate
 
     def settings(self, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -205,7 +204,8 @@ class _Run:
         return {
             "vab": __version__,
             "checkpoint_sha256": self.checkpoint_hash,
-            "fine_checkpoint_sha256": self.recipe.fine_checkpoint and _sha256(self.recipe.fine_checkpoint),
+            "fine_checkpoint_sha256": self.recipe.fine_checkpoint
+            and sha256_of(find_checkpoint(self.recipe.fine_checkpoint)),
             "seed": self.recipe.seed,
             "sampler": asdict(self.sampler),
             "fine_sampler": self.fine_sampler and asdict(self.fine_sampler),
@@ -227,7 +227,7 @@ class _Run:
         }
 
     def work(
-        self, groups: Sequence[Sequence[Job]], done: set[Path], journal: Journal, tally: _Tally, progress: _Bar
+        self, groups: Sequence[Sequence[Job]], done: set[Path], journal: Journal, tally: _Tally, bar: ProgressBar
     ) -> None:
         """Make what is missing of some groups, and note each output once it is in place.
 
@@ -241,9 +241,9 @@ class _Run:
 
         def note(job: Job, row: Row) -> None:
             journal.add(job.target.relative_to(self.out).as_posix(), row)
-            advance()
+            bar.advance()
 
-        with progress as advance, one_ahead(prepare, groups) as prepared:
+        with bar, one_ahead(prepare, groups) as prepared:
             for inputs in prepared:
                 for job, item in inputs:
                     if isinstance(item, UserError) and job.target not in done:
@@ -349,36 +349,3 @@ def _stamp(path: Path) -> str:
     except OSError:  # reading it will say what is wrong
         return ""
     return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def _sha256(checkpoint: str) -> str:
-    with find_checkpoint(checkpoint).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Rate(ProgressColumn):
-    """Outputs per second."""
-
-    def render(self, task: Task) -> Text:
-        """As the column shows it."""
-        return Text(f"{task.speed:.2f}/s" if task.speed else "", style="progress.data.speed")
-
-
-_Bar = AbstractContextManager[Callable[[], None]]
-"""Gives what to call after each output."""
-
-
-@contextmanager
-def _progress(
-    groups: Sequence[Sequence[Job]], done: set[Path], rank: int, world_size: int
-) -> Iterator[Callable[[], None]]:
-    """A bar of the first rank's share with rate and time left, on stderr if that is a terminal."""
-    console = Console(stderr=True)
-    if rank != 0 or not console.is_terminal:
-        yield lambda: None
-        return
-    words = "generating" if world_size == 1 else f"generating (1 of {world_size} processes)"
-    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(words, total=sum(job.target not in done for group in groups for job in group))
-        yield lambda: bar.advance(task)

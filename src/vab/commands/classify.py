@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vab.commands.embedding import MediaEncoders, counting, load_encoders
+from vab.commands.embedding import MediaEncoders, load_encoders
 from vab.commands.files import check_files
 from vab.data.inputs.listing import MEDIA_SUFFIXES, find_sources
 from vab.data.media.segments import MediaError
-from vab.files import write_atomically
+from vab.files import ProgressBar, write_atomically
 from vab.frozen import device_named
 from vab.spec import UserError
 from vab.tasks import ClassifyTask, load_task
@@ -75,13 +75,13 @@ def classify(
     task.to(where)
     encoders = load_encoders(task.spec, where, audio=task.inputs != "video", video=task.inputs != "audio")
     guesses = []
-    with counting("classifying", len(files)) as advance:
+    with ProgressBar("classifying", len(files), "files") as bar:
         for name, path in files:
             try:
                 guesses.append(Guess(name, classes_of(task, encoders, path, top)))
             except MediaError as error:
                 guesses.append(Guess(name, (), str(error)))
-            advance(1)
+            bar.advance()
     if out is not None:
         write_atomically(Path(out), guesses_csv(guesses, min(top, len(task.labels))))
     _show([guess for guess in guesses if not guess.error])

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn import functional as F
 
 from vab.data.extract.cutting import GRACE, segment_starts
 from vab.data.media.segments import MediaError, read_audio, read_frames, read_segment, stream_ends
 from vab.data.reading.dataset import ShardDataset
+from vab.files import ProgressBar
 from vab.frozen.codec import Codec, load_codec
 from vab.frozen.vision import VisionEncoder, load_vision
 from vab.spec import Batch, SegmentSpec, UserError
@@ -158,26 +156,13 @@ def embed_records(
     A record's embedding does not depend on ``batch_size``, but for the network's rounding.
     """
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-    with counting("embedding", len(numbers)) as advance:
+    with ProgressBar("embedding", len(numbers), "records") as bar:
         for start in range(0, len(numbers), batch_size):
             batch: Batch = dataset.read(numbers[start : start + batch_size]).to(device)
             for side, rows in zip(sides, task(batch), strict=True):
                 side.append(rows.cpu())
-            advance(len(batch))
+            bar.advance(len(batch))
     return torch.cat(sides[0]), torch.cat(sides[1])
-
-
-@contextmanager
-def counting(words: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, if that is a terminal; gives what to call with how many more are done."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda count: None
-        return
-    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(words, total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 def _read(

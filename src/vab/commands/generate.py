@@ -8,9 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from vab.commands.batch import Recipe, generate_many
 from vab.commands.filling import Precision
 from vab.commands.generation import Generator, Sound
@@ -27,6 +24,7 @@ from vab.commands.outputs import (
 )
 from vab.commands.preparing import Prepared, Request
 from vab.commands.samplers import Changes, changed_sampler, sampler_file
+from vab.files import ProgressBar
 from vab.spec import UserError
 from vab.tasks import PretrainTask
 from vab.tokens.sampler import Sampler
@@ -178,12 +176,8 @@ def _make(
 ) -> list[Sound]:
     """Make a batch, with a progress bar where there are several windows and someone to watch."""
     total = generator.passes_of(batch)
-    console = Console(stderr=True)
-    columns = (TextColumn("generating"), BarColumn(), TextColumn("window {task.completed}/{task.total}"),
-               TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, disable=total < 2 or not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("generating", total=total)
-        return generator.make(batch, seed, sampler, fine_sampler, on_pass=lambda: progress.advance(task))
+    with ProgressBar("generating", total, "windows", show=total > 1, transient=True) as bar:
+        return generator.make(batch, seed, sampler, fine_sampler, on_pass=bar.advance)
 
 
 def _say(kind: str, name: Path, sentences: list[str]) -> None:

@@ -13,8 +13,6 @@ whatever rank of whatever run wrote them.
 from __future__ import annotations
 
 import csv
-import errno
-import fcntl
 import io
 import json
 import os
@@ -24,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vab.files import explain_full_disk, sync_folder, write_atomically
+from vab.files import Lock, explain_full_disk, sync_folder, write_atomically
 from vab.spec import UserError
 
 SETTINGS, TABLE = "generations.json", "generations.csv"
@@ -86,25 +84,18 @@ class Ledger:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.folder, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"--out {self.folder} cannot be written: {error.strerror or error}") from error
-        try:
             if not os.access(self.folder, os.W_OK):
                 raise UserError(f"--out {self.folder} cannot be written: its permissions, or its disk's, forbid it")
-            # First alone, to see that nobody is there, then together with this run's other ranks.
-            for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH) if alone else (fcntl.LOCK_SH,):
-                try:
-                    fcntl.flock(handle, kind | fcntl.LOCK_NB)
-                except OSError as error:
-                    if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
-                        raise UserError(
-                            f"another vab generate is writing to {self.folder}: wait until it has ended, or end it"
-                        ) from error
-                    # Some network disks cannot lock a folder; nothing is checked there.
+            lock = Lock(self.folder, shared=not alone, wait=False, required=False)
+            lock.share()  # with the other ranks of this run
+        except BlockingIOError as error:
+            raise UserError(
+                f"another vab generate is writing to {self.folder}: wait until it has ended, or end it"
+            ) from error
+        except OSError as error:
+            raise UserError(f"--out {self.folder} cannot be written: {error.strerror or error}") from error
+        with lock:
             yield
-        finally:
-            os.close(handle)
 
     def begin(self, settings: Mapping[str, Any], about: Mapping[str, Any], overwrite: bool = False) -> set[str]:
         """Begin, or go on with what an interrupted run left.

@@ -18,7 +18,7 @@ from torch import Tensor
 from vab import __version__
 from vab.commands.files import check_files
 from vab.data.reading.labels import first_of, read_keys, refuse_duplicates
-from vab.files import as_utf8, write_atomically
+from vab.files import as_utf8, sha256_of, write_atomically
 from vab.metrics.recall import CUTS, chance_table, match_ranks, retrieval_table
 from vab.spec import UserError
 
@@ -86,7 +86,7 @@ def recall(
     sides = {"audio": read_embeddings(audio, "audio"), "video": read_embeddings(video, "video")}
     report = measure(sides, wanted, keys, per_class, expected, on_missing, by)
     report["embeddings"] = {
-        name: {"file": side.path, "sha256": _hash(Path(side.path).read_bytes()), "width": side.rows.shape[1]}
+        name: {"file": side.path, "sha256": sha256_of(Path(side.path)), "width": side.rows.shape[1]}
         for name, side in sides.items()
     }
     if out is not None:
@@ -155,13 +155,13 @@ def measure(
         "by": by,
         "right": BY[by],
         "recordings": len(set(recordings)) if recordings is not None else None,
-        "gallery_sha256": None if gallery is None else _hash(as_utf8("\n".join(gallery))),
+        "gallery_sha256": None if gallery is None else hashlib.sha256(as_utf8("\n".join(gallery))).hexdigest(),
         "paired": "row by row" if gallery is None else "by key",
         "similarity": "cosine",
         "ties": TIES,
         "missing": missing,
         "on_missing": on_missing,
-        "list": None if keys is None else {"file": keys, "sha256": _hash(Path(keys).read_bytes())},
+        "list": None if keys is None else {"file": keys, "sha256": sha256_of(Path(keys))},
         "per_class": per_class,
         "vab": __version__,
     }
@@ -281,10 +281,6 @@ def _tensor(side: Embeddings, rows: np.ndarray) -> Tensor:
             names = [side.keys[row] if side.keys else f"row {row}" for row in rows[bad]]
             raise UserError(f"{side.path}: {len(names)} embeddings have {words} ({first_of(names)})")
     return torch.from_numpy(chosen)
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def show(report: dict[str, Any]) -> None:

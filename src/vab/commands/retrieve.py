@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections import Counter
@@ -18,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vab import __version__
-from vab.commands.embedding import MediaEncoders, counting, embed_file, embed_records, load_encoders
+from vab.commands.embedding import MediaEncoders, embed_file, embed_records, load_encoders
 from vab.commands.files import check_files
 from vab.commands.recall import By, Embeddings, check_list_flags, measure, read_embeddings, show
 from vab.commands.results_page import results_page, sound_of_codes
@@ -26,7 +25,7 @@ from vab.data.inputs.listing import find_sources
 from vab.data.media.segments import MediaError, stream_ends
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import first_of, read_keys
-from vab.files import write_atomically
+from vab.files import ProgressBar, sha256_of, write_atomically
 from vab.frozen import device_named
 from vab.frozen.codec import load_codec
 from vab.spec import UserError
@@ -271,7 +270,7 @@ def _of_media(task: AlignTask, encoders: MediaEncoders, media: str, side: str) -
     """The files of a folder or a CSV that have what is searched for."""
     sources = find_sources(media, "none")
     names, paths, rows, left_out = [], [], [], []
-    with counting("embedding", len(sources)) as advance:
+    with ProgressBar("embedding", len(sources), "files") as bar:
         for source in sources:
             try:
                 rows.append(embed_file(task, encoders, source.path, side))
@@ -279,7 +278,7 @@ def _of_media(task: AlignTask, encoders: MediaEncoders, media: str, side: str) -
                 paths.append(source.path)
             except MediaError as error:
                 left_out.append(f"{source.name}: {error.detail}")
-            advance(1)
+            bar.advance()
     if not rows:
         raise UserError(f"{media}: none of {len(sources)} files has {side} that can be read ({first_of(left_out)})")
     stacked = torch.stack(rows)
@@ -301,8 +300,7 @@ def _save(gallery: Gallery, path: str, checkpoint: str | None) -> None:
         raise UserError("--save_embeddings keeps both sides: give --data SHARDS")
     about: dict[str, Any] = {"vab": __version__}
     if checkpoint is not None:
-        with find_checkpoint(checkpoint).open("rb") as file:
-            about["checkpoint_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        about["checkpoint_sha256"] = sha256_of(find_checkpoint(checkpoint))
     if gallery.dataset is not None:
         about["data_sha256"] = gallery.dataset.manifest_hash
     content = io.BytesIO()

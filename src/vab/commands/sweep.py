@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import sys
@@ -14,7 +13,6 @@ from typing import Any, Literal
 
 import yaml
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from vab import __version__
@@ -23,7 +21,7 @@ from vab.commands.grids import Setting, read_grid
 from vab.commands.measuring import Subset
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.order import spread_evenly
-from vab.files import write_atomically
+from vab.files import ProgressBar, sha256_of, write_atomically
 from vab.frozen.judges import Judge, load_judge
 from vab.spec import UserError
 from vab.tasks.checkpoints import find_checkpoint
@@ -130,16 +128,15 @@ def _no_labels(data: str, judge: str) -> UserError:
 
 def _fill(results: _Results, subset: Subset, missing: Sequence[Setting], column: str) -> None:
     """Measure what is missing, and keep each row as it is done."""
-    console = Console(stderr=True)
     subset.warm_up()
-    for number, setting in enumerate(
-        track(missing, "settings", console=console, disable=not console.is_terminal), start=1
-    ):
-        figures = subset.measure(setting.sampler)
-        results.add(Row(setting, figures))
-        if not console.is_terminal:
-            words = f"{setting.name} {_steps(setting.sampler)} steps: {column} {figures[column]:.4g}".strip()
-            print(f"{number}/{len(missing)} {words}", file=sys.stderr, flush=True)
+    with ProgressBar("settings", len(missing)) as bar:
+        for number, setting in enumerate(missing, start=1):
+            figures = subset.measure(setting.sampler)
+            results.add(Row(setting, figures))
+            bar.advance()
+            if not bar.is_shown:
+                words = f"{setting.name} {_steps(setting.sampler)} steps: {column} {figures[column]:.4g}".strip()
+                print(f"{number}/{len(missing)} {words}", file=sys.stderr, flush=True)
 
 
 class _Results:
@@ -238,7 +235,7 @@ def _identity(
     files = {"checkpoint": find_checkpoint(checkpoint)}
     if fine_checkpoint is not None:
         files["fine_checkpoint"] = find_checkpoint(fine_checkpoint)
-    identity: dict[str, Any] = {f"{name}_sha256": _hash(path) for name, path in files.items()}
+    identity: dict[str, Any] = {f"{name}_sha256": sha256_of(path) for name, path in files.items()}
     paths = {name: str(path) for name, path in files.items()} | {"data": str(dataset.folder)}
     return identity | {
         "vab": __version__,
@@ -247,11 +244,6 @@ def _identity(
         "device": generator.task.device.type,  # the seconds are of this device and batch size
         "paths": paths,
     }
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _print(rows: Sequence[Row], metric: Metric, results: _Results, judge: Judge) -> None:

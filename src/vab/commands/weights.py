@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from vab.commands.installation.report import Finding, show_findings
-from vab.files import write_atomically
+from vab.files import Lock, write_atomically
 from vab.frozen.downloading import PART
 from vab.frozen.hashes import FORMAT, RECORD, Checked, check, read_record
 from vab.frozen.published import Published, is_offline, tell_licence
@@ -218,18 +216,12 @@ def _alone(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from error
-    try:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"--out {folder} cannot be written: its permissions, or its disk's, forbid it")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
-                raise UserError(f"another vab weights fetch is writing to {folder}: wait until it has ended") from error
-            # Some network disks cannot lock a folder; each file is locked by itself, and checked.
+        lock = Lock(folder, wait=False, required=False)
+    except BlockingIOError as error:
+        raise UserError(f"another vab weights fetch is writing to {folder}: wait until it has ended") from error
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from error
+    with lock:
         yield
-    finally:
-        os.close(handle)

@@ -7,10 +7,8 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from math import inf
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -20,7 +18,7 @@ from typing import Any, NamedTuple
 from vab.data.copies import Copy, Lock, make_room
 from vab.data.remote import PART_SUFFIX, FileFacts, Remote, StoppedError, UnreachableError, hash_of, is_address
 from vab.data.shards.format import CODEBOOKS, INDEX, LABEL_IDS, LABEL_STARTS, MANIFEST, parse_manifest, read_manifest
-from vab.files import TEMPORARY_SUFFIX, explain_full_disk
+from vab.files import TEMPORARY_SUFFIX, ProgressBar, explain_full_disk
 from vab.spec import UserError
 
 _THREADS = 8
@@ -170,12 +168,12 @@ def _fetch(remote: Remote, files: Mapping[str, FileFacts], copy: Copy) -> None:
     todo, done = SimpleQueue[tuple[str, FileFacts]](), SimpleQueue[BaseException | None]()
     for item in files.items():
         todo.put(item)
-    with _progress(remote.shown, total) as moved:
+    with ProgressBar(f"fetching {remote.shown}", total, "bytes") as bar:
 
         def work() -> None:
             while not stop.is_set():
                 try:
-                    _bring(remote, *todo.get_nowait(), copy.folder, moved, stop)
+                    _bring(remote, *todo.get_nowait(), copy.folder, bar.advance, stop)
                 except Empty:
                     return
                 except BaseException as error:
@@ -209,22 +207,6 @@ def _bring(
     if stop.is_set():
         raise StoppedError
     return remote.fetch(name, facts, folder, moved, stop)
-
-
-@contextmanager
-def _progress(shown: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes with rate and time left, on stderr if that is a terminal; gives what to tell."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda size: None
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console) as bar:
-        yield partial(bar.advance, bar.add_task(f"fetching {shown}", total=total))
 
 
 def _name(remote: Remote) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from vab.commands.generation import Generator
 from vab.data.media.segments import read_audio
 from vab.data.reading.dataset import ShardDataset
 from vab.demo.world import EVENTS
-from vab.files import write_atomically
+from vab.files import track, write_atomically
 from vab.frozen.judges import load_judge
 from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
 from vab.metrics.agreement import class_agreement
@@ -150,9 +149,8 @@ def measure(
             events.hear(name, rows, sounds, rate)
         return class_agreement(listen(judge, sounds, rate).probabilities, truth)
 
-    console = Console(stderr=True)
     starts = range(0, count, batch_size)
-    for start in track(starts, "generating", console=console, disable=not console.is_terminal):
+    for start in track(starts, "generating", len(starts)):
         rows = list(range(start, min(start + batch_size, count)))
         batch = dataset.__getitems__(rows)
         truth = true_classes(judge, columns, batch.labels)  # (B, L) in the judge's order

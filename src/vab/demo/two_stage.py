@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 from vab.audio import log_mel_distance
 from vab.commands.generation import Generator
 from vab.data.reading.dataset import ShardDataset
-from vab.files import write_atomically
+from vab.files import track, write_atomically
 from vab.frozen.codec import Codec
 from vab.metrics.uncertainty import mean_and_error
 from vab.spec import Batch, UserError
@@ -86,9 +85,8 @@ def two_stage(
     if count < 2:
         raise UserError(f"{data} has {count} record: there is no standard error of one")
     apart: dict[str, list[Tensor]] = {name: [] for name in _ROWS}
-    console = Console(stderr=True)
     starts = range(0, count, batch_size)
-    for start in track(starts, "generating", console=console, disable=not console.is_terminal):
+    for start in track(starts, "generating", len(starts)):
         batch = dataset.read(range(start, min(start + batch_size, count))).to(generator.task.device)
         for name, codes in _versions(generator, batch, seed).items():
             apart[name].append(_distances(generator.codec, codes, batch))

@@ -18,14 +18,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from vab.data.media.write import write_video
 from vab.demo.pictures import FPS, render_frames
 from vab.demo.scene import CLASSES, SECONDS, Scene, describe
 from vab.demo.sounds import SAMPLE_RATE, render_audio
-from vab.files import write_atomically
+from vab.files import track, write_atomically
 from vab.spec import UserError
 
 __all__ = [
@@ -84,10 +81,8 @@ def write_world(
     for split in splits:
         (out / split).mkdir(exist_ok=True)
     missing = [(str(out / file), index) for file, index in files.items() if not (out / file).exists()]
-    console = Console(stderr=True)
     written = _write_all(missing, seed, num_workers)
-    quiet = not console.is_terminal
-    for _ in track(written, "demo world", total=len(missing), console=console, disable=quiet or not missing):
+    for _ in track(written, "demo world", len(missing)):
         pass
     scenes = {file: describe(seed, index) for file, index in files.items()}
     write_atomically(out / EVENTS, json.dumps({file: truth(scene) for file, scene in scenes.items()}).encode())

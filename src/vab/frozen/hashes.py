@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from vab.files import sha256_of
 from vab.spec import UserError
 
 RECORD = "weights.json"
@@ -36,12 +37,6 @@ class Checked(NamedTuple):
     known: Known | None
     got: str
     """What it has, as long as the known one; empty where none is known."""
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_like(known: str, path: Path) -> str:

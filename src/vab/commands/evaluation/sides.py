@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from vab.commands.evaluation.folders import Folder
 from vab.data.extract.sounds import Decoded, Listening, Unusable, decode_all
-from vab.files import as_utf8
+from vab.files import ProgressBar, as_utf8
 from vab.frozen.judges import Judge
 from vab.frozen.listening import Impressions, listen
 from vab.metrics.synchrony import find_onsets
@@ -133,7 +131,7 @@ def hear(
         closing(stream),
         ThreadPoolExecutor(_THREADS) as threads,
         torch.inference_mode(),
-        _progress(title, len(folder.files)) as advance,
+        ProgressBar(title, len(folder.files), "files") as bar,
     ):
         for key, path, decoded in zip(folder.keys, folder.files, stream, strict=True):
             if isinstance(decoded, Unusable):
@@ -142,7 +140,7 @@ def hear(
                 waiting.append((key, path, decoded))
                 if len(waiting) == batch_size:
                     flush()
-            advance()
+            bar.advance()
         if waiting:
             flush()
     if not found:
@@ -177,16 +175,3 @@ def _onsets(decoded: Decoded) -> Tensor:
     """(n,) float64, of the sound without its padding."""
     heard = decoded.waveforms[ONSET_RATE][: round(decoded.seconds * ONSET_RATE)]
     return find_onsets(torch.from_numpy(heard), ONSET_RATE)
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar with count and time left, on stderr if that is a terminal; gives what to call after each file."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda: None
-        return
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)

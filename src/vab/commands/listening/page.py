@@ -12,14 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from vab import __version__
 from vab.commands.listening.media import LEVEL_DB, PEAK_DB, SAMPLE_RATE, SHORT_SECONDS, match_levels, read_sounds
 from vab.commands.listening.plan import Material, Trial
 from vab.data.media.write import replace_audio
-from vab.files import TEMPORARY_SUFFIX, fitting_name, write_atomically
+from vab.files import TEMPORARY_SUFFIX, fitting_name, sha256_of, track, write_atomically
 from vab.metrics.health import SILENT_DB
 from vab.spec import UserError
 
@@ -58,7 +55,7 @@ def page_id(
     content = {
         "trials": [(trial.name, trial.video, trial.systems) for trial in trials],
         "files": {
-            name: [_hash(files.video), {system: _hash(path) for system, path in files.sounds.items()}]
+            name: [sha256_of(files.video), {system: sha256_of(path) for system, path in files.sounds.items()}]
             for name, files in shown.items()
         },
         "questions": list(questions.items()),
@@ -159,8 +156,7 @@ def _write_media(
     short: Counter[str] = Counter()
     silent: Counter[str] = Counter()
     told: dict[Trial, dict[str, Any]] = {}
-    console = Console(stderr=True)
-    for video, its_trials in track(of_video.items(), "videos", console=console, disable=not console.is_terminal):
+    for video, its_trials in track(of_video.items(), "videos", len(of_video)):
         sounds, missing = read_sounds(material[video])
         short.update(system for system, seconds in missing.items() if seconds > SHORT_SECONDS)
         gains = match_levels(sounds)
@@ -203,8 +199,3 @@ def _html(page: str, trials: Sequence[Trial], questions: Mapping[str, str]) -> s
     template = resources.files("vab.commands.listening").joinpath("page.html").read_text(encoding="utf-8")
     # "<" would end the element that holds it, were "/script" to follow.
     return template.replace("@CONTENT@", json.dumps(content).replace("<", "\\u003c"))
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

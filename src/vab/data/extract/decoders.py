@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import multiprocessing
 import queue
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from vab.data.extract.cutting import Cutting, LeftOut, Segment, decode
+from vab.files import sha256_of
 from vab.spec import UserError
 
 
@@ -70,8 +70,8 @@ def work_on(job: Job, cutting: Cutting) -> Iterator[Item]:
 
 def digest_of(path: Path) -> bytes | None:
     """Stands for the bytes of a file; None where it cannot be read."""
-    with suppress(OSError), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()[:_DIGEST_BYTES]
+    with suppress(OSError):
+        return bytes.fromhex(sha256_of(path))[:_DIGEST_BYTES]
     return None
 
 

@@ -5,7 +5,6 @@ For listening to whole folders. It imports little, since every worker process im
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import signal
 from collections import deque
@@ -21,6 +20,7 @@ import torch
 
 from vab.audio import rms_db
 from vab.data.media.segments import MediaError, read_audio
+from vab.files import sha256_of
 from vab.spec import UserError
 
 LEAST_SECONDS = 0.05
@@ -96,8 +96,7 @@ def decode(path: Path, listening: Listening) -> Decoded | Unusable:
             waveform = span.waveform[: span.valid_samples]
             padding = len(span.waveform) - len(waveform) if listening.short == "pad" else 0
             waveforms[rate] = np.pad(waveform, (0, padding))
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
     except MediaError as error:
         return Unusable(error.detail)
     except OSError as error:

@@ -32,6 +32,7 @@ from vab.data.shards.format import (
     make_key,
     read_manifest,
 )
+from vab.files import sha256_of
 from vab.spec import Batch, SegmentSpec, UserError
 
 _ROWS = 16384
@@ -288,12 +289,11 @@ class ShardDataset(Dataset[Batch]):
                 found = "is missing" if got is None else f"has {got} bytes instead of {size}"
                 raise UserError(f"{path} {found}: for all that is wrong, type: vab shards verify {self.folder}")
         for name, entry in self.manifest["files"].items() if self.check_crc else ():
-            with (self.folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                    raise UserError(
-                        f"{self.folder / name} is not what was written: for all that is wrong, type: vab shards verify "
-                        f"{self.folder}"
-                    )
+            if sha256_of(self.folder / name) != entry["sha256"]:
+                raise UserError(
+                    f"{self.folder / name} is not what was written: for all that is wrong, type: vab shards verify "
+                    f"{self.folder}"
+                )
 
     def _open(self) -> None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
@@ -39,6 +38,7 @@ from vab.data.shards.format import (
     write_manifest,
     write_side_files,
 )
+from vab.files import sha256_of
 from vab.spec import SegmentSpec, UserError
 
 
@@ -242,9 +242,7 @@ def _find_codebooks(*folders: Path | None) -> Tensor:
 
 
 def _hash_file(path: Path) -> tuple[int, str]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return path.stat().st_size, digest
+    return path.stat().st_size, sha256_of(path)
 
 
 def _compare_file(path: Path, entry: Mapping[str, Any]) -> list[str]:

@@ -47,7 +47,7 @@ from vab.data.shards.format import (
     write_manifest,
     write_side_files,
 )
-from vab.files import TEMPORARY_SUFFIX, explain_full_disk, sync_folder, write_atomically
+from vab.files import TEMPORARY_SUFFIX, Lock, explain_full_disk, sync_folder, write_atomically
 from vab.spec import SegmentSpec, UserError
 
 __all__ = ["ShardWriter", "explain_full_disk", "is_complete", "make_key", "sync_folder", "write_atomically"]
@@ -252,7 +252,7 @@ class ShardWriter:
                 self._to_retry = {hash(entry.source) for entry in self.finished.left_out if entry.may_pass}
             self._recover()
         except BaseException:
-            self._release_lock()
+            self._lock.close()
             raise
 
     def __enter__(self) -> ShardWriter:
@@ -483,7 +483,7 @@ class ShardWriter:
     def close(self) -> None:
         """Drop what is not committed and let other processes write to the folder. Harmless after ``finish``."""
         self._drop_shard()
-        self._release_lock()
+        self._lock.close()
 
     def _check(self, key: str, codes: np.ndarray, features: np.ndarray, meta: Mapping[str, Any]) -> dict[str, Any]:
         """Refuse what the spec does not allow; answer the record's values for the index."""
@@ -615,35 +615,16 @@ class ShardWriter:
                 " use the same ones to go on, or give another folder"
             )
 
-    def _take_lock(self) -> IO[bytes] | None:
-        if sys.platform == "win32":
-            return None
-        import fcntl
-
+    def _take_lock(self) -> Lock:
         path = self.folder / _LOCK
         if path.exists() and path.stat().st_size:
             raise UserError(f"{path} is none of an extraction's, whose are empty: give another folder")
-        file = path.open("ab")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                raise BlockingIOError  # its holder ended, and took the file away, while we waited in line
+            return Lock(path, wait=False, required=False, temporary=True)
         except BlockingIOError as error:
-            file.close()
             raise UserError(
                 f"another process is writing to {self.folder}: wait for it, or give another folder"
             ) from error
-        except OSError as error:
-            # Some cluster file systems have no locks; everything else works on them.
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-                raise
-        return file
-
-    def _release_lock(self) -> None:
-        if self._lock is not None:
-            (self.folder / _LOCK).unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
 
 
 def _same_reasons(some: Iterable[Left], others: Iterable[Left]) -> bool:

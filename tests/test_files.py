@@ -1,0 +1,134 @@
+import hashlib
+import multiprocessing
+import pickle
+import signal
+
+import pytest
+
+from vab import files
+from vab.files import Lock, ProgressBar, sha256_of, track
+
+FORK = multiprocessing.get_context("fork")  # of which the processes start at once
+
+
+def hold(path, options, pipe):
+    with Lock(path, **options):
+        pipe.send("held")
+        pipe.recv()
+
+
+@pytest.fixture
+def other():
+    """Starts another process that holds a lock."""
+    started = []
+
+    def start(path, **options):
+        mine, its = FORK.Pipe()
+        process = FORK.Process(target=hold, args=(path, options, its))
+        process.start()
+        started.append(process)
+        assert mine.poll(60)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_an_exclusive_lock_excludes_every_other_until_its_process_is_killed(tmp_path, other, is_folder):
+    path = tmp_path if is_folder else tmp_path / "lock"
+    process = other(path)
+    for shared in (False, True):
+        with pytest.raises(BlockingIOError):
+            Lock(path, shared=shared, wait=False)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    Lock(path, wait=False).close()
+
+
+def test_shared_locks_exclude_exclusive_ones_only(tmp_path, other):
+    path = tmp_path / "lock"
+    other(path, shared=True)
+    with Lock(path, shared=True, wait=False) as mine:
+        copy = pickle.loads(pickle.dumps(mine))
+    with pytest.raises(BlockingIOError):
+        Lock(path, wait=False)
+    copy.close()
+
+
+def test_an_exclusive_lock_can_be_shared_later(tmp_path):
+    with Lock(tmp_path) as first:
+        first.share()
+        with Lock(tmp_path, shared=True, wait=False), pytest.raises(BlockingIOError):
+            Lock(tmp_path, wait=False)
+
+
+def test_a_lock_ends_with_its_object(tmp_path):
+    lock = Lock(tmp_path / "lock")
+    del lock
+    Lock(tmp_path / "lock", wait=False).close()
+    assert (tmp_path / "lock").exists()
+
+
+def test_a_temporary_lock_leaves_no_file(tmp_path):
+    path = tmp_path / "lock"
+    with Lock(path, temporary=True), pytest.raises(BlockingIOError):
+        Lock(path, wait=False, temporary=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_on_a_file_that_its_holder_deleted_is_none(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    take = Lock._take
+
+    def after_another(lock, shared, wait):
+        path.unlink()
+        take(lock, shared, wait)
+
+    monkeypatch.setattr(Lock, "_take", after_another)
+    with pytest.raises(BlockingIOError):
+        Lock(path, temporary=True)
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def no_locks(handle, wait):
+        raise OSError(files.errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files, "_share", no_locks)
+    with pytest.raises(OSError, match="No locks"):
+        Lock(tmp_path, shared=True)
+    Lock(tmp_path, shared=True, required=False).close()
+
+
+def test_the_hash_of_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(3_000_000))
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(bytes(3_000_000)).hexdigest()
+
+
+def test_a_progress_bar_shows_counts_rates_and_notes_on_a_terminal_only(monkeypatch, capsys):
+    def use(unit):
+        with ProgressBar("reading [x]", 2_000_000, unit) as bar:
+            for done in (500_000, 500_000):
+                bar.advance(done)
+            bar.update(1_500_000, note="note [x]")
+        return capsys.readouterr()
+
+    assert use("files") == ("", "")
+    assert list(track("abc", "letters", 3)) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = use("files")
+    assert shown.out == ""
+    for words in ("reading [x]", "1500000/2000000", "files/s", "note [x]"):
+        assert words in shown.err
+    assert "1.5/2.0 MB" in use("bytes").err
+    assert list(track("abc", "letters", 3)) == ["a", "b", "c"]
+    assert "3/3" in capsys.readouterr().err
+    with ProgressBar("hidden", 3, show=False) as bar:
+        bar.advance()
+    assert capsys.readouterr() == ("", "")
