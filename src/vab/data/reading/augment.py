@@ -1,9 +1,9 @@
 """Augmentation of training records as they are stored: two segments spliced, a segment rolled.
 
-Both change sound and picture at the same whole second, so that what is seen is still what is heard: a frame begins
-there, and the codec step that begins nearest is at most half a step away (5.8 ms for DAC of 44.1 kHz). What happens to a
-record follows from the seed, the epoch and its place in the epoch's order alone, not from the batch, rank or worker
-that it comes to.
+Both change sound and picture at the same whole second, so that what is seen is still what is heard: a frame begins at
+that second, and the codec step that begins nearest is at most half a step away (5.8 ms for DAC of 44.1 kHz). What
+happens to a record follows from the seed, the epoch and its place in the epoch's order alone, not from the batch, rank
+or worker that it comes to.
 
 Source: the data loading of VATT, by the authors of VAB.
 """
@@ -138,8 +138,10 @@ def _at(spec: SegmentSpec, second: int) -> tuple[int, int]:
 
 
 def _rolled(codes: np.ndarray, spec: SegmentSpec, second: int) -> np.ndarray:
-    """(K, T) moved on by a second. What comes round is what is heard so long before the end of the picture, to the
-    nearest step: where steps are longer than the picture, by less than one, the last may not come at all."""
+    """(K, T) moved on by a second; the end of the picture comes round to its beginning, and so does its sound.
+
+    A segment's steps may last longer than its picture, by less than a step: the last step may then be left out.
+    """
     step = _at(spec, second)[0]
     begin = min(round((spec.num_frames / spec.video_fps - second) * spec.code_rate), spec.num_steps - step)
     return np.concatenate([codes[:, begin : begin + step], codes[:, : spec.num_steps - step]], axis=1)
