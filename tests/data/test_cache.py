@@ -1,6 +1,5 @@
 import contextlib
 import copy
-import fcntl
 import json
 import os
 import pickle
@@ -23,11 +22,11 @@ from same_batches import same
 from tone_shards import short_spec, write_shards
 from vab.cli import main
 from vab.data import remote
-from vab.data.cache import Cache, local_copy
-from vab.data.copies import Lock
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
+from vab.data.remote import Cache, local_copy
 from vab.data.shards.indexing import verify
+from vab.files import Lock
 from vab.spec import UserError
 
 PIECE = 4096  # so small that files of a test are many pieces
@@ -37,7 +36,7 @@ PROGRAM = textwrap.dedent(
     import sys
     from vab.complaints import fail
     from vab.data import remote
-    from vab.data.cache import Cache
+    from vab.data.remote import Cache
     from vab.data.reading.dataset import ShardDataset
     from vab.spec import UserError
     remote.PIECE_BYTES = {PIECE}
@@ -175,7 +174,7 @@ def start(tmp_path, address, cache):
 def in_use(copy_folder):
     """Whether a process keeps a copy from being deleted."""
     try:
-        Lock(copy_folder.with_name(copy_folder.name + ".lock"), fcntl.LOCK_EX | fcntl.LOCK_NB).close()
+        Lock(copy_folder.with_name(copy_folder.name + ".lock"), wait=False).close()
     except BlockingIOError:
         return True
     return False

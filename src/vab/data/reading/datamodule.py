@@ -15,7 +15,6 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from vab.data.cache import Cache
 from vab.data.reading.augment import Augmentation
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import read_vocabulary
@@ -32,6 +31,7 @@ from vab.data.reading.order import (
     weighted_draws,
 )
 from vab.data.reading.resume import LoopCounters, Position, processed_steps
+from vab.data.remote import Cache
 from vab.spec import Batch, UserError
 
 _LIMITS = ("limit_train_batches", "limit_val_batches", "overfit_batches")

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vab.data.cache import Cache, local_copy
 from vab.data.reading.batch import PackedBatch
 from vab.data.reading.labels import Vocabulary
+from vab.data.remote import Cache, local_copy
 from vab.data.shards.format import (
     CODE_TYPES,
     CODEBOOKS,

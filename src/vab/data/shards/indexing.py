@@ -17,9 +17,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from vab.data.cache import local_copy
 from vab.data.reading.dataset import ShardDataset
-from vab.data.remote import is_address
+from vab.data.remote import is_address, local_copy
 from vab.data.shards.format import (
     CODE_TYPES,
     CODEBOOKS,
