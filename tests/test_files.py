@@ -1,12 +1,16 @@
+import errno
 import hashlib
 import multiprocessing
+import os
 import pickle
 import signal
+import stat
+from contextlib import nullcontext
 
 import pytest
 
 from vab import files
-from vab.files import Lock, ProgressBar, sha256_of, track
+from vab.files import Lock, ProgressBar, sha256_of, track, write_atomically
 
 FORK = multiprocessing.get_context("fork")  # of which the processes start at once
 
@@ -101,6 +105,20 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No locks"):
         Lock(tmp_path, shared=True)
     Lock(tmp_path, shared=True, required=False).close()
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_file_system_without_fsync_of_folders(tmp_path, monkeypatch, number, passes):
+    fsync = os.fsync
+
+    def of_files_alone(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    with nullcontext() if passes else pytest.raises(OSError, match="Input/output"):
+        write_atomically(tmp_path / "file", b"content")
 
 
 def test_the_hash_of_a_file(tmp_path):

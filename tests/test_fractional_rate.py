@@ -17,7 +17,7 @@ from vab.data.media.segments import read_audio
 from vab.data.media.write import write_video, write_wav
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
-from vab.data.shards.indexing import verify
+from vab.data.shards.verify import verify
 from vab.tasks import PretrainTask
 from vab.tokens.sampler import Sampler
 

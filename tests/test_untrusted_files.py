@@ -23,7 +23,7 @@ from vab.callbacks import Checkpoints
 from vab.cli import import_plugins, main
 from vab.commands.export import export
 from vab.data.shards.format import MANIFEST
-from vab.data.shards.indexing import verify
+from vab.data.shards.verify import verify
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import load_judge
 from vab.spec import UserError

@@ -50,7 +50,7 @@ def as_utf8(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-def write_atomically(path: Path, content: str | bytes | memoryview | Iterable[bytes]) -> None:
+def write_atomically(path: Path, content: str | bytes | memoryview | Iterable[bytes | memoryview]) -> None:
     """Put ``content``, in one piece or in several, at ``path`` whole or not at all, also across a kill or a power cut.
 
     Text is written as ``as_utf8`` gives it.
@@ -82,6 +82,9 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that have no fsync for folders
+            raise
     finally:
         os.close(handle)
 

@@ -20,7 +20,7 @@ from vab.cli import main
 from vab.commands.extract import extract
 from vab.data.media.write import write_wav
 from vab.data.reading.dataset import ShardDataset
-from vab.data.shards.indexing import verify
+from vab.data.shards.verify import verify
 
 FLAGS = ["--segment_seconds=0.64", "--video_fps=12.5", "--min_seconds=0.2", "--device=cpu", "--records_per_shard=4"]
 

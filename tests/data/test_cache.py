@@ -25,7 +25,7 @@ from vab.data import remote
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
 from vab.data.remote import Cache, local_copy
-from vab.data.shards.indexing import verify
+from vab.data.shards.verify import verify
 from vab.files import Lock
 from vab.spec import UserError
 

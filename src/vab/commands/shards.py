@@ -13,12 +13,12 @@ from vab.data.extract.report import ExtractionReport
 from vab.data.inputs.listing import find_ids
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import read_vocabulary
-from vab.data.shards import indexing
 from vab.data.shards.arrays import Arrays
 from vab.data.shards.foreign import import_arrays, sources_of
 from vab.data.shards.format import MANIFEST
 from vab.data.shards.identity import CodecFacts, VisionFacts, codec_facts, vision_facts
 from vab.data.shards.layouts import ArrayReader, Cut
+from vab.data.shards.verify import index_folder, info, verify
 from vab.spec import NOT_STATED, UserError
 
 
@@ -28,7 +28,7 @@ def verify_shards(folder: str) -> None:
     Args:
         folder: The folder of shards.
     """
-    problems = indexing.verify(folder)
+    problems = verify(folder)
     if problems:
         raise UserError(f"{folder}: {len(problems)} problems\n" + "\n".join(problems))
     print(f"{folder}: {len(ShardDataset(folder))} records, all as the manifest says")
@@ -42,7 +42,7 @@ def index_shards(folder: str, spec: str | None = None) -> None:
         spec: A JSON file with the segment spec, or the manifest.json of another data set that was extracted likewise,
             where the folder has no manifest.json, or a damaged one.
     """
-    manifest = indexing.index_folder(folder, spec)
+    manifest = index_folder(folder, spec)
     files = ", ".join([*manifest["files"], MANIFEST])
     print(f"{folder}: {manifest['counts']['records']} records in {len(manifest['shards'])} tars; wrote {files}")
 
@@ -53,7 +53,7 @@ def show_shards(folder: str) -> None:
     Args:
         folder: The folder of shards.
     """
-    json.dump(indexing.info(folder), sys.stdout, indent=2)
+    json.dump(info(folder), sys.stdout, indent=2)
     print()
 
 

@@ -26,7 +26,7 @@ from vab.data.inputs.listing import find_sources
 from vab.data.media.segments import read_audio
 from vab.data.media.write import write_video
 from vab.data.reading.dataset import ShardDataset
-from vab.data.shards.indexing import verify
+from vab.data.shards.verify import verify
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision
 from vab.spec import UserError

@@ -8,7 +8,7 @@ from vab.commands.extract import extract
 from vab.data.inputs.listing import find_sources
 from vab.data.media.write import write_wav
 from vab.data.reading.dataset import ShardDataset
-from vab.data.shards.indexing import verify
+from vab.data.shards.verify import verify
 from vab.spec import UserError
 
 SETTINGS = {"segment_seconds": 0.64, "video_fps": 12.5, "min_seconds": 0.2, "num_workers": 0}

@@ -23,8 +23,8 @@ from vab.data.reading.dataset import ShardDataset
 from vab.data.shards.arrays import ArrayError, Arrays
 from vab.data.shards.foreign import import_arrays, sources_of
 from vab.data.shards.identity import codec_facts, vision_facts
-from vab.data.shards.indexing import verify
 from vab.data.shards.layouts import ArrayReader, Cut
+from vab.data.shards.verify import verify
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision
 from vab.spec import NOT_STATED, UserError

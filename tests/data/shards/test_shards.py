@@ -20,7 +20,7 @@ from vab.cli import main
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
 from vab.data.shards import format as shard_format
-from vab.data.shards import indexing
+from vab.data.shards import verify as indexing
 from vab.data.shards.writer import ShardWriter, is_complete, make_key
 from vab.spec import UserError
 

@@ -1,7 +1,7 @@
 """A data set on disk: numbered tars of records, an index to read them by offset, a manifest that states the numbers.
 
 This file holds the format. Writing is in ``vab.data.shards.writer``, reading in ``vab.data.reading.dataset``, checking
-and the indexing of foreign tars in ``vab.data.shards.indexing``.
+and the indexing of foreign tars in ``vab.data.shards.verify``.
 
 A finished folder::
 
@@ -32,7 +32,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vab.files import write_atomically
+from vab.files import sha256_of, write_atomically
 from vab.spec import NOT_STATED, SegmentSpec, UserError
 
 FORMAT = "vab-shards"
@@ -193,11 +193,16 @@ def read_json_lines(path: Path, **long: Callable[[Any], Any] | None) -> dict[str
     return values | lists
 
 
+def array_pieces(array: np.ndarray) -> list[bytes | memoryview]:
+    """An array as a .npy file: its header, and its bytes where they are."""
+    array, stream = np.ascontiguousarray(array), io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+    return [stream.getvalue(), array.reshape(-1).view(np.uint8).data]
+
+
 def save_array(array: np.ndarray) -> bytes:
     """An array as the bytes of a .npy file."""
-    stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=False)
-    return stream.getvalue()
+    return b"".join(array_pieces(array))
 
 
 def library_versions(further: Iterable[str] = ()) -> dict[str, str]:
@@ -245,18 +250,15 @@ def write_side_files(
         codebooks: (K, S, code_dim) float32.
     """
     starts = np.concatenate([[0], np.cumsum(label_counts, dtype=np.int64)]).astype("<i8")
-    contents = {
-        INDEX: save_array(index),
-        LABEL_STARTS: save_array(starts),
-        LABEL_IDS: save_array(label_ids.astype("<i4")),
-        CODEBOOKS: safetensors.torch.save({"codebooks": codebooks.detach().cpu().float().contiguous()}),
-    }
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
-    return {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in contents.items()
-    }
+    arrays = {INDEX: index, LABEL_STARTS: starts, LABEL_IDS: label_ids.astype("<i4")}
+    codes = safetensors.torch.save({"codebooks": codebooks.detach().cpu().float().contiguous()})
+    files: dict[str, dict[str, Any]] = {}
+    contents: dict[str, list[bytes | memoryview]] = {name: array_pieces(array) for name, array in arrays.items()}
+    contents[CODEBOOKS] = [codes]
+    for name, pieces in contents.items():
+        write_atomically(folder / name, pieces)
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+    return files
 
 
 def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:

@@ -1,4 +1,4 @@
-"""Going through whole tars: to check a data set against its manifest, or to index tars that were made elsewhere."""
+"""Reading whole tars: to check a data set against its manifest, or to index tars that were made elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from vab.data.shards.format import (
     FORMAT,
     FORMAT_VERSION,
     INDEX,
+    INDEX_COLUMNS,
     KEY_PATTERN,
     LABEL_IDS,
     MANIFEST,
@@ -75,16 +77,16 @@ def verify(folder: str | Path) -> list[str]:
     listed = manifest["files"] | {shard["name"]: shard for shard in manifest["shards"]}
     problems += [line for name, entry in listed.items() for line in _compare_file(folder / name, entry)]
     problems += [f"{path} is not in the manifest" for path in sorted(folder.glob("*.tar")) if path.name not in listed]
-    keys: Counter[str] = Counter()
+    keys: list[np.ndarray] = []  # of each tar
     first = 0
     for number, shard in enumerate(manifest["shards"]):
         if not (folder / shard["name"]).is_file():  # reported above
             first += shard["records"]
             continue
-        count = 0
+        count, names = 0, list[str]()
         try:
             for record in _read_tar(folder / shard["name"], spec, manifest["labels"]):
-                keys[record.key] += 1
+                names.append(record.key)
                 if dataset is not None and count < shard["records"]:
                     problems += _compare_record(dataset, first + count, number, record, shard["name"])
                 if record.types != manifest["dtypes"]:
@@ -94,8 +96,10 @@ def verify(folder: str | Path) -> list[str]:
                 problems.append(f"{shard['name']} holds {count} records, {shard['records']} were written")
         except UserError as error:
             problems.append(str(error))
+        keys.append(np.array(names, "S"))
         first += shard["records"]
-    problems += [f"key {key} occurs {count} times" for key, count in keys.items() if count > 1]
+    if keys:
+        problems += [f"key {key} occurs {count} times" for key, count in _repeated(np.concatenate(keys))]
     if first != manifest["counts"]["records"]:
         problems.append(f"the manifest counts {manifest['counts']['records']} records, its shards {first}")
     # Where reading is refused, the lines above say why in more words, unless it is for a reason of its own.
@@ -162,50 +166,93 @@ def index_folder(folder: str | Path, spec: str | Path | None = None, codebooks: 
     if codebooks is None:
         codebooks = _find_codebooks(folder, None if spec is None else Path(spec).parent)
     check_codebooks(codebooks, numbers)
-    records: list[tuple[int, _Record]] = []
-    seen: dict[str, str] = {}
+    found = _Found(old.get("labels"))
     shards = []
-    for number, tar in enumerate(tars):
-        before = len(records)
-        for record in _read_tar(tar, numbers, old.get("labels")):
-            if record.key in seen:
-                raise UserError(f"{tar}: key {record.key} is in {seen[record.key]}, too")
-            if records and record.types != records[0][1].types:
-                raise UserError(f"{tar}: {record.key} holds {record.types}, others {records[0][1].types}")
-            seen[record.key] = tar.name
-            records.append((number, record))
-        size, digest = _hash_file(tar)
-        shards.append({"name": tar.name, "records": len(records) - before, "bytes": size, "sha256": digest})
-    if not records:
-        raise UserError(f"the tars of {folder} hold no record")
-    labels = old.get("labels")
-    if labels is None:
-        labels = sorted({name for _, record in records for name in record.meta["labels"]})
-    index = np.zeros(len(records), index_dtype(max(map(len, seen))))
-    for place, (number, record) in enumerate(records):
-        index[place]["shard"], index[place]["key"] = number, record.key
-        for name, value in record.row.items():
-            index[place][name] = value
-    label_numbers = {name: number for number, name in enumerate(labels)}
-    ids = [sorted({label_numbers[name] for name in record.meta["labels"]}) for _, record in records]
+    for tar in tars:
+        count = found.add(tar, numbers)
+        shards.append({"name": tar.name, "records": count, "bytes": tar.stat().st_size, "sha256": sha256_of(tar)})
+    index, label_counts, label_ids = found.join(tars)
     left_out = old.get("left_out", [])
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "spec": numbers.to_dict(),
-        "dtypes": records[0][1].types,
-        "labels": labels,
-        "counts": {**old.get("counts", {}), "records": len(records), "left_out": len(left_out)},
+        "dtypes": found.types,
+        "labels": found.labels,
+        "counts": {**old.get("counts", {}), "records": len(index), "left_out": len(left_out)},
         "extraction": old.get("extraction", {}),
         "versions": old.get("versions", library_versions()),
-        "files": write_side_files(
-            folder, index, np.array([len(own) for own in ids]), np.array([one for own in ids for one in own]), codebooks
-        ),
+        "files": write_side_files(folder, index, label_counts, label_ids, codebooks),
         "shards": shards,
         "left_out": left_out,
     }
     write_manifest(folder, manifest)
     return manifest
+
+
+class _Found:
+    """The records of tars that are indexed, as arrays: there can be millions.
+
+    Args:
+        labels: Vocabulary; None for the labels that occur, sorted.
+    """
+
+    def __init__(self, labels: list[str] | None) -> None:
+        self._vocabulary, self.labels = labels, list(labels or ())
+        self._numbers = {name: number for number, name in enumerate(self.labels)}
+        self._rows: list[np.ndarray] = []  # of each tar
+        self._label_counts, self._label_ids = array("i"), array("i")
+        self.types: dict[str, str] = {}
+
+    def add(self, tar: Path, spec: SegmentSpec) -> int:
+        """Read a tar; return how many records it holds."""
+        keys, columns = list[str](), {name: array("Q") for name in INDEX_COLUMNS}
+        for record in _read_tar(tar, spec, self._vocabulary):
+            self.types = self.types or record.types
+            if record.types != self.types:
+                raise UserError(f"{tar}: {record.key} holds {record.types}, others {self.types}")
+            keys.append(record.key)
+            for name, value in {"shard": len(self._rows), **record.row}.items():
+                columns[name].append(value)
+            ids = {self._numbers.setdefault(name, len(self._numbers)) for name in record.meta["labels"]}
+            self._label_counts.append(len(ids))
+            self._label_ids.extend(sorted(ids))
+        rows = np.zeros(len(keys), index_dtype(max(map(len, keys), default=1)))
+        for name, values in {**columns, "key": keys}.items():
+            rows[name] = values
+        self._rows.append(rows)
+        return len(keys)
+
+    def join(self, tars: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Index, number of labels of each record, and label numbers, of all tars; this object is then empty.
+
+        Raises:
+            UserError: If there is no record, or two have one key.
+        """
+        longest = max(rows.dtype["key"].itemsize for rows in self._rows)
+        index = np.zeros(sum(map(len, self._rows)), index_dtype(longest))
+        if not len(index):
+            raise UserError(f"the tars of {tars[0].parent} hold no record")
+        end = len(index)
+        while self._rows:  # from the last on, so that there are never two of everything
+            rows = self._rows.pop()
+            index[end - len(rows) : end] = rows
+            end -= len(rows)
+        for key, _ in _repeated(index["key"]):
+            first, second = index["shard"][index["key"] == key.encode()][:2]
+            raise UserError(f"{tars[second]}: key {key} is in {tars[first].name}, too")
+        ids = np.asarray(self._label_ids)
+        if self._vocabulary is None:
+            self.labels = sorted(self._numbers)
+            new = np.argsort(np.argsort(list(self._numbers)))  # number of each label in the sorted list
+            ids = new[ids]
+        return index, np.asarray(self._label_counts), ids
+
+
+def _repeated(keys: np.ndarray) -> list[tuple[str, int]]:
+    """Keys that occur more than once, and how often."""
+    names, counts = np.unique(keys, return_counts=True)
+    return [(name.decode(), int(count)) for name, count in zip(names[counts > 1], counts[counts > 1], strict=True)]
 
 
 def _known_numbers(folder: Path, spec: Path | None) -> dict[str, Any]:
@@ -240,16 +287,12 @@ def _find_codebooks(*folders: Path | None) -> Tensor:
     raise UserError(f"no {CODEBOOKS} in {folders[0]}: copy it from another data set of the same codec")
 
 
-def _hash_file(path: Path) -> tuple[int, str]:
-    return path.stat().st_size, sha256_of(path)
-
-
 def _compare_file(path: Path, entry: Mapping[str, Any]) -> list[str]:
     if not path.is_file():
         return [f"{path} is missing"]
-    size, digest = _hash_file(path)
-    if size != entry["bytes"]:
+    if (size := path.stat().st_size) != entry["bytes"]:
         return [f"{path} has {size} bytes, {entry['bytes']} were written"]
+    digest = sha256_of(path)
     return [] if digest == entry["sha256"] else [f"{path} has SHA-256 {digest}, {entry['sha256']} was written"]
 
 
@@ -280,6 +323,7 @@ def _read_tar(path: Path, spec: SegmentSpec, labels: list[str] | None) -> Iterat
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # a kilobyte for each
                 end = member.offset_data + -(-member.size // 512) * 512
                 if member.isdir():
                     continue
