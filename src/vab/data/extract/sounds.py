@@ -28,8 +28,6 @@ LEAST_SECONDS = 0.05
 PATIENCE_SECONDS = 300
 _GRACE = 0.02
 """s. A file shorter than what is wanted by less than a frame of sound is not short."""
-_STREAMED = (0, 0xFFFFFFFF)
-"""Lengths in the header of a WAV that was written to a pipe."""
 
 Short = Literal["keep", "pad", "refuse"]
 
@@ -87,8 +85,6 @@ class Unusable:
 def decode(path: Path, listening: Listening) -> Decoded | Unusable:
     """Decode one file. Whatever is wrong with it is returned, not raised."""
     try:
-        if path.is_file() and (lack := missing_bytes(path)):
-            return Unusable(f"is cut off: {lack} bytes fewer than its header says")
         waveforms = {}
         for rate in listening.rates:
             span = read_audio(path, rate, seconds=listening.seconds, remove_mean=listening.remove_mean)
@@ -110,20 +106,6 @@ def decode(path: Path, listening: Listening) -> Decoded | Unusable:
     rate = listening.rates[0]
     level = rms_db(torch.from_numpy(waveforms[rate][: round(valid * rate)]))
     return Decoded(waveforms, valid, float(level), digest)
-
-
-def missing_bytes(path: Path) -> int:
-    """How many bytes a WAV or AIFF file lacks of what its header promises: decoders take what is there, silently."""
-    with path.open("rb") as file:
-        head = file.read(12)
-        size = file.seek(0, 2)
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-        promised = int.from_bytes(head[4:8], "little")
-    elif head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
-        promised = int.from_bytes(head[4:8], "big")
-    else:
-        return 0
-    return 0 if promised in _STREAMED else max(0, promised + 8 - size - 1)  # some writers leave out the last pad byte
 
 
 def decode_all(

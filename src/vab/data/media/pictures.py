@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 
 from vab.data.media.open import OpenMedia
 from vab.data.media.spans import take_span
-from vab.data.media.takers import PictureTaker, PictureTrack, Taker, Track
+from vab.data.media.takers import PictureTaker, PictureTrack, Taker, Track, _nothing
 
 PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 """Files that are taken for still pictures."""
@@ -145,7 +145,7 @@ class _PictureStream(PictureTaker):
         """Hand on the rest; whether the video was still running at each time."""
         track = self.track
         if track.latest is None:
-            raise track.source.unreadable("its video track holds nothing that can be decoded")
+            raise _nothing(track, "no_video")
         self.choose(*track.latest, until=np.inf)
         end = np.inf if self.complete else track.end
         running = self.times < end - 1e-6

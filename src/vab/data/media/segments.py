@@ -298,23 +298,28 @@ def scan_packets(path: str | Path) -> Scan:
         MediaError: If the file is missing or unreadable.
     """
     with OpenMedia(path) as source:
-        streams = [stream for stream in (source.video, source.audio) if stream is not None]
-        ends = {stream.index: 0 for stream in streams}
+        # A stream that is announced and has no packets is not there, unless an index lists packets that were cut off.
+        ends = {stream.index: 0 for stream in source.used if stream.frames}
         pictures: list[int] = []
         codec = None if source.video is None else source.video.codec_context
-        told = codec is not None and codec.name == "h264"
-        for packet in source.packets(streams):
-            time = packet.pts if packet.pts is not None else packet.dts
+        told = codec is not None and codec.name == "h264" and source.has_pts
+        for packet in source.packets():
+            if packet.size == 0:
+                continue  # the mark of the end
+            number, time = packet.stream.index, packet.pts if packet.pts is not None else packet.dts
+            ends[number] = max(
+                ends.get(number, 0), ends.get(number, 0) if time is None else time + (packet.duration or 0)
+            )
             if time is None:
-                told = told and packet.size == 0  # the mark of the end
+                told = False
                 continue
-            number = packet.stream.index
-            ends[number] = max(ends[number], time + (packet.duration or 0))
             if told and source.video is not None and number == source.video.index:
                 pictures.append(time)
                 told = packet.pts is not None and bool(packet.duration)
         video, audio = (
-            None if stream is None else _seconds(ends[stream.index], stream.time_base, source.zero)
+            None
+            if stream is None or stream.index not in ends
+            else _seconds(ends[stream.index], stream.time_base, source.zero)
             for stream in (source.video, source.audio)
         )
         order = np.sort(np.array(pictures, np.int64)) if told else None

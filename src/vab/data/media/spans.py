@@ -61,6 +61,8 @@ def _pass(
     with OpenMedia(path) as source:
         tracks = _ready(source, open_tracks)
         takers = make_takers(tracks, start)
+        if seek is not None and not source.has_one_clock and _restarts(path):
+            seek = None  # the same time is there more than once
         if seek is not None:
             try:
                 source.container.seek(int((source.zero + seek) * av.time_base))
@@ -68,7 +70,7 @@ def _pass(
                 raise source.unreadable(error) from error
         waiting = {track.stream.index: (track, taker) for track, taker in zip(tracks, takers, strict=True)}
         try:
-            for packet in source.packets([track.stream for track in tracks]):
+            for packet in source.packets():
                 if packet.stream.index not in waiting:
                     continue
                 track, taker = waiting[packet.stream.index]
@@ -89,6 +91,13 @@ def _pass(
             if not all(taker.complete for taker in takers):
                 raise
         return takers
+
+
+def _restarts(path: str | Path) -> bool:
+    """Whether a file's clock starts again, found by reading all packets."""
+    with OpenMedia(path) as source:
+        deque(source.packets(), maxlen=0)
+        return source.restarts
 
 
 def take_spans(
@@ -114,8 +123,10 @@ def take_spans(
         with OpenMedia(path) as source:
             tracks = {track.stream.index: track for track in _ready(source, open_tracks)}
             to_come, live = deque(starts), deque[Sequence[Taker]]()
-            for packet in source.packets([track.stream for track in tracks.values()]):
-                track = tracks[packet.stream.index]
+            for packet in source.packets():
+                track = tracks.get(packet.stream.index)
+                if track is None:
+                    continue  # only its times matter: all readings of a file have one clock
                 for frame in _decoded(packet, track):
                     time = track.time_of(frame)
                     while to_come and (time is None or to_come[0] <= time + LEAD):

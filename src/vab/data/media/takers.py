@@ -21,6 +21,8 @@ from vab.data.media.open import AudioSpan, FrameSpan, MediaError, OpenMedia
 
 _JITTER = 0.02
 """s. Timestamps this near to the end of the sound so far continue it: coarse clocks (1 ms in MKV, FLV) are not gaps."""
+_OVERLAP = 0.1
+"""s. Sound that would replace more than this of the sound before it is put behind it."""
 _CONTEXT = 0.05
 """s. Sound decoded on both sides of a span, so that the resampler's filter sees what is really there."""
 _LONGEST_GAP = 600.0
@@ -47,10 +49,13 @@ class SoundTrack:
         self.position: int | None = None  # one past the last sample decoded
         self.last_packet = -math.inf  # s, where the packets so far end
         self.takers: list[SoundTaker] = []
+        self.has_packets = False
+        self.shift = 0.0  # s, added to all times: packets without a time came before, whose length nobody knew
         self._clock = _Clock(source.zero)
 
     def see_packet(self, packet: Packet[Any]) -> None:
         """Note where the packet ends: the last one's padding is decoded too, but its duration does not count it."""
+        self.has_packets = self.has_packets or packet.size > 0
         if packet.pts is not None and packet.duration and packet.time_base is not None:
             self.last_packet = max(self.last_packet, self._clock.seconds(packet.pts + packet.duration, packet))
 
@@ -67,8 +72,11 @@ class SoundTrack:
         position = self.position or 0
         time = self.time_of(frame)
         if time is not None:
+            time += self.shift
             if self.position is None:
                 position = round(time * self.rate)
+            elif position / self.rate - time > _OVERLAP:
+                self.shift += position / self.rate - time
             elif abs(time - position / self.rate) > _JITTER:
                 if time - position / self.rate > _LONGEST_GAP:
                     raise self.source.unreadable(f"its sound has a gap of {time - position / self.rate:.0f} s")
@@ -130,7 +138,7 @@ class SoundTaker:
     @property
     def landed_late(self) -> bool:
         """Whether decoding began, after a seek, behind the first sample wanted."""
-        return self.track.landed is not None and self.track.landed > max(self.bounds[0], 0)
+        return self.track.landed is None or self.track.landed > max(self.bounds[0], 0)
 
     def wants(self, begin: int, end: int) -> bool:
         """Whether samples from ``begin`` to before ``end`` are of use."""
@@ -145,7 +153,7 @@ class SoundTaker:
         """
         track, path = self.track, self.track.source.path
         if track.position is None:
-            raise track.source.unreadable("its sound track holds nothing that can be decoded")
+            raise _nothing(track, "no_audio")
         (first, stop), end, rate = self.bounds, track.position, track.rate
         if not self.done and 0 < end / rate - track.last_packet < _LONGEST_PADDING:
             end = round(track.last_packet * rate)
@@ -196,11 +204,14 @@ class PictureTrack:
         self._size: tuple[int, int] | None = None
         self._reformatter = VideoReformatter()
         self._kept: tuple[VideoFrame, np.ndarray] | None = None
+        self.has_packets = False
         self._skips = False
         self._clock = _Clock(source.zero)
+        self._order = _Order(source.has_pts)
 
     def see_packet(self, packet: Packet[Any]) -> None:
         """Let the decoder leave out a picture that nobody wants and no other picture is built on."""
+        self.has_packets = self.has_packets or packet.size > 0
         skips = packet.pts in self.unwanted
         if skips != self._skips and self.stream.codec_context is not None:
             self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
@@ -212,6 +223,7 @@ class PictureTrack:
 
     def add(self, frame: VideoFrame) -> None:
         """Take note of a decoded frame; the one before it is now known to be shown until then."""
+        frame.pts = self._order.time(frame)
         given = self.time_of(frame)
         time = given if given is not None else 0.0 if self.latest is None else self.latest[0] + self.interval
         if self.latest is None:
@@ -269,7 +281,7 @@ class PictureTaker:
     def landed_late(self) -> bool:
         """Whether decoding began behind the first time wanted, or on what only the file calls a keyframe."""
         landed = self.track.landed_on
-        return landed is not None and (landed[0] > self.times[0] + SAME_TIME or not landed[1])
+        return landed is None or landed[0] > self.times[0] + SAME_TIME or not landed[1]
 
     def choose(self, time: float, frame: VideoFrame, until: float) -> None:
         """Let ``frame``, shown from ``time`` on, be the picture of all times up to ``until`` that have no later one."""
@@ -289,7 +301,7 @@ class PictureTaker:
         """
         track = self.track
         if track.latest is None:
-            raise track.source.unreadable("its video track holds nothing that can be decoded")
+            raise _nothing(track, "no_video")
         self.choose(*track.latest, until=math.inf)
         end = math.inf if self.complete else track.end
         valid = int((self.times < end - SAME_TIME).sum())
@@ -309,6 +321,39 @@ def frame_times(fps: float, start: float, count: int) -> np.ndarray:
 
 Track = SoundTrack | PictureTrack
 Taker = SoundTaker | PictureTaker
+
+
+def _nothing(track: SoundTrack | PictureTrack, reason: str) -> MediaError:
+    """Why nothing of a track was decoded."""
+    kind = "sound" if reason == "no_audio" else "video"
+    if not track.has_packets and not track.stream.frames:
+        return MediaError(reason, track.source.path, f"announces a {kind} track and has no packet of it")
+    return track.source.unreadable(f"its {kind} track holds nothing that can be decoded")
+
+
+class _Order:
+    """Presentation time or decoding time of a picture, whichever contradicts the decoder's order less often.
+
+    Source: ``guess_correct_pts`` of FFmpeg's libavcodec/decode.c, which makes ``best_effort_timestamp``.
+    """
+
+    def __init__(self, has_pts: bool) -> None:
+        self.has_pts = has_pts
+        self._last_pts = self._last_dts = -(1 << 63)
+        self._faulty_pts = self._faulty_dts = 0
+
+    def time(self, frame: VideoFrame) -> int | None:
+        """In the stream's units; pictures come from the decoder in the order in which they are shown."""
+        pts, dts = frame.pts, frame.dts
+        if not self.has_pts:
+            return dts
+        if dts is not None:
+            self._faulty_dts += dts <= self._last_dts
+            self._last_dts = dts
+        if pts is not None:
+            self._faulty_pts += pts <= self._last_pts
+            self._last_pts = pts
+        return pts if pts is not None and (dts is None or self._faulty_pts <= self._faulty_dts) else dts
 
 
 class _Clock:

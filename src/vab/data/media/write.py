@@ -117,9 +117,9 @@ def replace_audio(video_path: str | Path, waveform: np.ndarray, sample_rate: int
             new_sound = _encoded(audio, sound, sample_rate)
             pending = next(new_sound, None)
             try:
-                for packet in source.packets([source.video]):
-                    if packet.size == 0 or packet.time_base is None:
-                        continue  # the end marker, which only decoders need
+                for packet in source.packets():
+                    if packet.size == 0 or packet.time_base is None or packet.stream.index != source.video.index:
+                        continue  # the end marker, which only decoders need; old sound
                     shift = round(source.zero / packet.time_base)
                     packet.pts = None if packet.pts is None else packet.pts - shift
                     packet.dts = None if packet.dts is None else packet.dts - shift
