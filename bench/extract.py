@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Decode, extract with one rank and with several, print the table."""
+    """Decode, extract with one device and with several, print the table."""
     if min(options.copies, options.processes) < 1:
         raise UserError("copies and processes must be 1 or more")
     files = [source.path.resolve() for source in find_sources(options.media)]
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
             flags = ["--devices", str(ranks), "--num_workers", str(workers), *options.flags]
             start = _extract(single, Path(scratch) / "out", flags)[0]
             seconds, memory = _extract(folder, Path(scratch) / "out", flags)
-            words = f"vab extract, {ranks} rank{'s' * (ranks > 1)} with {workers} decoder{'s' * (workers > 1)} each"
+            words = f"vab extract, {ranks} device{'s' * (ranks > 1)} with {workers} decoder{'s' * (workers > 1)} each"
             rows.append((words, seconds - start, start, memory))
     table = Table("what", "s", "files/s", "of PyAV alone", "to start, s", "memory of a process, MiB")
     figures = {"machine": machine(torch.device("cpu")), "files": count, "rows": []}
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench.extract", description=__doc__.partition("\n")[0])
     parser.add_argument("--media", required=True, help="folder of videos")
     parser.add_argument("--copies", type=int, default=4, help="times that each file is taken")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="decoders, and ranks")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="decoders, and devices")
     parser.add_argument("--scratch", help="folder for temporary files")
     parser.add_argument("flags", nargs="*", help="for vab extract, after --")
     return parser

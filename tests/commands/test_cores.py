@@ -1,40 +1,17 @@
-"""Cores are shared out by who may use them."""
+"""How many cores a process may use."""
 
 import os
-import socket
 import subprocess
 import sys
 
-import pytest
-
-from vab.commands.cores import cores_per_process, usable_cores
-
-HERE = socket.gethostname()
-OWN = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-
-
-@pytest.mark.parametrize(
-    ("others", "share"),
-    [
-        ([], len(OWN)),  # a process by itself
-        ([(HERE, [1000]), (HERE, [1001])], len(OWN)),  # tasks of SLURM, each with cores of its own
-        ([("elsewhere", OWN)], len(OWN)),  # another machine
-        ([(HERE, OWN)], max(1, len(OWN) // 2)),  # torchrun's, which all use the same ones
-        ([(HERE, OWN)] * 99, 1),
-    ],
-)
-@pytest.mark.skipif(not OWN, reason="the system does not tell")
-def test_cores_of_a_process(others, share):
-    assert cores_per_process(lambda mine: [mine, *others]) == share
-
+from vab.commands.cores import usable_cores
 
 WITHOUT = """
 import os
 del os.sched_getaffinity
-from vab.commands.cores import cores_per_process, usable_cores
+from vab.commands.cores import usable_cores
 from vab.commands.evaluate import _workers
-assert usable_cores() == os.cpu_count() == cores_per_process(lambda mine: [mine])
-assert cores_per_process(lambda mine: [mine] * 10_000) == 1
+assert usable_cores() == os.cpu_count()
 assert _workers(None, 10_000) in (0, os.cpu_count() // 2)
 from vab.commands.extract import extract
 extract(*__import__("sys").argv[1:], segment_seconds=0.64, video_fps=12.5, min_seconds=0.2, device="cpu")

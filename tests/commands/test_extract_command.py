@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from vab.data.media.write import write_wav
 from vab.data.reading.dataset import ShardDataset
 from vab.data.shards.verify import verify
 
-FLAGS = ["--segment_seconds=0.64", "--video_fps=12.5", "--min_seconds=0.2", "--device=cpu", "--records_per_shard=4"]
+FLAGS = ["--segment_seconds=0.64", "--video_fps=12.5", "--min_seconds=0.2", "--device=cpu", "--inputs_per_part=4"]
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +39,8 @@ def folder(tmp_path_factory):
 
 
 def contents(out):
-    names = ("index.npy", "label_ids.npy", "codebooks.safetensors", "manifest.json", "report.json")
-    there = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix == ".tar" or path.name in names}
+    there = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     there["report.json"] = there["report.json"].replace(str(out).encode(), b"OUT")
-    assert not (out / "extraction.partial").exists()
     return there
 
 
@@ -52,7 +49,7 @@ def whole(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
     run = start(folder, out, "--num_workers=0")
     printed, complaint = run.communicate(timeout=200)
-    assert (run.returncode, complaint) == (3, "")
+    assert (run.returncode, complaint) == (0, "")
     return out, printed
 
 
@@ -60,15 +57,18 @@ def start(folder, out, *arguments):
     return command_line.start("extract", "--media", folder, "--out", out, *FLAGS, *arguments)
 
 
-def test_the_exit_status_says_whether_anything_was_left_out(folder, whole, tmp_path, capsys):
+def test_the_exit_status_says_whether_anything_was_left_out_if_asked(folder, whole, tmp_path, capsys):
     out, printed = whole
     assert "2 of 16 inputs left out:\n  1 no_video: 0/sound.wav\n  1 unreadable: 0/text.mp4\n" in printed
     assert verify(out) == []
     settings = {"segment_seconds": 0.64, "video_fps": 12.5, "min_seconds": 0.2, "num_workers": 0}
     report = extract(str(folder / "1"), str(tmp_path / "good"), **settings)
     assert (report.exit_status, report.kept, report.left_out) == (0, 5, [])
+    some = ["extract", "--media", str(folder / "0"), "--out", str(tmp_path / "some"), "--num_workers=0", *FLAGS]
+    main(some)
+    assert "2 of 6 inputs left out" in capsys.readouterr().out
     with pytest.raises(SystemExit) as left:
-        main(["extract", "--media", str(folder / "0"), "--out", str(tmp_path / "some"), "--num_workers=0", *FLAGS])
+        main([*some, "--strict=true"])
     assert left.value.code == 3
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/x.mp4").write_text("no video")
@@ -101,15 +101,22 @@ def test_a_file_of_the_same_size_is_no_duplicate(tmp_path):
     assert (report.kept, report.duplicates) == (2, {})
 
 
-@pytest.mark.ddp
 @pytest.mark.timeout(300)
-def test_two_ranks_make_what_one_makes(folder, whole, tmp_path):
+def test_two_devices_make_what_one_makes(folder, whole, tmp_path):
     run = start(folder, tmp_path / "two", "--devices=2", "--num_workers=1")
     printed, complaint = run.communicate(timeout=250)
-    assert (run.returncode, complaint) == (3, "")
-    printed = re.sub(r"^\[Gloo\].*\n", "", printed, flags=re.MULTILINE)  # torch 2.8 says when ranks are connected
+    assert (run.returncode, complaint) == (0, "")
     assert printed.replace(str(tmp_path / "two"), "") == whole[1].replace(str(whole[0]), "")
     assert contents(tmp_path / "two") == contents(whole[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_mistake_of_two_devices_is_said_once(folder, tmp_path):
+    run = start(folder, tmp_path / "out", "--devices=2", "--codec=gramophone")
+    printed, complaint = run.communicate(timeout=200)
+    assert (run.returncode, printed, complaint.count("\n")) == (2, "", 1)
+    assert not (tmp_path / "out").exists()
 
 
 def state(folder):
@@ -121,16 +128,14 @@ def state(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.ddp
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(folder, whole, tmp_path, ranks):
-    """The process group is killed, as a node that fails would be, and the next run may have another number of ranks."""
-    moments = random.Random(ranks)
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(folder, whole, tmp_path):
+    """The process group is killed, as a node that fails would be."""
+    moments = random.Random(1)
     out, killed = tmp_path / "out", 0
     for attempt in range(9):
         before = state(out)
-        run = start(folder, out, f"--devices={1 + attempt % ranks}", "--num_workers=1", "--batch_size=1")
+        run = start(folder, out, "--num_workers=1", "--batch_size=1")
         # From before the first file, through decoding, to the writing of the last shard.
         if attempt % 3:
             while run.poll() is None and state(out) == before:
@@ -142,45 +147,34 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(folder, whole, t
             os.killpg(run.pid, signal.SIGKILL)
             killed += 1
         run.communicate(timeout=60)
-        if run.returncode == 3:
+        if run.returncode == 0:
             shutil.rmtree(out)
     assert killed >= 4
-    run = start(folder, out, f"--devices={ranks}", "--num_workers=1")
+    run = start(folder, out, "--num_workers=1")
     _, complaint = run.communicate(timeout=250)
-    assert (run.returncode, complaint) == (3, "")
+    assert (run.returncode, complaint) == (0, "")
     assert contents(out) == contents(whole[0])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_ctrl_c_is_one_line_and_the_next_run_goes_on(folder, tmp_path, ranks):
+def test_ctrl_c_is_one_line_and_the_next_run_goes_on(folder, tmp_path):
     listed, out = tmp_path / "list.csv", tmp_path / "out"
     listed.write_text("file,id\n" + "".join(f"{number}.mp4,{number}\n" for number in range(400)))
     for number in range(400):
         (tmp_path / f"{number}.mp4").symlink_to(folder / "1/04.mp4")
-    run = start(listed, out, f"--devices={ranks}", "--num_workers=1")
+    run = start(listed, out, "--num_workers=1")
     while len(list(out.glob("*.tar"))) < 2:
         assert run.poll() is None
         time.sleep(0.05)
     os.killpg(run.pid, signal.SIGINT)
     printed, complaint = run.communicate(timeout=60)
     assert (run.returncode, printed, complaint) == (130, "", "stopped\n")
-    run = start(listed, out, f"--devices={ranks}", "--num_workers=1")
+    run = start(listed, out, "--num_workers=1")
     _, complaint = run.communicate(timeout=200)
     assert (run.returncode, complaint) == (0, "")
     data = ShardDataset(out)
     assert sorted({int(data.record(number)["id"]) for number in range(len(data))}) == list(range(400))
-
-
-@pytest.mark.slow
-@pytest.mark.ddp
-@pytest.mark.timeout(300)
-def test_what_is_wrong_is_said_by_one_rank_alone(folder, tmp_path):
-    run = start(folder, tmp_path / "out", "--devices=2", "--batch_size=0")
-    printed, complaint = run.communicate(timeout=200)
-    assert (run.returncode, printed, complaint) == (2, "", "error: batch_size must be 1 or more, got 0\n")
-    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_that_is_listed_is_there(tmp_path, capsys):
@@ -201,9 +195,9 @@ def test_a_million_rows_are_planned_gone_on_with_and_reported_in_seconds(folder,
     for place in range(10):
         rows[place * 100_000 + 17] = f"{folder}/1/04.mp4,{place},0.{place}\n"
     (tmp_path / "list.csv").write_text("file,labels,start\n" + "".join(rows))
-    command = [sys.executable, "-c", MEASURED, "--media", tmp_path / "list.csv", "--out", tmp_path / "out", *FLAGS]
+    command = [sys.executable, "-c", MEASURED, "--media", tmp_path / "list.csv", "--out", tmp_path / "out", *FLAGS[:-1]]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 3, done.stderr
+    assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["peak_mib"] < 1024
     report = json.loads((tmp_path / "out" / "report.json").read_text())

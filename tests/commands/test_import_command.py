@@ -71,7 +71,7 @@ def test_the_exit_status_says_whether_anything_was_left_out(published, tmp_path,
             (folder / kind / f"{name}.npy").symlink_to(published / "val" / kind / f"{name}.npy")
     assert start(*flags(folder, tmp_path / "all")) == 0
     (folder / "eva" / "tone2.npy").unlink()
-    assert start(*flags(folder, tmp_path / "some")) == 3
+    assert start(*flags(folder, tmp_path / "some"), "--strict=true") == 3
     printed = capsys.readouterr()
     assert "1 of 2 inputs left out:\n  1 no_features: tone2\n" in printed.out
     assert printed.err == ""

@@ -155,10 +155,23 @@ class Extract:
             self.run(batch_size=16)
         assert sizes == [2, 1, 3]
 
-    def records_per_shard(self):
+    def inputs_per_part(self):
         out = self.folder / "one_each"
-        self.run(out=str(out), records_per_shard=1)
+        self.run(out=str(out), inputs_per_part=1)
         assert len(list(out.glob("*.tar"))) == 2  # those of a file stay together
+
+    devices = "tests/commands/test_extract_command.py::test_two_devices_make_what_one_makes"
+
+    def retry(self):
+        media = Path(self.with_file("retried.mp4", lambda path: path.write_text("no video")))
+        out = str(self.folder / "retried")
+        self.run(media=str(media), out=out)
+        shutil.copy(media / "b.mp4", media / "retried.mp4")
+        assert [len(self.run(media=str(media), out=out, retry=retry)[1]) for retry in (False, True)] == [1, 2]
+
+    def strict(self):
+        media = self.with_file("strict.mp4", lambda path: path.write_text("no video"))
+        assert [self.run(media=media, strict=strict)[0].exit_status for strict in (False, True)] == [0, 3]
 
     def file_timeout(self):
         with arguments_of(DecodingPool) as (arguments, _):
@@ -168,12 +181,6 @@ class Extract:
     def device(self):
         with pytest.raises(UserError, match="cuda:99"):
             self.run(device="cuda:99")
-
-    devices = "tests/commands/test_extract_command.py::test_two_ranks_make_what_one_makes"
-
-    def num_nodes(self):
-        with pytest.raises(UserError, match="--num_nodes 2: nothing here says where the other machines are"):
-            self.run(num_nodes=2)
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +349,11 @@ class Import:
         out = self.folder / "one_each"
         self.run(out=str(out), records_per_shard=1)
         assert len(list(out.glob("*.tar"))) == 2  # those of a recording stay together
+
+    def strict(self):
+        places = self.write("a", place="strict")
+        np.save(self.folder / "strict" / "codes" / "alone.npy", np.zeros((4, 64), int))
+        assert [self.run(**places, strict=strict)[0].exit_status for strict in (False, True)] == [0, 3]
 
 
 @pytest.fixture(scope="module")

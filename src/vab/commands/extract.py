@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
-from vab.commands.cores import cores_per_process
+from vab.commands.cores import usable_cores
 from vab.commands.progress import files_progress
-from vab.data.extract.collector import Settings
-from vab.data.extract.cutting import Cutting
-from vab.data.extract.encode import Encoders
+from vab.data.extract.engines import DevicesEngine, Engine, LocalEngine, Recipe
+from vab.data.extract.parts import Settings
 from vab.data.extract.report import ExtractionReport
-from vab.data.extract.run import check_numbers, extract_sources
+from vab.data.extract.run import check_numbers, extract_parts
 from vab.data.inputs.listing import find_sources
 from vab.data.reading.labels import read_vocabulary
+from vab.data.shards.folder import OutFolder
 from vab.frozen import device_named
-from vab.frozen.codec import load_codec
-from vab.frozen.vision import load_vision
-from vab.ranks import start_ranks
 from vab.spec import UserError
 
 
@@ -44,19 +42,20 @@ def extract(
     vision_weights: str | None = None,
     num_workers: int | None = None,
     batch_size: int = 16,
-    records_per_shard: int = 4096,
+    inputs_per_part: int = 256,
     file_timeout: float = 300.0,
     device: str = "auto",
     devices: int = 1,
-    num_nodes: int = 1,
+    retry: bool = True,
+    strict: bool = False,
 ) -> ExtractionReport | None:
     """Turn media files into shards of codec tokens and frame features.
 
-    Every input ends in the shards or, with its reason, in DIR/report.json, which also counts files of a folder that are
-    no inputs, as their suffix is not one of media. Interrupted, the same command goes on; the shards are the same,
-    whatever the devices. It tries again what is left out as missing, unreadable or error, in a finished folder too:
-    what can be read then comes into further shards, and the others do not change. The exit status is 0 if every input
-    is in the shards whole, 3 if something is left out, 2 if nothing could be made.
+    Every input is either in the shards or listed in OUT/report.json with the reason. The report also counts files of a
+    folder that are not media, by their suffix. If interrupted, type the same command again: it resumes, and the shards
+    are the same, whatever the devices. It also tries again what was left out as missing, unreadable or error, in a
+    finished folder too. The exit status is 0, with a summary of what is left out; 2 if nothing could be made or most
+    inputs cannot be reached any more.
 
     Args:
         media: Folder of media files, or a CSV with a column file (relative to the CSV) and, if wanted, labels (joined
@@ -87,13 +86,15 @@ def extract(
             hub's cache.
         vision_weights: Likewise of the vision encoder's.
         num_workers: Processes that decode for each device; the cores are shared out if not given, less one of each for
-            the encoders; 0 to decode in the main process.
+            the encoders; 0 to decode in the process that encodes.
         batch_size: Segments that are encoded at once; has no effect on the result.
-        records_per_shard: Records per tar, or more: those of an input stay together.
+        inputs_per_part: Inputs per part. A part is written as one tar when it is whole; a kill costs the parts in the
+            making.
         file_timeout: s without a segment after which a file is given up as unreadable.
         device: Where the frozen networks run: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
-        devices: Processes on each machine, each with a device of its own.
-        num_nodes: Machines; start the command on each, with torchrun or SLURM.
+        devices: Devices of this machine, each with a process of its own.
+        retry: Try again what an earlier run has left out as missing, unreadable or error, in a finished folder too.
+        strict: End with exit status 3 if anything is left out.
 
     Raises:
         UserError: If there is no input, a number is out of range, the folder was begun with other settings, the disk
@@ -104,44 +105,57 @@ def extract(
     if names is not None:
         known = names
         sources.relabel(lambda label: known.names[known.number(label)])
-    ranks = start_ranks(device, devices, num_nodes)
-    with ranks.ending_together():
-        cores = cores_per_process(ranks.gather)
-        # A core of each rank is the encoders': on two cores two decoders came to 0.64 of pure decoding, one to 0.86.
-        workers = max(1, cores - 1) if num_workers is None else num_workers
-        where = device_named(ranks.device)
-        error = None
-        try:
-            loaded = load_codec(codec, where, codec_weights), load_vision(vision, where, vision_weights)
-            encoders = Encoders(*loaded, where)
-            cutting = Cutting(
-                segment_seconds=segment_seconds,
-                sample_rate=encoders.codec.sample_rate,
-                video_fps=video_fps,
-                segments=segments,
-                hop_seconds=segment_seconds if hop_seconds is None else hop_seconds,
-                min_seconds=min_seconds,
-                silence_db=silence_db,
-                still_pictures=still_pictures,
-                without_video=without_video,
-                preprocess=encoders.vision.preprocessor(),
-            )
-            check_numbers(cutting, workers, batch_size, file_timeout)
-        except UserError as problem:
-            error = problem
-        ranks.agree(error)
-        settings = Settings(workers, batch_size, file_timeout, records_per_shard, duplicates == "leave_out")
-        threads = torch.get_num_threads()
-        # Threads beyond the cores that the decoders leave would wait for each other: three times slower on two cores.
-        torch.set_num_threads(max(1, min(threads, cores - workers)))
-        try:
-            with files_progress("extracting", len(sources), show=ranks.rank == 0) as watch:
-                vocabulary_names = None if names is None else names.names
-                report = extract_sources(
-                    sources, Path(out), encoders, cutting, settings, vocabulary_names, ranks, watch
-                )
-        finally:
-            torch.set_num_threads(threads)
+    if devices < 1:
+        raise UserError(f"--devices must be 1 or more, got {devices}")
+    cores = max(1, usable_cores() // devices)
+    # One core is the encoders': on two cores two decoders came to 0.64 of pure decoding, one to 0.86.
+    workers = max(1, cores - 1) if num_workers is None else num_workers
+    settings = Settings(workers, batch_size, file_timeout, inputs_per_part, duplicates == "leave_out", retry)
+    rules = {
+        "segment_seconds": segment_seconds,
+        "video_fps": video_fps,
+        "segments": segments,
+        "hop_seconds": segment_seconds if hop_seconds is None else hop_seconds,
+        "min_seconds": min_seconds,
+        "silence_db": silence_db,
+        "still_pictures": still_pictures,
+        "without_video": without_video,
+    }
+    check_numbers(rules, settings)
+    threads = torch.get_num_threads()
+    # Threads beyond the cores that the decoders leave would wait for each other: three times slower on two cores.
+    encoding = max(1, min(threads, cores - workers))
+    recipe = Recipe(codec, vision, codec_weights, vision_weights, rules, encoding)
+    torch.set_num_threads(encoding)
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        engine: Engine
+        if devices == 1:
+            engine = LocalEngine(*recipe.load(device))
+        else:
+            engine = DevicesEngine(recipe, _devices(device, devices))
+            stack.callback(engine.close)
+        watch = stack.enter_context(files_progress("extracting", len(sources)))
+        vocabulary_names = None if names is None else names.names
+        report = extract_parts(sources, OutFolder(out), engine, settings, vocabulary_names, watch)
     if report is not None:
+        report = replace(report, strict=strict)
         print(report)
     return report
+
+
+def _devices(device: str, count: int) -> list[str]:
+    """Names of this many devices of a kind.
+
+    Raises:
+        UserError: If there are not as many.
+    """
+    where = device_named(device)
+    if where.index is not None:
+        raise UserError(f"--device {device} is a single device, but --devices is {count}: give --device {where.type}")
+    if where.type == "cpu":
+        return ["cpu"] * count
+    there = torch.accelerator.device_count()
+    if there < count:
+        raise UserError(f"--devices {count}: this machine has {there} of {where.type}")
+    return [f"{where.type}:{number}" for number in range(count)]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vab.data.extract.collector import Watch
+from vab.data.extract.parts import Watch
 from vab.files import ProgressBar
 
 

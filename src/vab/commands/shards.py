@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -82,12 +83,13 @@ def import_shards(
     vision_weights: str | None = None,
     vision_hash: str | None = None,
     records_per_shard: int = 4096,
+    strict: bool = False,
 ) -> ExtractionReport:
     """Turn codec tokens and frame features that others have extracted into shards.
 
     For each recording there is one array of codes and one of features, in files of one name, or in datasets of one
-    name. Every recording ends in the shards or, with its reason, in OUT/report.json. The exit status is 0 if every one
-    is in the shards, 3 if some are left out, 2 if nothing could be made. Interrupted, the same command goes on.
+    name. Every recording is either in the shards or listed in OUT/report.json with the reason. The exit status is 0,
+    with a summary of what is left out; 2 if nothing could be made. If interrupted, type the same command again.
 
     Args:
         codes: Folder with NAME.npy, .npz, .h5 or .hdf5, subfolders included; or one .h5 file with a dataset for each
@@ -124,6 +126,7 @@ def import_shards(
         vision_weights: File or folder of the vision encoder's weights, from which their hash is taken.
         vision_hash: SHA-256 of the vision encoder's weights file, where it is known but not here.
         records_per_shard: Records per tar, or more: those of a recording stay together.
+        strict: End with exit status 3 if anything is left out.
 
     Raises:
         UserError: If there is nothing to import, something that was said contradicts something else, the folder was
@@ -162,6 +165,7 @@ def import_shards(
         with files_progress("importing", len(sources)) as watch:
             vocabulary_names = None if names is None else names.names
             report = import_arrays(sources, reader, Path(out), seen_by, vocabulary_names, records_per_shard, watch)
+    report = replace(report, strict=strict)
     print(report)
     _tell_unstated("codec", heard_by)
     _tell_unstated("vision", seen_by)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from vab.commands.extract import extract
-from vab.data.extract.collector import Settings
 from vab.data.extract.cutting import Cutting, LeftOut, Segment
 from vab.data.extract.decoders import DecodingPool, Ended, Job
 from vab.data.extract.encode import Encoders
+from vab.data.extract.parts import Settings
 from vab.data.extract.report import ExtractionReport
 from vab.data.extract.run import extract_sources
 from vab.data.inputs.listing import files_below, find_sources
@@ -60,14 +60,16 @@ REASONS = {"no_audio": 1, "silent": 1, "too_short": 1, "no_video": 1, "unreadabl
 
 
 def bytes_of(out):
-    return {path.name: path.read_bytes() for path in Path(out).iterdir() if path.suffix in (".tar", ".npy")}
+    there = {str(path.relative_to(out)): path.read_bytes() for path in Path(out).rglob("*") if path.is_file()}
+    there["report.json"] = there["report.json"].replace(str(out).encode(), b"OUT")
+    return there
 
 
 @pytest.fixture(scope="module")
 def done(folder, tmp_path_factory):
     """The folder, extracted in one go."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    return out, extract(str(folder), str(out), labels_from="folder", records_per_shard=4, **SHORT)
+    return out, extract(str(folder), str(out), labels_from="folder", inputs_per_part=4, **SHORT)
 
 
 def test_every_input_ends_in_the_shards_or_in_the_report(done, capsys):
@@ -118,7 +120,7 @@ def test_a_short_last_segment_is_padded_and_its_valid_lengths_recorded(done):
 def test_a_finished_folder_is_left_as_it_is(done, folder):
     out, first = done
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    again = extract(str(folder), str(out), labels_from="folder", records_per_shard=4, **SHORT)
+    again = extract(str(folder), str(out), labels_from="folder", inputs_per_part=4, **SHORT)
     assert again.already_finished
     assert (again.records, again.left_out) == (first.records, first.left_out)
     assert "1 inputs that could not be read before were tried again, in vain" in str(again)
@@ -129,7 +131,7 @@ def test_a_finished_folder_is_left_as_it_is(done, folder):
 
 def test_workers_and_batches_leave_no_trace(done, folder, tmp_path):
     settings = SHORT | {"num_workers": 2, "batch_size": 3}
-    extract(str(folder), str(tmp_path / "out"), labels_from="folder", records_per_shard=4, **settings)
+    extract(str(folder), str(tmp_path / "out"), labels_from="folder", inputs_per_part=4, **settings)
     assert bytes_of(tmp_path / "out") == bytes_of(done[0])
 
 
@@ -326,30 +328,8 @@ def test_a_run_cut_off_anywhere_goes_on_to_the_same_bytes(done, folder, tmp_path
     report = run(counting)
     assert bytes_of(tmp_path / "out") == bytes_of(done[0])
     assert (report.records, report.reasons) == (16, REASONS)
-    # Of what was decoded, only the segments in flight are decoded again: a batch of 2, and those of an open file of 3.
-    assert decoded <= 4 * (16 - after + 2 + 3)
-    assert not (tmp_path / "out" / "extraction.partial").exists()
-
-
-def test_a_torn_last_entry_is_done_again(done, folder, tmp_path):
-    sources, out = find_sources(folder, "folder"), tmp_path / "out"
-    vision = load_vision("tiny")
-    encoders = Encoders(load_codec("tiny"), vision, torch.device("cpu"))
-    calls = []
-
-    def stopping(frames):
-        calls.append(1)
-        if len(calls) > 4 * 3:
-            raise Stop
-        return vision.preprocess(frames)
-
-    cutting = Cutting(1.0, RATE, 4.0, "all", 1.0, 0.5, -60.0, "keep", stopping)
-    with pytest.raises(Stop):
-        extract_sources(sources, out, encoders, cutting, Settings(0, 1, 60.0, 4))
-    (log,) = (out / "extraction.partial").glob("*.log")
-    log.write_bytes(log.read_bytes()[:-5])
-    extract(str(folder), str(out), labels_from="folder", records_per_shard=4, **SHORT)
-    assert bytes_of(out) == bytes_of(done[0])
+    # Of what was decoded, only the part in the making is decoded again: four files of up to three segments.
+    assert decoded <= 4 * (16 - after + 4 * 3)
 
 
 def test_other_settings_than_those_of_the_interrupted_run_are_refused(folder, tmp_path):
@@ -372,7 +352,7 @@ import sys
 from vab.commands.extract import extract
 if __name__ == "__main__":
     extract(sys.argv[1], sys.argv[2], segment_seconds=1.0, video_fps=4.0, min_seconds=0.5, num_workers=2,
-            labels_from="folder", records_per_shard=4, device="cpu", batch_size=2)
+            labels_from="folder", inputs_per_part=4, device="cpu", batch_size=2)
 """
 
 
@@ -385,14 +365,11 @@ def test_a_killed_process_goes_on_to_the_same_bytes(done, folder, tmp_path, how)
     command = [sys.executable, str(script), str(folder), str(out)]
     stopped = 0
 
-    def logged():
-        return sum(path.stat().st_size for path in (out / "extraction.partial").glob("*.log"))
-
     for _ in range(3):  # each time as soon as it has come a little further
-        size, shards = logged(), len(list(out.glob("*.tar")))
+        parts = len(list(out.glob("parts/0*.json")))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None:
-            if logged() > size + 3000 or len(list(out.glob("*.tar"))) > shards:
+            if len(list(out.glob("parts/0*.json"))) > parts:
                 break
             time.sleep(0.005)
         if process.poll() is None:

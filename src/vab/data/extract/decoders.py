@@ -64,7 +64,8 @@ def work_on(job: Job, cutting: Cutting) -> Iterator[Item]:
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         words = " ".join(str(error).split()) or "no words"
-        yield LeftOut(None, "error", f"{type(error).__name__}: {words} ({Path(at.filename).name}, line {at.lineno})")
+        detail = f"{type(error).__name__}: {words} ({Path(at.filename).name}, line {at.lineno})"
+        yield LeftOut(None, "error", f"{detail}\n{traceback.format_exc()}")  # the first line is for people
     yield Ended(digest_of(job.path) if job.wants_digest else None)
 
 

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vab.data.inputs.listing import Ignored, Sources
-from vab.data.shards.format import INDEX, Left, head_differences, json_lines, make_key, read_json_lines, read_manifest
+from vab.data.shards.folder import OutFolder
+from vab.data.shards.format import (
+    INDEX,
+    MANIFEST,
+    Left,
+    head_differences,
+    json_lines,
+    make_key,
+    parse_manifest,
+    read_json_lines,
+)
 from vab.files import write_atomically
 from vab.spec import UserError
 
 REPORT = "report.json"
 LEFT_OUT_STATUS = 3
-"""Exit status of an extraction that is finished but for inputs that are left out."""
+"""Exit status of an extraction with ``--strict`` that has left something out."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,8 @@ class ExtractionReport:
     """Inputs whose files are of another time than when they were put into the shards, but of the same size."""
     tried_again: int = 0
     """Inputs that a finished folder lacked, as they could not be read then, and that were tried again."""
+    strict: bool = False
+    """Whether it is a failure if anything is left out."""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -56,11 +67,8 @@ class ExtractionReport:
 
     @property
     def exit_status(self) -> int:
-        """0 if every input is in the shards whole, else ``LEFT_OUT_STATUS``; under torchrun always 0.
-
-        torchrun takes any other status for a failure, ends the other processes and prints a traceback.
-        """
-        return LEFT_OUT_STATUS if self.left_out and "TORCHELASTIC_RUN_ID" not in os.environ else 0
+        """0; with ``strict`` ``LEFT_OUT_STATUS`` if anything is left out."""
+        return LEFT_OUT_STATUS if self.left_out and self.strict else 0
 
     def __str__(self) -> str:
         lost = self.inputs - self.kept
@@ -80,7 +88,7 @@ class ExtractionReport:
         if self.duplicates:
             lines.append(f"{len(self.duplicates)} inputs are kept that have the very bytes of another one")
         if self.left_out or self.duplicates:
-            lines.append(f"each with its reason in {Path(self.folder) / REPORT}")
+            lines.append(f"each with its reason in {self.folder}/{REPORT}")
         if self.ignored:
             files = sum(kind.files for kind in self.ignored)
             lines.append(f"{files} files ignored, by suffix no media: {', '.join(map(_words, self.ignored))}")
@@ -108,7 +116,7 @@ _NAMED = 3
 """Inputs that the printed report names of each reason; the file names all."""
 
 
-def report_of(out: Path, manifest: dict[str, Any]) -> ExtractionReport:
+def report_of(out: OutFolder, manifest: dict[str, Any]) -> ExtractionReport:
     """The report of a finished data set.
 
     Args:
@@ -118,54 +126,66 @@ def report_of(out: Path, manifest: dict[str, Any]) -> ExtractionReport:
     left_out = [entry if isinstance(entry, Left) else Left.of(entry) for entry in manifest["left_out"]]
     counts = manifest["counts"]
     whole = sum(entry.start_seconds is None for entry in left_out)
-    steps = np.load(out / INDEX, mmap_mode="r", allow_pickle=False)["steps"].sum(dtype=np.int64)
+    steps = np.load(out.path(INDEX), mmap_mode="r", allow_pickle=False)["steps"].sum(dtype=np.int64)
     hours = round(float(steps) / manifest["spec"]["code_rate"] / 3600, 3)
     kept = counts["sources"] - whole
     return ExtractionReport(
-        str(out), counts["sources"], kept, counts["records"], left_out, False, hours, manifest.get("duplicates", {})
+        out.place, counts["sources"], kept, counts["records"], left_out, False, hours, manifest.get("duplicates", {})
     )
 
 
-def write_report(report: ExtractionReport) -> None:
-    """Write ``report.json`` into the report's folder."""
+def write_report(report: ExtractionReport, tracebacks: Mapping[str, str] | None = None) -> None:
+    """Write ``report.json`` into the report's folder.
+
+    Args:
+        report: What became of the inputs.
+        tracebacks: Of exceptions that nobody foresaw, by input.
+    """
     names = ("folder", "inputs", "kept", "records", "hours", "duplicates", "left_out")
-    values = {"reasons": report.reasons, "ignored": [kind._asdict() for kind in report.ignored]}
+    values: dict[str, Any] = {"reasons": report.reasons, "ignored": [kind._asdict() for kind in report.ignored]}
     values |= {name: getattr(report, name) for name in names}
-    write_atomically(Path(report.folder) / REPORT, json_lines(values, "ignored", "left_out"))
+    traces = tracebacks or {}
+    values["left_out"] = [entry._replace(traceback=traces.get(entry.source, "")) for entry in report.left_out]
+    out = OutFolder(report.folder)
+    with out.work() as work:
+        write_atomically(work / REPORT, json_lines(values, "ignored", "left_out"))
+        out.publish(work, [REPORT])
 
 
-def refuse_foreign_report(out: Path) -> None:
+def refuse_foreign_report(out: OutFolder) -> None:
     """Refuse a folder whose ``report.json`` none of these wrote: it would be replaced.
 
     Raises:
         UserError: If there is such a file.
     """
-    path = out / REPORT
-    if not path.exists():
+    if not out.has(REPORT):
         return
     try:
-        values = read_json_lines(path, left_out=None)
+        values = read_json_lines(out.path(REPORT), left_out=None)
     except (OSError, ValueError):
         values = {}
     if not {"reasons", "folder", "inputs", "kept", "records"} <= {*values}:
         raise UserError(
-            f"{path} is the report of no extraction, and would be replaced: give another folder, or take it elsewhere"
+            f"{out}/{REPORT} is the report of no extraction, and would be replaced: give another folder, or take it"
+            " elsewhere"
         )
 
 
-def nothing_made(out: Path, sources: Sources, left_out: list[Left]) -> UserError:
+def nothing_made(
+    out: OutFolder, sources: Sources, left_out: list[Left], tracebacks: Mapping[str, str] | None = None
+) -> UserError:
     """What to raise where not one record was made; the report is written and says why."""
-    report = ExtractionReport(str(out), len(sources), 0, 0, left_out, ignored=sources.ignored)
-    write_report(report)
+    report = ExtractionReport(out.place, len(sources), 0, 0, left_out, ignored=sources.ignored)
+    write_report(report, tracebacks)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
     first = f"; {left_out[0].source}: {left_out[0].detail}" if left_out else ""
     remedy = "; to take files of sound alone: --without_video keep" if "no_video" in report.reasons else ""
     return UserError(
-        f"not one of {len(sources)} inputs gave a record ({reasons}): see {out / REPORT} for each{first}{remedy}"
+        f"not one of {len(sources)} inputs gave a record ({reasons}): see {out}/{REPORT} for each{first}{remedy}"
     )
 
 
-def finished_before(out: Path, head: dict[str, Any], sources: Sources, *inputs: str) -> ExtractionReport:
+def finished_before(out: OutFolder, head: dict[str, Any], sources: Sources, *inputs: str) -> ExtractionReport:
     """The report of a folder that is complete, unless it is not what was asked for now.
 
     Args:
@@ -177,7 +197,7 @@ def finished_before(out: Path, head: dict[str, Any], sources: Sources, *inputs: 
     Raises:
         UserError: With what is different.
     """
-    manifest, _ = read_manifest(out)
+    manifest = parse_manifest(out.path(MANIFEST).read_bytes(), out.place)
     asked = json.loads(json.dumps(head))
     then = asked["extraction"]["inputs"] = manifest["extraction"].get("inputs")
     differences = (
@@ -191,14 +211,14 @@ def finished_before(out: Path, head: dict[str, Any], sources: Sources, *inputs: 
             " one"
         )
     report = replace(report_of(out, manifest), ignored=sources.ignored)
-    if not (out / REPORT).exists():
+    if not out.has(REPORT):
         write_report(report)
     return replace(report, already_finished=True)
 
 
-def _other_inputs(out: Path, manifest: dict[str, Any], sources: Sources) -> str:
+def _other_inputs(out: OutFolder, manifest: dict[str, Any], sources: Sources) -> str:
     """In what the inputs differ from those of a finished data set, as far as its keys tell, in words."""
-    keys = np.load(out / INDEX, mmap_mode="r", allow_pickle=False)["key"]
+    keys = np.load(out.path(INDEX), mmap_mode="r", allow_pickle=False)["key"]
     known = {key.rpartition(b"_")[0].decode() for key in keys.tolist()}  # without the start
     left_out = {entry["source"] for entry in manifest["left_out"]}
     new = (

@@ -1,313 +1,385 @@
-"""Media files to shards: decode in worker processes, encode with the frozen networks, write records in order.
-
-Ranks take files from one list, each whenever it has a worker free. What a rank finishes goes to its log
-(``vab.data.extract.results``); rank 0 puts it into shards in the order of the list. Records and shards are therefore
-the same, bit for bit, whatever the ranks and workers, and whether or not the run was interrupted; a kill at any moment
-costs the files in flight and nothing else. Devices of one kind are meant: another GPU or processor may round otherwise,
-and so may another version of a library, which the manifest tells.
-
-A run tries again what an earlier one could not read (``Left.may_pass``), also in a finished folder. Records of such
-inputs come into further shards, behind those that were there, in the order of the list; the earlier shards do not
-change.
-"""
+"""An extraction from its list of inputs to the finished data set: which parts are to be done, and what is joined."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vab.data.extract.collector import (
+from vab.data.extract.cutting import Cutting, check_segments
+from vab.data.extract.decoders import digest_of
+from vab.data.extract.encode import Encoders
+from vab.data.extract.engines import Engine, Facts, LocalEngine
+from vab.data.extract.parts import (
     MISSING,
-    PARTIAL,
-    Collector,
-    Plan,
+    Part,
+    Result,
     Settings,
     Watch,
     describe,
     file_facts,
-    fingerprint,
+    head_hash,
+    shares_size,
+    write_part,
 )
-from vab.data.extract.cutting import Cutting, LeftOut, Segment, check_segments
-from vab.data.extract.decoders import Again, DecodingPool, Ended, Item, Job
-from vab.data.extract.encode import Encoders
-from vab.data.extract.report import ExtractionReport, finished_before
-from vab.data.extract.results import HEAD, Record, Result, ResultLog, Results
-from vab.data.inputs.listing import Source, Sources
-from vab.data.shards.format import MANIFEST, Left, is_complete, read_manifest
-from vab.ranks import Ranks
+from vab.data.extract.report import (
+    REPORT,
+    ExtractionReport,
+    finished_before,
+    nothing_made,
+    refuse_foreign_report,
+    report_of,
+    write_report,
+)
+from vab.data.inputs.listing import Sources
+from vab.data.shards.folder import OutFolder
+from vab.data.shards.format import HEAD, MANIFEST, Left, library_versions, parse_manifest
+from vab.data.shards.writer import begin_folder, part_name, publish_data_set, read_part, rows_of_part
 from vab.spec import UserError
+
+_EARLIER = "extraction.partial"
+"""What an unfinished extraction of vab before 0.2 has in its folder."""
 
 
 def extract_sources(
     sources: Sources,
-    out: Path,
+    out: str | Path,
     encoders: Encoders,
     cutting: Cutting,
     settings: Settings,
     labels: Sequence[str] | None = None,
-    ranks: Ranks | None = None,
     watch: Watch = lambda done, here, seconds: None,
-) -> ExtractionReport | None:
-    """What ``vab extract`` does once everything is loaded; called by all ranks with the same inputs.
+) -> ExtractionReport:
+    """Extract all inputs in this process, with networks that are loaded.
 
     Args:
         sources: From ``find_sources``.
         out: Folder of the shards.
-        encoders: The frozen networks, on this rank's device.
+        encoders: The frozen networks.
         cutting: How files become segments; its rate is the codec's.
         settings: How the work is done.
         labels: The vocabulary, if it is not the labels that occur.
-        ranks: This process among others, if there are others.
-        watch: Is told of the progress.
-
-    Returns:
-        The report; None on other ranks than 0.
+        watch: Called with the progress.
 
     Raises:
-        UserError: If the folder was begun with other settings or other inputs, the disk is full, or not one record
-            could be made.
+        UserError: As ``extract_parts``.
     """
-    ranks = ranks or Ranks(0, 1, str(encoders.device))
-    head = _head(sources, encoders, cutting, labels, settings)
-    lists = ranks.gather(_list_hash(sources))
-    collector: Collector | None = None
-    report: ExtractionReport | None = None
-    error: UserError | None = None
-    again, touched = True, []
-    try:
-        if ranks.rank == 0 and len(set(lists)) > 1:
-            raise UserError("the inputs changed while the processes started: run it again")
-        if ranks.rank == 0 and is_complete(out):
-            report, again = _finished_before(out, sources, head)
-            touched = report.touched
-        if ranks.rank == 0 and again:
-            collector = Collector(sources, out, head, settings, ranks, watch)
-    except UserError as problem:
-        error = problem
-    try:
-        ranks.agree(error)
-        plan = ranks.broadcast(None if collector is None else collector.plan)
-        if plan is None:
-            return report
-        count = ranks.counter()
-        with ResultLog(out / PARTIAL, plan.run, ranks.rank) as log:
-            _Work(sources, plan, encoders, cutting, settings, log, collector).run(_numbers(count, plan))
-        if collector is not None:
-            while not collector.is_finished:
-                collector.wait_for_others()
-            packages = dict.fromkeys((*encoders.codec.packages, *encoders.vision.packages))
-            report = collector.finish(encoders.codec.codebooks(), packages)
-            report = replace(report, touched=report.touched or touched)
-        ranks.gather(None)  # nobody leaves before the last shard is there
-        return report
-    finally:
-        if collector is not None:
-            collector.close()
+    report = extract_parts(sources, OutFolder(out), LocalEngine(encoders, cutting), settings, labels, watch)
+    assert report is not None
+    return report
 
 
-def _numbers(count: Callable[[], int], plan: Plan) -> Iterator[int]:
-    """This rank's share of the plan: the next entry that no rank has taken."""
-    while (number := count()) < len(plan.to_decode):
-        yield number
+def extract_parts(
+    sources: Sources,
+    out: OutFolder,
+    engine: Engine,
+    settings: Settings,
+    labels: Sequence[str] | None = None,
+    watch: Watch = lambda done, here, seconds: None,
+    share: tuple[int, int] = (1, 1),
+) -> ExtractionReport | None:
+    """Do the parts that are not done, and join them.
+
+    Args:
+        sources: From ``find_sources``.
+        out: Folder of the shards.
+        engine: Does the parts.
+        settings: How the work is done.
+        labels: The vocabulary, if it is not the labels that occur.
+        watch: Called with the progress.
+        share: (I, N): do part I of every N, counted from 1.
+
+    Returns:
+        The report; None while parts of other shares are not done.
+
+    Raises:
+        UserError: If the folder was begun with other settings or other inputs, the disk is full, most inputs of a part
+            cannot be reached any more, or not one record could be made.
+    """
+    return _Extraction(sources, out, engine, settings, labels, watch, share).run()
 
 
-class _Open:
-    """A source on its way: what is decoded of it, some of it encoded."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.items: list[Segment | LeftOut | Record] = []
-        self.ended: Ended | None = None
-
-    def result(self, sample_rate: int) -> Result | None:
-        """None while something is missing."""
-        if self.ended is None or any(isinstance(item, Segment) for item in self.items):
-            return None
-        records = [item for item in self.items if isinstance(item, Record)]
-        left_out: list[dict[str, Any]] = [
-            {"start_seconds": item.start, "reason": item.reason, "detail": item.detail}
-            for item in self.items
-            if isinstance(item, LeftOut)
-        ]
-        whole = [entry for entry in left_out if entry["start_seconds"] is None]
-        if whole or not records:
-            # A file that broke the decoder half-way is left out whole; so is one of which no segment is usable.
-            first: dict[str, Any] = (whole or left_out)[0] | {"start_seconds": None}
-            if len(left_out) > 1 and not whole:
-                first["detail"] += f" (the first of {len(left_out)} segments, none of which is usable)"
-            records, left_out = [], [first]
-        seconds = sum(record.meta["samples"] for record in records) / sample_rate
-        for record in records:
-            del record.meta["samples"]
-        return Result(records, left_out, seconds, self.ended.digest)
-
-
-class _Work:
-    """One rank's part: decodes, encodes in batches of whatever segments come, and logs each source once finished."""
+class _Extraction:
+    """What ``extract_parts`` knows; its arguments."""
 
     def __init__(
         self,
         sources: Sources,
-        plan: Plan,
-        encoders: Encoders,
-        cutting: Cutting,
+        out: OutFolder,
+        engine: Engine,
         settings: Settings,
-        log: ResultLog,
-        collector: Collector | None,
+        labels: Sequence[str] | None,
+        watch: Watch,
+        share: tuple[int, int],
     ) -> None:
-        self.sources, self.plan, self.encoders, self.cutting = sources, plan, encoders, cutting
-        self.settings, self.log, self.collector = settings, log, collector
-        self.num_frames = round(cutting.segment_seconds * cutting.video_fps)
-        self._open: dict[int, _Open] = {}
-        self._batch: list[tuple[int, int, Segment]] = []  # a source, the number among its items, and the segment
+        self.sources, self.out, self.engine, self.settings = sources, out, engine, settings
+        self.watch, self.share = watch, share
+        self.facts: Facts = engine.facts
+        self.head = self.facts.head(labels or sorted(sources.labels), settings)
+        self.sizes, self.times = file_facts(sources)
+        self.size = settings.inputs_per_part
 
-    def run(self, numbers: Iterable[int]) -> None:
-        """Do all of these entries of the plan."""
-        pool = DecodingPool(self.cutting, self.settings.num_workers, self.settings.file_timeout)
-        items = pool.run(self._job(number) for number in numbers)
-        try:
-            for number, item in items:
-                self._take(number, item)
-            self._encode()
-        finally:
-            items.close()
-
-    def _job(self, number: int) -> Job:
-        source = self.sources[self.plan.to_decode[number]]
-        return Job(number, source.path, source.start, bool(self.plan.wants_digest[number]))
-
-    def _take(self, number: int, item: Item) -> None:
-        work = self._open.setdefault(number, _Open(self.sources[self.plan.to_decode[number]]))
-        if isinstance(item, Again):
-            del self._open[number]
-            self._batch = [entry for entry in self._batch if entry[0] != number]
-        elif isinstance(item, Ended):
-            work.ended = item
-            self._hand_on(number)
+    def run(self) -> ExtractionReport | None:
+        finished = self._manifest()
+        if finished is not None:
+            report = self._finished_before(finished)
+            if not self.out.has(HEAD):
+                return report
+            self.size = json.loads(self.out.path(HEAD).read_bytes()).get("inputs_per_part", self.size)
         else:
-            work.items.append(item)
-            if isinstance(item, Segment):
-                self._batch.append((number, len(work.items) - 1, item))
-        if len(self._batch) >= self.settings.batch_size:
-            self._encode()
-        if self.collector is not None:
-            self.collector.collect_sometimes()
+            self._begin()
+        self.known = describe(self.sources, self.sizes)
+        self._shares: np.ndarray | None = None
+        self.count = -(-len(self.sources) // self.size)
+        again, is_stale = self._again(finished)
+        done = self.out.parts()
+        first, step = self.share
+        to_do = [number for number in range(first - 1, self.count, step) if number not in done or number in again]
+        touched = self._touched(done)
+        is_new = self._work(to_do, again)
+        if finished is not None and not (is_new or is_stale):
+            return replace(report, touched=touched, tried_again=self._unread_before)
+        if len(self.out.parts()) < self.count:
+            return None
+        manifest = self._join(finished)
+        report = replace(report_of(self.out, manifest), ignored=self.sources.ignored, touched=touched)
+        assert report.inputs == len(self.sources), f"{report.inputs} inputs accounted for"
+        report = replace(report, tried_again=self._unread_before)
+        write_report(report, self._tracebacks)
+        return report
 
-    def _encode(self) -> None:
-        batch, self._batch = self._batch, []
-        if not batch:
-            return
-        encoded = self.encoders.encode([segment for _, _, segment in batch], self.num_frames)
-        for (number, place, segment), (codes, features) in zip(batch, encoded, strict=True):
-            work = self._open[number]
-            meta = {
-                "id": work.source.id,
-                "source": work.source.name,
-                "start_seconds": segment.start,
-                "labels": list(work.source.labels),
-                "steps": min(self.encoders.codec.steps_for(segment.valid_samples), codes.shape[1]),
-                "frames": segment.valid_frames,
-                "loudness_db": round(segment.loudness_db, 2),
-                "samples": segment.valid_samples,
-            }
-            work.items[place] = Record(meta, codes, features)  # the decoded segment, which is large, is let go
-        for number in {number for number, _, _ in batch}:
-            self._hand_on(number)
+    def _begin(self) -> None:
+        """Check the folder and the inputs of an extraction that is not finished."""
+        if self.out.has(_EARLIER):
+            raise UserError(
+                f"{self.out} was begun by an earlier version of vab ({_EARLIER}), which alone can finish it: delete the"
+                " folder, or give another one"
+            )
+        if not (self.sizes != MISSING).any():
+            raise UserError(
+                f"none of {len(self.sources)} inputs is there, such as {self.sources[0].path}: give --media_root, the"
+                " folder that the files of a CSV are in"
+            )
+        refuse_foreign_report(self.out)
+        begin_folder(self.out, {**self.head, "inputs_per_part": self.size})
+        self.out.remove(REPORT)  # of a run that gave no record
 
-    def _hand_on(self, number: int) -> None:
-        work = self._open[number]
-        if (result := work.result(self.cutting.sample_rate)) is not None:
-            del self._open[number]
-            where = self.log.add(int(self.plan.inputs[number]), work.source.name, result)
-            if self.collector is not None:
-                self.collector.add(int(self.plan.to_decode[number]), *where)
+    def _manifest(self) -> dict[str, Any] | None:
+        if not self.out.has(MANIFEST):
+            return None
+        return parse_manifest(self.out.path(MANIFEST).read_bytes(), self.out.place)
+
+    def _finished_before(self, manifest: Mapping[str, Any]) -> ExtractionReport:
+        """The report of a complete folder, unless it is not what was asked for now."""
+        unread = {left.source for left in map(Left.of, manifest["left_out"]) if left.may_pass}
+        is_unread = np.fromiter((source.name in unread for source in self.sources), bool, len(self.sources))
+        # Data sets of earlier versions have the sizes of all files in their fingerprint.
+        texts = [describe(self.sources, sizes).text for sizes in (np.where(is_unread, MISSING, self.sizes), self.sizes)]
+        return finished_before(self.out, self.head, self.sources, *texts)
+
+    def _again(self, finished: Mapping[str, Any] | None) -> tuple[dict[int, frozenset[int]], bool]:
+        """Parts with inputs to try again, and their places; and whether parts are newer than the manifest.
+
+        Raises:
+            UserError: If parts are of other inputs.
+        """
+        found, is_stale, self._unread_before, changed = {}, False, 0, list[str]()
+        numbers = sorted(self.out.parts())
+        if finished is not None:
+            unread = {left.source for left in map(Left.of, finished["left_out"]) if left.may_pass}
+            places = [number for number, source in enumerate(self.sources) if source.name in unread]
+            numbers = sorted({place // self.size for place in places})
+        for number in numbers:
+            part = read_part(self.out, number, labels=False)
+            failed = {left.source for left in part["left_out"] if left.may_pass}
+            if finished is None:
+                changed += self._changed(number, part, failed)
+            begin = number * self.size
+            own = self.sources[begin : begin + self.size]
+            if finished is not None:
+                is_stale |= any(source.name in unread and source.name not in failed for source in own)
+            places = [place for place, source in enumerate(own)
+                      if source.name in failed and self.sizes[begin + place] != MISSING]  # fmt: skip
+            if places and self.settings.retries:
+                found[number] = frozenset(places)
+        if changed:
+            raise UserError(
+                f"{self.out} holds what {changed[0]} was before ({len(changed)} such): its"
+                " size, labels or id are others now, or it was not there; give another folder, or delete this one"
+            )
+        if finished is not None and found:
+            self._unread_before = len(unread)
+        return found, is_stale
+
+    def _changed(self, number: int, part: Mapping[str, Any], failed: set[str]) -> list[str]:
+        """Inputs of a part that are not what they were when it was made.
+
+        Raises:
+            UserError: If it was made of inputs of other names.
+        """
+        begin = number * self.size
+        own = self.sources[begin : begin + self.size]
+        names = [source.name for source in own]
+        if names != part["sources"]:
+            lost = sorted({*part["sources"]} - {*names})
+            raise UserError(
+                f"{self.out} was begun with other inputs ({lost[0] if lost else names[-1]} is"
+                f" {'not listed now' if lost else 'new, or in another place of the list'}): list the same ones to"
+                " resume, or give another folder"
+            )
+        inputs = self._hashes(number)
+        return [
+            name
+            for name, then, now in zip(names, part["inputs"], inputs, strict=True)
+            if then != now and name not in failed
+        ]
+
+    def _hashes(self, number: int) -> list[str]:
+        begin = number * self.size
+        return [f"{value:016x}" for value in self.known.inputs[begin : begin + self.size].tolist()]
+
+    def _part(self, number: int, again: frozenset[int] | None = None) -> Part:
+        if self._shares is None:
+            self._shares = shares_size(self.sources, self.sizes)
+        own = slice(number * self.size, (number + 1) * self.size)
+        sizes, wants = self.sizes[own].tolist(), self._shares[own].tolist()
+        return Part(number, self.sources[own], sizes, self._hashes(number), wants, again)
+
+    def _work(self, to_do: Sequence[int], again: Mapping[int, frozenset[int]]) -> bool:
+        """Do parts; whether one of them has changed."""
+        here, seconds, is_new = 0, 0.0, False
+        sizes = {number: len(again.get(number, range(self.size))) for number in to_do}
+        before = len(self.sources) - sum(sizes.values())
+        if to_do:
+            parts = (self._part(number, again.get(number)) for number in to_do)
+            for done in self.engine.run(parts, self.out, self.head, self.settings):
+                here, seconds, is_new = here + done.inputs, seconds + done.seconds, is_new or done.is_new
+                self.watch(max(0, before) + here, here, seconds)
+        return is_new
+
+    def _touched(self, done: set[int]) -> list[str]:
+        """Inputs of parts that are done whose files are newer than the part."""
+        found = []
+        for number in sorted(done):
+            begin = number * self.size
+            times = self.times[begin : begin + self.size]
+            newer = np.flatnonzero(times > self.out.time(part_name(number)))
+            part = read_part(self.out, number, labels=False) if len(newer) else {}
+            unread = {left.source for left in part.get("left_out", ()) if left.may_pass}
+            for place in newer.tolist():
+                name = self.sources[begin + place].name
+                if part["future"].get(str(place)) != int(times[place]) and name not in unread:
+                    found.append(name)
+        return found
+
+    def _join(self, finished: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Index, manifest and all from the parts; again where another task has written a part meanwhile."""
+        while True:
+            versions, manifest = self._join_once(finished)
+            if versions == [read_part(self.out, number, labels=False)["version"] for number in range(self.count)]:
+                break
+        for number, version in enumerate(versions):
+            self.out.remove_versions(number, version)
+        self.out.sweep()
+        return manifest
+
+    def _join_once(self, finished: Mapping[str, Any] | None) -> tuple[list[int], dict[str, Any]]:
+        duplicates = self._duplicates()
+        if self.settings.leaves_out_duplicates:
+            for number in sorted({place // self.size for place in duplicates}):
+                begin = number * self.size
+                own = {place - begin: first for place, first in duplicates.items() if place // self.size == number}
+                results = {place: self._duplicate(begin + place, *first) for place, first in own.items()}
+                write_part(self.out, self._part(number, frozenset(own)), self.head, results)
+        versions, left_out, num_records, self._tracebacks = [], list[Left](), 0, {}
+        for number in range(self.count):
+            part = read_part(self.out, number, labels=False)
+            if part["head"] != head_hash(self.head):
+                raise UserError(
+                    f"{self.out} has parts of several settings, such as {part_name(number)}: delete it, then run again"
+                )
+            versions.append(part["version"])
+            num_records += part["tar"]["records"] if part["tar"] is not None else 0
+            for entry in part["left_out"]:
+                if entry.traceback:
+                    self._tracebacks[entry.source] = entry.traceback
+                left_out.append(entry._replace(traceback=""))
+        if not num_records:
+            self.out.remove_parts()  # so that mended files are looked at again
+            raise nothing_made(self.out, self.sources, left_out, self._tracebacks)
+        unread = {entry.source for entry in left_out if entry.may_pass}
+        inputs = self.known.text
+        if unread:
+            is_unread = np.fromiter((source.name in unread for source in self.sources), bool, len(self.sources))
+            inputs = describe(self.sources, np.where(is_unread, MISSING, self.sizes)).text
+        head = self.head | {"extraction": self.head["extraction"] | {"inputs": inputs}}
+        further: dict[str, Any] = {"versions": library_versions(self.facts.packages)}
+        if finished is not None and finished["versions"] != further["versions"]:
+            further = {"versions": finished["versions"], "appended": further["versions"]}
+        if duplicates and not self.settings.leaves_out_duplicates:
+            further["duplicates"] = {self.sources[own].name: self.sources[first].name
+                                     for own, (first, _) in duplicates.items()}  # fmt: skip
+        tables = [rows for number in range(self.count) if (rows := rows_of_part(self.out, number)) is not None]
+        return versions, publish_data_set(
+            self.out, head, tables, self.facts.codebooks, left_out, len(self.sources), further
+        )
+
+    def _duplicates(self) -> dict[int, tuple[int, bytes]]:
+        """Inputs that have the bytes, and the start, of one before them: number, and that one's, and the digest."""
+        if self._shares is None:
+            self._shares = shares_size(self.sources, self.sizes)
+        first: dict[tuple[bytes, float | None], int] = {}
+        found = {}
+        for number in range(self.count):
+            begin = number * self.size
+            places = np.flatnonzero(self._shares[begin : begin + self.size]).tolist()
+            part = read_part(self.out, number, labels=False) if places else {}
+            lacking = {left.source for left in part.get("left_out", ()) if left.start_seconds is None}
+            for place in places:
+                source = self.sources[begin + place]
+                text = part["digests"].get(str(place))
+                if source.name in lacking:
+                    continue
+                # A file that was not there when this part was made may be as large as this one.
+                digest = digest_of(source.path) if text is None else bytes.fromhex(text)
+                if digest is not None and (same := first.setdefault((digest, source.start), begin + place)) != (
+                    begin + place
+                ):
+                    found[begin + place] = same, digest
+        return found
+
+    def _duplicate(self, number: int, first: int, digest: bytes) -> Result:
+        source, other = self.sources[number], self.sources[first]
+        labels = "" if other.labels == source.labels else f", whose labels are {', '.join(other.labels) or 'none'}"
+        return Result([], [Left(source.name, "duplicate", f"has the very bytes of {other.name}{labels}")], digest)
 
 
-def _head(
-    sources: Sources,
-    encoders: Encoders,
-    cutting: Cutting,
-    labels: Sequence[str] | None,
-    settings: Settings,
-) -> dict[str, Any]:
-    """What must be the same for a run to go on: spec, label vocabulary and the rules that go to the manifest."""
-    return {
-        "spec": encoders.spec(cutting.segment_seconds, cutting.video_fps).to_dict(),
-        "labels": list(labels or sorted(sources.labels)),
-        "extraction": {
-            "segments": cutting.segments,
-            "hop_seconds": cutting.hop_seconds,
-            "min_seconds": cutting.min_seconds,
-            "silence_db": cutting.silence_db,
-            "still_pictures": cutting.still_pictures,
-            "vision_preprocessing": encoders.vision.preprocessing,
-            "channels": "mean of all",
-            "resampler": "soxr HQ",
-            "encoder_precision": _precision(encoders),
-            # Not where it is as it always was: data sets from before the choice are what they were.
-            **({"without_video": "keep"} if cutting.without_video == "keep" else {}),
-            **({"duplicates": "leave_out"} if settings.leaves_out_duplicates else {}),
-        },
-    }
-
-
-def _precision(encoders: Encoders) -> str:
-    """Codecs always compute in float32, as codes are an argmin."""
-    vision = encoders.vision.precision
-    return vision if vision == "float32" else f"codec float32, vision {vision}"
-
-
-def _list_hash(sources: Sources) -> str:
-    """Tells one list of inputs from another."""
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(f"{source.root}\0{source.name}\0{source.labels}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _finished_before(out: Path, sources: Sources, head: dict[str, Any]) -> tuple[ExtractionReport, bool]:
-    """The report of a complete folder, unless it is not what was asked for now; and whether to try inputs again.
-
-    They are tried again where some could not be read then and are there now, or where a run that tried them was killed.
-    """
-    sizes, times = file_facts(sources)
-    manifest, _ = read_manifest(out)
-    unread = {left.source for left in map(Left.of, manifest["left_out"]) if left.may_pass}
-    # Data sets of earlier versions have the sizes of all files in their fingerprint.
-    is_unread = np.fromiter((source.name in unread for source in sources), bool, len(sources))
-    inputs = (fingerprint(sources, sizes, times, is_unread), describe(sources, sizes, times).text)
-    report = finished_before(out, head, sources, *inputs)
-    begun = (out / PARTIAL / HEAD).is_file()
-    again = bool(unread) and (begun or bool((is_unread & (sizes != MISSING)).any()))
-    if begun and not again:
-        Results(out / PARTIAL, head).delete()
-    newer = np.flatnonzero((times > (out / MANIFEST).stat().st_mtime_ns) & ~is_unread)
-    return replace(report, touched=[sources[number].name for number in newer.tolist()]), again
-
-
-def check_numbers(cutting: Cutting, num_workers: int, batch_size: int, file_timeout: float) -> None:
+def check_numbers(rules: Mapping[str, Any], settings: Settings) -> None:
     """Refuse settings that make no sense.
+
+    Args:
+        rules: Arguments of ``Cutting``.
+        settings: How the work is done.
 
     Raises:
         UserError: Saying which.
     """
     check_segments(
-        cutting.segments, cutting.segment_seconds, cutting.video_fps, cutting.hop_seconds, cutting.min_seconds
+        *(rules[name] for name in ("segments", "segment_seconds", "video_fps", "hop_seconds", "min_seconds"))
     )
-    for name, value, least in (("num_workers", num_workers, 0), ("batch_size", batch_size, 1)):
-        if value < least:
+    for name, least in (("num_workers", 0), ("batch_size", 1), ("inputs_per_part", 1)):
+        if (value := getattr(settings, name)) < least:
             raise UserError(f"{name} must be {least} or more, got {value}")
-    if not file_timeout > 0:
-        raise UserError(f"file_timeout must be above 0, got {file_timeout}")
-    if not float("-inf") < cutting.silence_db <= 0:
+    if not settings.file_timeout > 0:
+        raise UserError(f"file_timeout must be above 0, got {settings.file_timeout}")
+    if not float("-inf") < rules["silence_db"] <= 0:
         raise UserError(
             f"silence_db must be a finite number of dBFS, 0 or less (-200 leaves out digital silence alone), got"
-            f" {cutting.silence_db}"
+            f" {rules['silence_db']}"
         )
-    if cutting.still_pictures not in ("keep", "leave_out"):
-        raise UserError(f"still_pictures must be keep or leave_out, got {cutting.still_pictures!r}")
+    if rules["still_pictures"] not in ("keep", "leave_out"):
+        raise UserError(f"still_pictures must be keep or leave_out, got {rules['still_pictures']!r}")

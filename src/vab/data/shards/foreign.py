@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vab.data.extract.collector import Watch, refuse_lost, write_result
 from vab.data.extract.cutting import GRACE
+from vab.data.extract.parts import Watch
 from vab.data.extract.report import (
     ExtractionReport,
     finished_before,
@@ -29,11 +29,11 @@ from vab.data.extract.report import (
     report_of,
     write_report,
 )
-from vab.data.extract.results import Record, Result
 from vab.data.inputs.listing import Source, Sources
 from vab.data.media.takers import SAME_TIME, frame_times
 from vab.data.shards.arrays import ArrayError, Arrays
-from vab.data.shards.format import Left, is_complete, library_versions
+from vab.data.shards.folder import OutFolder
+from vab.data.shards.format import Left, is_complete, library_versions, make_key
 from vab.data.shards.identity import VisionFacts
 from vab.data.shards.layouts import ArrayReader, Cut
 from vab.data.shards.writer import ShardWriter
@@ -43,6 +43,28 @@ _THREADS = 8
 """That read ahead, for the sake of slow disks."""
 _TOLD_EVERY = 50
 """Recordings from one report of the progress to the next."""
+
+
+class Record(NamedTuple):
+    """A segment as it goes into a shard."""
+
+    meta: dict[str, Any]
+    """As ``ShardWriter.write`` takes it."""
+    codes: np.ndarray
+    """(K, T) uint16."""
+    features: np.ndarray
+    """(V, C) float16."""
+
+
+class Result(NamedTuple):
+    """What a recording gives: records; or no record, and the reason."""
+
+    records: list[Record]
+    """In order of time."""
+    left_out: list[dict[str, Any]]
+    """``reason``, ``detail`` and ``start_seconds``, the latter None for the whole recording."""
+    seconds: float = 0.0
+    """Of sound in the records."""
 
 
 def import_arrays(
@@ -82,7 +104,7 @@ def import_arrays(
             f" {reader.cut.hop_seconds:g}: two segments would start at one step"
         )
     if not is_complete(out):
-        refuse_foreign_report(out)
+        refuse_foreign_report(OutFolder(out))
     problems = reader.find_axes(source.id for source in sources)
     if reader.axes is None:
         if is_complete(out):
@@ -94,33 +116,73 @@ def import_arrays(
         except OSError as error:
             raise UserError(f"cannot write to {out}: {error.strerror}; give another folder") from error
         lost = zip(sources, problems, strict=True)
-        raise nothing_made(out, sources, [Left(source.name, error.reason, error.detail) for source, error in lost])
+        raise nothing_made(
+            OutFolder(out), sources, [Left(source.name, error.reason, error.detail) for source, error in lost]
+        )
     spec = _spec(reader, vision)
     head = _head(sources, reader, spec, vision, labels)
     inputs = _fingerprint(sources, reader)
     if is_complete(out):
-        return finished_before(out, head, sources, inputs)
+        return finished_before(OutFolder(out), head, sources, inputs)
     with ShardWriter(out, spec, head["labels"], records_per_shard, head["extraction"]) as writer:
-        refuse_lost(writer, sources)
+        _refuse_lost(writer, sources)
         left_out: list[Left] = []
         seconds, before, here = 0.0, writer.num_done, 0
         waiting = (source for source in sources if not writer.is_done(source.name))
         for source, result in _ahead(lambda source: _result(source, reader, spec), waiting):
-            write_result(writer, source.name, result, left_out)
+            _write_result(writer, source.name, result, left_out)
             seconds, here = seconds + result.seconds, here + 1
             if here % _TOLD_EVERY == 0:
                 watch(before + here, here, seconds)
         if not writer.num_records:
-            raise nothing_made(out, sources, left_out)
+            raise nothing_made(OutFolder(out), sources, left_out)
         uses_hdf5 = any(arrays.uses_hdf5 for arrays in (reader.codes, reader.features) if arrays is not None)
         versions = library_versions() | ({"h5py": version("h5py")} if uses_hdf5 else {})
         names = (source.name for source in sources)
         manifest = writer.finish(reader.codec.codebooks, inputs, {"versions": versions}, names)
-    report = report_of(out, manifest)
+    report = report_of(OutFolder(out), manifest)
     assert report.inputs == len(sources), f"{report.inputs} recordings accounted for, {len(sources)} were given"
     write_report(report)
     watch(len(sources), here, seconds)
     return report
+
+
+def _write_result(writer: ShardWriter, source: str, result: Result, left_out: list[Left]) -> None:
+    """Put what a source gave into the shards.
+
+    Args:
+        writer: Of the shards.
+        source: Its name.
+        result: What it gave.
+        left_out: Grows by what is left out while there is no record; then the manifest will tell.
+    """
+    for record in result.records:
+        key = make_key(record.meta["id"], record.meta["start_seconds"])
+        writer.write(key, record.codes, record.features, record.meta)
+    for entry in result.left_out:
+        writer.leave_out(source, entry["reason"], entry["detail"], entry["start_seconds"])
+        if not writer.num_records:
+            left_out.append(Left(source, entry["reason"], entry["detail"], entry["start_seconds"]))
+    if result.records:
+        writer.finish_source(source)
+
+
+def _refuse_lost(writer: ShardWriter, sources: Sources) -> None:
+    """What is in shards already must still be asked for.
+
+    Raises:
+        UserError: If some of it is not.
+    """
+    if not writer.num_done:
+        return
+    listed = sum(writer.is_done(source.name) for source in sources)
+    if listed < writer.num_done:
+        names = {source.name for source in sources}
+        lost = sorted(name for name in writer.committed_sources() if name not in names)
+        raise UserError(
+            f"{writer.folder} was begun with {len(lost)} inputs that are not listed now ({lost[0]}, ...):"
+            " list them again to go on, or give another folder"
+        )
 
 
 def sources_of(codes: Arrays, features: Arrays | None, listed: Sources | None) -> Sources:

@@ -11,8 +11,11 @@ A finished folder::
     label_starts.npy, label_ids.npy    labels of record i: label_ids[label_starts[i]:label_starts[i + 1]]
     codebooks.safetensors  "codebooks" (K, S, code_dim) float32
 
-``manifest.json`` is written last: a folder that has one is complete. While a data set grows, each tar has a journal
-(``shard-000000.journal.json``) that says which sources are done; after a kill the writer goes on from there.
+    parts/                 what is done, for a resumed or repeated extraction; readers do not need it
+
+``manifest.json`` is written last: a folder that has one is complete. A data set is written in parts, each of at most
+one tar: ``parts/head.json`` says what they share, and ``parts/000000.json``, written last of a part, which sources are
+done. After a kill the writer skips what is done.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ FORMAT = "vab-shards"
 FORMAT_VERSION = 1
 MANIFEST, INDEX, CODEBOOKS = "manifest.json", "index.npy", "codebooks.safetensors"
 LABEL_STARTS, LABEL_IDS = "label_starts.npy", "label_ids.npy"
+PARTS = "parts"
+HEAD = f"{PARTS}/head.json"
 SIDE_FILES = (INDEX, LABEL_STARTS, LABEL_IDS, CODEBOOKS)
 """What is written when all shards are there, the manifest apart."""
 FIELDS = ("codes.npy", "features.npy", "json")
@@ -87,9 +92,19 @@ def index_dtype(key_length: int) -> np.dtype[Any]:
     return np.dtype([*INDEX_COLUMNS.items(), ("key", f"S{key_length}")])
 
 
-def shard_name(number: int) -> str:
-    """File name of shard ``number``."""
-    return f"shard-{number:06d}.tar"
+def shard_name(number: int, version: int = 0) -> str:
+    """File name of shard ``number``; of one that was written again, with another version."""
+    return f"shard-{number:06d}{f'-{version}' if version else ''}.tar"
+
+
+def part_name(number: int) -> str:
+    """Name of the file that marks a part done."""
+    return f"{PARTS}/{number:06d}.json"
+
+
+def rows_name(number: int, version: int) -> str:
+    """Name of the file with a part's rows of the index."""
+    return f"{PARTS}/{shard_name(number, version).removeprefix('shard-').removesuffix('.tar')}.npy"
 
 
 def make_key(record_id: str, start_seconds: float) -> str:
@@ -133,12 +148,15 @@ class Left(NamedTuple):
     """For people, one line."""
     start_seconds: float | None = None
     """s, of the excerpt that is left out; None for the whole input."""
+    traceback: str = ""
+    """Of an exception that nobody foresaw."""
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Left:
         """From a JSON value; equal texts become one object, as there can be millions."""
         reason, detail = entry["reason"], entry.get("detail", "")
-        return cls(entry["source"], sys.intern(reason), sys.intern(detail), entry.get("start_seconds"))
+        return cls(entry["source"], sys.intern(reason), sys.intern(detail), entry.get("start_seconds"),
+                   entry.get("traceback", ""))  # fmt: skip
 
     @property
     def may_pass(self) -> bool:
@@ -271,8 +289,8 @@ def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         if not path.parent.is_dir():
             raise UserError(f"no folder {folder}: to make a data set, type: vab extract --media DIR --out {folder}")
-        if any(path.parent.glob("*.journal.json")):
-            raise UserError(f"{folder} is not finished: run the same command again, it goes on from there")
+        if (path.parent / PARTS).is_dir():
+            raise UserError(f"{folder} is not finished: run the same command again, it resumes from there")
         raise UserError(
             f"{folder} has no {MANIFEST}: to make a data set, type: vab extract --media DIR --out {folder};"
             f" for tars made elsewhere: vab shards index {folder}"

@@ -1,0 +1,288 @@
+"""What does the parts of an extraction: this process, one process for each device, or Ray."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vab.data.extract.cutting import Cutting
+from vab.data.extract.encode import Encoders
+from vab.data.extract.parts import Done, Part, PartsWorker, Settings
+from vab.data.shards.folder import OutFolder
+from vab.frozen import device_named
+from vab.frozen.codec import load_codec
+from vab.frozen.vision import load_vision
+from vab.spec import UserError
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the networks and rules of an extraction are."""
+
+    spec: dict[str, Any]
+    """``SegmentSpec``, as JSON."""
+    extraction: dict[str, Any]
+    """Rules, for the manifest."""
+    codebooks: Tensor
+    """(K, S, code_dim) of the codec."""
+    packages: list[str]
+    """Distributions that the networks come from."""
+
+    @classmethod
+    def of(cls, encoders: Encoders, cutting: Cutting) -> Facts:
+        """Those of loaded networks."""
+        rules = {
+            "segments": cutting.segments,
+            "hop_seconds": cutting.hop_seconds,
+            "min_seconds": cutting.min_seconds,
+            "silence_db": cutting.silence_db,
+            "still_pictures": cutting.still_pictures,
+            "vision_preprocessing": encoders.vision.preprocessing,
+            "channels": "mean of all",
+            "resampler": "soxr HQ",
+            "encoder_precision": _precision(encoders),
+            # Not where it is as it always was: data sets from before the choice are what they were.
+            **({"without_video": "keep"} if cutting.without_video == "keep" else {}),
+        }
+        spec = encoders.spec(cutting.segment_seconds, cutting.video_fps).to_dict()
+        packages = list(dict.fromkeys((*encoders.codec.packages, *encoders.vision.packages)))
+        return cls(spec, rules, encoders.codec.codebooks().cpu(), packages)
+
+    def head(self, labels: Sequence[str], settings: Settings) -> dict[str, Any]:
+        """What all parts share: spec, label vocabulary and the rules that go to the manifest."""
+        rules = self.extraction | ({"duplicates": "leave_out"} if settings.leaves_out_duplicates else {})
+        return {"spec": self.spec, "labels": list(labels), "extraction": rules}
+
+
+def _precision(encoders: Encoders) -> str:
+    """Codecs always compute in float32, as codes are an argmin."""
+    vision = encoders.vision.precision
+    return vision if vision == "float32" else f"codec float32, vision {vision}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The networks by name, and the rules: each process loads its own from it."""
+
+    codec: str
+    vision: str
+    codec_weights: str | None
+    vision_weights: str | None
+    rules: dict[str, Any]
+    """Arguments of ``Cutting`` besides those that the networks say."""
+    threads: int | None = None
+    """Of torch, in each process; None to leave them as they are."""
+
+    def load(self, device: str) -> tuple[Encoders, Cutting]:
+        """Load the networks onto a device.
+
+        Raises:
+            UserError: If there is no such network, or no such device.
+        """
+        where = device_named(device)
+        codec = load_codec(self.codec, where, self.codec_weights)
+        encoders = Encoders(codec, load_vision(self.vision, where, self.vision_weights), where)
+        preprocess = encoders.vision.preprocessor()
+        return encoders, Cutting(sample_rate=codec.sample_rate, preprocess=preprocess, **self.rules)
+
+
+class Engine(Protocol):
+    """Does parts."""
+
+    @property
+    def facts(self) -> Facts:
+        """Of its networks."""
+
+    def run(self, parts: Iterator[Part], out: OutFolder, head: Mapping[str, Any], settings: Settings) -> Iterator[Done]:
+        """Do parts; yields each when it is written."""
+
+
+class LocalEngine:
+    """Does parts in this process.
+
+    Args:
+        encoders: The frozen networks.
+        cutting: How files become segments.
+    """
+
+    def __init__(self, encoders: Encoders, cutting: Cutting) -> None:
+        self.encoders, self.cutting, self.facts = encoders, cutting, Facts.of(encoders, cutting)
+
+    def run(self, parts: Iterator[Part], out: OutFolder, head: Mapping[str, Any], settings: Settings) -> Iterator[Done]:
+        """Do parts; yields each when it is written."""
+        return PartsWorker(self.encoders, self.cutting, settings, out, head).run(parts)
+
+
+_TRIES = 3
+"""How often a part may be in a process that dies."""
+
+
+class DevicesEngine:
+    """Does parts in one process for each device. A process that dies is started again, and its parts are done again.
+
+    Args:
+        recipe: What each process loads.
+        devices: Of each process.
+
+    Raises:
+        UserError: If a process cannot load its networks.
+    """
+
+    def __init__(self, recipe: Recipe, devices: Sequence[str]) -> None:
+        self._processes = [_Process(recipe, device) for device in devices]
+        try:
+            facts = [process.facts() for process in self._processes]  # all of them must have loaded
+            self.facts = facts[0]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.stop()
+
+    def run(self, parts: Iterator[Part], out: OutFolder, head: Mapping[str, Any], settings: Settings) -> Iterator[Done]:
+        """Do parts; yields each when it is written.
+
+        Raises:
+            UserError: If a process says so, or a part ends its process again and again.
+        """
+        again: deque[Part] = deque()
+        tries: Counter[int] = Counter()
+        work = (out.place, dict(head), settings)
+        for process in self._processes:
+            process.connection.send(work)
+        busy = list(self._processes)
+        while busy or again:
+            for process in busy or [*self._processes]:
+                if process not in busy:  # a part came back after this process had ended
+                    busy.append(process)
+                    process.connection.send(work)
+            ready = wait([process.connection for process in busy])
+            for process in [process for process in busy if process.connection in ready]:
+                try:
+                    message = process.connection.recv()
+                except (EOFError, OSError):
+                    lost, code = process.restart()
+                    tries.update(part.number for part in lost)
+                    if lost and tries[lost[0].number] >= _TRIES:
+                        raise UserError(
+                            f"the process of device {process.device} died {_TRIES} times in part {lost[0].number} (exit"
+                            f" code {code}{', for want of memory?' if code == -signal.SIGKILL else ''})"
+                        ) from None
+                    again.extend(lost)
+                    process.connection.send(work)
+                    continue
+                if isinstance(message, UserError):
+                    raise message
+                if isinstance(message, Done):
+                    del process.taken[message.number]
+                    yield message
+                elif message == _ENDED:
+                    busy.remove(process)
+                else:
+                    part = again.popleft() if again else next(parts, None)
+                    if part is not None:
+                        process.taken[part.number] = part
+                    process.connection.send(part)
+
+
+_NEXT, _ENDED = "next", "ended"
+"""What a process asks for, and what it says when it has got no part."""
+
+
+@dataclass(eq=False)
+class _Process:
+    """One process, and what it is at."""
+
+    recipe: Recipe
+    device: str
+    taken: dict[int, Part] = field(default_factory=dict)
+    connection: Connection[Any, Any] = field(init=False)
+    process: SpawnProcess = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, self.recipe, self.device))
+        self.process.start()
+        theirs.close()  # so that the process's death is seen as the end of the pipe
+
+    def facts(self) -> Facts:
+        """What it has loaded."""
+        try:
+            message = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            raise UserError(
+                f"the process of device {self.device} ended before it began (exit code {self.process.exitcode}): in a"
+                ' script of your own, call extract under if __name__ == "__main__":'
+            ) from None
+        if isinstance(message, UserError):
+            raise message
+        assert isinstance(message, Facts)
+        return message
+
+    def restart(self) -> tuple[list[Part], int | None]:
+        """Start it again; gives the parts that it had not done, and its exit code."""
+        self.stop()
+        code, lost, self.taken = self.process.exitcode, list(self.taken.values()), {}
+        self._start()
+        self.facts()
+        return lost, code
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _serve(connection: Connection[Any, Any], recipe: Recipe, device: str) -> None:
+    """The life of a device's process: load the networks, ask for parts, do them."""
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+
+    def parts() -> Iterator[Part]:
+        while True:
+            connection.send(_NEXT)
+            if (part := connection.recv()) is None:
+                return
+            yield part
+
+    try:
+        encoders, cutting = recipe.load(device)
+        connection.send(Facts.of(encoders, cutting))
+        while True:
+            place, head, settings = connection.recv()
+            for done in PartsWorker(encoders, cutting, settings, OutFolder(place), head).run(parts()):
+                connection.send(done)
+            connection.send(_ENDED)
+    except UserError as error:
+        connection.send(error)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        wait([parent.sentinel])
+        os._exit(1)
