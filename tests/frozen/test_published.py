@@ -11,8 +11,10 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 
+from vab.files import sha256_of
+from vab.frozen.downloading import fetch
 from vab.frozen.judges import JUDGES, load_judge
-from vab.frozen.published import AUDIOSET_FILE, Published, audioset_classes, fetch, read_checkpoint, sha256_of
+from vab.frozen.published import AUDIOSET_FILE, Published, audioset_classes, read_checkpoint
 from vab.spec import UserError
 
 WANTED = Published("judge some", ("some=1.pth", "some%3D1.pth"), "a place")

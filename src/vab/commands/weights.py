@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from rich.console import Console
 
 from vab.commands.installation.report import Finding, show_findings
 from vab.files import Lock, write_atomically
-from vab.frozen.downloading import PART
+from vab.frozen.downloading import PARTIAL, is_offline
 from vab.frozen.hashes import FORMAT, RECORD, Checked, check, read_record
-from vab.frozen.published import Published, is_offline, tell_licence
-from vab.frozen.registry import Fetched, Weights, all_weights, fetch_into, files_in, files_of, published_as
+from vab.frozen.published import Published, tell_licence
+from vab.frozen.registry import Weights, all_weights, fetch_into, files_in, files_of, published_as
 from vab.spec import UserError
 
 
@@ -31,8 +31,8 @@ def list_weights() -> None:
 def fetch_weights(names: list[str], out: str) -> None:
     """Fetch weights into one folder, where they are found without a network if VAB_WEIGHTS names it.
 
-    What is there is not fetched again, and what was interrupted is gone on with. Their hashes are compared with those
-    that are published, and written into the folder's weights.json for vab weights verify.
+    Files that are there are not fetched again; a file that was interrupted is fetched from its beginning. Their hashes
+    are compared with those that are published, and written into the folder's weights.json for vab weights verify.
 
     Args:
         names: Of codecs, judges and vision encoders, as in vab weights list.
@@ -57,9 +57,10 @@ def fetch_weights(names: list[str], out: str) -> None:
         for published in absent:
             tell_licence(published.owner, published.licence)
             fetched = fetch_into(folder, published)
-            _record(folder, published, fetched)
-            for file in fetched:
-                print(f"{published.name}: {folder / file.name}, {file.bytes / 1e6:,.1f} MB, SHA-256 {file.sha256}")
+            record = {"format": FORMAT, "files": read_record(folder) | fetched}
+            write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
+            for name, facts in fetched.items():
+                print(f"{published.name}: {folder / name}, {facts['bytes'] / 1e6:,.1f} MB, SHA-256 {facts['sha256']}")
     print(f"they are found if VAB_WEIGHTS names the folder: export VAB_WEIGHTS={folder.absolute()}")
 
 
@@ -175,7 +176,7 @@ def _of_folder(folder: Path) -> list[tuple[Path, str]]:
 
 def _inside(folder: Path) -> list[Path]:
     """A folder's files but hidden and unfinished ones, and the record."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != PART)
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != PARTIAL)
     return [
         path
         for path in paths
@@ -194,17 +195,6 @@ def _is_there(folder: Path, published: Published) -> bool:
         if (checked := check(path, published.sha256)).state == "changed":
             raise UserError(f"{path} is there, but {_difference(checked)}: delete it, and type the same command again")
     return bool(paths)
-
-
-def _record(folder: Path, published: Published, fetched: Sequence[Fetched]) -> None:
-    about = {
-        file.name: {
-            "sha256": file.sha256, "bytes": file.bytes, "source": file.source, "licence": published.licence or None,
-        }
-        for file in fetched
-    }  # fmt: skip
-    contents = {"format": FORMAT, "files": read_record(folder) | about}
-    write_atomically(folder / RECORD, (json.dumps(contents, indent=1) + "\n").encode())
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vab.extras import install_hint
+from vab.files import sha256_of
 from vab.frozen.judges import Judge, JudgeOutput
-from vab.frozen.published import Published, sha256_of
+from vab.frozen.published import Published
 from vab.spec import UserError
 
 FILES = ("config.json", "model.safetensors")

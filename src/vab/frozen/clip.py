@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vab.files import sha256_of
 from vab.frozen import one_by_one
 from vab.frozen.clip_files import DTYPES, Place, package, parse, place_of
-from vab.frozen.published import read_weights, sha256_of, tell_licence
+from vab.frozen.published import read_weights, tell_licence
 from vab.frozen.vision import VisionEncoder
 from vab.resizing import INTERPOLATIONS, MODES, Resizer
 from vab.spec import UserError

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from vab.extras import install_hint
-from vab.frozen.published import Published, cached, fetch, folders, is_offline, is_torchscript
+from vab.frozen.downloading import cached, fetch, is_offline
+from vab.frozen.published import Published, folders, is_torchscript
 from vab.spec import UserError
 
 _LAYERS = ("projected", "pooled")
@@ -173,7 +174,7 @@ def file_of_tag(wanted: Wanted, facts: dict[str, Any], open_clip: Any) -> Path:
         if not is_torchscript(path):
             return path
     for name in file_names if repository else []:
-        if found := cached(repository, [name]):
+        if found := cached(repository, (name,)):
             return found
     if there and is_offline():
         raise UserError(_not_torchscript(wanted, there[0], facts))
@@ -209,7 +210,7 @@ def _hub_folder(repository: str) -> Path:
         if (folder / own / _CONFIG).is_file():
             return folder / own
     for name in _WEIGHTS:
-        if found := cached(repository, [_CONFIG, name]):
+        if found := cached(repository, (_CONFIG, name)):
             return found
     advice = f"put {_CONFIG} and the weights into a folder {own} in a folder named by VAB_WEIGHTS"
     problem = f"vision encoder hf-hub:{repository} is not in the hub's cache"

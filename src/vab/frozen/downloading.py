@@ -1,146 +1,148 @@
-"""Big files over HTTP: under their name whole or not at all, and gone on with after an interruption."""
+"""Weights from a model hub or a web address: whole under their name, or not there.
+
+The download is the library's: huggingface_hub's, which resumes a broken connection, or torch.hub's, which checks the
+hash. Neither resumes what a killed process left, as files that processes share are corrupted where locks do not hold.
+"""
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import http.client
 import os
+import socket
 import sys
+import textwrap
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-from vab import __version__
-from vab.frozen.hashes import digest_like
+import torch
+
+from vab.extras import pip_install
+from vab.files import Lock
 from vab.spec import UserError
 
-PART = ".part"
-"""What a file is called after its name while it is fetched; the next attempt goes on from there."""
-_PIECE = 1 << 20
-_SECONDS = 30
-"""Without a word from the server, after which it is given up."""
-
-Tell = Callable[[int, int | None], None]
-"""Is told how many bytes are there, and of how many, where the server says it."""
+PARTIAL = ".partial"
+"""Suffix of a file that torch.hub is downloading."""
+_SILENCE_SECONDS = 30
+"""Without a byte from the server, after which torch.hub, which has no limit of its own, gives up."""
 
 
-def download(url: str, place: Path, known: str = "", tell: Tell | None = None) -> None:
+def is_offline() -> bool:
+    """Whether the user forbids all fetching: ``HF_HUB_OFFLINE=1``, which other libraries respect, too."""
+    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def download(url: str, place: Path, sha256: str) -> None:
     """Fetch a file, unless it is there; another process that fetches the same one is waited for.
 
-    What an interrupted attempt left is gone on with only if a hash is known, by which the whole is checked.
-
     Args:
-        url: Where it is.
+        url: Its address.
         place: Where it goes; its folder is made.
-        known: Its hash, as in `vab.frozen.hashes.Known`; empty if unknown.
-        tell: Is told of the progress.
+        sha256: Its hash, or the beginning of it.
 
     Raises:
-        UserError: If it cannot be fetched, ends early or has another hash; nothing is at ``place`` then.
+        UserError: If it cannot be fetched, or has another hash; nothing is at ``place`` then.
         OSError: If the disk is full.
     """
-    part = place.with_name(place.name + PART)
-    with _alone(part, place) as file:
-        if file is None:
-            return
-        try:
-            _receive(url, file, bool(known), tell)
-        except (OSError, http.client.HTTPException) as error:
-            file.flush()
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            reason = str(getattr(error, "reason", "") or error or type(error).__name__)
-            raise UserError(f"{url} could not be fetched ({reason[:150]}){_left(part, known)}") from error
-        file.flush()
-        os.fsync(file.fileno())
-        if known and (got := digest_like(known, part)) != known:
-            part.unlink()
-            raise UserError(f"{url} gave a file of hash {got}, expected {known}: it was deleted; fetch it again")
-        part.replace(place)
-
-
-@contextmanager
-def _alone(part: Path, place: Path) -> Iterator[IO[bytes] | None]:
-    """The unfinished file, open to be appended to by nobody else; None once the whole is at its place."""
+    place.parent.mkdir(parents=True, exist_ok=True)
     while not place.exists():
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as file:
-            with suppress(OSError):  # some network disks cannot lock; the hash tells there what two have mixed
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if place.exists():  # by whoever had it until now
-                break
-            if not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno())):
-                continue  # deleted by whoever had it
-            yield file
-            return
-    part.unlink(missing_ok=True)
-    yield None
+        # The lock's file is deleted after use: who waited for it then tries again.
+        with suppress(BlockingIOError), Lock(place.with_name(f".{place.name}.lock"), required=False, temporary=True):
+            if not place.exists():
+                _download(url, place, sha256)
 
 
-def _left(part: Path, known: str) -> str:
-    """What there is of a file, in words; deleted where it is of no use."""
-    size = part.stat().st_size
-    if not size or not known:
-        part.unlink()
-        return ""
-    return f"; {size:,} bytes are there, and the next attempt goes on from them"
-
-
-def _receive(url: str, file: IO[bytes], may_go_on: bool, tell: Tell | None) -> None:
-    """Append what the file lacks.
-
-    Raises:
-        OSError: If that is not to be had, or less than the server said.
-    """
-    if not may_go_on:
-        file.truncate(0)
-    have = os.fstat(file.fileno()).st_size
-    request = urllib.request.Request(url, headers={"User-Agent": f"vab/{__version__}"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
+def _download(url: str, place: Path, sha256: str) -> None:
+    for left in place.parent.glob(f"{place.name}.*{PARTIAL}"):  # by processes that were killed
+        left.unlink()
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENCE_SECONDS)
     try:
-        answer = urllib.request.urlopen(request, timeout=_SECONDS)
-    except urllib.error.HTTPError as error:
-        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
+        torch.hub.download_url_to_file(url, str(place), sha256, progress=sys.stderr.isatty())
+    except (OSError, RuntimeError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
-        if error.headers.get("Content-Range", "").endswith(f"/{have}"):
-            return  # all of it is there
-        file.truncate(0)
-        _receive(url, file, may_go_on, tell)
-        return
-    with answer:
-        if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
-            file.truncate(0)  # this server sends files from their beginning only
-            have = 0
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length is not None else None
-        while piece := answer.read(_PIECE):
-            file.write(piece)
-            have += len(piece)
-            if tell is not None:
-                tell(have, total)
-    if total is not None and have != total:
-        raise OSError(f"it ended after {have:,} of {total:,} bytes")
+        reason = getattr(error, "reason", "") if isinstance(error, urllib.error.URLError) else str(error)
+        raise UserError(f"{url} could not be fetched ({str(reason or type(error).__name__)[:150]})") from error
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @contextmanager
-def progress(name: str) -> Iterator[Tell | None]:
-    """A bar on stderr while a file is fetched; nothing where stderr is not a terminal.
+def asking_hub(complain: Callable[[str], str]) -> Iterator[Any]:
+    """The module huggingface_hub, which does not print a line for each attempt in here.
 
     Args:
-        name: What is shown beside it.
-    """
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        complain: From why the hub did not answer, or not with what was asked for, to the message.
 
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda have, total: bar.update(task, completed=have, total=total)
+    Raises:
+        UserError: With that message, or if the package is not installed.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.utils import logging
+    except ImportError as error:
+        raise UserError(
+            f"{complain(f'which needs a package: {error}')}; {pip_install('huggingface_hub')} to fetch it"
+        ) from error
+    # The hub's client raises what its own HTTP library does, and has had three of them.
+    problems: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield huggingface_hub
+    except problems as error:
+        raise UserError(complain(_reason(error))) from error
+    finally:
+        logging.set_verbosity(before)
+
+
+def _reason(error: Exception) -> str:
+    """Why the hub did not give a file, in a few words."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    # The hub's client says at length that it has neither an answer nor a file; what it was raised from says why.
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return textwrap.shorten(words, 150, placeholder=" ...")
+
+
+def cached(repository: str, files: tuple[str, ...]) -> Path | None:
+    """Files of a repository in the hub's cache: the file, or their folder if they are several; None if one is not."""
+    try:
+        from huggingface_hub import constants, try_to_load_from_cache
+    except ImportError:
+        return None
+    paths = [try_to_load_from_cache(repository, name, cache_dir=constants.HF_HUB_CACHE) for name in files]
+    if not paths or not all(isinstance(path, str) for path in paths):
+        return None
+    first = Path(str(paths[0]))
+    return first if len(paths) == 1 else first.parent
+
+
+def fetch(repository: str, name: str, wanted: str, advice: str) -> Path:
+    """A file of a repository on the hub, fetched into its cache.
+
+    Args:
+        repository: ``owner/name``.
+        name: Of the file.
+        wanted: What it is for and where it was not, for the message.
+        advice: What to do instead, likewise.
+
+    Raises:
+        UserError: If the user forbids it, or it does not succeed.
+    """
+    if is_offline():
+        raise UserError(f"{wanted}, and HF_HUB_OFFLINE forbids to fetch it from {repository}; {advice}")
+    with asking_hub(
+        lambda reason: (
+            f"{wanted}, and {repository} on the hub did not give it ({reason}); {advice};"
+            " with HF_HUB_OFFLINE=1 it is not tried"
+        )
+    ) as hub:
+        print(f"fetching {name} from {repository} on the hub", file=sys.stderr)  # it tries for half a minute
+        return Path(hub.hf_hub_download(repository, name))

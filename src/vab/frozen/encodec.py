@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from vab.extras import install_hint
+from vab.files import sha256_of
 from vab.frozen.codec import BANDWIDTHS, PIECE_SECONDS, Codec, check_sample_rate
 from vab.frozen.convolutions import Weights, down_reach, fold_weight_norm, in_pieces, up_reach
 from vab.frozen.published import (
@@ -22,7 +23,6 @@ from vab.frozen.published import (
     read_checkpoint,
     read_model_folder,
     refusing_other_weights,
-    sha256_of,
     tell_licence,
 )
 from vab.spec import UserError

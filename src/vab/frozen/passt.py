@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vab.extras import install_hint
+from vab.files import sha256_of
 from vab.frozen.judges import Judge, JudgeOutput
-from vab.frozen.published import Published, audioset_classes, fill, sha256_of
+from vab.frozen.published import Published, audioset_classes, fill
 from vab.spec import UserError
 
 SAMPLE_RATE = 32000

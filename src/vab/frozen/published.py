@@ -8,9 +8,8 @@ import os
 import pickle
 import re
 import sys
-import textwrap
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from vab.extras import pip_install
-from vab.frozen.downloading import download, progress
-from vab.frozen.hashes import sha256_of as sha256_of  # the loaders take it from here
+from vab.frozen.downloading import cached, download, fetch, is_offline
 from vab.spec import UserError
 
 AUDIOSET_CLASSES = 527
@@ -103,8 +100,7 @@ class Published:
     def _download(self, wanted: str, advice: str) -> Path:
         place = Path(torch.hub.get_dir()) / "checkpoints" / self.names[0]
         try:
-            with progress(self.names[0]) as tell:
-                download(self.url, place, self.sha256, tell)
+            download(self.url, place, self.sha256)
         except (UserError, OSError) as error:
             raise UserError(f"{wanted}, and {error}; {advice}") from error
         return place
@@ -124,69 +120,6 @@ def folders() -> list[Path]:
     own = os.environ.get("VAB_WEIGHTS")
     hub = Path(torch.hub.get_dir())
     return [*([Path(own).expanduser()] if own else []), hub / "checkpoints", hub]
-
-
-def is_offline() -> bool:
-    """Whether the user forbids all fetching: ``HF_HUB_OFFLINE=1``, which other libraries respect, too."""
-    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
-
-
-def cached(repository: str, files: Sequence[str]) -> Path | None:
-    """Files of a repository in the hub's cache: the file, or their folder if they are several; None if one is not."""
-    try:
-        from huggingface_hub import constants, try_to_load_from_cache
-    except ImportError:
-        return None
-    paths = [try_to_load_from_cache(repository, name, cache_dir=constants.HF_HUB_CACHE) for name in files]
-    if not paths or not all(isinstance(path, str) for path in paths):
-        return None
-    first = Path(str(paths[0]))
-    return first if len(paths) == 1 else first.parent
-
-
-def fetch(repository: str, name: str, wanted: str, advice: str) -> Path:
-    """A file of a repository on the hub, fetched into its cache.
-
-    Args:
-        repository: ``owner/name``.
-        name: Of the file.
-        wanted: What it is for and where it was not, for the complaint.
-        advice: What to do instead, likewise.
-
-    Raises:
-        UserError: If the user forbids it, or it does not succeed.
-    """
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError
-        from huggingface_hub.utils import logging
-    except ImportError as error:
-        raise UserError(f"{wanted}; {advice}, or {pip_install('huggingface_hub')} to fetch it") from error
-    if is_offline():
-        raise UserError(f"{wanted}, and HF_HUB_OFFLINE forbids to fetch it from {repository}; {advice}")
-    print(f"fetching {name} from {repository} on the hub", file=sys.stderr)  # it tries for half a minute
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()  # not a line for each attempt
-    try:
-        return Path(hf_hub_download(repository, name))
-    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{wanted}, and {repository} on the hub did not give it ({hub_reason(error)}); {advice};"
-            " with HF_HUB_OFFLINE=1 it is not tried"
-        ) from error
-    finally:
-        logging.set_verbosity(before)
-
-
-def hub_reason(error: Exception) -> str:
-    """Why the hub did not give a file, in a few words."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    # The hub's client says at length that it has neither an answer nor a file; what it was raised from says why.
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return textwrap.shorten(words, 150, placeholder=" ...")
 
 
 _told: set[str] = set()

@@ -6,17 +6,18 @@ Nothing here imports the packages that the networks are made of.
 from __future__ import annotations
 
 import difflib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from vab.extras import pip_install
+from vab.files import sha256_of
 from vab.frozen import clap, clip_files, dac, encodec, panns, passt, vggish
 from vab.frozen.codec import CODECS
-from vab.frozen.downloading import download, progress
-from vab.frozen.hashes import digest_like, is_digest, sha256_of
+from vab.frozen.downloading import asking_hub, download
+from vab.frozen.hashes import digest_like, is_digest
 from vab.frozen.judges import JUDGES
-from vab.frozen.published import Published, hub_reason
+from vab.frozen.published import Published
 from vab.spec import UserError
 
 VISION: tuple[str, ...] = ("tiny", *clip_files.PUBLISHED)
@@ -44,17 +45,6 @@ class Weights:
     """What its loader calls the networks."""
     published: Published | None
     """None where it ships with the package."""
-
-
-class Fetched(NamedTuple):
-    """A file that was put into a folder."""
-
-    name: str
-    """In that folder; may have folders in it."""
-    sha256: str
-    bytes: int
-    source: str
-    """Address, or repository and commit."""
 
 
 def all_weights() -> list[Weights]:
@@ -114,70 +104,51 @@ def files_of(place: Path, published: Published) -> list[Path]:
     return expected if all(path.is_file() for path in expected) else []
 
 
-def fetch_into(folder: Path, published: Published) -> list[Fetched]:
+def fetch_into(folder: Path, published: Published) -> dict[str, dict[str, Any]]:
     """Put weights where `Published.find` finds them once ``folder`` is $VAB_WEIGHTS.
 
-    Several files that belong together are collected beside their place until the last one is there.
+    Files of the hub are collected in a hidden folder until the last one is there.
+
+    Returns:
+        By name in the folder what `vab.frozen.hashes.RECORD` says of each file.
 
     Raises:
         UserError: If they cannot be fetched, or what came is not what was published.
     """
     place = folder / published.names[0]
     if not published.repository:
-        _fetch(published.url, place, published.sha256)
-        return [_fetched(place, folder, published.url)]
-    single = len(published.files) == 1
-    beside = place.with_name(f".{place.name}.fetching")
-    revision, done = "main", []
-    for name in published.files:
-        target = place if single else beside / name
-        url, digest, revision = _on_hub(published.repository, name, revision)
-        if target.exists() and digest and digest_like(digest, target) != digest:
-            target.unlink()  # of an earlier attempt, before its authors changed it
-        _fetch(url, target, digest)
-        done.append((target, f"{published.repository}@{revision}/{name}"))
-    if single:
-        return [_fetched(target, folder, source) for target, source in done]
-    if not place.exists():
-        beside.rename(place)
-    else:  # some of the files were there
-        for target, _ in done:
-            target.replace(place / target.name)
-        beside.rmdir()
-    return [_fetched(place / target.name, folder, source) for target, source in done]
+        download(published.url, place, published.sha256)
+        sources = {place: published.url}
+    else:
+        beside = place.with_name(f".{place.name}.fetching")
+        names = {place if len(published.files) == 1 else place / name: name for name in published.files}
+        sources = {target: _from_hub(published.repository, name, beside) for target, name in names.items()}
+        for target, name in names.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (beside / name).replace(target)
+        shutil.rmtree(beside)
+    return {
+        target.relative_to(folder).as_posix(): {
+            "sha256": sha256_of(target),
+            "bytes": target.stat().st_size,
+            "source": source,
+            "licence": published.licence or None,
+        }
+        for target, source in sources.items()
+    }
 
 
-def _fetch(url: str, place: Path, digest: str) -> None:
-    with progress(place.name) as tell:
-        download(url, place, digest, tell)
-
-
-def _fetched(path: Path, folder: Path, source: str) -> Fetched:
-    return Fetched(path.relative_to(folder).as_posix(), sha256_of(path), path.stat().st_size, source)
-
-
-def _on_hub(repository: str, name: str, revision: str) -> tuple[str, str, str]:
-    """Address of a file on the hub, its hash, empty if the hub states none, and the commit that it is of.
+def _from_hub(repository: str, name: str, folder: Path) -> str:
+    """Fetch a file of the hub into a folder, unless it is there; gives repository, commit and name.
 
     Raises:
-        UserError: If the hub cannot be asked, or does not have it.
+        UserError: If the hub does not give it, or gives another file than it says.
     """
-    try:
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as error:
-        raise UserError(
-            f"{repository} is on a hub, which needs a package ({error}): {pip_install('huggingface_hub')}"
-        ) from error
-    # The hub's client raises what its own HTTP library does, and has had three of them.
-    problems: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)
-    try:
-        found = get_hf_file_metadata(hf_hub_url(repository, name, revision=revision))
-    except problems as error:
-        raise UserError(f"{repository} on the hub did not give {name} ({hub_reason(error)})") from error
-    digest = found.etag or ""
-    return (
-        found.location,
-        digest if len(digest) in (40, 64) and is_digest(digest) else "",
-        found.commit_hash or revision,
-    )
+    with asking_hub(lambda reason: f"{repository} on the hub did not give {name} ({reason})") as hub:
+        stated = hub.get_hf_file_metadata(hub.hf_hub_url(repository, name))
+        path = Path(hub.hf_hub_download(repository, name, revision=stated.commit_hash, local_dir=folder))
+    digest = stated.etag or ""
+    if len(digest) in (40, 64) and is_digest(digest) and (got := digest_like(digest, path)) != digest:
+        path.unlink()
+        raise UserError(f"{repository} gave a {name} of hash {got}, expected {digest}: it was deleted; fetch it again")
+    return f"{repository}@{stated.commit_hash}/{name}"

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vab.files import sha256_of
 from vab.frozen.judges import Judge, JudgeOutput
-from vab.frozen.published import Published, fill, sha256_of
+from vab.frozen.published import Published, fill
 
 SAMPLE_RATE = 16000
 WINDOW = 400
