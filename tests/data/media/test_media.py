@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soundfile
 from av.stream import Disposition
 
 from vab.data.media import spans
@@ -266,18 +267,51 @@ def test_every_sample_format_reads_alike(tmp_path, subtype):
     assert np.abs(got - waveform).max() < (1e-2 if subtype == "PCM_U8" else 1e-4)
 
 
-def test_channels_are_mixed_by_their_mean(tmp_path):
+@pytest.mark.parametrize(
+    ("layout", "values", "expected"),
+    [
+        ("stereo", [6000, 3000], 4500),  # the mean
+        # As ffmpeg -ac 1: FL and FR 0.7071, FC 1, LFE 0, BL and BR 0.5, divided by their sum so that nothing clips.
+        ("5.1", [6000, 3000, 0, 0, -1200, 600], (0.70711 * 9000 + 0.5 * -600) / 3.41421),
+        ("5.1", [0, 0, 10000, 0, 0, 0], 10000 / 3.41421),
+        ("5.1", [0, 0, 0, 10000, 0, 0], 0),
+        ("7.1", [0, 0, 10000, 10000, 0, 0, 1000, 1000], (10000 + 1000) / 4.41421),
+        ("3.0", [1000, 1000, 4000], (1414.21 + 4000) / 2.41421),
+    ],
+)
+def test_channels_are_mixed_as_ffmpeg_does(tmp_path, layout, values, expected):
     path = tmp_path / "x.wav"
     with av.open(str(path), "w") as container:
-        audio = container.add_stream("pcm_s16le", RATE, layout="5.1")
-        samples = np.zeros((RATE, 6), np.int16)
-        samples[:] = [6000, 3000, 0, 0, -1200, 600]
-        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="5.1")
+        audio = container.add_stream("pcm_s16le", RATE, layout=layout)
+        samples = np.zeros((RATE, len(values)), np.int16)
+        samples[:] = values
+        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
         container.mux(audio.encode(frame))
         container.mux(audio.encode())
     waveform = read_audio(path, RATE).waveform
-    assert np.allclose(waveform, 1400 / 32768, atol=1e-6)
+    assert len(waveform) == RATE
+    assert np.allclose(waveform, expected / 32768, atol=2e-6)
+
+
+def test_any_number_of_channels_gives_sound(tmp_path):
+    sound = click(1.0, 0.5)
+    for channels in (1, 2, 3, 5, 7, 10, 16, 24):
+        soundfile.write(tmp_path / "x.wav", np.repeat(sound[:, None], channels, axis=1), RATE)
+        got = read_audio(tmp_path / "x.wav", RATE).waveform
+        assert (len(got), np.abs(got).argmax()) == (RATE, RATE // 2)
+        assert np.abs(got).max() == pytest.approx(0.9, abs=1e-3)
+
+
+def test_a_rate_that_changes_is_resampled(shared_data):
+    path = shared_data / "cases" / "rate_change.mp3"
+    whole = read_audio(path, RATE).waveform
+    assert len(whole) / RATE == pytest.approx(6.07, abs=0.03)  # 6.0725 s by ffmpeg
+    for start in (1.0, 4.0, 5.2):
+        part = read_audio(path, RATE, start, 0.8).waveform
+        spectra = [np.abs(np.fft.rfft(x)) for x in (part, whole[round(start * RATE) :][: len(part)])]
+        assert spectra[0].argmax() == spectra[1].argmax()
+        assert np.abs(part - whole[round(start * RATE) :][: len(part)]).max() < 0.02
 
 
 # ---- what cannot be read ----

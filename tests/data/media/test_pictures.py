@@ -1,12 +1,15 @@
 """Still pictures against Pillow's reading of them, and pictures of a video in one pass against those read by place."""
 
 import shutil
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vab.data.media.segments import MediaError, is_picture, read_frames, read_picture, stream_frames
+from vab.data.media.pictures import tone_mapped
+from vab.data.media.segments import MediaError, is_picture, probe, read_frames, read_picture, stream_frames
 from vab.data.media.write import write_video
 
 ORIENTATION = 0x0112
@@ -64,6 +67,54 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path, suffix, orientation):
     pixels = read_picture(path)[0]
     assert pixels.shape == expected.shape
     assert np.abs(pixels.astype(int) - expected).mean() < 1.5
+
+
+def test_a_picture_of_16_bits_is_not_clipped(tmp_path):
+    levels = np.linspace(0, 65535, 40 * 56).reshape(40, 56).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    pixels, _ = read_picture(tmp_path / "x.png")
+    assert np.array_equal(pixels[..., 1], levels >> 8)
+
+
+@pytest.mark.parametrize(("pixel", "size"), [((2, 1), (48, 128)), ((2, 3), (72, 64)), ((448, 447), (48, 64))])
+def test_pixels_that_are_not_square_are_stretched(tmp_path, pixel, size):
+    with av.open(str(tmp_path / "x.mp4"), "w") as container:
+        stream = container.add_stream("libx264", 5, width=64, height=48, pix_fmt="yuv420p")
+        stream.codec_context.sample_aspect_ratio = Fraction(*pixel)
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(ramp(48, 64), format="rgb24")))
+        container.mux(stream.encode())
+    frames = read_frames(tmp_path / "x.mp4", 5.0, count=5).frames
+    assert frames.shape[1:3] == size
+    expected = np.array(Image.fromarray(ramp(48, 64)).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(frames[2] - expected).mean() < 6
+    assert (probe(tmp_path / "x.mp4").height, probe(tmp_path / "x.mp4").width) == size
+
+
+@pytest.mark.parametrize(("transfer", "white"), [(16, 0.5807), (18, 0.75)])
+def test_hdr_is_mapped_to_what_a_common_screen_shows(tmp_path, transfer, white):
+    # Codes of diffuse white (203 cd/m2) by ITU-R BT.2408, table 1; at the right the brightest there is.
+    grey = np.zeros((32, 96, 3), np.uint16)
+    grey[:, 32:64], grey[:, 64:] = round(white * 65535), 65535
+    with av.open(str(tmp_path / "x.mkv"), "w") as container:
+        stream = container.add_stream("libx265", 5, width=96, height=32, pix_fmt="yuv420p10le")
+        stream.options = {"x265-params": "log-level=none"}
+        context = stream.codec_context
+        context.color_trc, context.color_primaries, context.colorspace = transfer, 9, 9
+        frame = av.VideoFrame.from_ndarray(grey, format="rgb48le")
+        for number in range(5):
+            converted = frame.reformat(format="yuv420p10le", dst_colorspace=9)
+            converted.color_trc, converted.pts = transfer, number
+            container.mux(stream.encode(converted))
+        container.mux(stream.encode())
+    picture = read_frames(tmp_path / "x.mkv", 5.0, count=1).frames[0].astype(int)
+    black, diffuse, brightest = (picture[8:24, x : x + 16].mean() for x in (8, 40, 72))
+    assert black < 3
+    assert 238 < diffuse < 250
+    assert brightest > 253
+    red = np.zeros((1, 1, 3), np.uint16)
+    red[..., 0] = round(white * 65535)
+    assert tone_mapped(red, transfer)[0, 0].tolist()[1:] == [0, 0]
 
 
 def test_what_is_no_picture_is_named(tmp_path):

@@ -178,7 +178,7 @@ class OpenMedia:
 
     def unreadable(self, error: Exception | str) -> MediaError:
         """What to raise when FFmpeg gives up."""
-        return MediaError("unreadable", self.path, _no_media(self.path) or f"cannot be read: {_said(error)}")
+        return MediaError("unreadable", self.path, explain_content(self.path) or f"cannot be read: {_said(error)}")
 
 
 def _is_one_segment(path: Path) -> bool:
@@ -280,7 +280,7 @@ _QUOTED = 60
 """Characters of a text that is shown."""
 
 
-def _no_media(path: Path) -> str:
+def explain_content(path: Path) -> str:
     """What a file is that FFmpeg cannot read, where it is one of the things that downloads leave; else nothing."""
     try:
         with path.open("rb") as file:

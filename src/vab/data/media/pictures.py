@@ -1,35 +1,40 @@
-"""Still pictures, and the pictures of a video at any times, a few at a time."""
+"""Pixels as they are to be seen: still pictures, and the frames of a video in RGB."""
 
 from __future__ import annotations
 
-import re
-import struct
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
-import av
-import av.error
 import numpy as np
-from av.error import FFmpegError
+from av import VideoFrame
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import VideoReformatter
+from PIL import Image, ImageOps
 
-from vab.data.media.open import OpenMedia
-from vab.data.media.spans import take_span
-from vab.data.media.takers import PictureTaker, PictureTrack, Taker, Track, _nothing
+from vab.data.media.open import MediaError, explain_content
 
 PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 """Files that are taken for still pictures."""
+_PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-_PICTURE_FORMAT = re.compile(r"_pipe$|^image2$")
-"""FFmpeg's names of what reads still pictures."""
-_EXIF = re.compile(rb"(?:Exif\0\0|eXIf|EXIF.{4}|\A)(II\*\0|MM\0\*)", re.DOTALL)
-"""Where EXIF begins in JPEG, PNG, WebP, and in TIFF, which is itself of that form."""
-_ORIENTATION = 0x0112
-"""Its number in EXIF."""
-_CHUNK_FRAMES, _CHUNK_BYTES = 64, 64 << 20
-"""Pictures handed on at once: as many as this, or as fill this much memory."""
-_SETTLED_SECONDS = 1.0
-"""Timestamps can be out of order by so much at most; older pictures are final."""
+_SQUARE = 0.01
+"""Pixels whose sides differ by less are square: 448/447 is a rounded size, no shape."""
+_LONGEST_PIXEL = 5
+"""A sample aspect ratio beyond this is damage."""
+_PQ, _HLG = 16, 18
+"""Transfer characteristics of HDR. Source: ITU-T H.273, table 3."""
+_WHITE = 203.0
+"""cd/m2 of diffuse white in HDR. Source: ITU-R BT.2408."""
+_KNEE = 0.75
+"""Of diffuse white. Light above this is compressed into what is left of the range."""
+_BT2020_TO_BT709 = np.array(
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
+)
+"""Linear RGB. Source: ITU-R BT.2087."""
 
 
 def is_picture(path: str | Path) -> bool:
@@ -41,7 +46,7 @@ def read_picture(path: str | Path) -> tuple[np.ndarray, bool]:
     """A still picture as it is to be looked at: upright, without transparency.
 
     Args:
-        path: A PNG, JPEG, WebP, BMP, TIFF, ... of any colour model that FFmpeg decodes.
+        path: A PNG, JPEG, WebP, BMP, TIFF or PPM of any colour model that Pillow decodes.
 
     Returns:
         (H, W, 3) uint8 RGB, and whether parts of it were transparent: these are laid over white.
@@ -49,21 +54,21 @@ def read_picture(path: str | Path) -> tuple[np.ndarray, bool]:
     Raises:
         MediaError: ``missing`` or ``unreadable``.
     """
-    with OpenMedia(path) as source:
-        if not _PICTURE_FORMAT.search(source.container.format.name) or not source.container.streams.video:
-            raise source.unreadable("it is not a still picture")
-        stream = source.container.streams.video[0]
-        # Or the rest of a cut-off picture is grey.
-        stream.codec_context.options = {"err_detect": "explode"}
-        try:
-            frame = next(source.container.decode(stream), None)
-            if frame is None or frame.is_corrupt:
-                raise source.unreadable("its picture is damaged or missing")
-            # One thread: with several, swscale's last columns of a row can land in the row that another one has done.
-            pixels = VideoReformatter().reformat(frame, format="rgba", threads=1).to_ndarray()
-        except FFmpegError as error:
-            raise source.unreadable(error) from error
-    pixels = _turned(pixels, exif_orientation(Path(path).read_bytes()))
+    path = Path(path)
+    try:
+        with Image.open(path, formats=_PICTURE_FORMATS) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits; Pillow would clip them to 8
+                upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
+            pixels = np.asarray(upright.convert("RGBA"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MediaError("missing", path, "there is no such file") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        said = (
+            "is not a still picture" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be read: {error}"
+        )
+        detail = (path.is_file() and explain_content(path)) or said
+        raise MediaError("unreadable", path, " ".join(detail.split())) from error
     colour, alpha = pixels[..., :3], pixels[..., 3:]
     if (alpha == 255).all():
         return np.ascontiguousarray(colour), False
@@ -71,92 +76,83 @@ def read_picture(path: str | Path) -> tuple[np.ndarray, bool]:
     return (colour * opacity + 255 * (1 - opacity)).round().astype(np.uint8), True
 
 
-def exif_orientation(content: bytes) -> int:
-    """How a picture file says that its pixels are to be turned: EXIF's number, 1 (as they are) to 8."""
-    match = _EXIF.search(content)
-    if match is None:
-        return 1
-    start, order = match.start(1), "<" if match.group(1) == b"II*\0" else ">"
-    try:
-        directory = start + struct.unpack_from(order + "I", content, start + 4)[0]
-        for entry in range(struct.unpack_from(order + "H", content, directory)[0]):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", content, directory + 2 + 12 * entry)
-            if tag == _ORIENTATION:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass  # EXIF that ends too early says nothing
-    return 1
-
-
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, channels) turned and mirrored as EXIF has it."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    return pixels[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
-
-
-def stream_frames(path: str | Path, times: np.ndarray, take: Callable[[np.ndarray], None]) -> np.ndarray:
-    """The pictures shown at given times, in one pass over the file and with little memory.
-
-    As ``vab.data.media.segments.read_frames`` chooses them; the last picture is repeated after the end.
+def display_size(width: int, height: int, pixel: Fraction | None) -> tuple[int, int]:
+    """Width and height of a picture with square pixels: the longer side of a pixel is stretched to, nothing is shrunk.
 
     Args:
-        path: Any file with a video track that FFmpeg decodes.
-        times: (F,) float64 s on the file's timeline, rising.
-        take: Is called with (n, H, W, 3) uint8 RGB, several times, until all F have been handed over in order.
+        width: As stored.
+        height: As stored.
+        pixel: Width of a pixel by its height (sample aspect ratio); None or 0 if it is not known.
+    """
+    if not pixel or abs(pixel - 1) < _SQUARE or not 1 / _LONGEST_PIXEL <= pixel <= _LONGEST_PIXEL:
+        return width, height
+    return (round(width * pixel), height) if pixel > 1 else (width, round(height / pixel))
+
+
+def to_rgb(frame: VideoFrame, size: tuple[int, int], reformatter: VideoReformatter) -> np.ndarray:
+    """(H, W, 3) uint8 of a frame: stretched to a size, tone-mapped if it is HDR, turned by its display matrix.
+
+    Args:
+        frame: Of any pixel format.
+        size: Width and height before it is turned.
+        reformatter: Kept from frame to frame, as making one takes time.
+    """
+    hdr = int(frame.color_trc or 0) in (_PQ, _HLG)
+    # One thread: with several, swscale's last columns of a row can land in the row that another one has done.
+    pixels = reformatter.reformat(frame, *size, format="rgb48le" if hdr else "rgb24", threads=1).to_ndarray()
+    return _upright(tone_mapped(pixels, int(frame.color_trc)) if hdr else pixels, frame)
+
+
+def tone_mapped(pixels: np.ndarray, transfer: int) -> np.ndarray:
+    """HDR for a screen that is not: what is darker than white keeps its brightness, what is brighter is compressed.
+
+    FFmpeg's ``tonemap`` filter needs zscale, which PyAV's build does not have, and swscale's takes 9 s per file.
+
+    Args:
+        pixels: (H, W, 3) uint16 RGB with BT.2020 primaries.
+        transfer: 16 for PQ, 18 for HLG.
 
     Returns:
-        (F,) bool: whether the video had not ended by that time; the first is always True.
-
-    Raises:
-        MediaError: ``missing``, ``unreadable`` or ``no_video``.
+        (H, W, 3) uint8 sRGB.
     """
+    light = _linear(transfer)[pixels]
+    if transfer == _HLG:  # the system gamma of a display of 1000 cd/m2
+        luminance = light @ np.array([0.2627, 0.678, 0.0593], np.float32)
+        light = light * (1000 / _WHITE * np.maximum(luminance, 1e-6) ** 0.2)[..., None]
+    light = np.maximum(light @ _BT2020_TO_BT709.T, 0)
+    brightest = light.max(axis=2, keepdims=True)
+    over = np.maximum(brightest - _KNEE, 0) / (1 - _KNEE)
+    light *= (np.minimum(brightest, _KNEE) + (1 - _KNEE) * (1 - np.exp(-over))) / np.maximum(brightest, 1e-6)
+    encoded = np.where(light < 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return (255 * encoded.clip(0, 1)).round().astype(np.uint8)
 
-    def make_takers(tracks: Sequence[Track], _: float) -> Sequence[Taker]:
-        (track,) = tracks
-        assert isinstance(track, PictureTrack)
-        return [_PictureStream(track, times, take)]
 
-    (taker,) = take_span(path, 0.0, lambda source: [PictureTrack(source)], make_takers)
-    assert isinstance(taker, _PictureStream)
-    return taker.finish()
+@lru_cache(maxsize=2)
+def _linear(transfer: int) -> np.ndarray:
+    """(65536,) float32: light of each code; of diffuse white for PQ, of the scene's brightest for HLG.
+
+    Source: ITU-R BT.2100, tables 4 and 5.
+    """
+    code = np.arange(1 << 16) / ((1 << 16) - 1)
+    if transfer == _PQ:
+        root = code ** (1 / 78.84375)
+        light = (np.maximum(root - 0.8359375, 0) / (18.8515625 - 18.6875 * root)) ** (1 / 0.1593017578125)
+        return (light * 10_000 / _WHITE).astype(np.float32)
+    a, b = 0.17883277, 0.28466892
+    c = 0.5 - a * math.log(4 * a)
+    return np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12).astype(np.float32)
 
 
-class _PictureStream(PictureTaker):
-    """Hands pictures on as soon as they are final."""
-
-    def __init__(self, track: PictureTrack, times: np.ndarray, take: Callable[[np.ndarray], None]) -> None:
-        super().__init__(track, times)
-        self.take = take
-        self.given = 0
-
-    def choose(self, time: float, frame: av.VideoFrame, until: float) -> None:
-        """Take note of a picture, and hand on what no later one can change."""
-        super().choose(time, frame, until)
-        if not np.isfinite(until):
-            return
-        settled = int(np.searchsorted(self.times, until - _SETTLED_SECONDS))
-        waiting = settled - self.given
-        first = self.chosen[self.given] if waiting > 0 else None
-        if first is not None and (waiting >= _CHUNK_FRAMES or waiting * first.nbytes >= _CHUNK_BYTES):
-            self._hand_on(settled)
-
-    def finish(self) -> np.ndarray:
-        """Hand on the rest; whether the video was still running at each time."""
-        track = self.track
-        if track.latest is None:
-            raise _nothing(track, "no_video")
-        self.choose(*track.latest, until=np.inf)
-        end = np.inf if self.complete else track.end
-        running = self.times < end - 1e-6
-        running[0] = True  # of a video that ends before the first time, its last picture is still what there is
-        while self.given < len(self.times):
-            self._hand_on(min(self.given + _CHUNK_FRAMES, len(self.times)))
-        return running
-
-    def _hand_on(self, stop: int) -> None:
-        frames = [frame for frame in self.chosen[self.given : stop] if frame is not None]
-        assert len(frames) == stop - self.given
-        self.take(np.stack(frames))
-        self.chosen[self.given : stop] = [None] * len(frames)
-        self.given = stop
+def _upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
+    """Apply the frame's display matrix (FFmpeg's libavutil/display.h), rounded to quarter turns and mirrors."""
+    try:
+        matrix = cast(Mapping[SideDataType, Any], frame.side_data).get(SideDataType.DISPLAYMATRIX)
+    except ValueError:  # PyAV 18 stumbles over side data that it does not know, such as EXIF
+        return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+    if matrix is None:
+        return pixels
+    # (x, y) goes to (a x + c y, b x + d y).
+    a, b, _, c, d = np.frombuffer(bytes(matrix), "<i4")[:5]
+    if abs(int(a)) + abs(int(d)) < abs(int(b)) + abs(int(c)):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

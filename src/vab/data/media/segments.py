@@ -6,15 +6,16 @@ an edit list. Picture and sound are both placed on it by their presentation time
 starts later, and a file whose clock begins at 10 s begins at 0 here.
 
 Which streams are used is FFmpeg's choice (``av_find_best_stream``: default flag, number of frames, size), except that
-cover art is not video. Pixels are as stored: the display matrix (rotation, mirror) is applied, the sample aspect
-ratio is not. Nothing that a header says about lengths is believed: ends are found by reading.
+cover art is not video. Pictures are as they are to be seen: turned by the display matrix, stretched where pixels are
+not square, and tone-mapped where they are HDR. Channels are mixed as ``ffmpeg -ac 1`` does: the mean of two, the LFE
+left out. Nothing that a header says about lengths is believed: ends are found by reading.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,11 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from vab.data.media.open import AudioSpan, FrameSpan, MediaError, OpenMedia
-from vab.data.media.pictures import is_picture, read_picture, stream_frames
+from vab.data.media.pictures import is_picture, read_picture
 from vab.data.media.spans import LEAD, NotInOnePassError, take_span, take_spans
 from vab.data.media.takers import (
     SAME_TIME,
     Convert,
+    PictureStream,
     PictureTaker,
     PictureTrack,
     SoundTaker,
@@ -131,7 +133,7 @@ def stream_ends(path: str | Path) -> tuple[float | None, float | None]:
 def read_audio(
     path: str | Path, sample_rate: int, start: float = 0.0, seconds: float | None = None, *, remove_mean: bool = False
 ) -> AudioSpan:
-    """Sound of a file as mono (the mean of its channels) at the rate wanted.
+    """Sound of a file as mono at the rate wanted.
 
     Samples are placed by presentation time: gaps are silence, codec priming is dropped, a track that starts late
     starts late. Sample n of the result is the sound at ``start + n / sample_rate``.
@@ -250,6 +252,33 @@ def read_segments(
             yield error
         else:
             yield _outcome(takers)
+
+
+def stream_frames(path: str | Path, times: np.ndarray, take: Callable[[np.ndarray], None]) -> np.ndarray:
+    """The pictures shown at given times, in one pass over the file and with little memory.
+
+    As ``read_frames`` chooses them; the last picture is repeated after the end.
+
+    Args:
+        path: Any file with a video track that FFmpeg decodes.
+        times: (F,) float64 s on the file's timeline, rising.
+        take: Is called with (n, H, W, 3) uint8 RGB, several times, until all F have been handed over in order.
+
+    Returns:
+        (F,) bool: whether the video had not ended by that time; the first is always True.
+
+    Raises:
+        MediaError: ``missing``, ``unreadable`` or ``no_video``.
+    """
+
+    def make_takers(tracks: Sequence[Track], _: float) -> Sequence[Taker]:
+        (track,) = tracks
+        assert isinstance(track, PictureTrack)
+        return [PictureStream(track, times, take)]
+
+    (taker,) = take_span(path, 0.0, lambda source: [PictureTrack(source)], make_takers)
+    assert isinstance(taker, PictureStream)
+    return taker.finish()
 
 
 @dataclass(frozen=True)

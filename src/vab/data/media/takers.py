@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 from av import AudioFrame, Packet, VideoFrame
-from av.sidedata.sidedata import Type as SideDataType
+from av.filter import Graph
 from av.video.reformatter import VideoReformatter
 
-from vab.audio import resample, to_mono
+from vab.audio import resample
 from vab.data.media.open import AudioSpan, FrameSpan, MediaError, OpenMedia
+from vab.data.media.pictures import display_size, to_rgb
 
 _JITTER = 0.02
 """s. Timestamps this near to the end of the sound so far continue it: coarse clocks (1 ms in MKV, FLV) are not gaps."""
@@ -27,11 +28,14 @@ _CONTEXT = 0.05
 """s. Sound decoded on both sides of a span, so that the resampler's filter sees what is really there."""
 _LONGEST_GAP = 600.0
 """s. A longer jump between timestamps is taken for damage, not for silence."""
+_CHUNK_FRAMES, _CHUNK_BYTES = 64, 64 << 20
+"""Pictures handed on at once: as many as this, or as fill this much memory."""
+_SETTLED_SECONDS = 1.0
+"""Timestamps can be out of order by so much at most; older pictures are final."""
 SAME_TIME = 1e-6
 """s. Times nearer than this are equal: they are sums of rounded fractions."""
 _LONGEST_PADDING = 0.2
 """s. Codecs fill their last packet up; decoded sound may outlast the packets' durations by this much, and is cut."""
-_FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 
 Convert = Callable[[np.ndarray], np.ndarray]
 """What is kept of a picture, (H, W, 3) uint8 RGB."""
@@ -52,6 +56,7 @@ class SoundTrack:
         self.has_packets = False
         self.shift = 0.0  # s, added to all times: packets without a time came before, whose length nobody knew
         self._clock = _Clock(source.zero)
+        self._mixer: tuple[tuple[str, str, int], Graph] | None = None  # for frames of one kind
 
     def see_packet(self, packet: Packet[Any]) -> None:
         """Note where the packet ends: the last one's padding is decoded too, but its duration does not count it."""
@@ -65,10 +70,7 @@ class SoundTrack:
 
     def add(self, frame: AudioFrame) -> None:
         """Put a decoded frame in its place, and give it to the takers."""
-        if not self.rate:
-            self.rate = frame.sample_rate
-        if frame.sample_rate != self.rate:
-            raise self.source.unreadable(f"its sample rate changes from {self.rate} to {frame.sample_rate} Hz")
+        self.rate = self.rate or frame.sample_rate
         position = self.position or 0
         time = self.time_of(frame)
         if time is not None:
@@ -83,10 +85,34 @@ class SoundTrack:
                 position = round(time * self.rate)
         if self.landed is None:
             self.landed = position
+        wanting = [taker for taker in self.takers if taker.wants(position, position + frame.samples)]
         self.position = position + frame.samples
-        for taker in self.takers:
-            if taker.wants(position, self.position):
-                taker.pieces.append((position, frame))
+        if wanting or frame.sample_rate != self.rate:
+            mono = self._mix(frame)
+            self.position = position + len(mono)
+            for taker in wanting:
+                taker.pieces.append((position, mono))
+
+    def _mix(self, frame: AudioFrame) -> np.ndarray:
+        """(N,) float32: one channel at ``rate``, as ``ffmpeg -ac 1`` mixes; where the rate changes, N is another."""
+        kind = frame.format.name, frame.layout.name, frame.sample_rate
+        if self._mixer is None or self._mixer[0] != kind:
+            graph = Graph()
+            channels = len(frame.layout.channels)
+            mixing = graph.add("aresample", f"osf=flt:osr={self.rate}:ochl=mono:rematrix_maxval=1")
+            source = graph.add_abuffer(None, frame.sample_rate, kind[0], kind[1], channels, "", frame.time_base)
+            source.link_to(mixing)
+            mixing.link_to(graph.add("abuffersink"))
+            graph.configure()
+            self._mixer = kind, graph
+        graph = self._mixer[1]
+        graph.push(frame)
+        mixed: list[np.ndarray] = []
+        while True:
+            try:
+                mixed.append(cast(AudioFrame, graph.pull()).to_ndarray()[0])
+            except (BlockingIOError, EOFError):
+                return np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
 
 
 class SoundTaker:
@@ -99,7 +125,7 @@ class SoundTaker:
             raise ValueError(f"sample rate must be at least 1 Hz, got {sample_rate}")
         self.remove_mean = remove_mean  # over all that follows the start, so all of it is gathered
         self.track, self.sample_rate, self.start, self.seconds = track, sample_rate, start, seconds
-        self.pieces: list[tuple[int, AudioFrame]] = []
+        self.pieces: list[tuple[int, np.ndarray]] = []
         self._bounds: tuple[int, int | None] | None = None
         track.takers.append(self)
 
@@ -164,7 +190,7 @@ class SoundTaker:
             raise MediaError("too_short", path, f"its sound ends at {end / rate:.2f} s, before {self.start:g} s")
         stop = end if stop is None else stop
         gathered = np.zeros(stop - first, np.float32)
-        for position, piece in _joined(self.pieces):
+        for position, piece in self.pieces:
             begin, finish = max(position, first), min(position + len(piece), stop, end)
             if begin < finish:
                 gathered[begin - first : finish - first] = piece[begin - position : finish - position]
@@ -242,9 +268,8 @@ class PictureTrack:
     def keep(self, frame: VideoFrame) -> np.ndarray:
         """What is kept of a frame: (H, W, 3) uint8, upright, of the first one's size; or what ``convert`` makes."""
         if self._kept is None or self._kept[0] is not frame:
-            self._size = self._size or (frame.width, frame.height)
-            converted = self._reformatter.reformat(frame, *self._size, format="rgb24", threads=1)
-            pixels = upright(converted.to_ndarray(), frame)
+            self._size = self._size or display_size(frame.width, frame.height, self.stream.sample_aspect_ratio)
+            pixels = to_rgb(frame, self._size, self._reformatter)
             self._kept = frame, pixels if self.convert is None else self.convert(pixels)
         return self._kept[1]
 
@@ -383,47 +408,41 @@ class _Clock:
         return bool(self._numerator)
 
 
-def _joined(pieces: Sequence[tuple[int, AudioFrame]]) -> Iterator[tuple[int, np.ndarray]]:
-    """Frames in one channel, with the first sample of each; those that follow upon each other are one piece."""
-    run: list[np.ndarray] = []
-    begin = end = 0
-    for position, frame in pieces:
-        channels = _channels(frame)
-        if run and (position != end or len(channels) != len(run[0])):
-            yield begin, to_mono(np.concatenate(run, axis=1))
-            run = []
-        if not run:
-            begin = position
-        run.append(channels)
-        end = position + frame.samples
-    if run:
-        yield begin, to_mono(np.concatenate(run, axis=1))
+class PictureStream(PictureTaker):
+    """Hands pictures on as soon as they are final."""
 
+    def __init__(self, track: PictureTrack, times: np.ndarray, take: Callable[[np.ndarray], None]) -> None:
+        super().__init__(track, times)
+        self.take = take
+        self.given = 0
 
-def _channels(frame: AudioFrame) -> np.ndarray:
-    """(channels, N) float32 in [-1, 1] of a frame in any sample format."""
-    kind = frame.format.name.removesuffix("p")
-    if kind == "s64":  # PyAV makes no array of it
-        count = frame.samples * (1 if frame.format.is_planar else len(frame.layout.channels))
-        values: np.ndarray = np.stack([np.frombuffer(bytes(plane), np.int64, count) for plane in frame.planes])
-    else:
-        values = frame.to_ndarray()
-    if not frame.format.is_planar:
-        values = values.reshape(frame.samples, -1).T
-    centred = values.astype(np.float32) - (128.0 if kind == "u8" else 0.0)
-    return (centred / np.float32(_FULL_SCALE[kind])).astype(np.float32)
+    def choose(self, time: float, frame: VideoFrame, until: float) -> None:
+        """Take note of a picture, and hand on what no later one can change."""
+        super().choose(time, frame, until)
+        if not np.isfinite(until):
+            return
+        settled = int(np.searchsorted(self.times, until - _SETTLED_SECONDS))
+        waiting = settled - self.given
+        first = self.chosen[self.given] if waiting > 0 else None
+        if first is not None and (waiting >= _CHUNK_FRAMES or waiting * first.nbytes >= _CHUNK_BYTES):
+            self._hand_on(settled)
 
+    def finish(self) -> np.ndarray:
+        """Hand on the rest; whether the video was still running at each time."""
+        track = self.track
+        if track.latest is None:
+            raise _nothing(track, "no_video")
+        self.choose(*track.latest, until=math.inf)
+        end = math.inf if self.complete else track.end
+        running = self.times < end - SAME_TIME
+        running[0] = True  # of a video that ends before the first time, its last picture is still what there is
+        while self.given < len(self.times):
+            self._hand_on(min(self.given + _CHUNK_FRAMES, len(self.times)))
+        return running
 
-def upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
-    """Apply the frame's display matrix (FFmpeg's libavutil/display.h), rounded to quarter turns and mirrors."""
-    try:
-        matrix = cast(Mapping[SideDataType, Any], frame.side_data).get(SideDataType.DISPLAYMATRIX)
-    except ValueError:  # PyAV 18 stumbles over side data that it does not know, such as EXIF
-        return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
-    if matrix is None:
-        return pixels
-    # (x, y) goes to (a x + c y, b x + d y).
-    a, b, _, c, d = np.frombuffer(bytes(matrix), "<i4")[:5]
-    if abs(int(a)) + abs(int(d)) < abs(int(b)) + abs(int(c)):
-        pixels, a, d = pixels.transpose(1, 0, 2), c, b
-    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+    def _hand_on(self, stop: int) -> None:
+        frames = [frame for frame in self.chosen[self.given : stop] if frame is not None]
+        assert len(frames) == stop - self.given
+        self.take(np.stack(frames))
+        self.chosen[self.given : stop] = [None] * len(frames)
+        self.given = stop
