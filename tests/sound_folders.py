@@ -68,7 +68,7 @@ class Deadly:
 class Endless:
     """Stands for the path of a file that keeps its decoder for ever."""
 
-    def is_file(self):
+    def __fspath__(self):
         while True:
             time.sleep(1)
 

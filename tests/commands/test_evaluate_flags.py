@@ -4,7 +4,6 @@ import csv
 import itertools
 import json
 import re
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import cached_property
 
@@ -19,6 +18,7 @@ from vab.commands.compare import compare
 from vab.commands.evaluate import evaluate
 from vab.commands.evaluation.folders import find_folder
 from vab.commands.evaluation.sides import hear
+from vab.data.extract.decoders import DecodingPool
 from vab.data.extract.sounds import Listening
 from vab.frozen.judges import load_judge
 from vab.frozen.tiny import TinyJudge
@@ -141,9 +141,9 @@ class Evaluate:
         assert self.run(generated=str(folder), on_error="skip")[0]["fad_tiny"].card.num_generated == 6
 
     def num_workers(self):
-        with arguments_of(ProcessPoolExecutor) as (arguments, _):
+        with arguments_of(DecodingPool) as (arguments, _):
             self.run(num_workers=3)
-        assert arguments[0] == 3
+        assert arguments[1] == 3
 
     def batch_size(self):
         batches = []

@@ -43,6 +43,10 @@ class Cutting:
         """(H, W, 3) uint8 to (3, h, w) uint8: at once, as prepared pictures are small."""
         return np.asarray(self.preprocess(picture[None])[0])
 
+    def decode(self, path: Path, start: float | None) -> Iterator[Segment | LeftOut]:
+        """``decode`` by these rules."""
+        return decode(path, start, self)
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -60,6 +64,11 @@ class Segment:
     """Frames that are picture; 0 where there is no video."""
     loudness_db: float
     """Of the valid sound, dBFS."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return self.waveform.nbytes + self.pixels.nbytes
 
 
 @dataclass(frozen=True)

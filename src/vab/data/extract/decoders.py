@@ -1,4 +1,7 @@
-"""Decodes media files in worker processes, and outlives files that crash or hang a decoder."""
+"""Decodes media files in processes, and survives files that crash or hang a decoder.
+
+Each process imports this module: it must not import torch, which takes 325 MiB of memory and seconds to start.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,16 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-
-from vab.data.extract.cutting import Cutting, LeftOut, Segment, decode
+from vab import UserError
+from vab.data.extract.cutting import LeftOut, Segment
 from vab.files import sha256_of
-from vab.spec import UserError
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,17 @@ class Again:
 Item = Segment | LeftOut | Ended | Again
 
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Decoder(Protocol[T_co]):
+    """What is done with a file, such as ``Cutting``; sent to each process once."""
+
+    def decode(self, path: Path, start: float | None) -> Iterator[T_co | LeftOut]:
+        """The file's items, in order."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A file to decode."""
@@ -49,7 +60,7 @@ class Job:
     path: Path
     """Where it is."""
     start: float | None = None
-    """s, of the only segment wanted; None to cut the file as ``Cutting`` says."""
+    """s, of the only segment wanted; None for all that the decoder takes of a file."""
     wants_digest: bool = False
     """Whether its bytes are to be hashed."""
 
@@ -57,10 +68,10 @@ class Job:
 _DIGEST_BYTES = 16
 
 
-def work_on(job: Job, cutting: Cutting) -> Iterator[Item]:
+def work_on(job: Job, decoder: Decoder[T]) -> Iterator[T | LeftOut | Ended]:
     """All items of a file, its end last. An exception that nobody foresaw leaves this file out, and no other."""
     try:
-        yield from decode(job.path, job.start, cutting)
+        yield from decoder.decode(job.path, job.start)
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         words = " ".join(str(error).split()) or "no words"
@@ -77,197 +88,243 @@ def digest_of(path: Path) -> bytes | None:
 
 
 _WAITING_BYTES = 128 << 20
-"""Of decoded segments that may wait to be encoded."""
+"""Of decoded items that may wait for whoever uses them."""
+_TICK_SECONDS = 0.2
+"""How often a thread that waits looks whether it is still wanted."""
 _READY = "ready"
-"""The first thing a worker says."""
+"""The first thing that a process says, when its imports are done: these can take long on a busy machine."""
 
 
-class DecodingPool:
-    """Worker processes that decode files, each one of its own; a slow one keeps none of the others waiting.
+class DecodingPool(Generic[T]):
+    """Processes that decode files, each one file at a time; a slow file delays no other.
+
+    A file that crashes or hangs its process is left out, and a new process takes the place of the old one.
 
     Args:
-        cutting: For all files.
-        num_workers: Processes; 0 decodes in this one, where a crash or a hang is not survived.
-        timeout: s without a segment after which a worker is taken to hang.
+        decoder: What is done with each file; sent to each process once.
+        num_workers: Processes; 0 decodes in this one, where a crash or a hang ends everything.
+        timeout: s without an item after which a process is taken to hang.
     """
 
-    def __init__(self, cutting: Cutting, num_workers: int, timeout: float = 300.0) -> None:
-        self.cutting, self.num_workers, self.timeout = cutting, num_workers, timeout
-        self._workers: list[_Worker] = []
+    def __init__(self, decoder: Decoder[T], num_workers: int, timeout: float = 300.0) -> None:
+        self.decoder, self.num_workers, self.timeout = decoder, num_workers, timeout
 
-    def run(self, jobs: Iterable[Job]) -> Generator[tuple[int, Item]]:
-        """Decode each job.
+    def run(self, jobs: Iterable[Job]) -> Generator[tuple[int, T | LeftOut | Ended | Again]]:
+        """Decode each job, in any order.
 
         Args:
-            jobs: A job is taken when a worker has nothing to do.
+            jobs: A job is taken, in some thread, when a process is free.
 
         Yields:
             (number of the job, its next item). Items of a job come in order and end with an ``Ended``; those of
-            several jobs are mixed. Workers go on while nothing is taken, until some memory is full.
+            several jobs are mixed. The processes continue while no item is taken, until 128 MiB are waiting.
 
         Raises:
-            UserError: If worker processes cannot be started.
+            UserError: If processes cannot be started.
         """
-        to_do = iter(jobs)
+        return self._run(iter(jobs), lambda taken: True)
+
+    def run_in_order(self, jobs: Iterable[Job], ahead: int) -> Generator[list[T | LeftOut]]:
+        """Decode each job, in order.
+
+        Args:
+            jobs: Numbered 0, 1, 2, ...
+            ahead: Jobs that may be taken, decoded or not, before the first of them is yielded.
+
+        Yields:
+            All items of the next job.
+
+        Raises:
+            UserError: If processes cannot be started.
+        """
+        turn = 0
+        decoded: dict[int, list[T | LeftOut]] = {}
+        ended: set[int] = set()
+        with closing(self._run(iter(jobs), lambda taken: taken < turn + ahead)) as items:
+            for number, item in items:
+                if isinstance(item, Ended):
+                    ended.add(number)
+                elif isinstance(item, Again):
+                    decoded.pop(number, None)
+                else:
+                    decoded.setdefault(number, []).append(item)
+                while turn in ended:
+                    yield decoded.pop(turn, [])
+                    turn += 1
+
+    def _run(
+        self, jobs: Iterator[Job], may_take: Callable[[int], bool]
+    ) -> Generator[tuple[int, T | LeftOut | Ended | Again]]:
         if self.num_workers == 0:
-            for job in to_do:
-                yield from ((job.number, item) for item in work_on(job, self.cutting))
+            for job in jobs:
+                yield from ((job.number, item) for item in work_on(job, self.decoder))
             return
-        first = list(itertools.islice(to_do, self.num_workers))
-        inbox = _Inbox()
-        manager = threading.Thread(target=self._manage, args=(itertools.chain(first, to_do), inbox), daemon=True)
+        first = list(itertools.islice(jobs, self.num_workers))
+        exchange = _Exchange(itertools.chain(first, jobs), may_take)
+        workers: list[_Worker] = []
         try:
-            self._workers = [_Worker(self.cutting) for _ in first]
-            manager.start()
-            while (message := inbox.get()) is not None:
+            workers += [_Worker(self.decoder, self.timeout, exchange) for _ in first]
+            for worker in workers:
+                worker.start()
+            running = len(workers)
+            while running:
+                message = exchange.get()
                 if isinstance(message, BaseException):
                     raise message
-                yield message
+                if message is None:
+                    running -= 1
+                else:
+                    yield message
         finally:
-            inbox.close()
-            if manager.is_alive():
-                manager.join()
-            for worker in self._workers:
-                worker.stop()
-            self._workers = []
-
-    def _manage(self, jobs: Iterator[Job], inbox: _Inbox) -> None:
-        """Give workers files and take their segments, also while whoever wants these is busy."""
-        try:
-            while not inbox.is_closed:
-                for worker in self._workers:
-                    if worker.job is None and (job := next(jobs, None)) is not None:
-                        worker.begin(job)
-                busy = [worker for worker in self._workers if worker.job is not None]
-                if not busy:
-                    break
-                ready = wait([worker.connection for worker in busy], timeout=0.2)
-                for worker in busy:
-                    assert worker.job is not None
-                    number, items = worker.job.number, []
-                    if worker.connection in ready:
-                        items = worker.take()
-                    elif worker.ready and worker.is_late(self.timeout):
-                        items = worker.give_up(f"nothing was decoded for {self.timeout:g} s")
-                    for item in items:
-                        inbox.put((number, item))
-            inbox.put(None)
-        except BaseException as error:  # raised again where the segments are wanted
-            inbox.put(error)
+            exchange.is_closed = True
+            for worker in workers:
+                if worker.is_alive():
+                    worker.join()
+                worker.stop_process()
 
 
-class _Inbox:
-    """Segments that wait for whoever encodes them: as many as fit into some memory, and always at least one.
+class _Exchange:
+    """Between the threads of the workers and the caller: jobs one way, items the other, within bounded memory.
 
-    Without a lock that Ctrl-C could leave taken, which would hold up the other thread for ever: each thread has a
-    count of its own.
+    The caller takes no lock that Ctrl-C, which only it sees, could leave locked: each counter has one writer, or a lock
+    that the workers' threads alone take.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: Iterator[Job], may_take: Callable[[int], bool]) -> None:
+        self._jobs, self._may_take, self._given = jobs, may_take, 0
+        self._taking, self._putting = threading.Lock(), threading.Lock()
         self._messages: queue.SimpleQueue[tuple[Any, int]] = queue.SimpleQueue()
-        self._put = self._taken = 0  # bytes
+        self._put = self._got = 0  # bytes
         self.is_closed = False
 
-    def put(self, message: tuple[int, Item] | BaseException | None) -> None:
-        """Add a message; waits for room."""
-        item = message[1] if isinstance(message, tuple) else None
-        size = item.waveform.nbytes + item.pixels.nbytes if isinstance(item, Segment) else 0
-        while not self.is_closed and 0 < self._put - self._taken > _WAITING_BYTES - size:
-            time.sleep(0.01)
-        self._put += size
+    def next_job(self) -> Job | None:
+        """A job, once one may be taken; None if there is none left."""
+        with self._taking:
+            while not self.is_closed and not self._may_take(self._given):
+                time.sleep(0.01)
+            self._given += 1
+            return None if self.is_closed else next(self._jobs, None)
+
+    def put(self, message: tuple[int, Any] | BaseException | None, size: int = 0) -> None:
+        """Hand on an item of ``size`` bytes, an error, or None at a worker's end; waits for room, if others wait."""
+        with self._putting:
+            while not self.is_closed and 0 < self._put - self._got > _WAITING_BYTES - size:
+                time.sleep(0.01)
+            self._put += size
         self._messages.put((message, size))
 
-    def get(self) -> tuple[int, Item] | BaseException | None:
+    def get(self) -> Any:
         """The next message; waits for one."""
         message, size = self._messages.get()
-        self._taken += size
-        answer: tuple[int, Item] | BaseException | None = message
-        return answer
-
-    def close(self) -> None:
-        """Nobody wants messages any more."""
-        self.is_closed = True
+        self._got += size
+        return message
 
 
-@dataclass
-class _Worker:
-    """One process, and what it is at."""
+class _LostError(Exception):
+    """A process ended or hung in the middle of a file.
 
-    cutting: Cutting
-    job: Job | None = None
-    ready: bool = False  # its imports are done, which can take long on a busy machine and says nothing of a file
-    active: float = 0.0
-    is_second_try: bool = False  # of a file that was taken up when its first decoder was killed
-    connection: Connection[Any, Any] = field(init=False)
-    process: SpawnProcess = field(init=False)
+    Args:
+        why: For people.
+        was_killed: By the system, most likely for want of memory, which says nothing about the file.
+    """
 
-    def __post_init__(self) -> None:
-        self._start()
+    def __init__(self, why: str, was_killed: bool = False) -> None:
+        super().__init__(why)
+        self.was_killed = was_killed
 
-    def _start(self) -> None:
-        # Spawned, not forked: FFmpeg's and torch's threads do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.ready = False
-        self.process = context.Process(target=_work, args=(theirs, self.cutting), daemon=True)
-        with _interrupts_ignored():
-            self.process.start()
-        theirs.close()  # so that the worker's death is seen as the end of the pipe
 
-    def begin(self, job: Job) -> None:
-        self.job, self.active, self.is_second_try = job, time.monotonic(), False
+class _ClosedError(Exception):
+    """Nobody wants items any more."""
+
+
+class _Worker(threading.Thread):
+    """A process, and the thread that gives it jobs and takes its items."""
+
+    def __init__(self, decoder: Decoder[Any], timeout: float, exchange: _Exchange) -> None:
+        super().__init__(daemon=True)
+        self.decoder, self.timeout, self.exchange = decoder, timeout, exchange
+        self._start_process()
+
+    def run(self) -> None:
         try:
-            self.connection.send(job)
-        except (BrokenPipeError, ConnectionResetError):
-            # Died idle: not this file's fault.
-            self.stop()
-            self._start()
-            self.connection.send(job)
+            while (job := self.exchange.next_job()) is not None:
+                for item in self._items(job):
+                    self.exchange.put((job.number, item), getattr(item, "nbytes", 0))
+            self.exchange.put(None)
+        except _ClosedError:
+            pass
+        except BaseException as error:  # raised again where the items are wanted
+            self.exchange.put(error)
+        finally:
+            self.stop_process()
 
-    def is_late(self, timeout: float) -> bool:
-        return time.monotonic() - self.active > timeout and not self.connection.poll()
-
-    def take(self) -> list[Item]:
-        """What the worker sent; if it died instead, why its file is left out, and a fresh process takes its place."""
-        try:
-            item = self.connection.recv()
-        except (EOFError, OSError):  # OSError: it died in the middle of a segment
-            self.process.join()
-            code = self.process.exitcode
-            if not self.ready:
-                raise UserError(
-                    f"a decoding process ended before it began (exit code {code}): in a script of your own, call"
-                    ' extract under if __name__ == "__main__":, or give num_workers=0'
-                ) from None
-            if code == -signal.SIGKILL and self.job is not None and not self.is_second_try:
-                # Most likely by a system that is short of memory, which says nothing of this file.
-                job = self.job
-                self.give_up("")
-                self.begin(job)
-                self.is_second_try = True
-                return [Again()]
-            killed = ", for want of memory?" if code == -signal.SIGKILL else ""
-            return self.give_up(f"its decoder crashed (exit code {code}{killed})")
-        self.active = time.monotonic()
-        if item == _READY:
-            self.ready = True
-            return []
-        if isinstance(item, str):
-            raise RuntimeError(f"decoding failed in a worker:\n{item}")
-        if isinstance(item, Ended):
-            self.job = None
-        return [item]
-
-    def give_up(self, why: str) -> list[Item]:
-        self.stop()
-        self._start()
-        self.job = None
-        return [LeftOut(None, "unreadable", why), Ended()]
-
-    def stop(self) -> None:
+    def stop_process(self) -> None:
         self.process.kill()
         self.process.join()
         self.connection.close()
+
+    def _start_process(self) -> None:
+        # Spawned, not forked: FFmpeg's and torch's threads do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.is_ready = False
+        self.process = context.Process(target=_work, args=(theirs, self.decoder), daemon=True)
+        with _interrupts_ignored():
+            self.process.start()
+        theirs.close()  # so that the process's death is seen as the end of the pipe
+
+    def _items(self, job: Job) -> Iterator[Any]:
+        """All items of a job, its end last. A file whose process was killed is tried once more."""
+        for is_last_try in (False, True):
+            try:
+                self._send(job)
+                while True:
+                    item = self._receive(self.timeout)
+                    yield item
+                    if isinstance(item, Ended):
+                        return
+            except _LostError as lost:
+                self.stop_process()
+                self._start_process()
+                if is_last_try or not lost.was_killed:
+                    yield LeftOut(None, "unreadable", str(lost))
+                    yield Ended()
+                    return
+                yield Again()
+
+    def _send(self, job: Job) -> None:
+        while True:
+            if not self.is_ready:
+                self.is_ready = self._receive(float("inf")) == _READY
+            try:
+                return self.connection.send(job)
+            except (BrokenPipeError, ConnectionResetError):  # it ended idle, which is not this file's fault
+                self.stop_process()
+                self._start_process()
+
+    def _receive(self, timeout: float) -> Any:
+        late = time.monotonic() + timeout
+        try:
+            while not self.connection.poll(_TICK_SECONDS):
+                if self.exchange.is_closed:
+                    raise _ClosedError
+                if time.monotonic() > late:
+                    raise _LostError(f"nothing was decoded for {timeout:g} s")
+            item = self.connection.recv()
+        except (EOFError, OSError):  # OSError: it ended in the middle of an item
+            self.process.join()
+            code = self.process.exitcode
+            if not self.is_ready:
+                raise UserError(
+                    f"a decoding process ended before it began (exit code {code}): in a script of your own, call this"
+                    ' under if __name__ == "__main__":, or give num_workers=0'
+                ) from None
+            was_killed = code == -signal.SIGKILL
+            killed = ", for want of memory?" if was_killed else ""
+            raise _LostError(f"its decoder crashed (exit code {code}{killed})", was_killed) from None
+        if isinstance(item, RuntimeError):
+            raise item
+        return item
 
 
 @contextmanager
@@ -283,19 +340,18 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _work(connection: Connection[Any, Any], cutting: Cutting) -> None:
-    """A worker's life: take a file, send its segments, until the other side is gone."""
+def _work(connection: Connection[Any, Any], decoder: Decoder[Any]) -> None:
+    """A worker's life: take a file, send its items, until the other side is gone."""
     with suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
     try:
         connection.send(_READY)
         while True:
             job = connection.recv()
-            for item in work_on(job, cutting):
+            for item in work_on(job, decoder):
                 connection.send(item)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except Exception:
         # A bug: the main process shows it.
-        connection.send(traceback.format_exc())
+        connection.send(RuntimeError(f"decoding failed in a worker:\n{traceback.format_exc()}"))

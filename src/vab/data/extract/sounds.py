@@ -1,27 +1,23 @@
-"""Sound files to waveforms: in worker processes, in order, never more of them in memory than a look-ahead.
+"""Sound files to waveforms: in decoding processes, in order, never more of them in memory than a look-ahead.
 
-For listening to whole folders. It imports little, since every worker process imports it, too.
+For listening to whole folders. Each process imports this module: it must not import torch.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
-from vab.audio import rms_db
+from vab.audio import level_db
+from vab.data.extract.cutting import LeftOut
+from vab.data.extract.decoders import DecodingPool, Job
 from vab.data.media.segments import MediaError, read_audio
 from vab.files import sha256_of
-from vab.spec import UserError
 
 LEAST_SECONDS = 0.05
 """Less is no sound that anything could be said of."""
@@ -44,6 +40,10 @@ class Listening:
     """Shorter files: as long as they are, followed by silence, or refused."""
     remove_mean: bool
     """Whether the mean over time of the whole file is subtracted, before resampling and cutting."""
+
+    def decode(self, path: Path, start: float | None = None) -> Iterator[Decoded | Unusable]:
+        """``decode`` of the whole file, for a ``DecodingPool``."""
+        yield decode(path, self)
 
     @property
     def length(self) -> str:
@@ -73,6 +73,11 @@ class Decoded:
     """dBFS of that; -inf for silence."""
     sha256: str
     """Of the file's bytes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the waveforms."""
+        return sum(waveform.nbytes for waveform in self.waveforms.values())
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,7 @@ def decode(path: Path, listening: Listening) -> Decoded | Unusable:
     if valid < LEAST_SECONDS:
         return Unusable(f"has {valid:.3f} s of sound, at least {LEAST_SECONDS:g} s are needed")
     rate = listening.rates[0]
-    level = rms_db(torch.from_numpy(waveforms[rate][: round(valid * rate)]))
-    return Decoded(waveforms, valid, float(level), digest)
+    return Decoded(waveforms, valid, level_db(waveforms[rate][: round(valid * rate)]), digest)
 
 
 def decode_all(
@@ -123,79 +127,9 @@ def decode_all(
     Raises:
         UserError: If worker processes cannot be started.
     """
-    if num_workers == 0:
-        yield from (decode(path, listening) for path in paths)
-        return
-    pool = _Pool(num_workers, patience)
-    try:
-        coming: deque[tuple[Path, Future[Decoded | Unusable]]] = deque()
-        to_do = iter(paths)
-        while True:
-            while len(coming) < max(ahead, num_workers) and (path := next(to_do, None)) is not None:
-                coming.append((path, pool.submit(path, listening)))
-            if not coming:
-                return
-            path, future = coming.popleft()
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                # Any of the files under way may have done it: the first in turn goes alone, the others again.
-                pool.restart()
-                try:
-                    yield pool.submit(path, listening).result()
-                except BrokenProcessPool:
-                    pool.restart()
-                    yield Unusable(f"crashed the decoder, or kept it for more than {patience} s")
-                coming = deque((other, pool.submit(other, listening)) for other, _ in coming)
-    finally:
-        pool.stop()
-
-
-class _Pool:
-    """Worker processes that can be started anew."""
-
-    def __init__(self, num_workers: int, patience: int) -> None:
-        self.num_workers, self.patience = num_workers, patience
-        self._start()
-
-    def submit(self, path: Path, listening: Listening) -> Future[Decoded | Unusable]:
-        try:
-            return self.executor.submit(_decode_in_time, path, listening, self.patience)
-        except BrokenProcessPool as error:  # a file before this one did it: its own result says so
-            broken: Future[Decoded | Unusable] = Future()
-            broken.set_exception(error)
-            return broken
-
-    def restart(self) -> None:
-        self.stop()
-        self._start()
-
-    def stop(self) -> None:
-        self.executor.shutdown(wait=False, cancel_futures=True)
-
-    def _start(self) -> None:
-        # Spawned, not forked: FFmpeg's and torch's threads do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        self.executor = ProcessPoolExecutor(self.num_workers, context, initializer=_begin)
-        try:
-            self.executor.submit(_begin).result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a decoding process ended before it began: in a script of your own, call evaluate under if __name__ == "
-                '"__main__":, or give num_workers=0'
-            ) from None
-
-
-def _begin() -> None:
-    """A worker's first act. Ctrl-C goes to all processes of a terminal: the main one decides for the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def _decode_in_time(path: Path, listening: Listening, patience: int) -> Decoded | Unusable:
-    """``decode``, in a process that ends where it hangs: the alarm's default is to end it, in native code too."""
-    signal.alarm(patience)
-    try:
-        return decode(path, listening)
-    finally:
-        signal.alarm(0)
+    jobs = (Job(number, path) for number, path in enumerate(paths))
+    pool: DecodingPool[Decoded | Unusable] = DecodingPool(listening, num_workers, patience)
+    with closing(pool.run_in_order(jobs, max(ahead, num_workers))) as decoded:
+        for items in decoded:
+            item = items[-1]
+            yield Unusable(item.detail.partition("\n")[0]) if isinstance(item, LeftOut) else item
