@@ -13,6 +13,7 @@ from vab.backbone import Backbone
 from vab.commands.evaluate import evaluate
 from vab.commands.extract import extract
 from vab.commands.generate import generate
+from vab.commands.sweep import sweep
 from vab.data.media.segments import read_audio
 from vab.data.media.write import write_video, write_wav
 from vab.data.reading.datamodule import ShardDataModule
@@ -73,3 +74,9 @@ def test_extract_train_generate_and_score(tmp_path, monkeypatch):
         assert made.valid_samples == pytest.approx(seconds * RATE, abs=RATE / 16)
     evaluate(str(tmp_path / "real"), str(tmp_path / "made"), str(tmp_path / "report.json"), device="cpu")
     assert json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "grid.yaml").write_text("decode_steps: [1]")
+    rows = sweep(
+        str(tmp_path / "last.ckpt"), str(tmp_path / "shards"), str(tmp_path / "grid.yaml"), str(tmp_path / "sweep"),
+        num_records=4, device="cpu",
+    )  # fmt: skip
+    assert rows[0].figures["kld_tiny"] >= 0  # the judge takes 16 kHz

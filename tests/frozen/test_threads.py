@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from clip_weights import MODELS, publish
-from codec_weights import audiogen, dac_of_hub, encodec_24khz, sounds
+from codec_weights import DAC44, audiogen, dac_of_hub, encodec_24khz, encodec_of_hub, sounds
 
 from vab.frozen import one_by_one, single_threaded
 from vab.frozen.codec import load_codec
@@ -27,7 +27,9 @@ def codec(request, tmp_path):
     places = {
         "encodec_24khz:6": (encodec_24khz, tmp_path / "encodec_24khz-d7cc33bc.th"),
         "audiogen_16khz": (audiogen, tmp_path / "compression_state_dict.bin"),
+        "encodec_32khz": (encodec_of_hub, tmp_path / "encodec_32khz"),
         "dac_16khz": (dac_of_hub, tmp_path / "dac"),
+        "dac_44khz": (lambda folder: dac_of_hub(folder, DAC44), tmp_path / "dac"),
     }
     if request.param not in places:
         return load_codec(request.param)
@@ -36,7 +38,11 @@ def codec(request, tmp_path):
     return load_codec(request.param, weights=path)
 
 
-@pytest.mark.parametrize("codec", ["tiny", "audiogen_16khz", "dac_16khz", "encodec_24khz:6"], indirect=True)
+@pytest.mark.parametrize(
+    "codec",
+    ["tiny", "audiogen_16khz", "encodec_32khz", "dac_16khz", "dac_44khz", "encodec_24khz:6"],
+    indirect=True,
+)
 def test_codes_do_not_depend_on_the_number_of_threads(codec):
     waveform = sounds(2, 4 * codec.sample_rate)
     alone = torch.cat([codec.encode(row[None]) for row in waveform])

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vab.audio import resample
 from vab.callbacks.heard import Ear, Rows, nobody, shared_figures
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.order import Share, evaluation_batches, spread_evenly
 from vab.frozen import device_named
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import Judge, load_judge
-from vab.frozen.listening import Impressions, listen, sounds_of
+from vab.frozen.listening import Impressions, listen, resampled, sounds_of
 from vab.metrics.recall import CUTS
 from vab.metrics.synchrony import Synchrony, find_onsets
 from vab.spec import Batch, UserError
@@ -176,6 +175,4 @@ def _listen(judge: Judge, sounds: Sequence[Tensor], rate: int) -> Impressions:
     """As `listen`, at the judge's rate; sounds may be none."""
     if not sounds:
         return nobody(judge)
-    if rate != judge.sample_rate:
-        sounds = [torch.from_numpy(resample(sound.numpy(), rate, judge.sample_rate)) for sound in sounds]
-    return listen(judge, sounds, judge.sample_rate)
+    return listen(judge, resampled(sounds, rate, judge.sample_rate), judge.sample_rate)

@@ -17,7 +17,7 @@ from torch import Tensor
 from vab.commands.generation import Generator
 from vab.data.reading.dataset import ShardDataset
 from vab.frozen.judges import Judge
-from vab.frozen.listening import Impressions, class_columns, listen, sounds_of, true_classes
+from vab.frozen.listening import Impressions, class_columns, listen, resampled, sounds_of, true_classes
 from vab.metrics.agreement import class_agreement
 from vab.metrics.divergence import paired_kl
 from vab.metrics.frechet import frechet_distance, moments
@@ -119,7 +119,7 @@ class Subset:
         judged, found = [], []
         for batch, part in zip(self.batches, codes, strict=True):
             sounds = sounds_of(self.generator.codec, part, batch.steps)
-            judged.append(listen(self.judge, sounds, rate))
+            judged.append(listen(self.judge, resampled(sounds, rate, self.judge.sample_rate), self.judge.sample_rate))
             for sound, record, steps in zip(sounds, part, batch.steps.tolist(), strict=True):
                 found.append(health(sound, record[:, :steps], rate, spec.code_rate))
         return Heard(Impressions(*map(torch.cat, zip(*judged, strict=True))), found)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vab.audio import resample
 from vab.frozen.codec import Codec
 from vab.frozen.judges import Judge
 from vab.spec import UserError
@@ -35,6 +36,13 @@ def sounds_of(codec: Codec, codes: Tensor, steps: Tensor) -> list[Tensor]:
     lengths = (steps * codec.samples_per_step).tolist()
     rows = itertools.chain.from_iterable(waveforms)
     return [waveform[0, :length] for waveform, length in zip(rows, lengths, strict=True)]
+
+
+def resampled(sounds: Sequence[Tensor], from_rate: int, to_rate: int) -> list[Tensor]:
+    """Waveforms (N,) on the CPU at another sample rate, such as a judge's; rates in Hz."""
+    if from_rate == to_rate:
+        return list(sounds)
+    return [torch.from_numpy(resample(sound.numpy(), from_rate, to_rate)) for sound in sounds]
 
 
 class Impressions(NamedTuple):
