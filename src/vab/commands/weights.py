@@ -74,7 +74,7 @@ def verify_weights(folder: str | None = None) -> None:
         folder: Whose files are read, all of them; if not given, those weights that vab finds by itself.
     """
     problems, counts = [], {"ok": 0, "unchecked": 0}
-    paths = _of_folder(Path(folder).expanduser()) if folder else _of_machine()
+    paths = _to_verify(Path(folder).expanduser() if folder else None)
     if not paths:
         raise UserError(f"no weights are in {folder or 'the places of vab weights list'}: type {_fetch_line(folder)}")
     for path, declared in paths:
@@ -117,12 +117,10 @@ def _finding(weights: Weights) -> Finding:
         return Finding(name, "ok", "ships with vab", facts=facts)
     facts |= {"source": published.source, "licence": published.licence or None, "extra": published.extra or None}
     fetch = f"vab weights fetch --names {published.name} --out FOLDER"
-    place = published.local()
+    place, paths = _of_machine(published)
     if place is None:
-        return Finding(
-            name, "absent", _joined(f"published in {published.source}", published.licence), fetch, facts=facts
-        )
-    paths = files_of(place, published) or sorted(path for path in place.rglob("*") if path.is_file())
+        absent = _joined(f"published in {published.source}", published.licence)
+        return Finding(name, "absent", absent, fetch, facts=facts)
     checked = [check(path, published.sha256) for path in paths]
     size = sum(path.stat().st_size for path in paths)
     facts |= {
@@ -156,20 +154,19 @@ def _as_json(path: Path, checked: Checked) -> dict[str, Any]:
     return {"file": path.name, "hash": checked.state, "expected": known, "got": checked.got or None}
 
 
-def _of_machine() -> list[tuple[Path, str]]:
-    """Files of the weights that are found, and the hashes that vab itself knows."""
-    found = []
-    for published in (weights.published for weights in all_weights()):
-        place = published.local() if published else None
-        if published and place:
-            found += [(path, published.sha256) for path in files_of(place, published) or _inside(place)]
-    return found
+def _of_machine(published: Published) -> tuple[Path | None, list[Path]]:
+    """Where weights are found, and their files."""
+    place = published.local()
+    return place, [] if place is None else files_of(place, published) or _inside(place)
 
 
-def _of_folder(folder: Path) -> list[tuple[Path, str]]:
+def _to_verify(folder: Path | None) -> list[tuple[Path, str]]:
+    """Files of a folder, or of the weights that are found, and the hashes that vab itself knows."""
+    every = [weights.published for weights in all_weights() if weights.published]
+    if folder is None:
+        return [(path, published.sha256) for published in every for path in _of_machine(published)[1]]
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    every = [weights.published for weights in all_weights() if weights.published]
     declared = {Path(name).name: published.sha256 for published in every for name in published.names}
     return [(path, declared.get(path.name, "")) for path in _inside(folder)]
 
