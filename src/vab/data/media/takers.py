@@ -53,7 +53,7 @@ class SoundTrack:
         self.position: int | None = None  # one past the last sample decoded
         self.last_packet = -math.inf  # s, where the packets so far end
         self.takers: list[SoundTaker] = []
-        self.has_packets = False
+        self.has_packets = source.audio.frames > 0  # by the container's index
         self.shift = 0.0  # s, added to all times: packets without a time came before, whose length nobody knew
         self._clock = _Clock(source.zero)
         self._mixer: tuple[tuple[str, str, int], Graph] | None = None  # for frames of one kind
@@ -228,9 +228,10 @@ class PictureTrack:
         self.landed_on: tuple[float, bool] | None = None  # time of the first frame, and whether it is whole
         self.takers: list[PictureTaker] = []
         self._size: tuple[int, int] | None = None
+        self._pixel = source.video.sample_aspect_ratio  # read here: results are made when the file is closed
         self._reformatter = VideoReformatter()
         self._kept: tuple[VideoFrame, np.ndarray] | None = None
-        self.has_packets = False
+        self.has_packets = source.video.frames > 0
         self._skips = False
         self._clock = _Clock(source.zero)
         self._order = _Order(source.has_pts)
@@ -268,7 +269,7 @@ class PictureTrack:
     def keep(self, frame: VideoFrame) -> np.ndarray:
         """What is kept of a frame: (H, W, 3) uint8, upright, of the first one's size; or what ``convert`` makes."""
         if self._kept is None or self._kept[0] is not frame:
-            self._size = self._size or display_size(frame.width, frame.height, self.stream.sample_aspect_ratio)
+            self._size = self._size or display_size(frame.width, frame.height, self._pixel)
             pixels = to_rgb(frame, self._size, self._reformatter)
             self._kept = frame, pixels if self.convert is None else self.convert(pixels)
         return self._kept[1]
@@ -351,7 +352,7 @@ Taker = SoundTaker | PictureTaker
 def _nothing(track: SoundTrack | PictureTrack, reason: str) -> MediaError:
     """Why nothing of a track was decoded."""
     kind = "sound" if reason == "no_audio" else "video"
-    if not track.has_packets and not track.stream.frames:
+    if not track.has_packets:
         return MediaError(reason, track.source.path, f"announces a {kind} track and has no packet of it")
     return track.source.unreadable(f"its {kind} track holds nothing that can be decoded")
 
