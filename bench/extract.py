@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import machine, run_as_program
+from vab.commands.cores import usable_cores
 from vab.data.inputs.listing import find_sources
 from vab.spec import UserError
 
@@ -111,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench.extract", description=__doc__.partition("\n")[0])
     parser.add_argument("--media", required=True, help="folder of videos")
     parser.add_argument("--copies", type=int, default=4, help="times that each file is taken")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="decoders, and devices")
+    parser.add_argument("--processes", type=int, default=usable_cores(), help="decoders, and devices")
     parser.add_argument("--scratch", help="folder for temporary files")
     parser.add_argument("flags", nargs="*", help="for vab extract, after --")
     return parser

@@ -180,9 +180,11 @@ def measure(systems: list[str], settings: Settings, rounds: int) -> list[Row]:
             processes.append(process)
             pipes.append(pipe)
             rows.append(Row(system, pipe.recv(), flops, [], None, 0.0, batch_size=settings.batch_size))
-        cores = sorted(os.sched_getaffinity(0))
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         for number in range(rounds):
-            if settings.device == "cpu" and settings.threads == 1:  # on each core by turns: they need not be alike
+            if (
+                cores and settings.device == "cpu" and settings.threads == 1
+            ):  # on each core by turns: they need not be alike
                 for process in processes:
                     os.sched_setaffinity(process.pid, {cores[number // 2 % len(cores)]})
             turns = list(zip(rows, pipes, strict=True))

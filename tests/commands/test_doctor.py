@@ -13,6 +13,7 @@ import torch
 
 from command_line import start
 from vab.cli import main
+from vab.commands.cores import usable_cores
 from vab.commands.doctor import ENABLES, _matching_torchaudio
 from vab.commands.installation import requirements
 from vab.commands.installation.probes import _at_work
@@ -78,7 +79,7 @@ def test_an_installation_that_works(tmp_path, monkeypatch):
     assert all(found["state"] == "ok" and found["needed"] for found in report["needed"] + report["media"])
     assert "H.264 and AAC there and back" in finding(report, "media", "av")["detail"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", finding(report, "media", "av")["libraries"]["libavcodec"])
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     assert finding(report, "devices", "cpu")["cores"] == cores
     assert finding(report, "devices", "disk of data")["path"] == str(tmp_path / "data")
     assert finding(report, "devices", "disk of data")["free_bytes"] > 0
