@@ -74,6 +74,33 @@ def test_a_file_is_embedded_as_its_record_is(align, media, data):
     torch.testing.assert_close(embed_file(task, encoders, media / "sound.wav", "audio"), heard[0], atol=1e-5, rtol=0)
 
 
+def test_a_file_is_cut_and_encoded_bit_for_bit_as_extraction_does(align, media, tmp_path):
+    (tmp_path / "long").mkdir()
+    video(tmp_path / "long" / "x.mp4", 2.6 * SPEC.segment_seconds, seed=5)
+    extract(
+        str(tmp_path / "long"), str(tmp_path / "s"), segment_seconds=SPEC.segment_seconds, video_fps=SPEC.video_fps,
+        min_seconds=SPEC.segment_seconds - 0.02, num_workers=0, silence_db=-100.0,
+    )  # fmt: skip
+    batch = ShardDataset(tmp_path / "s").read(range(2))
+    encoders = load_encoders(load_task(align).spec, torch.device("cpu"), audio=True, video=True)
+    for audio, seen in ((True, True), (True, False), (False, True)):
+        segments = encoders.encode(tmp_path / "long" / "x.mp4", audio=audio, video=seen)
+        assert len(segments) == 2
+        if audio:
+            assert torch.equal(segments.codes, batch.codes)
+            assert torch.equal(segments.steps, batch.steps)
+        if seen:
+            assert torch.equal(segments.features, batch.features)
+            assert torch.equal(segments.frames, batch.frames)
+    assert len(encoders.encode(media / "silent.mp4", audio=False, video=True)) == 1
+    with pytest.raises(UserError, match="has no sound track"):
+        encoders.encode(media / "silent.mp4", audio=True, video=False)
+    with pytest.raises(UserError, match="has no video track"):
+        encoders.encode(media / "sound.wav", audio=True, video=True)
+    video(tmp_path / "short.mp4", 0.2)  # shorter than a last segment may be, but all that there is
+    assert encoders.encode(tmp_path / "short.mp4", audio=True, video=True).frames.tolist() == [2]
+
+
 def test_figures_of_shards_and_of_saved_embeddings_agree(align, data, tmp_path, capsys):
     kept, out = str(tmp_path / "e.npz"), str(tmp_path / "r.json")
     report = retrieve(align, str(data), out=out, save_embeddings=kept, batch_size=3, device="cpu")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vab.data.extract.cutting import GRACE, segment_starts
-from vab.data.media.segments import MediaError, read_audio, read_frames, read_segment, stream_ends
+from vab.data.extract.cutting import GRACE, Cutting, Segment
+from vab.data.extract.encode import encode_pictures, encode_sound
+from vab.data.media.open import MediaError
 from vab.data.reading.dataset import ShardDataset
 from vab.files import ProgressBar
 from vab.frozen.codec import Codec, load_codec
@@ -71,43 +74,41 @@ class MediaEncoders:
         Raises:
             MediaError: If it is unreadable, or lacks what is asked for.
         """
-        spec = self.spec
-        video_end, audio_end = stream_ends(path)
-        for wanted, end, kind, words in (
-            (audio, audio_end, "no_audio", "has no sound track"),
-            (video, video_end, "no_video", "has no video track"),
-        ):
-            if wanted and end is None:
-                raise MediaError(kind, path, words)
-        ends = [end for wanted, end in ((audio, audio_end), (video, video_end)) if wanted and end is not None]
-        codes, features, steps, frames = [], [], [], []
-        least = min(MIN_SECONDS, spec.segment_seconds - GRACE)
-        for start in segment_starts(min(ends), spec.segment_seconds, spec.segment_seconds, least):
-            try:
-                heard, seen = _read(path, spec, start, audio, video)
-            except MediaError as error:
-                if error.reason == "too_short" and start > 0:
-                    break  # the packets promised more than there is
-                raise
-            if heard is not None:
+        segments = self._segments(path, audio, video)
+        rows: tuple[list[Tensor], ...] = ([], [], [], [])
+        while some := list(itertools.islice(segments, _AT_ONCE)):
+            if audio:
                 assert self.codec is not None
-                waveform, valid = heard
-                codes.append(
-                    self.codec.encode(torch.from_numpy(waveform)[None, None].to(self.device), spec.sample_rate)
-                )
-                steps.append(min(self.codec.steps_for(valid), spec.num_steps))
-            if seen is not None:
+                rows[0].append(torch.from_numpy(encode_sound(self.codec, some, self.device).astype(np.int64)))
+                steps = [min(self.codec.steps_for(segment.valid_samples), self.spec.num_steps) for segment in some]
+                rows[2].append(torch.tensor(steps))
+            if video:
                 assert self.vision is not None
-                pictures, count = seen
-                pixels = self.vision.preprocess(pictures).to(self.device)
-                features.append(self.vision.encode(pixels).half().float()[None])  # as shards keep them
-                frames.append(count)
-        return Segments(
-            torch.cat(codes).long() if audio else None,
-            torch.cat(features) if video else None,
-            torch.tensor(steps, device=self.device) if audio else None,
-            torch.tensor(frames, device=self.device) if video else None,
+                features = encode_pictures(self.vision, some, self.spec.num_frames, self.device)
+                rows[1].append(torch.from_numpy(features).float())
+                rows[3].append(torch.tensor([segment.valid_frames for segment in some]))
+        return Segments(*(torch.cat(row).to(self.device) if row else None for row in rows))
+
+    def _segments(self, path: Path, audio: bool, video: bool) -> Iterator[Segment]:
+        spec = self.spec
+        cutting = Cutting(
+            segment_seconds=spec.segment_seconds,
+            sample_rate=spec.sample_rate,
+            video_fps=spec.video_fps,
+            segments="all",
+            hop_seconds=spec.segment_seconds,
+            min_seconds=min(MIN_SECONDS, spec.segment_seconds - GRACE),
+            silence_db=-math.inf,
+            still_pictures="keep",
+            preprocess=np.asarray if self.vision is None else self.vision.resizer,
+            streams="both" if audio and video else "audio" if audio else "video",
+            short_first=True,
         )
+        for item in cutting.decode(path, None):
+            if isinstance(item, Segment):
+                yield item
+            elif item.reason != "too_short" or not item.start:  # a later segment may be shorter than the packets say
+                raise MediaError(item.reason, path, item.detail)
 
 
 def load_encoders(spec: SegmentSpec, device: torch.device, *, audio: bool, video: bool) -> MediaEncoders:
@@ -163,17 +164,3 @@ def embed_records(
                 side.append(rows.cpu())
             bar.advance(len(batch))
     return torch.cat(sides[0]), torch.cat(sides[1])
-
-
-def _read(
-    path: Path, spec: SegmentSpec, start: float, audio: bool, video: bool
-) -> tuple[tuple[np.ndarray, int] | None, tuple[np.ndarray, int] | None]:
-    """Waveform with its valid samples, and frames with their valid count, of one segment."""
-    if audio and video:
-        both = read_segment(path, spec.sample_rate, spec.video_fps, start, spec.segment_seconds)
-        return (both.waveform, both.valid_samples), (both.frames, both.valid_frames)
-    if audio:
-        sound = read_audio(path, spec.sample_rate, start, spec.segment_seconds)
-        return (sound.waveform, sound.valid_samples), None
-    picture = read_frames(path, spec.video_fps, start, spec.num_frames)
-    return None, (picture.frames, picture.valid_frames)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from vab import UserError
 from vab.audio import level_db
-from vab.data.media.segments import MediaError, MediaSegment, read_segments, scan_packets, scan_streams
+from vab.data.media.segments import MediaError, MediaSegment, read_frames, read_segments, scan_packets, scan_streams
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Cutting:
     """Frames (V, H, W, 3) uint8 to pixels (V, 3, h, w) uint8, as ``VisionEncoder.resizer`` does."""
     without_video: str = "leave_out"
     """``keep``, or ``leave_out``: files that have sound alone."""
+    streams: str = "both"
+    """``both``; or ``audio``, ``video``: the other one is not read, and need not be there."""
+    short_first: bool = False
+    """Whether a file's first segment may have less than ``min_seconds``."""
 
     def prepare(self, picture: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 to (3, h, w) uint8: at once, as prepared pictures are small."""
@@ -63,7 +67,7 @@ class Segment:
     valid_frames: int
     """Frames that are picture; 0 where there is no video."""
     loudness_db: float
-    """Of the valid sound, dBFS."""
+    """Of the valid sound, dBFS; 0 where it is not read."""
 
     @property
     def nbytes(self) -> int:
@@ -107,19 +111,25 @@ def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segmen
     except MediaError as error:
         yield LeftOut(None, error.reason, error.detail)
         return
-    if scan.audio_end is None or (scan.video_end is None and cutting.without_video != "keep"):
-        kind = "no_video" if scan.video_end is None else "no_audio"
-        yield LeftOut(None, kind, "has no video track" if scan.video_end is None else "has no sound track")
+    audio_end = None if cutting.streams == "video" else scan.audio_end
+    video_end = None if cutting.streams == "audio" else scan.video_end
+    needs_video = cutting.streams == "video" or (cutting.streams == "both" and cutting.without_video != "keep")
+    if (audio_end is None and cutting.streams != "video") or (video_end is None and needs_video):
+        is_video = video_end is None and cutting.streams != "audio"
+        yield LeftOut(None, *(("no_video", "has no video track") if is_video else ("no_audio", "has no sound track")))
         return
-    end = scan.audio_end if scan.video_end is None else min(scan.video_end, scan.audio_end)
-    if start is None and end < cutting.min_seconds - GRACE:
+    end = min(end for end in (audio_end, video_end) if end is not None)
+    if start is None and end < cutting.min_seconds - GRACE and not cutting.short_first:
         yield LeftOut(
             None, "too_short", f"sound and picture last {end:.2f} s, at least {cutting.min_seconds:g} s needed"
         )
         return
     starts = list(_starts(end, cutting)) if start is None else [start]
-    fps = None if scan.video_end is None else cutting.video_fps
-    outcomes = read_segments(path, cutting.sample_rate, fps, starts, cutting.segment_seconds, cutting.prepare, scan)
+    fps = None if video_end is None else cutting.video_fps
+    if audio_end is None:
+        outcomes = _pictures_alone(path, starts, cutting)
+    else:
+        outcomes = read_segments(path, cutting.sample_rate, fps, starts, cutting.segment_seconds, cutting.prepare, scan)
     try:
         for number, (begin, got) in enumerate(zip(starts, outcomes, strict=True)):
             if isinstance(got, MediaSegment):
@@ -135,6 +145,18 @@ def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segmen
         yield LeftOut(None, error.reason, error.detail)
     except MemoryError:
         yield LeftOut(None, "unreadable", "needs more memory than there is")
+
+
+def _pictures_alone(path: Path, starts: Sequence[float], cutting: Cutting) -> Iterator[MediaSegment | MediaError]:
+    """Segments whose sound is not read: their waveforms are empty."""
+    count = round(cutting.segment_seconds * cutting.video_fps)
+    for start in starts:
+        try:
+            seen = read_frames(path, cutting.video_fps, start, count)
+        except MediaError as error:
+            yield error
+        else:
+            yield MediaSegment(np.zeros(0, np.float32), 0, cutting.preprocess(seen.frames), seen.valid_frames)
 
 
 def _starts(end: float, cutting: Cutting) -> Iterator[float]:
@@ -202,12 +224,14 @@ def check_segments(
 def _segment(start: float, got: MediaSegment, cutting: Cutting) -> Segment | LeftOut:
     """What becomes of a segment; one without video has no frames."""
     needed, heard = min(cutting.min_seconds, cutting.segment_seconds), got.valid_samples / cutting.sample_rate
-    has_video = len(got.frames) > 0
+    if cutting.short_first and start == 0:
+        needed = GRACE + 1 / cutting.sample_rate  # some sound and some picture
+    has_sound, has_video = len(got.waveform) > 0, len(got.frames) > 0
     seen = (got.valid_frames + 0.5) / cutting.video_fps if has_video else heard
-    if min(heard, seen) < needed - GRACE:
+    if min(heard if has_sound else seen, seen) < needed - GRACE:
         frames = f", {got.valid_frames} frames" if has_video else ""
         return LeftOut(start, "too_short", f"has {heard:.2f} s of sound{frames}; {needed:g} s needed")
-    loudness = level_db(got.waveform[: got.valid_samples])
+    loudness = level_db(got.waveform[: got.valid_samples]) if has_sound else 0.0
     if loudness < cutting.silence_db:
         return LeftOut(start, "silent", f"its sound has {loudness:.1f} dBFS, below {cutting.silence_db:g}")
     pixels = got.frames[: got.valid_frames] if has_video else np.zeros((0, 3, 0, 0), np.uint8)
