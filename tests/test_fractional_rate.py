@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from frozen.codec_weights import DAC44, dac_of_hub
 from small_media import tone
 from vab.backbone import Backbone
+from vab.callbacks.generation_eval import GenerationEval
+from vab.callbacks.media import MediaLog
 from vab.commands.evaluate import evaluate
 from vab.commands.extract import extract
 from vab.commands.generate import generate
@@ -59,10 +62,15 @@ def test_extract_train_generate_and_score(tmp_path, monkeypatch):
         str(tmp_path / "shards"), str(tmp_path / "shards"), batch_size=2, num_workers=0, splice=1.0, roll=1.0,
         allow_tiny=True,
     )  # fmt: skip
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(accelerator="cpu", max_steps=2, **quiet)
+    log = TensorBoardLogger(tmp_path / "log")
+    callbacks = [MediaLog(2, str(tmp_path / "in"), num_checked=4), GenerationEval(num_records=4)]
+    trainer = Trainer(
+        accelerator="cpu", max_steps=2, logger=log, callbacks=callbacks, enable_checkpointing=False,
+        enable_progress_bar=False,
+    )  # fmt: skip
     trainer.fit(task, datamodule=module)
     assert trainer.global_step == 2
+    assert trainer.callback_metrics["val/kld_tiny_to_codec"] >= 0
     trainer.save_checkpoint(tmp_path / "last.ckpt")
 
     generate(
