@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from av.stream import Disposition
 
-from vab.data.media import spans
+from vab.data.media import segments
 from vab.data.media.segments import MediaError, probe, read_audio, read_frames, read_segment, stream_ends
 from vab.data.media.write import replace_audio, write_video, write_wav
 from vab.spec import UserError
@@ -113,7 +113,7 @@ def test_seeking_far_into_a_file_gives_what_decoding_from_the_start_gives(tmp_pa
     sound = np.sin(2 * np.pi * np.cumsum(np.linspace(200, 2000, 10 * RATE)) / RATE).astype(np.float32)
     path = write(tmp_path / "long.mp4", times, sound, options={"g": "24"})
     sought = read_segment(path, RATE, 8.0, start=7.3, seconds=2.0)
-    monkeypatch.setattr(spans, "_SEEK_BEYOND", 1e9)
+    monkeypatch.setattr(segments, "_SEEK_BEYOND", 1e9)
     decoded = read_segment(path, RATE, 8.0, start=7.3, seconds=2.0)
     assert numbers(sought.frames) == numbers(decoded.frames) == shown(times, sampling(8.0, 7.3, 16))
     assert np.abs(sought.waveform - decoded.waveform).max() < 1e-3

@@ -7,7 +7,6 @@ import pytest
 from test_media import RATE, numbers, painted, sampling, shown, write
 
 from vab.data.media import segments as media
-from vab.data.media import takers
 from vab.data.media.segments import MediaError, read_segment, read_segments, scan_packets
 from vab.data.media.write import write_video
 
@@ -23,7 +22,7 @@ def chirp(seconds):
 def counts(monkeypatch):
     """How often a picture was decoded, and a span was read by itself."""
     counted = {"pictures": 0, "spans": 0}
-    add, take_span = takers.PictureTrack.add, media.take_span
+    add, take_span = media._PictureTrack.add, media._take_span
 
     def counting_add(track, frame):
         counted["pictures"] += 1
@@ -33,8 +32,8 @@ def counts(monkeypatch):
         counted["spans"] += 1
         return take_span(*arguments)
 
-    monkeypatch.setattr(takers.PictureTrack, "add", counting_add)
-    monkeypatch.setattr(media, "take_span", counting_take_span)
+    monkeypatch.setattr(media._PictureTrack, "add", counting_add)
+    monkeypatch.setattr(media, "_take_span", counting_take_span)
     return counted
 
 

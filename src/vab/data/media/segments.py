@@ -15,28 +15,24 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
+import av
 import numpy as np
+from av import AudioFrame, AudioStream, Packet, VideoFrame, VideoStream
+from av.error import FFmpegError
+from av.filter import Graph
+from av.video.reformatter import VideoReformatter
 
+from vab.audio import resample
 from vab.data.media.open import AudioSpan, FrameSpan, MediaError, OpenMedia
-from vab.data.media.pictures import is_picture, read_picture
-from vab.data.media.spans import LEAD, NotInOnePassError, take_span, take_spans
-from vab.data.media.takers import (
-    SAME_TIME,
-    Convert,
-    PictureStream,
-    PictureTaker,
-    PictureTrack,
-    SoundTaker,
-    SoundTrack,
-    Taker,
-    Track,
-    frame_times,
-)
+from vab.data.media.pictures import display_size, is_picture, read_picture, to_rgb
 
 __all__ = [
     "AudioSpan",
@@ -57,6 +53,36 @@ __all__ = [
     "stream_ends",
     "stream_frames",
 ]
+
+
+_SEEK_BEYOND = 5.0
+"""s. A span that starts later than this is reached by seeking; before it, decoding from the start costs less."""
+_PREROLL = 1.0
+"""s. How far before the wanted time a seek aims: decoders need some packets to settle (AAC overlap, MP3 reservoir)."""
+_LEAD = 1.5
+"""s. Spans are made ready this much before they start: more than any context that is gathered before a span."""
+_MOST_WAITING = 4
+"""Spans that may wait for one of their two streams, beyond those that overlap, before a file counts as interleaved so
+badly that its pictures would fill the memory."""
+_JITTER = 0.02
+"""s. Timestamps this near to the end of the sound so far continue it: coarse clocks (1 ms in MKV, FLV) are not gaps."""
+_OVERLAP = 0.1
+"""s. Sound that would replace more than this of the sound before it is put behind it."""
+_CONTEXT = 0.05
+"""s. Sound decoded on both sides of a span, so that the resampler's filter sees what is really there."""
+_LONGEST_GAP = 600.0
+"""s. A longer jump between timestamps is taken for damage, not for silence."""
+_CHUNK_FRAMES, _CHUNK_BYTES = 64, 64 << 20
+"""Pictures handed on at once: as many as this, or as fill this much memory."""
+_SETTLED_SECONDS = 1.0
+"""Timestamps can be out of order by so much at most; older pictures are final."""
+SAME_TIME = 1e-6
+"""s. Times nearer than this are equal: they are sums of rounded fractions."""
+_LONGEST_PADDING = 0.2
+"""s. Codecs fill their last packet up; decoded sound may outlast the packets' durations by this much, and is cut."""
+
+Convert = Callable[[np.ndarray], np.ndarray]
+"""What is kept of a picture, (H, W, 3) uint8 RGB."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +180,8 @@ def read_audio(
     """
     _check_span(start, seconds)
     wanted = _Wanted(sample_rate=sample_rate, seconds=seconds, remove_mean=remove_mean)
-    (sound,) = take_span(path, start, wanted.open_tracks, wanted.make_takers)
-    assert isinstance(sound, SoundTaker)
+    (sound,) = _take_span(path, start, wanted)
+    assert isinstance(sound, _SoundTaker)
     return sound.result()
 
 
@@ -178,8 +204,8 @@ def read_frames(path: str | Path, fps: float, start: float = 0.0, count: int = 1
     """
     _check_span(start, count / fps)
     wanted = _Wanted(fps=fps, count=count)
-    (picture,) = take_span(path, start, wanted.open_tracks, wanted.make_takers)
-    assert isinstance(picture, PictureTaker)
+    (picture,) = _take_span(path, start, wanted)
+    assert isinstance(picture, _PictureTaker)
     return picture.result()
 
 
@@ -201,7 +227,7 @@ def read_segment(
     """
     _check_span(start, seconds)
     wanted = _Wanted(sample_rate=sample_rate, seconds=seconds, fps=video_fps, count=round(seconds * video_fps))
-    return _segment(take_span(path, start, wanted.open_tracks, wanted.make_takers))
+    return _segment(_take_span(path, start, wanted))
 
 
 def read_segments(
@@ -238,16 +264,16 @@ def read_segments(
     given = 0
     if len(starts) > 1:
         gap = min(later - earlier for earlier, later in itertools.pairwise(starts))
-        overlap = math.ceil((seconds + LEAD) / gap) if gap > 0 else len(starts)
+        overlap = math.ceil((seconds + _LEAD) / gap) if gap > 0 else len(starts)
         try:
-            for takers in take_spans(path, starts, overlap, wanted.open_tracks, wanted.make_takers):
+            for takers in _gather(path, starts, overlap, wanted):
                 yield _outcome(takers)
                 given += 1
-        except NotInOnePassError:
+        except _NotInOnePassError:
             pass  # the rest is had one by one
     for start in starts[given:]:
         try:
-            takers = take_span(path, start, wanted.open_tracks, wanted.make_takers)
+            takers = _take_span(path, start, wanted)
         except MediaError as error:
             yield error
         else:
@@ -270,14 +296,8 @@ def stream_frames(path: str | Path, times: np.ndarray, take: Callable[[np.ndarra
     Raises:
         MediaError: ``missing``, ``unreadable`` or ``no_video``.
     """
-
-    def make_takers(tracks: Sequence[Track], _: float) -> Sequence[Taker]:
-        (track,) = tracks
-        assert isinstance(track, PictureTrack)
-        return [PictureStream(track, times, take)]
-
-    (taker,) = take_span(path, 0.0, lambda source: [PictureTrack(source)], make_takers)
-    assert isinstance(taker, PictureStream)
+    (taker,) = _take_span(path, 0.0, _Wanted(fps=1.0, times=times, take=take))
+    assert isinstance(taker, _PictureStream)
     return taker.finish()
 
 
@@ -376,42 +396,557 @@ class _Wanted:
     unwanted: frozenset[int] = frozenset()
     remove_mean: bool = False
     """Of the sound, over time."""
+    times: np.ndarray | None = None
+    """(F,) s, of pictures that ``take`` is given, whatever ``fps``."""
+    take: Callable[[np.ndarray], None] | None = None
 
-    def open_tracks(self, source: OpenMedia) -> Sequence[Track]:
-        tracks: list[Track] = []
+    def open_tracks(self, source: OpenMedia) -> Sequence[_Track]:
+        tracks: list[_Track] = []
         if self.sample_rate is not None:
-            tracks.append(SoundTrack(source))
+            tracks.append(_SoundTrack(source))
         if self.fps is not None:
-            tracks.append(PictureTrack(source, self.convert, self.unwanted))
+            tracks.append(_PictureTrack(source, self.convert, self.unwanted))
+        for track in tracks:
+            track.prepare()
         return tracks
 
-    def make_takers(self, tracks: Sequence[Track], start: float) -> Sequence[Taker]:
-        takers: list[Taker] = []
+    def make_takers(self, tracks: Sequence[_Track], start: float) -> Sequence[_Taker]:
+        takers: list[_Taker] = []
         for track in tracks:
-            if isinstance(track, SoundTrack):
+            if isinstance(track, _SoundTrack):
                 assert self.sample_rate is not None
-                takers.append(SoundTaker(track, self.sample_rate, start, self.seconds, self.remove_mean))
-            else:
-                assert self.fps is not None
-                takers.append(PictureTaker(track, frame_times(self.fps, start, self.count)))
+                takers.append(_SoundTaker(track, self.sample_rate, start, self.seconds, self.remove_mean))
+            elif isinstance(track, _PictureTrack):
+                takers.append(self.make_picture_taker(track, start))
         return takers
 
+    def make_picture_taker(self, track: _PictureTrack, start: float) -> _PictureTaker:
+        assert self.fps is not None
+        if self.take is not None:
+            assert self.times is not None
+            return _PictureStream(track, self.times, self.take)
+        return _PictureTaker(track, frame_times(self.fps, start, self.count))
 
-def _outcome(takers: Sequence[Taker]) -> MediaSegment | MediaError:
+
+class _NotInOnePassError(Exception):
+    """The spans cannot be had in one pass, or not in bounded memory; they may be had one by one."""
+
+
+def _take_span(path: str | Path, start: float, wanted: _Wanted) -> Sequence[_Taker]:
+    """Gather one span: a pass over the file, from near the start on, until there is enough.
+
+    Raises:
+        MediaError: If the file, or a stream before its span was complete, cannot be decoded.
+    """
+    if start > _SEEK_BEYOND:
+        try:
+            takers = next(_gather(path, [start], 1, wanted, seek=start - _PREROLL))
+        except MediaError as error:
+            if error.reason in ("missing", "no_audio", "no_video"):
+                raise
+        else:
+            if not any(taker.landed_late for taker in takers):
+                return takers
+        # Seeking went wrong (no index, a false keyframe, timestamps guessed): what is read from the start is right.
+    return next(_gather(path, [start], 1, wanted))
+
+
+def _gather(
+    path: str | Path, starts: Sequence[float], overlap: int, wanted: _Wanted, seek: float | None = None
+) -> Iterator[Sequence[_Taker]]:
+    """Gather spans in one pass over the file.
+
+    Args:
+        path: The file.
+        starts: s, rising. With several, nothing but a whole pass will do; one alone can do with damage around it.
+        overlap: How many spans share a moment, those counted that start less than `_LEAD` later.
+        wanted: What is gathered.
+        seek: s, where the pass begins; None for the beginning of the file.
+
+    Yields:
+        The takers of each span, in order, as soon as they have enough or the file ends.
+
+    Raises:
+        MediaError: If something cannot be opened or decoded.
+        _NotInOnePassError: If the same happens with several spans, or the streams are so far apart in the file that too
+            many spans wait for one of them. Those that were given before are right.
+    """
+    alone = len(starts) == 1
+    to_come, live = deque(starts), deque[Sequence[_Taker]]()
+    try:
+        with OpenMedia(path) as source:
+            tracks = wanted.open_tracks(source)
+            # A seek is of no use where the same time is there more than once.
+            if seek is not None and (source.has_one_clock or not _restarts(path)):
+                try:
+                    source.container.seek(int((source.zero + seek) * av.time_base))
+                except (FFmpegError, OverflowError) as error:
+                    raise source.unreadable(error) from error
+            by_stream = {track.stream.index: (number, track) for number, track in enumerate(tracks)}
+            for packet in source.packets():
+                if packet.stream.index not in by_stream:
+                    continue  # only its times matter: all readings of a file have one clock
+                number, track = by_stream[packet.stream.index]
+                if not to_come and all(takers[number].done for takers in live):
+                    continue
+                track.see_packet(packet)
+                try:
+                    for frame in packet.decode():
+                        time = track.time_of(frame)
+                        while to_come and (alone or time is None or to_come[0] <= time + _LEAD):
+                            live.append(wanted.make_takers(tracks, to_come.popleft()))
+                            if len(live) > overlap + _MOST_WAITING:
+                                raise _NotInOnePassError
+                        track.add(frame)
+                except FFmpegError as error:
+                    if alone and _is_before(packet, starts[0] - _LEAD, track):
+                        continue  # sound does not depend on what went before; pictures do
+                    if not (alone and live and live[0][number].complete):
+                        raise source.unreadable(error) from error
+                    del by_stream[packet.stream.index]
+                while live and all(taker.done for taker in live[0]):
+                    yield _let_go(live.popleft())
+                if not live and not to_come:
+                    return
+            while live or to_come:
+                yield _let_go(live.popleft() if live else wanted.make_takers(tracks, to_come.popleft()))
+    except MediaError as error:
+        if not alone:
+            raise _NotInOnePassError from error
+        if not (live and all(taker.complete for taker in live[0])):
+            raise
+        yield _let_go(live.popleft())
+
+
+def _let_go(takers: Sequence[_Taker]) -> Sequence[_Taker]:
+    """These need no more frames."""
+    for taker in takers:
+        cast(list[Any], taker.track.takers).remove(taker)
+    return takers
+
+
+def _restarts(path: str | Path) -> bool:
+    """Whether a file's clock starts again, found by reading all packets."""
+    with OpenMedia(path) as source:
+        deque(source.packets(), maxlen=0)
+        return source.restarts
+
+
+def _is_before(packet: Packet[Any], time: float, track: _Track) -> bool:
+    """Whether a packet of sound lies before a time, s."""
+    return track.kind == "sound" and packet.pts is not None and track.seconds(packet.pts) < time
+
+
+class _Track:
+    """Follows one stream of a file: when its frames are on the timeline. Gives them to those who gather them."""
+
+    def __init__(self, source: OpenMedia, stream: AudioStream | VideoStream | None, kind: str) -> None:
+        if stream is None:
+            reason = "no_audio" if kind == "sound" else "no_video"
+            raise MediaError(reason, source.path, f"has no {kind} track")
+        self.source, self.stream, self.kind = source, stream, kind
+        self.has_packets = stream.frames > 0  # by the container's index
+        base = stream.time_base or Fraction(1)
+        self._numerator, self._denominator = base.numerator, base.denominator  # PyAV makes a Fraction for each frame
+
+    def prepare(self) -> None:
+        """Refuse a stream without a decoder."""
+        if self.stream.codec_context is None:
+            raise self.source.unreadable(f"there is no decoder for its {self.stream.type} track")
+        # One thread: extraction runs one process per core, and frame threads decode more than is wanted.
+        self.stream.codec_context.thread_count = 1
+
+    def see_packet(self, packet: Packet[Any]) -> None:
+        """Take note of a packet before it is decoded."""
+        self.has_packets = self.has_packets or packet.size > 0
+
+    def length(self, units: int) -> float:
+        """S."""
+        return units * self._numerator / self._denominator
+
+    def seconds(self, units: int) -> float:
+        """On the timeline."""
+        return self.length(units) - self.source.zero
+
+    def time_of(self, frame: AudioFrame | VideoFrame) -> float | None:
+        """s; None if the frame does not say."""
+        return None if frame.pts is None else self.seconds(frame.pts)
+
+    def add(self, frame: Any) -> None:
+        """Put a decoded frame in its place, and give it to the takers."""
+        raise NotImplementedError
+
+    def nothing(self) -> MediaError:
+        """Why nothing was decoded."""
+        if self.has_packets:
+            return self.source.unreadable(f"its {self.kind} track holds nothing that can be decoded")
+        reason = "no_audio" if self.kind == "sound" else "no_video"
+        return MediaError(reason, self.source.path, f"announces a {self.kind} track and has no packet of it")
+
+
+class _SoundTrack(_Track):
+    """At which sample of the file's own rate each decoded frame of sound begins."""
+
+    def __init__(self, source: OpenMedia) -> None:
+        super().__init__(source, source.audio, "sound")
+        self.rate = 0  # of the file, Hz; known once something is decoded
+        self.landed: int | None = None  # the first sample decoded
+        self.position: int | None = None  # one past the last sample decoded
+        self.last_packet = -math.inf  # s, where the packets so far end
+        self.takers: list[_SoundTaker] = []
+        self.shift = 0.0  # s, added to all times: packets without a time came before, whose length nobody knew
+        self._mixer: tuple[tuple[str, str, int], Graph] | None = None  # for frames of one kind
+
+    def see_packet(self, packet: Packet[Any]) -> None:
+        """Note where the packet ends: the last one's padding is decoded too, but its duration does not count it."""
+        super().see_packet(packet)
+        if packet.pts is not None and packet.duration:
+            self.last_packet = max(self.last_packet, self.seconds(packet.pts + packet.duration))
+
+    def add(self, frame: AudioFrame) -> None:
+        """Put a decoded frame in its place, and give it to the takers."""
+        self.rate = self.rate or frame.sample_rate
+        position = self.position or 0
+        time = self.time_of(frame)
+        if time is not None:
+            time += self.shift
+            if self.position is None:
+                position = round(time * self.rate)
+            elif position / self.rate - time > _OVERLAP:
+                self.shift += position / self.rate - time
+            elif abs(time - position / self.rate) > _JITTER:
+                if time - position / self.rate > _LONGEST_GAP:
+                    raise self.source.unreadable(f"its sound has a gap of {time - position / self.rate:.0f} s")
+                position = round(time * self.rate)
+        if self.landed is None:
+            self.landed = position
+        wanting = [taker for taker in self.takers if taker.wants(position, position + frame.samples)]
+        self.position = position + frame.samples
+        if wanting or frame.sample_rate != self.rate:
+            mono = self._mix(frame)
+            self.position = position + len(mono)
+            for taker in wanting:
+                taker.pieces.append((position, mono))
+
+    def _mix(self, frame: AudioFrame) -> np.ndarray:
+        """(N,) float32: one channel at ``rate``, as ``ffmpeg -ac 1`` mixes; where the rate changes, N is another."""
+        kind = frame.format.name, frame.layout.name, frame.sample_rate
+        if self._mixer is None or self._mixer[0] != kind:
+            graph = Graph()
+            channels = len(frame.layout.channels)
+            mixing = graph.add("aresample", f"osf=flt:osr={self.rate}:ochl=mono:rematrix_maxval=1")
+            source = graph.add_abuffer(None, frame.sample_rate, kind[0], kind[1], channels, "", frame.time_base)
+            source.link_to(mixing)
+            mixing.link_to(graph.add("abuffersink"))
+            graph.configure()
+            self._mixer = kind, graph
+        graph = self._mixer[1]
+        graph.push(frame)
+        mixed: list[np.ndarray] = []
+        while True:
+            try:
+                mixed.append(cast(AudioFrame, graph.pull()).to_ndarray()[0])
+            except (BlockingIOError, EOFError):
+                return np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
+
+
+class _SoundTaker:
+    """Gathers the sound of a span, sample by sample of the file's own rate."""
+
+    def __init__(
+        self, track: _SoundTrack, sample_rate: int, start: float, seconds: float | None, remove_mean: bool = False
+    ) -> None:
+        if sample_rate < 1:
+            raise ValueError(f"sample rate must be at least 1 Hz, got {sample_rate}")
+        self.remove_mean = remove_mean  # over all that follows the start, so all of it is gathered
+        self.track, self.sample_rate, self.start, self.seconds = track, sample_rate, start, seconds
+        self.pieces: list[tuple[int, np.ndarray]] = []
+        self._bounds: tuple[int, int | None] | None = None
+        track.takers.append(self)
+
+    @property
+    def bounds(self) -> tuple[int, int | None]:
+        """The first sample gathered and one past the last one, on the file's timeline."""
+        if self._bounds is None:
+            # The context is a whole number of samples at both rates, so that the result is on the span's own grid.
+            rate = self.track.rate
+            step = rate // math.gcd(rate, self.sample_rate)
+            context = 0 if rate == self.sample_rate else math.ceil(_CONTEXT * rate / step) * step
+            to_end = self.seconds is None or self.remove_mean
+            stop = None if to_end else round((self.start + (self.seconds or 0)) * rate) + context
+            self._bounds = round(self.start * rate) - context, stop
+        return self._bounds
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was asked for has been decoded."""
+        if self.track.position is None or self.seconds is None or self.remove_mean:
+            return False
+        return self.track.position >= round((self.start + self.seconds) * self.track.rate)
+
+    @property
+    def done(self) -> bool:
+        """Whether decoding more would change nothing."""
+        if self.track.position is None:
+            return False
+        stop = self.bounds[1]
+        return stop is not None and self.track.position >= stop
+
+    @property
+    def landed_late(self) -> bool:
+        """Whether decoding began, after a seek, behind the first sample wanted."""
+        return self.track.landed is None or self.track.landed > max(self.bounds[0], 0)
+
+    def wants(self, begin: int, end: int) -> bool:
+        """Whether samples from ``begin`` to before ``end`` are of use."""
+        first, stop = self.bounds
+        return end > first and (stop is None or begin < stop)
+
+    def result(self) -> AudioSpan:
+        """The span at the rate wanted.
+
+        Raises:
+            MediaError: If nothing was decoded, or nothing after the start.
+        """
+        track, path = self.track, self.track.source.path
+        if track.position is None:
+            raise track.nothing()
+        (first, stop), end, rate = self.bounds, track.position, track.rate
+        if not self.done and 0 < end / rate - track.last_packet < _LONGEST_PADDING:
+            end = round(track.last_packet * rate)
+        wanted = end / rate - self.start if self.seconds is None else self.seconds
+        samples = max(0, round(wanted * self.sample_rate))
+        valid = min(samples, round((end / rate - self.start) * self.sample_rate))
+        if valid < 1:
+            raise MediaError("too_short", path, f"its sound ends at {end / rate:.2f} s, before {self.start:g} s")
+        stop = end if stop is None else stop
+        gathered = np.zeros(stop - first, np.float32)
+        for position, piece in self.pieces:
+            begin, finish = max(position, first), min(position + len(piece), stop, end)
+            if begin < finish:
+                gathered[begin - first : finish - first] = piece[begin - position : finish - position]
+        if not np.isfinite(gathered).all():
+            raise track.source.unreadable("its sound holds values that are not numbers")
+        if self.remove_mean:
+            own = gathered[max(0, -first) :]  # before 0 there is no sound
+            own -= own.mean(dtype=np.float64).astype(np.float32)
+        skip = (round(self.start * rate) - first) * self.sample_rate // rate
+        waveform = np.zeros(samples, np.float32)
+        heard = resample(gathered, rate, self.sample_rate)[skip : skip + valid]
+        waveform[: len(heard)] = heard
+        return AudioSpan(waveform, valid)
+
+
+class _PictureTrack(_Track):
+    """From when until when each picture is shown.
+
+    Args:
+        source: The file.
+        convert: What is kept of a picture that is wanted; the picture itself if None.
+        unwanted: Presentation times, in the stream's units, of packets that need not be decoded if no other depends on
+            them.
+    """
+
+    def __init__(self, source: OpenMedia, convert: Convert | None, unwanted: frozenset[int]) -> None:
+        super().__init__(source, source.video, "video")
+        assert source.video is not None
+        self.convert, self.unwanted = convert, unwanted
+        self.latest: tuple[float, VideoFrame] | None = None  # not yet given out: the next frame's time decides
+        self.end = -math.inf  # s, where the pictures so far end
+        self.interval = float(1 / source.video.average_rate) if source.video.average_rate else 0.0
+        self.landed_on: tuple[float, bool] | None = None  # time of the first frame, and whether it is whole
+        self.takers: list[_PictureTaker] = []
+        self._size: tuple[int, int] | None = None
+        self._pixel = source.video.sample_aspect_ratio  # read here: results are made when the file is closed
+        self._reformatter = VideoReformatter()
+        self._kept: tuple[VideoFrame, np.ndarray] | None = None
+        self._skips = False
+        self._order = _Order(source.has_pts)
+
+    def see_packet(self, packet: Packet[Any]) -> None:
+        """Let the decoder leave out a picture that nobody wants and no other picture is built on."""
+        super().see_packet(packet)
+        skips = packet.pts in self.unwanted
+        if skips != self._skips and self.stream.codec_context is not None:
+            self.stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
+            self._skips = skips
+
+    def add(self, frame: VideoFrame) -> None:
+        """Take note of a decoded frame; the one before it is now known to be shown until then."""
+        frame.pts = self._order.time(frame)
+        given = self.time_of(frame)
+        time = given if given is not None else 0.0 if self.latest is None else self.latest[0] + self.interval
+        if self.latest is None:
+            self.landed_on = time, frame.key_frame and not frame.is_corrupt
+            self.latest = (time, frame)
+            self._give(-math.inf, frame, until=time)
+        elif time < self.latest[0]:
+            self._give(time, frame, until=self.latest[0])  # timestamps out of order
+        else:
+            self._give(*self.latest, until=time)
+            self.interval = time - self.latest[0] or self.interval
+            self.latest = (time, frame)
+        duration = self.length(frame.duration) if frame.duration and given is not None else self.interval
+        self.end = max(self.end, time + duration)
+
+    def keep(self, frame: VideoFrame) -> np.ndarray:
+        """What is kept of a frame: (H, W, 3) uint8, upright, of the first one's size; or what ``convert`` makes."""
+        if self._kept is None or self._kept[0] is not frame:
+            self._size = self._size or display_size(frame.width, frame.height, self._pixel)
+            pixels = to_rgb(frame, self._size, self._reformatter)
+            self._kept = frame, pixels if self.convert is None else self.convert(pixels)
+        return self._kept[1]
+
+    def _give(self, time: float, frame: VideoFrame, until: float) -> None:
+        for taker in self.takers:
+            taker.choose(time, frame, until)
+
+
+class _Order:
+    """Presentation time or decoding time of a picture, whichever contradicts the decoder's order less often.
+
+    Source: ``guess_correct_pts`` of FFmpeg's libavcodec/decode.c, which makes ``best_effort_timestamp``.
+    """
+
+    def __init__(self, has_pts: bool) -> None:
+        self.has_pts = has_pts
+        self._last_pts = self._last_dts = -(1 << 63)
+        self._faulty_pts = self._faulty_dts = 0
+
+    def time(self, frame: VideoFrame) -> int | None:
+        """In the stream's units; pictures come from the decoder in the order in which they are shown."""
+        pts, dts = frame.pts, frame.dts
+        if not self.has_pts:
+            return dts
+        if dts is not None:
+            self._faulty_dts += dts <= self._last_dts
+            self._last_dts = dts
+        if pts is not None:
+            self._faulty_pts += pts <= self._last_pts
+            self._last_pts = pts
+        return pts if pts is not None and (dts is None or self._faulty_pts <= self._faulty_dts) else dts
+
+
+class _PictureTaker:
+    """Gathers the pictures that are shown at given times, and turns only these into RGB."""
+
+    def __init__(self, track: _PictureTrack, times: np.ndarray) -> None:
+        self.track, self.times = track, times  # (V,) s, rising
+        self.chosen: list[np.ndarray | None] = [None] * len(times)
+        self._times = times.tolist()  # in Python's numbers, as every frame is compared with them
+        self._shown_since = [-math.inf] * len(times)  # s, presentation time of the frame chosen so far
+        track.takers.append(self)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the frame after the last one wanted has been seen."""
+        return self.track.latest is not None and self.track.latest[0] > self._times[-1] + SAME_TIME
+
+    @property
+    def done(self) -> bool:
+        """Whether decoding more would change nothing."""
+        return self.complete
+
+    @property
+    def landed_late(self) -> bool:
+        """Whether decoding began behind the first time wanted, or on what only the file calls a keyframe."""
+        landed = self.track.landed_on
+        return landed is None or landed[0] > self.times[0] + SAME_TIME or not landed[1]
+
+    def choose(self, time: float, frame: VideoFrame, until: float) -> None:
+        """Let ``frame``, shown from ``time`` on, be the picture of all times up to ``until`` that have no later one."""
+        first, stop = bisect_left(self._times, time - SAME_TIME), bisect_left(self._times, until - SAME_TIME)
+        for number in range(first, stop):
+            if self._shown_since[number] <= time:
+                if frame.is_corrupt:
+                    raise self.track.source.unreadable(f"its picture at {time:.2f} s is damaged")
+                self.chosen[number] = self.track.keep(frame)
+                self._shown_since[number] = time
+
+    def result(self) -> FrameSpan:
+        """The frames at the times wanted.
+
+        Raises:
+            MediaError: If nothing was decoded, or the video ends before the first time.
+        """
+        track = self.track
+        if track.latest is None:
+            raise track.nothing()
+        self.choose(*track.latest, until=math.inf)
+        end = math.inf if self.complete else track.end
+        valid = int((self.times < end - SAME_TIME).sum())
+        if not valid:
+            raise MediaError(
+                "too_short", track.source.path, f"its video ends at {end:.2f} s, before {self.times[0]:g} s"
+            )
+        frames = [frame for frame in self.chosen if frame is not None]
+        assert len(frames) == len(self.times)
+        return FrameSpan(np.stack(frames), valid)
+
+
+class _PictureStream(_PictureTaker):
+    """Hands pictures on as soon as they are final."""
+
+    def __init__(self, track: _PictureTrack, times: np.ndarray, take: Callable[[np.ndarray], None]) -> None:
+        super().__init__(track, times)
+        self.take = take
+        self.given = 0
+
+    def choose(self, time: float, frame: VideoFrame, until: float) -> None:
+        """Take note of a picture, and hand on what no later one can change."""
+        super().choose(time, frame, until)
+        if not np.isfinite(until):
+            return
+        settled = int(np.searchsorted(self.times, until - _SETTLED_SECONDS))
+        waiting = settled - self.given
+        first = self.chosen[self.given] if waiting > 0 else None
+        if first is not None and (waiting >= _CHUNK_FRAMES or waiting * first.nbytes >= _CHUNK_BYTES):
+            self._hand_on(settled)
+
+    def finish(self) -> np.ndarray:
+        """Hand on the rest; whether the video was still running at each time."""
+        track = self.track
+        if track.latest is None:
+            raise track.nothing()
+        self.choose(*track.latest, until=math.inf)
+        end = math.inf if self.complete else track.end
+        running = self.times < end - SAME_TIME
+        running[0] = True  # of a video that ends before the first time, its last picture is still what there is
+        while self.given < len(self.times):
+            self._hand_on(min(self.given + _CHUNK_FRAMES, len(self.times)))
+        return running
+
+    def _hand_on(self, stop: int) -> None:
+        frames = [frame for frame in self.chosen[self.given : stop] if frame is not None]
+        assert len(frames) == stop - self.given
+        self.take(np.stack(frames))
+        self.chosen[self.given : stop] = [None] * len(frames)
+        self.given = stop
+
+
+def frame_times(fps: float, start: float, count: int) -> np.ndarray:
+    """(V,) s: the middles of frames at an even rate."""
+    return start + (np.arange(count) + 0.5) / fps
+
+
+_Taker = _SoundTaker | _PictureTaker
+
+
+def _outcome(takers: Sequence[_Taker]) -> MediaSegment | MediaError:
     try:
         return _segment(takers)
     except MediaError as error:
         return error
 
 
-def _segment(takers: Sequence[Taker]) -> MediaSegment:
+def _segment(takers: Sequence[_Taker]) -> MediaSegment:
     sound, *pictures = takers
-    assert isinstance(sound, SoundTaker)
+    assert isinstance(sound, _SoundTaker)
     heard = sound.result()
     if not pictures:
         return MediaSegment(heard.waveform, heard.valid_samples, np.zeros((0, 0, 0, 3), np.uint8), 0)
     (picture,) = pictures
-    assert isinstance(picture, PictureTaker)
+    assert isinstance(picture, _PictureTaker)
     seen = picture.result()
     return MediaSegment(heard.waveform, heard.valid_samples, seen.frames, seen.valid_frames)
 

@@ -30,7 +30,7 @@ from vab.data.extract.report import (
     write_report,
 )
 from vab.data.inputs.listing import Source, Sources
-from vab.data.media.takers import SAME_TIME, frame_times
+from vab.data.media.segments import SAME_TIME, frame_times
 from vab.data.shards.arrays import ArrayError, Arrays
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import Left, is_complete, library_versions, make_key

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vab.data.extract.cutting import check_segments, segment_starts
-from vab.data.media.takers import SAME_TIME
+from vab.data.media.segments import SAME_TIME
 from vab.data.shards.arrays import ArrayError, Arrays
 from vab.data.shards.identity import CodecFacts
 from vab.spec import UserError
