@@ -12,6 +12,8 @@ import torch
 from clip_weights import CLIP, MODELS, SIGLIP, TIMM, VIT, publish
 from PIL import Image
 
+from vab.data.extract.cutting import Segment
+from vab.data.extract.encode import encode_pictures
 from vab.frozen import clip_files
 from vab.frozen.clip import OpenClip, _resizer, in_equal_batches
 from vab.frozen.clip_files import Wanted, parse
@@ -111,6 +113,25 @@ def test_batches_on_a_gpu_have_one_size_and_frames_one_vector(name, published):
     assert torch.equal(whole, parts)
     torch.testing.assert_close(whole, encoder.encode(pixels), atol=1e-5, rtol=1e-5)
     assert in_equal_batches(run, pixels[:0], 4).shape == (0, 12)
+
+
+@pytest.mark.parametrize("name", ["clip", "tiny"])
+def test_pictures_of_many_segments_are_encoded_together_and_as_alone(name, published, monkeypatch):
+    """Bit for bit; `tiny`, whose frames are not independent of each other, gets those of one segment at a time."""
+    encoder = load_vision(f"local-dir:{published[0] / name}" if name == "clip" else name)
+    side, random, calls = encoder.resizer.size[0], np.random.default_rng(0), []
+    lengths = (3, 0, 5, 1)
+    pixels = [random.integers(0, 256, (count, 3, side, side), np.uint8) for count in lengths]
+    segments = [Segment(0.0, np.zeros(1, np.float32), 1, some, len(some), 0.0) for some in pixels]
+    alone = [encode_pictures(encoder, [segment], 5, torch.device("cpu")) for segment in segments]
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda pixels: calls.append(len(pixels)) or encode(pixels))
+    together = encode_pictures(encoder, segments, 5, torch.device("cpu"))
+    assert calls == ([9] if name == "clip" else [3, 5, 1])
+    assert np.array_equal(together, np.concatenate(alone))
+    assert together.dtype == np.float16
+    assert np.array_equal(together[0, 3:], together[0, [2, 2]])  # the last picture stays
+    assert not together[1].any()
 
 
 @pytest.mark.parametrize(
