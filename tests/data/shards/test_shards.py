@@ -389,13 +389,6 @@ def test_tar_lists_the_shards(ten, make_record):
 # Reading
 
 
-def test_a_file_handle_is_not_kept_for_each_tar(tmp_path, make_shards):
-    dataset = ShardDataset(make_shards(tmp_path / "many", 40, records_per_shard=1))
-    before = len(os.listdir("/proc/self/fd"))
-    dataset.read(range(40))
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
 def test_pickled_data_set_carries_no_maps_and_reads_the_same(ten):
     dataset = ShardDataset(ten)
     dataset.read([0, 5])

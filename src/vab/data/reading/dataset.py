@@ -1,4 +1,4 @@
-"""Reading records by their place in the tars: a whole batch is one gather, nothing is streamed or unpacked."""
+"""Reading records by their place in the tars: a whole batch at once, nothing is streamed or unpacked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vab.data.reading.batch import PackedBatch
 from vab.data.reading.labels import Vocabulary
+from vab.data.reading.tars import Tars
 from vab.data.remote import Cache, local_copy
 from vab.data.shards.format import (
     CODE_TYPES,
@@ -36,14 +36,66 @@ from vab.files import sha256_of
 from vab.spec import Batch, SegmentSpec, UserError
 
 _ROWS = 16384
+_BETWEEN = 65536
+"""Bytes between a record's codes and its features that are read along, as one call is quicker than two."""
 _START_LENGTH = len("_00000000")
 """Of what ``make_key`` puts behind a recording's name: where the record starts in it."""
 
 
-class ShardDataset(Dataset[Batch]):
+class BatchDataset(Dataset[Batch]):
+    """Records that are read by their numbers, a whole batch at once."""
+
+    spec: SegmentSpec
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def stored_types(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Types in which codes and features are stored."""
+        raise NotImplementedError
+
+    def fill(self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray) -> bool:
+        """Read records into a batch: all but ``index``, ``valid`` and ``draw``. True if one is short."""
+        raise NotImplementedError
+
+    def __getitem__(self, number: int) -> Batch:
+        """Record ``number`` as a batch of one."""
+        return self.read([number])
+
+    def __getitems__(self, numbers: Sequence[int]) -> Batch:
+        """The batch of these records; ``DataLoader`` calls it with a list (``collate_fn`` has nothing left to do)."""
+        return self.read(numbers)
+
+    def read(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> Batch:
+        """The batch of these records, in this order.
+
+        Args:
+            numbers: Record numbers, 0 to ``len(self) - 1``.
+            valid: (B,) bool, handed on in the batch; True where not given.
+
+        Raises:
+            IndexError: If a number is out of range.
+            UserError: If there is a code that the codebook does not have, or ``check_crc`` finds an array that is not
+                what was written.
+        """
+        return self.gather(numbers, valid).unpack().widened()
+
+    def gather(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> PackedBatch:
+        """As ``read``, in the types that are stored and in one piece of memory: what workers hand on."""
+        index = as_numbers(numbers)
+        packed = PackedBatch.of_records(len(index), self.spec, len(self.labels), *self.stored_types)
+        arrays = packed.arrays()
+        arrays["index"][:], arrays["valid"][:], arrays["draw"][:] = index, True if valid is None else valid, 0
+        packed.ragged = self.fill(arrays, index)
+        return packed
+
+
+class ShardDataset(BatchDataset):
     """The records of a finished data set, in the order in which they were written.
 
-    Opening reads the manifest and maps the index; tars are mapped when a process first reads from them, so the data
+    Opening reads the manifest and maps the index; tars are opened when a process first reads from them, so the data
     set can be handed to forked and to spawned workers.
 
     Args:
@@ -122,40 +174,9 @@ class ShardDataset(Dataset[Batch]):
             raise UserError(f"{self.folder}: {error}") from error
         self.labels, self._renamed = vocabulary.names, np.array(numbers, dtype=np.int64)
 
-    def __getitem__(self, number: int) -> Batch:
-        """Record ``number`` as a batch of one."""
-        return self.read([number])
-
-    def __getitems__(self, numbers: Sequence[int]) -> Batch:
-        """The batch of these records; ``DataLoader`` calls it with a list (``collate_fn`` has nothing left to do)."""
-        return self.read(numbers)
-
-    def read(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> Batch:
-        """The batch of these records, in this order.
-
-        Args:
-            numbers: Record numbers, 0 to ``len(self) - 1``.
-            valid: (B,) bool, handed on in the batch; True where not given.
-
-        Raises:
-            IndexError: If a number is out of range.
-            UserError: If there is a code that the codebook does not have, or ``check_crc`` finds an array that is not
-                what was written.
-        """
-        return self.gather(numbers, valid).unpack().widened()
-
-    def gather(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> PackedBatch:
-        """As ``read``, in the types that are stored and in one piece of memory: what workers hand on."""
-        index = np.asarray(numbers, dtype=np.int64)
-        packed = PackedBatch.of_records(len(index), self.spec, len(self.labels), *self.stored_types)
-        arrays = packed.arrays()
-        arrays["index"][:], arrays["valid"][:], arrays["draw"][:] = index, True if valid is None else valid, 0
-        packed.ragged = self.fill(arrays, index)
-        return packed
-
     @property
     def stored_types(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
-        """Types in which codes and features are stored."""
+        """Types of codes and features, as in the tars."""
         return self._layouts["codes"][0], self._layouts["features"][0]
 
     def fill(self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, places: np.ndarray | None = None) -> bool:
@@ -172,13 +193,16 @@ class ShardDataset(Dataset[Batch]):
         rows = self._index[self._rows(numbers)]
         if places is None:
             places = np.arange(len(numbers))
-        for name, (dtype, _) in self._layouts.items():
-            if arrays[name].dtype == dtype:
-                self._gather(rows, name, arrays[name], places)
-            else:
-                stored = np.empty((len(rows), *arrays[name].shape[1:]), dtype)
-                self._gather(rows, name, stored, np.arange(len(rows)))
-                arrays[name][places] = stored
+        if all(arrays[name].dtype == dtype for name, (dtype, _) in self._layouts.items()):
+            self._gather(rows, arrays, places)
+        else:
+            stored = {
+                name: np.empty((len(rows), *arrays[name].shape[1:]), dtype)
+                for name, (dtype, _) in self._layouts.items()
+            }
+            self._gather(rows, stored, np.arange(len(rows)))
+            for name, array in stored.items():
+                arrays[name][places] = array
         self._check_range(rows, arrays["codes"], places)
         arrays["labels"][places] = self._label_table(numbers)
         arrays["steps"][places], arrays["frames"][places] = rows["steps"], rows["frames"]
@@ -196,8 +220,7 @@ class ShardDataset(Dataset[Batch]):
     def record(self, number: int) -> dict[str, Any]:
         """What is known of record ``number``: id, source, start second, labels, valid lengths."""
         row = self._index[self._row(number)]
-        start = int(row["json_offset"])
-        text = self._tar(int(row["shard"]))[start : start + int(row["json_size"])].tobytes()
+        text = self._tars.read(int(row["shard"]), int(row["json_offset"]), int(row["json_size"]))
         if zlib.crc32(text) != row["json_crc"]:
             raise self._damaged(row, "json")
         meta: dict[str, Any] = json.loads(text)
@@ -263,8 +286,8 @@ class ShardDataset(Dataset[Batch]):
         return codebooks[: self.spec.num_codebooks]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Maps do not travel to another process (pickling one would copy the file); they are opened there.
-        maps = ("_index", "_label_starts", "_label_ids", "_tars")
+        # Maps and open files do not travel to another process (pickling a map would copy the file); it opens its own.
+        maps = ("_index", "_label_starts", "_label_ids", "_tars", "_between")
         return {name: value for name, value in self.__dict__.items() if name not in maps}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -305,7 +328,8 @@ class ShardDataset(Dataset[Batch]):
             raise UserError(f"index of {self.folder} is damaged: type: vab shards index {self.folder}") from error
         # Plain views: numpy's memmap subclass makes each slice several times slower.
         self._index, self._label_starts, self._label_ids = (array.view(np.ndarray) for array in arrays)
-        self._tars: list[np.ndarray | None] = [None] * len(self.manifest["shards"])
+        self._tars = Tars(self.folder, self.manifest["shards"])
+        self._between = bytearray(_BETWEEN)  # what is read along and not wanted
 
     def _check_index(self) -> None:
         """Refuse an index that would read beyond a tar; the tars' own content is for ``verify``."""
@@ -316,8 +340,8 @@ class ShardDataset(Dataset[Batch]):
             problem = f"columns {index.dtype.names} instead of {names}"
         elif len(index) != count or len(self._label_starts) != count + 1:
             problem = f"{len(index)} records instead of {count}"
-        elif count and index["shard"].max() >= len(self._tars):
-            problem = f"shard {index['shard'].max()} of {len(self._tars)}"
+        elif count and index["shard"].max() >= len(self.manifest["shards"]):
+            problem = f"shard {index['shard'].max()} of {len(self.manifest['shards'])}"
         elif len(self._label_ids) and not 0 <= self._label_ids.min() <= self._label_ids.max() < len(self.labels):
             problem = f"labels {self._label_ids.min()} to {self._label_ids.max()} of {len(self.labels)}"
         elif self._label_starts[0] or self._label_starts[-1] != len(self._label_ids) or self._falls(self._label_starts):
@@ -337,40 +361,37 @@ class ShardDataset(Dataset[Batch]):
     def _falls(starts: np.ndarray) -> bool:
         return bool((starts[1:] < starts[:-1]).any())
 
-    def _tar(self, number: int) -> np.ndarray:
-        tar = self._tars[number]
-        if tar is None:
-            shard = self.manifest["shards"][number]
-            # Not Python's mmap: it keeps a file handle for each map, and hundreds of shards meet the usual limit.
-            mapped = torch.from_file(
-                str(self.folder / shard["name"]), shared=False, size=shard["bytes"], dtype=torch.uint8
-            )
-            tar = self._tars[number] = mapped.numpy()
-            tar.flags.writeable = False
-        return tar
-
-    def _gather(self, rows: np.ndarray, name: str, into: np.ndarray, places: np.ndarray) -> None:
-        """Copy the first rows of these records' arrays, as many as there is room for in ``into`` (B, count, ...)."""
-        dtype, (stored, length) = self._layouts[name]
-        bytes_of = into.view(np.uint8).reshape(len(into), -1)
-        size = bytes_of.shape[1]
-        shards, starts = rows["shard"].tolist(), rows[f"{name}_offset"].tolist()
-        tars = {shard: self._tar(shard) for shard in set(shards)}
-        for place, shard, start in zip(places.tolist(), shards, starts, strict=True):
-            bytes_of[place] = tars[shard][start : start + size]
-        if self.check_crc:
-            whole = dtype.itemsize * stored * length
+    def _gather(self, rows: np.ndarray, arrays: Mapping[str, np.ndarray], places: np.ndarray) -> None:
+        """Copy these records' arrays, as many levels as there is room for, to these places of ``arrays`` (B, ...)."""
+        codes, features = (arrays[name].view(np.uint8).reshape(len(arrays[name]), -1) for name in self._layouts)
+        width, height = codes.shape[1], features.shape[1]
+        starts = rows["codes_offset"].astype(np.int64)
+        gaps = rows["features_offset"].astype(np.int64) - starts - width  # headers, and levels that are not wanted
+        to_codes, to_features, between = codes.reshape(-1).data, features.reshape(-1).data, memoryview(self._between)
+        read = self._tars.read_into
+        for place, shard, start, gap in zip(
+            places.tolist(), rows["shard"].tolist(), starts.tolist(), gaps.tolist(), strict=True
+        ):
+            first = to_codes[place * width : (place + 1) * width]
+            second = to_features[place * height : (place + 1) * height]
+            if 0 <= gap <= _BETWEEN:
+                read(shard, start, [first, between[:gap], second], width + gap + height)
+            else:  # as shards made elsewhere may have them
+                read(shard, start, [first], width)
+                read(shard, start + width + gap, [second], height)
+        for name, bytes_of in (("codes", codes), ("features", features)) if self.check_crc else ():
             for row, array in zip(rows, bytes_of[places], strict=True):
-                start = int(row[f"{name}_offset"])
-                rest = self._tar(int(row["shard"]))[start + size : start + whole]  # stored, but not wanted
-                if zlib.crc32(rest.data, zlib.crc32(array)) != row[f"{name}_crc"]:
+                size, start = int(row[f"{name}_size"]), int(row[f"{name}_offset"])
+                rest = self._tars.read(int(row["shard"]), start + array.size, size - array.size)
+                if zlib.crc32(rest, zlib.crc32(array)) != row[f"{name}_crc"]:
                     raise self._damaged(row, name)
 
     def _check_range(self, rows: np.ndarray, codes: np.ndarray, places: np.ndarray) -> None:
         """Refuse damage that would end in the middle of a network: a code that the codebook does not have."""
         size = self.spec.codebook_size
+        codes = codes.view(f"u{codes.itemsize}")  # a negative one is too large, too
         own = codes if len(places) == len(codes) else codes[places]
-        if np.iinfo(codes.dtype).max >= size and own.max(initial=0) >= size:
+        if own.max(initial=0) >= size:
             wrong = (codes[places].reshape(len(places), -1) >= size).any(1)
             raise self._damaged(rows[wrong.argmax()], "codes")
 
@@ -439,12 +460,12 @@ def sources_of(keys: np.ndarray, with_starts: bool = True) -> np.ndarray:
     """
     length = -(-keys.dtype.itemsize // 8) * 8
     letters = keys.astype(f"S{length}").view(np.uint8).reshape(len(keys), length)
-    ends = (letters != 0).sum(1)
-    tails = np.take_along_axis(letters, np.maximum(ends[:, None] + np.arange(-_START_LENGTH, 0), 0), axis=1)
-    digits = (tails[:, 1:] >= ord("0")) & (tails[:, 1:] <= ord("9"))
+    ends = np.count_nonzero(letters, axis=1)
+    tails = letters[np.arange(len(keys))[:, None], np.maximum(ends[:, None] + np.arange(-_START_LENGTH, 0), 0)]
+    digits = tails[:, 1:] - np.uint8(ord("0")) < 10  # below "0" comes round to more
     has_start = (ends > _START_LENGTH) & (tails[:, 0] == ord("_")) & digits.all(1)
-    kept = np.where(has_start & with_starts, ends - _START_LENGTH, ends)
-    words = np.where(np.arange(length) < kept[:, None], letters, 0).astype(np.uint8).view(np.uint64)  # (B, length / 8)
+    kept = ends - _START_LENGTH * (has_start & with_starts)
+    words = (letters * (np.arange(length) < kept[:, None])).view(np.uint64)  # (B, length / 8)
     # Each word by its place, then well mixed (splitmix64's finaliser, which leaves 0 as it is: more room, same number).
     words = words * (2 * np.arange(words.shape[1], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
