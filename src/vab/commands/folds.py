@@ -16,7 +16,8 @@ from rich.table import Table
 
 from vab import __version__
 from vab.callbacks.class_table import FIGURES
-from vab.data.reading.datamodule import ShardDataModule, folds_of
+from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.opening import folds_of
 from vab.files import write_atomically
 from vab.spec import UserError
 

@@ -327,7 +327,24 @@ def test_data_that_do_not_go_together_are_refused(folders, tmp_path, make_shards
         ShardDataModule(folders[0], str(slower))
     more = make_shards(tmp_path / "more", 2, labels=("bell", "dog", "drum", "flute"))
     with pytest.raises(UserError, match=r"labels: 3 != 4, missing \[\], extra \['flute'\]"):
-        ShardDataModule(folders[0], folders[1], str(more))
+        _ = ShardDataModule(folders[0], folders[1], str(more)).test_dataset
+
+
+def test_test_data_are_opened_when_they_are_needed(folders, tmp_path, make_shards):
+    class Tested(SmallTask):
+        def test_step(self, batch, batch_idx):
+            return None
+
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    data = ShardDataModule(*folders, str(tmp_path / "test"), batch_size=BATCH_SIZE, num_workers=0)
+    task = Tested()
+    trainer = Trainer(max_steps=1, enable_model_summary=False, **settings)
+    trainer.fit(task, data)
+    trainer.validate(task, data, verbose=False)
+    with pytest.raises(UserError, match=r"test.*type: vab extract --media DIR --out"):
+        trainer.test(task, data, verbose=False)
+    make_shards(tmp_path / "test", 3, start=200)
+    assert len(data.test_dataset) == 3
 
 
 def test_mistakes_get_one_line(folders):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -18,24 +16,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from vab.data.reading.augment import Augmentation
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import read_vocabulary
-from vab.data.reading.loader import Loader
-from vab.data.reading.mixed import MixedDataset, Records, open_training
-from vab.data.reading.order import (
-    Share,
-    earlier_draws,
-    evaluation_batches,
-    evaluation_steps,
-    mixed_order,
-    steps_per_epoch,
-    train_batches,
-    weighted_draws,
-)
+from vab.data.reading.loader import EvaluationLoader, Loader
+from vab.data.reading.mixed import MixedDataset, Records
+from vab.data.reading.opening import divide, open_training, refuse_tiny, require_alike, require_same_on_all_ranks
+from vab.data.reading.order import Share, earlier_draws, mixed_order, steps_per_epoch, train_batches, weighted_draws
 from vab.data.reading.resume import LoopCounters, Position, processed_steps
 from vab.data.remote import Cache
 from vab.spec import Batch, UserError
 
 _LIMITS = ("limit_train_batches", "limit_val_batches", "overfit_batches")
-_SHOWN = 100  # characters of a value that ranks do not agree on
 
 
 class _TrainLoader(Loader):
@@ -92,31 +81,6 @@ class _TrainLoader(Loader):
             yield batch
 
 
-class _EvaluationLoader(Loader):
-    """Each of the first ``num_records`` records once, over all ranks."""
-
-    def __init__(
-        self,
-        dataset: ShardDataset,
-        num_records: int,
-        batch_size: int,
-        ranks: tuple[int, int],
-        num_workers: int,
-        pin_memory: bool,
-    ) -> None:
-        super().__init__(dataset, num_workers, pin_memory)
-        self._plan = (num_records, batch_size, *ranks)
-
-    def __len__(self) -> int:
-        return evaluation_steps(*self._plan[:3])
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.batches()
-
-    def shares(self) -> Iterator[Share]:
-        return evaluation_batches(*self._plan)
-
-
 class ShardDataModule(LightningDataModule):
     """Reads data sets that ``vab extract`` made.
 
@@ -129,7 +93,7 @@ class ShardDataModule(LightningDataModule):
             ``https://host/train``, ``gs://``, ``hf://datasets/owner/name/train``, ...; or several of these and their
             weights, such as {A: 3, B: 1}, of which each gives its share of every epoch, exact to a record.
         val: Folder of the validation data set, or its address.
-        test: Folder of the test data set, or its address.
+        test: Folder of the test data set, or its address; opened when it is needed.
         batch_size: Records per step on each device.
         val_batch_size: Records per step on each device in validation and testing; as batch_size where not given.
         num_workers: Processes that read ahead; 0 reads in the training process.
@@ -205,39 +169,37 @@ class ShardDataModule(LightningDataModule):
         ):
             if value is not None and value < least:
                 raise UserError(f"data.{name} must be {least} or more, got {value}")
-        if data_resume not in ("error", "restart"):
-            raise UserError(f'data.data_resume must be "error" or "restart", got {data_resume!r}')
+        for name, choice, choices in (
+            ("data_resume", data_resume, ("error", "restart")),
+            ("order", order, ("shuffled", "class_balanced")),
+        ):
+            if choice not in choices:
+                raise UserError(f'data.{name} must be "{choices[0]}" or "{choices[1]}", got {choice!r}')
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size or batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.data_resume = data_resume
-        kept = Cache(cache, cache_gb, cache_local)
-        open_one = partial(ShardDataset, check_crc=check_crc, levels=levels, cache=kept)
-        self.train_dataset, self.train_parts, self.records_of_parts = open_training(train, records_per_epoch, open_one)
+        self._open = partial(
+            ShardDataset, check_crc=check_crc, levels=levels, cache=Cache(cache, cache_gb, cache_local)
+        )
+        self.train_dataset, self.train_parts, self.records_of_parts = open_training(
+            train, records_per_epoch, self._open
+        )
         """The training data, the data sets of which they consist, how many records of each make an epoch."""
         if not allow_tiny:
-            _refuse_tiny(self.train_dataset)
-        self.val_dataset = open_one(val)
-        self.test_dataset = None if test is None else open_one(test)
-        evaluated = [dataset for dataset in (self.val_dataset, self.test_dataset) if dataset is not None]
-        if vocabulary is not None:
-            names = read_vocabulary(vocabulary)
-            for dataset in (self.train_dataset, *evaluated):
-                dataset.use_vocabulary(names)
-        elif isinstance(self.train_dataset, MixedDataset):
-            try:
-                for dataset in evaluated:
-                    dataset.use_vocabulary(self.train_dataset.vocabulary)
-            except UserError as error:
-                raise UserError(f"{error}: give the list of all classes with --data.vocabulary FILE") from error
-        if order not in ("shuffled", "class_balanced"):
-            raise UserError(f'data.order must be "shuffled" or "class_balanced", got {order!r}')
-        if isinstance(self.train_dataset, MixedDataset) and (fold is not None or order != "shuffled"):
+            refuse_tiny(self.train_dataset)
+        mixed = isinstance(self.train_dataset, MixedDataset)
+        if mixed and (fold is not None or order != "shuffled"):
             setting = "data.fold" if fold is not None else "data.order class_balanced"
             raise UserError(f"{setting} is for one training data set; data.train has {len(self.train_parts)}")
+        self._vocabulary = None if vocabulary is None else read_vocabulary(vocabulary)
+        if self._vocabulary is not None:
+            self.train_dataset.use_vocabulary(self._vocabulary)
+        self._test = test
+        self.val_dataset = self._open_evaluated(val)
         if fold is not None:
-            _divide(self.train_parts[0], self.val_dataset, fold, fold_pattern)
+            divide(self.train_parts[0], self.val_dataset, fold, fold_pattern)
             self.records_of_parts = (records_per_epoch or len(self.train_dataset),)
         self.order = order
         self._weights = self.train_parts[0].class_weights() if order == "class_balanced" else None
@@ -246,12 +208,32 @@ class ShardDataModule(LightningDataModule):
         self.labels = self.train_dataset.labels
         """Their vocabulary of labels."""
         self.num_val_records = min(val_records or len(self.val_dataset), len(self.val_dataset))
-        for other in evaluated:
-            _require_alike(self.train_dataset, other)
         self.splice = splice
         self.augmentation = Augmentation(self.spec, seed, splice, roll)
         self.position = Position()
         self._position_of: Trainer | None = None
+
+    @cached_property
+    def test_dataset(self) -> ShardDataset | None:
+        """The test data, opened when first asked for: training does not need them. None where none are given.
+
+        Raises:
+            UserError: As for the other data sets.
+        """
+        return None if self._test is None else self._open_evaluated(self._test)
+
+    def _open_evaluated(self, folder: str) -> ShardDataset:
+        """Open data to validate or test on; their labels are numbered as those of the training data."""
+        dataset, train = self._open(folder), self.train_dataset
+        if self._vocabulary is not None:
+            dataset.use_vocabulary(self._vocabulary)
+        elif isinstance(train, MixedDataset):
+            try:
+                dataset.use_vocabulary(train.vocabulary)
+            except UserError as error:
+                raise UserError(f"{error}: give the list of all classes with --data.vocabulary FILE") from error
+        require_alike(train, dataset)
+        return dataset
 
     @property
     def codebooks(self) -> torch.Tensor:
@@ -304,20 +286,20 @@ class ShardDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Check that all ranks see the same data, before any of them can wait for the others in vain."""
         trainer = self._trainer()
-        _require_same_on_all_ranks(trainer, self._what_all_ranks_share(trainer))
+        require_same_on_all_ranks(trainer, self._what_all_ranks_share(trainer, stage))
         if stage == "fit":
             if self._position_of is not trainer:
                 self.position, self._position_of = Position(), trainer
             others = [callback for callback in trainer.callbacks if not isinstance(callback, LoopCounters)]  # type: ignore[attr-defined]
             trainer.callbacks[:] = [*others, LoopCounters(self)]  # type: ignore[attr-defined]
 
-    def _what_all_ranks_share(self, trainer: Trainer) -> dict[str, Any]:
+    def _what_all_ranks_share(self, trainer: Trainer, stage: str) -> dict[str, Any]:
         """What decides how many steps there are and what is in them, by the name that a user knows it by."""
-        folders = {"train": self.train_dataset, "val": self.val_dataset, "test": self.test_dataset}
+        folders: dict[str, Records] = {"train": self.train_dataset, "val": self.val_dataset}
+        if stage in ("test", "predict") and self.test_dataset is not None:
+            folders["test"] = self.test_dataset
         data = {
-            f"data.{name}": (dataset.manifest_hash[:12], f"{len(dataset)} records")
-            for name, dataset in folders.items()
-            if dataset is not None
+            f"data.{name}": (dataset.manifest_hash[:12], f"{len(dataset)} records") for name, dataset in folders.items()
         }
         names = ("batch_size", "val_batch_size", "seed", "order", "labels")
         limits = ("accumulate_grad_batches", "max_steps", "max_epochs", "val_check_interval")
@@ -371,11 +353,11 @@ class ShardDataModule(LightningDataModule):
         )
         return _TrainLoader(self, trainer, self._pin_memory())
 
-    def val_dataloader(self) -> _EvaluationLoader:
+    def val_dataloader(self) -> EvaluationLoader:
         """The validation records, each once."""
         return self._evaluation_loader(self.val_dataset, self.num_val_records)
 
-    def test_dataloader(self) -> _EvaluationLoader:
+    def test_dataloader(self) -> EvaluationLoader:
         """The test records, each once.
 
         Raises:
@@ -385,7 +367,7 @@ class ShardDataModule(LightningDataModule):
             raise UserError("no test data: give --data.test DIR")
         return self._evaluation_loader(self.test_dataset, len(self.test_dataset))
 
-    def predict_dataloader(self) -> _EvaluationLoader:
+    def predict_dataloader(self) -> EvaluationLoader:
         """The test records, or the validation records where there is no test data set, each once."""
         return self.val_dataloader() if self.test_dataset is None else self.test_dataloader()
 
@@ -460,9 +442,9 @@ class ShardDataModule(LightningDataModule):
         theirs = before | state
         return [(name, theirs.get(name), mine) for name, mine in self._identity.items() if theirs.get(name) != mine]
 
-    def _evaluation_loader(self, dataset: ShardDataset, num_records: int) -> _EvaluationLoader:
+    def _evaluation_loader(self, dataset: ShardDataset, num_records: int) -> EvaluationLoader:
         trainer = self._trainer()
-        return _EvaluationLoader(
+        return EvaluationLoader(
             dataset,
             num_records,
             self.val_batch_size,
@@ -478,98 +460,3 @@ class ShardDataModule(LightningDataModule):
         if self.trainer is None:
             raise RuntimeError("a datamodule gives batches to a trainer; without one, read from its data sets")
         return self.trainer
-
-
-def _require_same_on_all_ranks(trainer: Trainer, mine: dict[str, Any]) -> None:
-    """Compare with the other ranks, before any of them can wait for the others in vain.
-
-    Raises:
-        UserError: On every rank, if any two differ; it names what in.
-    """
-    if trainer.world_size == 1 or not torch.distributed.is_initialized():
-        return
-    everyone: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(everyone, mine)
-    first = everyone[0]
-    if differing := [rank for rank, theirs in enumerate(everyone) if theirs != first]:
-        theirs = everyone[differing[0]]
-        values = "; ".join(
-            f"{name}: {str(theirs.get(name))[:_SHOWN]} != {str(first.get(name))[:_SHOWN]}"
-            for name in {**first, **theirs}
-            if first.get(name) != theirs.get(name)
-        )
-        raise UserError(
-            f"ranks {differing} see other data than rank 0, or have other settings ({values}): give each process the"
-            " same folders and flags"
-        )
-
-
-def _refuse_tiny(train: Records) -> None:
-    kinds = {"codec": train.spec.codec, "vision encoder": train.spec.vision}
-    toys = [f"{kind} {name}" for kind, name in kinds.items() if name.startswith("tiny")]
-    if toys:
-        raise UserError(
-            f"{train.folder} was extracted with {' and '.join(toys)}, made for the synthetic world, and this recipe is"
-            " for real data: extract again with vab extract --config configs/extract/paper.yaml; to train on it anyway:"
-            " --data.allow_tiny true"
-        )
-
-
-def _require_alike(train: Records, other: ShardDataset) -> None:
-    differences = train.spec.differences(other.spec)
-    if train.labels != other.labels:
-        missing, extra = sorted({*train.labels} - {*other.labels}), sorted({*other.labels} - {*train.labels})
-        order = "" if missing or extra else " (same names in another order)"
-        differences.append(
-            f"labels: {len(train.labels)} != {len(other.labels)}, missing {missing[:5]}, extra {extra[:5]}{order}"
-        )
-    if differences:
-        raise UserError(
-            f"{train.folder} and {other.folder} do not go together ({'; '.join(differences)}):"
-            " extract both with the same settings, or, if it is the labels, give the list of all of them with"
-            " --data.vocabulary FILE"
-        )
-
-
-def _divide(train: ShardDataset, val: ShardDataset, fold: int, pattern: str) -> None:
-    """Leave a fold to validation and the others to training.
-
-    Raises:
-        UserError: If the pattern is none or finds no fold in a record's id, or a side is left with nothing.
-    """
-    for dataset, of_fold in ((train, False), (val, True)):
-        folds = folds_of(dataset, pattern)
-        numbers = [number for number, its in enumerate(folds) if (its == fold) == of_fold]
-        if not numbers:
-            raise UserError(
-                f"{dataset.folder} has the folds {sorted(set(folds))}: with data.fold {fold} there is nothing to "
-                + ("validate on" if of_fold else "train on")
-            )
-        dataset.choose(numbers)
-
-
-def folds_of(dataset: ShardDataset, pattern: str) -> list[int]:
-    """The fold of each record.
-
-    Args:
-        dataset: Its records' ids name it.
-        pattern: ``fold_pattern`` of ``ShardDataModule``.
-
-    Raises:
-        UserError: If the pattern is none or finds no fold in a record's id.
-    """
-    try:
-        search = re.compile(pattern).search
-    except re.error as error:
-        raise UserError(f"data.fold_pattern {pattern!r} is not a regular expression: {error}") from error
-    folds = []
-    for number in range(len(dataset)):
-        record_id = dataset.record_id(number)
-        found = search(record_id)
-        if not found or not found.groups() or not found.group(1).isdecimal():
-            raise UserError(
-                f"{dataset.folder}: data.fold_pattern {pattern!r} finds no fold in the id {record_id!r}: its first "
-                "group must be the fold's number"
-            )
-        folds.append(int(found.group(1)))
-    return folds

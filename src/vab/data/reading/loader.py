@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from vab.data.reading.augment import augment
 from vab.data.reading.batch import PackedBatch
 from vab.data.reading.mixed import Records
-from vab.data.reading.order import Share
+from vab.data.reading.order import Share, evaluation_batches, evaluation_steps
 from vab.spec import Batch, UserError
 
 
@@ -88,6 +88,32 @@ class Loader:
             if isinstance(packed, UserError):
                 raise packed
             yield packed.unpack()
+
+
+class EvaluationLoader(Loader):
+    """Each of the first ``num_records`` records once, over all ranks."""
+
+    def __init__(
+        self,
+        dataset: Records,
+        num_records: int,
+        batch_size: int,
+        ranks: tuple[int, int],
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        super().__init__(dataset, num_workers, pin_memory)
+        self._plan = (num_records, batch_size, *ranks)
+
+    def __len__(self) -> int:
+        return evaluation_steps(*self._plan[:3])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def shares(self) -> Iterator[Share]:
+        """This rank's records."""
+        return evaluation_batches(*self._plan)
 
 
 class _Sampler:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from vab.data.reading.batch import PackedBatch
-from vab.data.reading.dataset import ShardDataset, as_numbers
+from vab.data.reading.dataset import BatchDataset, ShardDataset, as_numbers
 from vab.data.reading.labels import Vocabulary
-from vab.data.reading.order import apportion
-from vab.spec import Batch, UserError
+from vab.spec import UserError
 
 
-class MixedDataset(Dataset[Batch]):
+class MixedDataset(BatchDataset):
     """The records of several data sets: those of the second follow on those of the first. Read as ``ShardDataset``.
 
     Records that are cut from one recording have equal ``source`` numbers also where they are in two data sets.
@@ -59,8 +53,8 @@ class MixedDataset(Dataset[Batch]):
                 )
         self.manifest_hash = hashlib.sha256("+".join(one.manifest_hash for one in datasets).encode()).hexdigest()
         self._starts = np.cumsum([0, *map(len, datasets)])  # (data sets + 1,): number of the first record of each
-        types = zip(*(dataset.stored_types for dataset in datasets), strict=True)
-        self._types = tuple(np.result_type(*kinds) for kinds in types)
+        codes, features = zip(*(dataset.stored_types for dataset in datasets), strict=True)
+        self._types = np.result_type(*codes), np.result_type(*features)
         names = first.labels
         if any(dataset.labels != names for dataset in datasets):
             names = tuple(sorted({label for dataset in datasets for label in dataset.labels}))
@@ -69,14 +63,6 @@ class MixedDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         return int(self._starts[-1])
-
-    def __getitem__(self, number: int) -> Batch:
-        """Record ``number`` as a batch of one."""
-        return self.read([number])
-
-    def __getitems__(self, numbers: Sequence[int]) -> Batch:
-        """The batch of these records."""
-        return self.read(numbers)
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Number the labels as a vocabulary does, which has them all and may have more.
@@ -88,23 +74,19 @@ class MixedDataset(Dataset[Batch]):
             dataset.use_vocabulary(vocabulary)
         self.labels, self.vocabulary = vocabulary.names, vocabulary
 
-    def read(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> Batch:
-        """The batch of these records, in this order. As ``ShardDataset.read``."""
-        return self.gather(numbers, valid).unpack().widened()
+    @property
+    def stored_types(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Types of codes and features; the wider ones where they differ."""
+        return self._types
 
-    def gather(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> PackedBatch:
-        """As ``read``, in the types that are stored (the wider one where they differ) and in one piece of memory."""
-        index = as_numbers(numbers)
-        packed = PackedBatch.of_records(len(index), self.spec, len(self.labels), *self._types)
-        arrays = packed.arrays()
-        arrays["index"][:], arrays["valid"][:], arrays["draw"][:] = index, True if valid is None else valid, 0
-        owners, own = self._places(index)
+    def fill(self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray) -> bool:
+        """As ``ShardDataset.fill``."""
+        owners, own = self._places(numbers)
         short = []
         for owner in np.unique(owners).tolist():
             places = np.flatnonzero(owners == owner)
             short.append(self.datasets[owner].fill(arrays, own[places], places))
-        packed.ragged = any(short)
-        return packed
+        return any(short)
 
     def key(self, number: int) -> str:
         """The key of record ``number``."""
@@ -160,52 +142,3 @@ class MixedDataset(Dataset[Batch]):
 
 Records = ShardDataset | MixedDataset
 """What training reads from."""
-
-
-def open_training(
-    train: str | Mapping[str, float], records_per_epoch: int | None, open_one: Callable[[str], ShardDataset]
-) -> tuple[Records, list[ShardDataset], tuple[int, ...]]:
-    """Open the data that ``data.train`` names.
-
-    Args:
-        train: A folder, or folders and their weights.
-        records_per_epoch: How many records an epoch has; as many as there are where not given.
-        open_one: Opens a folder.
-
-    Returns:
-        What is read from, the data sets of which it consists, and how many records of each make an epoch.
-
-    Raises:
-        UserError: If a folder is no data set, a weight is no number above 0 or so small that its data set would give
-            no record, or the data sets do not go together.
-    """
-    if isinstance(train, str) and train.lstrip().startswith("{"):
-        raise UserError(f"data.train must be a folder, or folders and numbers as in {{A: 3, B: 1}}; got {train}")
-    if isinstance(train, str):
-        dataset = open_one(train)
-        return dataset, [dataset], (records_per_epoch or len(dataset),)
-    if not train:
-        raise UserError("data.train names no folder")
-    for name, weight in train.items():
-        if not (weight > 0 and math.isfinite(weight)):
-            raise UserError(f"data.train: the weight of {name} must be a number above 0, got {weight}")
-    datasets = [open_one(_resolved(name)) for name in train]
-    if twice := {one.folder for one in datasets if sum(one.folder == other.folder for other in datasets) > 1}:
-        raise UserError(f"data.train names {twice.pop()} more than once: give it one weight")
-    total = records_per_epoch or sum(map(len, datasets))
-    counts = apportion(list(train.values()), total)
-    if 0 in counts:
-        dataset = datasets[counts.index(0)]
-        raise UserError(
-            f"data.train: {dataset.folder} would give no record to an epoch of {total}: raise its weight, or "
-            "--data.records_per_epoch"
-        )
-    return datasets[0] if len(datasets) == 1 else MixedDataset(datasets), datasets, counts
-
-
-def _resolved(name: str) -> str:
-    """A folder's name with ``${oc.env:...}`` read from the environment, which YAML readers do for values alone."""
-    try:
-        return str(OmegaConf.create([name])[0])
-    except OmegaConfBaseException as error:
-        raise UserError(f"data.train: {name}: {str(error).splitlines()[0]}") from error
