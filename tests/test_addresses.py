@@ -3,6 +3,7 @@
 import importlib
 import inspect
 
+import fsspec
 import pytest
 
 from vab.cli import COMMANDS, main
@@ -49,6 +50,9 @@ def test_all_commands_that_write_are_among_them():
     }
 
 
-def test_media_at_an_address_are_refused():
-    with pytest.raises(UserError, match=r"^s3://bucket/videos: media are read from this machine alone"):
-        find_sources("s3://bucket/videos")
+def test_commands_that_open_media_themselves_refuse_those_at_addresses():
+    """``vab extract`` fetches them; the others read ``Source.path``."""
+    fsspec.filesystem("memory").pipe_file("/bucket/videos/a.mp4", b"")
+    (source,) = find_sources("memory://bucket/videos")
+    with pytest.raises(UserError, match=r"^a\.mp4 of memory://bucket/videos is not on this machine: only vab extract"):
+        _ = source.path

@@ -27,7 +27,7 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from threading import Lock as ThreadLock
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from vab.data.shards.format import MANIFEST, SIDE_FILES, parse_manifest, read_manifest
 from vab.extras import pip_install
@@ -262,6 +262,7 @@ class Remote:
     def __init__(self, address: str) -> None:
         scheme, _, rest = address.partition("://")
         self._web = scheme in ("http", "https")
+        self._walks = self._web or scheme == "sftp"  # from folder to folder
         path, mark, query = rest.partition("?") if self._web else (rest, "", "")
         address = f"{scheme}://{path.rstrip('/')}"
         self._query = mark + query
@@ -287,6 +288,41 @@ class Remote:
     def path(self, name: str) -> str:
         """Of a file in the folder, as the file system names it."""
         return f"{self.root}/{quote(as_utf8(name)) if self._web else name}{self._query}"
+
+    def find(self) -> dict[str, int | None]:
+        """All files below the folder, by their path from it, with their bytes where the file system tells.
+
+        Raises:
+            UserError: If the folder cannot be listed.
+        """
+        try:
+            found = list(self._walk(self.root) if self._walks else self.files.find(self.root, detail=True).values())
+        except FileNotFoundError:
+            return {}
+        except Exception as error:  # each library has its own
+            raise UserError(f"{self.shown} cannot be listed ({_in_words(error)})") from error
+        sizes = {entry["name"].removeprefix(self.root).lstrip("/"): entry.get("size") for entry in found}
+        # Index pages have links to themselves in another order, "?C=N".
+        return {unquote(name) if self._web else name: size for name, size in sizes.items() if name and "?" not in name}
+
+    def _walk(self, folder: str) -> Iterator[dict[str, Any]]:
+        """All files below a folder. Unlike fsspec's own walk it fails on a folder that it cannot read."""
+        for entry in self.files.ls(folder, detail=True):
+            if entry["type"] == "directory":
+                yield from self._walk(entry["name"])
+            else:
+                yield entry
+
+    def read(self, name: str) -> bytes:
+        """The content of a file of the folder.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        try:
+            return bytes(self.files.cat_file(self.path(name)))
+        except Exception as error:  # each library has its own
+            raise UserError(f"{self.shown}/{name} cannot be read ({_in_words(error)})") from error
 
     def manifest(self) -> bytes:
         """The text of the manifest, as it is now.

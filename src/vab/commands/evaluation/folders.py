@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from vab.data.inputs.listing import MEDIA_SUFFIXES, find_sources
-from vab.data.inputs.published.rows import read_columns
+from vab.data.inputs.tables import read_columns
 from vab.spec import UserError
 
 Pair = Literal["auto", "name", "none"]

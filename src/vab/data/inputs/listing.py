@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import math
 import os
@@ -12,56 +11,33 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar, overload
+from urllib.parse import quote
 
 import numpy as np
 
-from vab.data.inputs.tables import not_csv
+from vab.data.inputs.tables import Table
+from vab.data.remote import Remote, is_address
+from vab.files import as_utf8
 from vab.spec import UserError
 
-_VIDEO_SUFFIXES = (
-    ".3gp",
-    ".asf",
-    ".avi",
-    ".flv",
-    ".m2ts",
-    ".m4v",
-    ".mkv",
-    ".mov",
-    ".mp4",
-    ".mpeg",
-    ".mpg",
-    ".mts",
-    ".ogv",
-    ".ts",
-    ".vob",
-    ".webm",
-    ".wmv",
-)
-_SOUND_SUFFIXES = (
-    ".aac",
-    ".aif",
-    ".aiff",
-    ".flac",
-    ".m4a",
-    ".m4b",
-    ".mka",
-    ".mp3",
-    ".oga",
-    ".ogg",
-    ".opus",
-    ".wav",
-    ".wma",
-)
+VIDEO_SUFFIXES = frozenset((
+    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
+    ".vob", ".webm", ".wmv",
+))  # fmt: skip
+"""Files of a folder that are taken for video."""
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | {
+    ".aac", ".aif", ".aiff", ".flac", ".m4a", ".m4b", ".mka", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma",
+}  # fmt: skip
+"""Files of a folder that are taken for media. Those with sound alone are, too: they are kept or reported, as asked."""
+_LISTS = (".csv", ".tsv")
 _LATEST = 9_999_999
 """s. Four months; a later start is a mistake."""
 _COLUMNS = ("file", "labels", "start", "id")
 """Of a CSV, those that are read."""
 _MISSPELT = 0.75
 """Likeness to a column's name, as difflib counts it, from which on another name is taken for a slip."""
-MEDIA_SUFFIXES = frozenset(_VIDEO_SUFFIXES + _SOUND_SUFFIXES)
-"""Files of a folder that are taken for media. Those with sound alone are, too: they are kept or reported, as asked."""
 _COMPANIONS = frozenset((".csv", ".json", ".md", ".txt"))
-"""What lies beside media and nobody misses: not named, but counted."""
+"""Files that often lie beside media: they are counted, not named."""
 _HIDDEN = "hidden"
 _NAMED = 3
 """Files that are named of those with a suffix that is not media's."""
@@ -72,15 +48,17 @@ class Source:
     """One input of an extraction."""
 
     root: str
-    """Folder that ``file`` is in."""
+    """Folder that ``file`` is in, or its address."""
     file: str
-    """As listed."""
+    """As listed: a path from ``root``, an absolute path or an address."""
     start: float | None = None
     """s, where its only segment starts; None to cut the whole file into segments."""
     labels: tuple[str, ...] = ()
     """Names of its classes."""
     given_id: str = ""
     """What its records are called, where that is not the file without its suffix."""
+    size: int | None = None
+    """Bytes, where the listing of an address gave them."""
 
     @property
     def name(self) -> str:
@@ -88,14 +66,37 @@ class Source:
         return self.file if self.start is None else f"{self.file}@{self.start:.10g}"
 
     @property
+    def location(self) -> str:
+        """Where the file is: a path of this machine, or an address."""
+        if is_address(self.file):
+            return self.file
+        if not is_address(self.root):
+            return os.path.join(self.root, self.file)
+        if not self.root.startswith(("http://", "https://")):
+            return f"{self.root}/{self.file}"
+        folder, mark, query = self.root.partition("?")
+        return f"{folder}/{quote(as_utf8(self.file))}{mark}{query}"
+
+    @property
     def path(self) -> Path:
-        """Where the file is."""
+        """Where the file is on this machine.
+
+        Raises:
+            UserError: If it is at an address.
+        """
+        if is_address(self.location):
+            root = self.root.partition("?")[0]
+            raise UserError(
+                f"{self.file} of {root} is not on this machine: only vab extract reads media at addresses; give a "
+                "folder or a .csv of this machine"
+            )
         return Path(self.root, self.file)
 
     @property
     def id(self) -> str:
         """What its records are called: the ``id`` column, or the file's name in the folder without its suffix."""
-        return self.given_id or os.path.splitext(os.path.normpath(self.file))[0].replace(os.sep, "/")
+        file = self.file.partition("://")[2] or self.file
+        return self.given_id or os.path.splitext(os.path.normpath(file))[0].replace(os.sep, "/")
 
 
 class Ignored(NamedTuple):
@@ -113,7 +114,7 @@ class Sources(Sequence[Source]):
     """The inputs of an extraction, in order: a hundred bytes each, as there can be millions.
 
     Args:
-        root: Folder that their files are in.
+        root: Folder that their files are in, or its address.
     """
 
     def __init__(self, root: str) -> None:
@@ -121,14 +122,23 @@ class Sources(Sequence[Source]):
         self._files: list[str] = []
         self._ids: list[str] = []  # the same empty text where none is given
         self._starts = array("d")  # NaN where none is given
+        self._sizes = array("q")  # -1 where it is not known
         self._label_numbers = array("l")
         self._labels: list[tuple[str, ...]] = []  # those that occur
         self._numbers: dict[tuple[str, ...], int] = {}
         self.ignored: list[Ignored] = []
         """Files of the folder that are no inputs, by suffix."""
 
-    def add(self, file: str, start: float | None = None, labels: tuple[str, ...] = (), given_id: str = "") -> None:
+    def add(
+        self,
+        file: str,
+        start: float | None = None,
+        labels: tuple[str, ...] = (),
+        given_id: str = "",
+        size: int | None = None,
+    ) -> None:
         """Append an input, as ``Source`` has it."""
+        self._sizes.append(-1 if size is None else size)
         self._files.append(file)
         self._ids.append(given_id)
         self._starts.append(math.nan if start is None else start)
@@ -157,12 +167,15 @@ class Sources(Sequence[Source]):
     def __getitem__(self, number: int | slice) -> Source | list[Source]:
         if isinstance(number, slice):
             return [self[place] for place in range(len(self))[number]]
-        start, labels = self._starts[number], self._labels[self._label_numbers[number]]
-        return Source(self.root, self._files[number], None if math.isnan(start) else start, labels, self._ids[number])
-
-
-VIDEO_SUFFIXES = frozenset(_VIDEO_SUFFIXES)
-"""Files of a folder that are taken for video."""
+        start, size = self._starts[number], self._sizes[number]
+        return Source(
+            self.root,
+            self._files[number],
+            None if math.isnan(start) else start,
+            self._labels[self._label_numbers[number]],
+            self._ids[number],
+            None if size < 0 else size,
+        )
 
 
 def find_sources(
@@ -178,40 +191,48 @@ def find_sources(
             ``file`` (relative to the CSV) and, if wanted, ``labels`` (joined by ``;``), ``start`` (s) and ``id``,
             taken in its own order. Other columns are not read, and refused where their names are slips of these; blanks
             around names and values do not count. Or a list as VGGSound's are, which begins at once:
-            the file, and one label, in which a ";" is a character like any other.
+            the file, and one label, in which a ";" is a character like any other. Either may be at an address, such as
+            ``s3://bucket/videos`` or ``https://host/list.csv``, and a CSV may list addresses.
         labels_from: ``csv``; ``folder``: the name of the folder a file is in; ``none``; or ``auto``: ``csv`` if there
             is such a column, else none.
         suffixes: Files of a folder that count; a CSV may list any.
-        root: Folder that the files of a CSV are in; the CSV's own if None.
+        root: Folder that the files of a CSV are in, or its address; the CSV's own if None.
 
     Raises:
-        UserError: If there is nothing, or the CSV cannot be understood; it says which line.
+        UserError: If there is nothing, the CSV cannot be understood (it says which line), or an address is of an
+            unknown kind, needs a package that is not installed, or cannot be read.
     """
-    if "://" in str(media):
-        raise UserError(f"{media}: media are read from this machine alone: give a folder or a .csv of it")
-    media = Path(media)
     if labels_from not in ("auto", "csv", "folder", "none"):
         raise UserError(f"labels_from must be auto, csv, folder or none, got {labels_from!r}")
-    if root is not None and not Path(root).is_dir():
+    media, root = _local(media), None if root is None else _local(root)
+    if root is not None and not is_address(root) and not Path(root).is_dir():
         raise UserError(f"media_root {root}: there is no such folder")
-    if media.is_dir():
+    shown = Remote(media).shown if is_address(media) else media  # without password and query
+    listed = os.path.splitext(media.partition("?")[0] if is_address(media) else media)[1].lower() in _LISTS
+    if os.path.isdir(media) or (is_address(media) and not listed):
         if root is not None:
-            raise UserError(f"media_root is for a CSV; {media} is a folder")
+            raise UserError(f"media_root is for a CSV; {shown} is a folder")
         if labels_from == "csv":
-            raise UserError(f"labels_from is csv, but {media} is a folder: give a CSV, or labels_from folder or none")
+            raise UserError(f"labels_from is csv, but {shown} is a folder: give a CSV, or labels_from folder or none")
         sources = _from_folder(media, labels_from == "folder", suffixes)
-    elif media.suffix.lower() == ".csv" and media.is_file():
-        sources = _from_csv(media, labels_from, media.parent if root is None else Path(root))
-    elif media.exists():
-        raise UserError(f"{media} is neither a folder of media files nor a .csv that lists them")
+        if not sources:
+            kinds = " ".join(sorted(suffixes))
+            raise UserError(f"no media file in {shown}: files are known by their suffix ({kinds})")
+    elif listed and (is_address(media) or os.path.isfile(media)):
+        sources = _from_csv(media, labels_from, root)
+        if not sources:
+            raise UserError(f"{shown} lists no file: it has a first line with the columns' names, and none below it")
+    elif os.path.exists(media):
+        raise UserError(f"{shown} is neither a folder of media files nor a .csv or .tsv that lists them")
     else:
-        raise UserError(f"{media}: there is no such folder or CSV")
-    if not sources and not media.is_dir():
-        raise UserError(f"{media} lists no file: it has a first line with the columns' names, and none below it")
-    if not sources:
-        raise UserError(f"no media file in {media}: files are known by their suffix ({' '.join(sorted(suffixes))})")
-    _refuse_twins(media, sources)
+        raise UserError(f"{shown}: there is no such folder or CSV")
+    _refuse_twins(shown, sources)
     return sources
+
+
+def _local(place: str | Path) -> str:
+    """A path as text; an address of kind file:// as the path that it is."""
+    return str(place).removeprefix("file://")
 
 
 def find_ids(path: str | Path) -> Sources:
@@ -226,7 +247,7 @@ def find_ids(path: str | Path) -> Sources:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such CSV")
-    sources = _from_csv(path, "auto", path.parent, by_id=True)
+    sources = _from_csv(str(path), "auto", None, by_id=True)
     if not sources:
         raise UserError(f"{path} lists nothing: it has a first line with the columns' names, and none below it")
     if started := next((source for source in sources if source.start is not None), None):
@@ -235,16 +256,22 @@ def find_ids(path: str | Path) -> Sources:
     return sources
 
 
-def _from_folder(folder: Path, label_by_folder: bool, suffixes: frozenset[str]) -> Sources:
-    everything = sorted(_all_below(folder))
+def _from_folder(folder: str, label_by_folder: bool, suffixes: frozenset[str]) -> Sources:
+    sizes: dict[str, int | None] = {}
+    if is_address(folder):
+        folder = folder.rstrip("/")
+        sizes = Remote(folder).find()
+        everything = sorted(name for name in sizes if not any(part.startswith(".") for part in name.split("/")[:-1]))
+    else:
+        everything = sorted(_all_below(Path(folder)))
     files = _with_suffixes(everything, suffixes)
     stems = Counter(os.path.splitext(file)[0] for file in files)
-    sources = Sources(str(folder))
+    sources = Sources(folder)
     for file in files:
         parent = os.path.dirname(file)
         labels = (os.path.basename(parent),) if label_by_folder and parent else ()
         # a.mp4 and a.mkv keep their suffixes: their records need different names.
-        sources.add(file, None, labels, "" if stems[os.path.splitext(file)[0]] == 1 else file)
+        sources.add(file, None, labels, "" if stems[os.path.splitext(file)[0]] == 1 else file, sizes.get(file))
     sources.ignored = _ignored(everything, suffixes)
     return sources
 
@@ -295,20 +322,26 @@ def _all_below(folder: Path) -> Iterator[str]:
             yield from (start + name for name in files)
 
 
-def _from_csv(path: Path, labels_from: str, root: Path, by_id: bool = False) -> Sources:
-    try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            plain = _begins_at_once(file.readline())
-            file.seek(0)
-            reader = csv.reader(file, strict=True, skipinitialspace=True)
-            columns = ["file", "labels"] if plain else [_text(name.strip()) for name in next(reader, [])]
-            _check_columns(path, columns, labels_from, by_id)
-            return _read_rows(path, reader, columns, labels_from, str(root), plain)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise not_csv(path, error) from error
+def _from_csv(path: str, labels_from: str, root: str | None, by_id: bool = False) -> Sources:
+    content = None
+    if is_address(path):
+        place, mark, query = path.partition("?")
+        folder, _, name = place.rpartition("/")
+        remote = Remote(f"{folder}{mark}{query}")
+        content, path = remote.read(name), f"{remote.shown}/{name}"
+        root = f"{folder}{mark}{query}" if root is None else root
+    root = os.path.dirname(path) if root is None else root
+    table = Table(path, _COLUMNS, any_bytes=True, content=content)
+    rows = iter(table)
+    plain = len(table.first) == 2 and os.path.splitext(table.first[0])[1].lower() in MEDIA_SUFFIXES
+    line, columns = (1, ["file", "labels"]) if plain else next(rows, (1, []))
+    for name in columns:
+        table.check_text(line, name)
+    _check_columns(path, columns, labels_from, by_id)
+    return _read_rows(table, rows, columns, labels_from, root, plain)
 
 
-def _check_columns(path: Path, columns: Sequence[str], labels_from: str, by_id: bool) -> None:
+def _check_columns(path: str, columns: Sequence[str], labels_from: str, by_id: bool) -> None:
     needed = ("id", "file") if by_id else ("file",)
     if not {*needed} & {*columns}:
         raise UserError(
@@ -336,7 +369,12 @@ def _meant(name: str) -> str | None:
 
 
 def _read_rows(
-    path: Path, reader: Iterable[list[str]], columns: Sequence[str], labels_from: str, root: str, plain: bool
+    table: Table,
+    rows: Iterable[tuple[int, list[str]]],
+    columns: Sequence[str],
+    labels_from: str,
+    root: str,
+    plain: bool,
 ) -> Sources:
     """A source per line."""
     sources = Sources(root)
@@ -346,64 +384,58 @@ def _read_rows(
 
     def cell(row: Sequence[str], name: str) -> str:
         place = places.get(name, len(row))
-        return row[place].strip() if place < len(row) else ""
+        return row[place] if place < len(row) else ""
 
-    for row in reader:
-        if not row:
-            continue
-        line = getattr(reader, "line_num", 0)
+    for line, row in rows:
         name = cell(row, "file")
-        if not "".join(row).isascii():
-            is_there = os.path.lexists(os.path.join(root, name))
-            row = [value if is_there and value.strip() == name else _text(value) for value in row]
-        if any("\n" in value or "\r" in value or "\0" in value for value in row):
-            raise UserError(f"{path}, line {line}: a line break inside of double quotes: is a quote not closed before?")
+        if not "".join(row).isascii():  # the name of a file that is there may be of any bytes, and nothing else
+            is_there = not is_address(root) and os.path.lexists(os.path.join(root, name))
+            for value in row:
+                if not is_there or value != name:
+                    table.check_text(line, value)
         if not name or len(row) > len(columns):
             wrong = "more values than columns: a label with a comma in it must stand in double quotes"
-            raise UserError(f"{path}, line {line}: {wrong if name else 'no file given'}")
+            raise table.wrong(line, wrong if name else "no file given")
         if len(row) < len(columns):  # a label that was cut is one, too, and a start that was cut off none
-            raise UserError(
-                f"{path}, line {line}: {len(row)} of {len(columns)} values ({', '.join(columns)}): is the file cut?"
-                " An empty value needs its comma, too"
+            raise table.wrong(
+                line,
+                f"{len(row)} of {len(columns)} values ({', '.join(columns)}): is the file cut? An empty value needs its"
+                " comma, too",
             )
+        if "\\" in name:
+            name = _with_slashes(root, name)
         text = cell(row, "labels") if labels_from in ("auto", "csv") else ""
         if labels_from == "folder":
-            text = Path(name).parent.name
+            text = os.path.basename(os.path.dirname(name))
         if text not in known:
             parts = [text] if plain or labels_from == "folder" else text.split(";")
             known[text] = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
-        sources.add(name, _start(cell(row, "start"), path, line), known[text], cell(row, "id"))
+        sources.add(name, _start(cell(row, "start"), table, line), known[text], cell(row, "id"))
     return sources
 
 
-def _text(value: str) -> str:
-    """A value, refused where its bytes are not UTF-8: of a file that is there the name alone may be of any bytes.
-
-    Raises:
-        UnicodeDecodeError: If they are not.
-    """
-    return value.encode("utf-8", "surrogateescape").decode()
-
-
-def _begins_at_once(first_line: str) -> bool:
-    """Whether a CSV's first line is a file and its label, and not the names of columns."""
-    cells = next(csv.reader([first_line], skipinitialspace=True), [])
-    return len(cells) == 2 and Path(cells[0]).suffix.lower() in MEDIA_SUFFIXES
+def _with_slashes(root: str, name: str) -> str:
+    """A path as Windows writes it, unless there is a file of this very name."""
+    slashed = name.replace("\\", "/")
+    if is_address(root):
+        return slashed
+    return name if os.path.lexists(f"{root}/{name}") or not os.path.lexists(f"{root}/{slashed}") else slashed
 
 
-def _start(text: str, path: Path, line: int) -> float | None:
+def _start(text: str, table: Table, line: int) -> float | None:
     if not text:
         return None
     try:
-        start = float(text)
+        # Where decimals have commas, spreadsheets separate cells by something else.
+        start = float(text if table.delimiter == "," else text.replace(",", "."))
     except ValueError:
         start = -1.0
     if not 0 <= start <= _LATEST:
-        raise UserError(f"{path}, line {line}: start must be seconds, 0 to {_LATEST}, got {text!r}")
+        raise table.wrong(line, f"start must be seconds, 0 to {_LATEST}, got {text!r}")
     return start
 
 
-def _refuse_twins(media: Path, sources: Sequence[Source]) -> None:
+def _refuse_twins(media: str | Path, sources: Sequence[Source]) -> None:
     """Two inputs of one name, or whose records would have one key, cannot be told apart afterwards."""
     if twins := _repeated(lambda: (source.name for source in sources)):
         raise UserError(f"{media} lists {twins[0]!r} more than once ({len(twins)} such): name each file and start once")

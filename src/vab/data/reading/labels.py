@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
+import codecs
 import difflib
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -12,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vab.data.inputs.tables import not_csv
+from vab.data.inputs.tables import Table
 from vab.spec import UserError
 
 _INDEX, _ID, _NAME = "index", "mid", "display_name"
+"""Columns of the class lists of AudioSet, and of VGGSound's and ESC-50's in its form."""
 _USUAL = ("key", "video_id", "id", "file")
 """What columns of keys are called."""
-"""Columns of the class lists of AudioSet, and of VGGSound's and ESC-50's in its form."""
+_TABLES = (".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -54,30 +54,31 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
 
     Args:
         path: A .csv with the columns index, mid and display_name (AudioSet, VGGSound, ESC-50; in the order of index);
-            a .csv without such a line, whose first column is the name; or text with one name a line.
+            a .csv without such a line, whose first column is the name; or text with one name a line. A .csv may have
+            tabs or semicolons instead of commas.
 
     Raises:
         UserError: If there is no such file, it cannot be read so, a line is broken, or a class is there twice.
     """
-    text = _read_text(path, "a list of classes")
-    if Path(path).suffix.lower() != ".csv":
-        rows = [[line.strip()] for line in text.splitlines() if line.strip()]
+    content = _read(path, "a list of classes")
+    if Path(path).suffix.lower() not in _TABLES:
+        rows = [[line.strip()] for line in _text(path, content, "a list of classes").splitlines() if line.strip()]
     else:
-        rows = _csv_rows(path, text)
+        table, rows = Table(path, (_INDEX, _ID, _NAME), content=content), []
+        for line, row in table:
+            if rows and len(row) != len(rows[0]):
+                raise table.wrong(
+                    line,
+                    f"{len(row)} columns instead of {len(rows[0])}: a name with a comma in it must stand in double "
+                    'quotes, as in 5,/m/2qldy,"Narration, monologue"',
+                )
+            rows.append(row)
     if not rows:
         raise UserError(f"{path} names no class")
-    width = len(rows[0])
-    for line, row in enumerate(rows, start=1):
-        if len(row) != width:
-            raise UserError(
-                f"{path}, line {line}: {len(row)} columns instead of {width}: a name with a comma in it must stand in "
-                'double quotes, as in 5,/m/2qldy,"Narration, monologue"'
-            )
-    header = [cell.strip() for cell in rows[0]]
-    if _NAME in header:
-        names, ids = _from_table(path, header, rows[1:])
+    if _NAME in rows[0]:
+        names, ids = _from_table(path, rows[0], rows[1:])
     else:
-        names, ids = [row[0].strip() for row in rows], []
+        names, ids = [row[0] for row in rows], []
     if "" in names:
         raise UserError(f"{path}: class {names.index('')} has no name")
     for kind, values in (("class", names), ("id", ids)):
@@ -91,7 +92,7 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
 
 def _from_table(path: str | Path, header: list[str], rows: list[list[str]]) -> tuple[list[str], list[str]]:
     """Names and ids in the order of the index."""
-    entries = [dict(zip(header, (cell.strip() for cell in row), strict=True)) for row in rows]
+    entries = [dict(zip(header, row, strict=True)) for row in rows]
     if _INDEX in header:
         try:
             entries.sort(key=lambda entry: int(entry[_INDEX]))
@@ -119,28 +120,23 @@ def read_keys(path: str, key_column: str | None, class_column: str | None, per_c
     Raises:
         UserError: If the file is none of these, a key is there twice, or a class has another number of keys.
     """
-    text = _read_text(path, "a list of keys")
-    suffix = Path(path).suffix.lower()
+    suffix, content = Path(path).suffix.lower(), _read(path, "a list of keys")
+    named = [name for name in (key_column, class_column) if name is not None]
     if suffix == ".json":
-        entries = _json_entries(path, text)
-    elif suffix == ".csv":
-        named = [name for name in (key_column, class_column) if name is not None]
-        entries = _csv_entries(path, text, header=not (named and all(name.isdecimal() for name in named)))
+        entries = _json_entries(path, _text(path, content, "a list of keys"))
+    elif suffix in _TABLES:
+        entries = _table_entries(Table(path, (*_USUAL, *named), content=content), named)
+        if entries and key_column is None and len(entries[0]) == 1 and (first := next(iter(entries[0]))) not in _USUAL:
+            raise UserError(
+                f"{path}: is its first line, {first!r}, a name or a key? Say --key_column {first!r} or --key_column 0"
+            )
     else:
-        if key_column is not None or class_column is not None:
+        if named:
             raise UserError(f"{path} is read as one key a line and has no columns: name it .csv or .json if it has")
-        entries = [{"key": line.strip()} for line in text.splitlines() if line.strip()]
+        lines = _text(path, content, "a list of keys").splitlines()
+        entries = [{"key": line.strip()} for line in lines if line.strip()]
     if not entries:
         raise UserError(f"{path} names no key")
-    if (
-        suffix == ".csv"
-        and key_column is None
-        and len(entries[0]) == 1
-        and (first := next(iter(entries[0]))) not in _USUAL
-    ):
-        raise UserError(
-            f"{path}: is its first line, {first!r}, a name or a key? Say --key_column {first!r} or --key_column 0"
-        )
     column = key_column if key_column is not None else _usual_column(path, entries[0])
     keys = _column(path, entries, column)
     refuse_duplicates(path, keys)
@@ -170,12 +166,20 @@ def first_of(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _read_text(path: str | Path, what: str) -> str:
+def _read(path: str | Path, what: str) -> bytes:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path} cannot be read as {what}: there is no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as {what}: {error}") from error
+
+
+def _text(path: str | Path, content: bytes, what: str) -> str:
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read as {what}: {error}") from error
 
 
@@ -192,19 +196,11 @@ def _json_entries(path: str, text: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _csv_rows(path: str | Path, text: str) -> list[list[str]]:
-    try:
-        return [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
-    except csv.Error as error:
-        raise not_csv(path, error) from error
-
-
-def _csv_entries(path: str, text: str, header: bool) -> list[dict[str, Any]]:
-    rows = _csv_rows(path, text)
-    if not rows:
-        return []
-    names = [name.strip() for name in rows[0]] if header else [str(number) for number in range(len(rows[0]))]
-    return [dict(zip(names, row, strict=False)) for row in (rows[1:] if header else rows)]
+def _table_entries(table: Table, named: Sequence[str]) -> list[dict[str, Any]]:
+    rows = [cells for _, cells in table]
+    if rows and named and all(name.isdecimal() for name in named):  # numbers of columns: no line names them
+        rows.insert(0, [str(number) for number in range(len(rows[0]))])
+    return [dict(zip(rows[0], row, strict=False)) for row in rows[1:]]
 
 
 def _usual_column(path: str, entry: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from vab.data.inputs.listing import files_below
 from vab.data.inputs.published.names import by_stem
-from vab.data.inputs.published.rows import Row, none_there, read_columns
+from vab.data.inputs.published.rows import Row, none_there
+from vab.data.inputs.tables import read_columns
 from vab.spec import UserError
 
 _TABLE, _AUDIO = "meta/esc50.csv", "audio"

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vab.data.inputs.published.names import by_stem
-from vab.data.inputs.published.rows import Row, none_there, read_columns
+from vab.data.inputs.published.rows import Row, none_there
+from vab.data.inputs.tables import read_columns
 from vab.spec import UserError
 
 CATEGORIES = (

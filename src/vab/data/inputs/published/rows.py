@@ -1,4 +1,4 @@
-"""Rows of what is to be extracted, and the tables that data sets are published with."""
+"""Rows of what is to be extracted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vab.data.inputs.tables import not_csv
 from vab.files import as_utf8
 from vab.spec import UserError
 
@@ -40,44 +39,6 @@ def rows_csv(rows: Iterable[Row]) -> Iterator[bytes]:
             (row.file, ";".join(row.labels), "" if row.start is None else f"{row.start:.10g}", row.id) for row in some
         )
         yield as_utf8(text.getvalue())
-
-
-def read_table(path: Path, comments: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Lines of a CSV with their numbers, from 1; empty ones are passed over.
-
-    Args:
-        path: Of the CSV.
-        comments: Pass over lines that begin with ``#``.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True, skipinitialspace=True)
-            for cells in reader:
-                if cells and not (comments and cells[0].startswith("#")):
-                    yield reader.line_num, [cell.strip() for cell in cells]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise not_csv(path, error) from error
-
-
-def read_columns(path: Path, *needed: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Lines of a CSV whose first line names its columns, with their numbers.
-
-    Raises:
-        UserError: If it cannot be read, lacks one of the ``needed`` columns, or a line has too few or too many cells.
-    """
-    lines = read_table(path)
-    _, names = next(lines, (1, []))
-    if missing := [name for name in needed if name not in names]:
-        raise UserError(f"{path} has no column {', '.join(missing)} in its first line, only {', '.join(names)}")
-    for line, cells in lines:
-        if len(cells) != len(names):
-            raise UserError(f"{path}, line {line}: {len(cells)} cells for the {len(names)} columns {', '.join(names)}")
-        yield line, dict(zip(names, cells, strict=True))
 
 
 def none_there(missing: Iterable[str], count: int, table: Path, media: Path) -> UserError:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vab.data.inputs.published.names import FORMS, Excerpts, find_files, parse_name
-from vab.data.inputs.published.rows import Row, none_there, read_table
+from vab.data.inputs.published.rows import Row, none_there
+from vab.data.inputs.tables import Table
 from vab.spec import UserError
 
 
@@ -67,7 +68,7 @@ def audioset(
     """
     entries, part = Excerpts(), "listed"
     known: dict[str, tuple[str, ...]] = {}
-    for line, cells in read_table(table, comments=True):
+    for line, cells in Table(table, comments=True):
         if len(cells) != 4:
             raise UserError(f'{table}, line {line}: not of the form YTID, start, end, "label,label": {cells}')
         if cells[3] not in known:
@@ -108,7 +109,7 @@ def vggsound(
     """
     entries = Excerpts()
     known: dict[str, tuple[str, ...]] = {}
-    for line, cells in read_table(table):
+    for line, cells in Table(table):
         if len(cells) == 4 and cells[3] in ("train", "test"):
             video, start, label, part = cells[0], _milliseconds(cells[1], table, line), cells[2], cells[3]
         elif len(cells) == 2:
