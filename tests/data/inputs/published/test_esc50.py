@@ -63,9 +63,7 @@ def test_what_is_printed_makes_a_record_of_each_recording(root, tmp_path, capsys
     assert (tmp_path / "lists" / "missing.txt").read_text().split() == ["1-100014-A-14.wav", "1-100010-A-10.wav"]
     command = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(" to extract, by vab ")[2])
     assert parsed(command, capsys)["segment_seconds"] == 5.0
-    with pytest.raises(SystemExit) as left_out:
-        main([*command[:-2], "--codec=tiny", "--vision=tiny", "--num_workers=0", "--out", str(tmp_path / "shards")])
-    assert left_out.value.code == 3
+    main([*command[:-2], "--codec=tiny", "--vision=tiny", "--num_workers=0", "--out", str(tmp_path / "shards")])
     assert "1 unreadable: audio/1-10000-A-0.ogg" in capsys.readouterr().out
     dataset = ShardDataset(tmp_path / "shards")
     assert len(dataset) == 12

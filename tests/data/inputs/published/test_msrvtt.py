@@ -85,10 +85,8 @@ def test_videos_without_sound_are_counted_by_the_extraction(table, tmp_path, cap
     video(tmp_path / "media" / "video7010.mp4", 3.0, fps=8)
     video(tmp_path / "media" / "video7011.mp4", 3.0, sound=False, fps=8)
     msrvtt(table, str(tmp_path / "media"), str(tmp_path / "test.csv"), split="test")
-    with pytest.raises(SystemExit) as left_out:
-        main(["extract", "--config", TWEAK, "--media", f"{tmp_path}/test.csv", "--media_root", f"{tmp_path}/media",
-              "--segment_seconds=1", "--num_workers=0", "--out", f"{tmp_path}/shards"])  # fmt: skip
-    assert left_out.value.code == 3
+    main(["extract", "--config", TWEAK, "--media", f"{tmp_path}/test.csv", "--media_root", f"{tmp_path}/media",
+          "--segment_seconds=1", "--num_workers=0", "--out", f"{tmp_path}/shards"])  # fmt: skip
     assert "1 no_audio: video7011.mp4" in capsys.readouterr().out
     dataset = ShardDataset(tmp_path / "shards")
     assert [dataset.record(number)["id"] for number in range(len(dataset))] == ["video7010"]
