@@ -1,5 +1,6 @@
 """What decoding processes of tests do with a file; a module that is imported in no time."""
 
+import itertools
 import time
 
 
@@ -23,3 +24,10 @@ class Failing:
         if path.name == "1":
             raise ZeroDivisionError("a bug\nof ours")
         yield path.name
+
+
+class Endless:
+    """Gives items of a file without end."""
+
+    def decode(self, path, start):
+        yield from itertools.count()

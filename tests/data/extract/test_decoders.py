@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from light_decoders import Failing, Slow
+from light_decoders import Endless, Failing, Slow
 from small_media import video
 from vab.data.extract.cutting import Cutting, LeftOut
 from vab.data.extract.decoders import DecodingPool, Ended, Job
@@ -69,6 +69,12 @@ def test_an_exception_that_nobody_foresaw_does_not_end_listening(tmp_path):
     found = list(decode_all(paths, Listening((16_000,), None, "keep", False), num_workers=0, ahead=4))
     assert [type(one) for one in found] == [Decoded, Unusable, Decoded]
     assert found[1].reason.startswith("ZeroDivisionError: a bug (")
+
+
+def test_closing_does_not_wait_for_the_end_of_a_file():
+    items = DecodingPool(Endless(), 1).run([Job(0, Path("0"))])
+    assert next(items) == (0, 0)
+    items.close()  # else the test would run out of time
 
 
 def test_a_run_that_is_closed_early_ends_its_processes_and_threads(tmp_path):

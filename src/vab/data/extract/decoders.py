@@ -237,6 +237,10 @@ class _ClosedError(Exception):
     """Nobody wants items any more."""
 
 
+_process_lock = threading.Lock()
+"""Held to start and to join processes: multiprocessing looks at all children at both."""
+
+
 class _Worker(threading.Thread):
     """A process, and the thread that gives it jobs and takes its items."""
 
@@ -259,8 +263,9 @@ class _Worker(threading.Thread):
             self.stop_process()
 
     def stop_process(self) -> None:
-        self.process.kill()
-        self.process.join()
+        with _process_lock:
+            self.process.kill()
+            self.process.join()
         self.connection.close()
 
     def _start_process(self) -> None:
@@ -269,7 +274,7 @@ class _Worker(threading.Thread):
         self.connection, theirs = context.Pipe()
         self.is_ready = False
         self.process = context.Process(target=_work, args=(theirs, self.decoder), daemon=True)
-        with _interrupts_ignored():
+        with _process_lock, _interrupts_ignored():
             self.process.start()
         theirs.close()  # so that the process's death is seen as the end of the pipe
 
@@ -305,15 +310,16 @@ class _Worker(threading.Thread):
     def _receive(self, timeout: float) -> Any:
         late = time.monotonic() + timeout
         try:
-            while not self.connection.poll(_TICK_SECONDS):
-                if self.exchange.is_closed:
-                    raise _ClosedError
+            while not self.exchange.is_closed and not self.connection.poll(_TICK_SECONDS):
                 if time.monotonic() > late:
                     raise _LostError(f"nothing was decoded for {timeout:g} s")
+            if self.exchange.is_closed:
+                raise _ClosedError
             item = self.connection.recv()
         except (EOFError, OSError):  # OSError: it ended in the middle of an item
-            self.process.join()
-            code = self.process.exitcode
+            with _process_lock:
+                self.process.join()
+                code = self.process.exitcode
             if not self.is_ready:
                 raise UserError(
                     f"a decoding process ended before it began (exit code {code}): in a script of your own, call this"
