@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -112,7 +111,8 @@ class Meters(Callback):
             rates = self._rates(self._window, trainer.world_size)
             pl_module.log_dict({f"meters/{name}": value for name, value in rates.items()})
             pl_module.log("meters/seconds_per_step", self._window.seconds / steps)
-            pl_module.log("meters/peak_memory_gib", peak_memory(pl_module.device) / 2**30)
+            if (peak := peak_memory(pl_module.device)) is not None:
+                pl_module.log("meters/peak_memory_gib", peak / 2**30)
             pl_module.log("meters/learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
             self.words = _short(rates)
             self._turn_over(trainer)
@@ -141,11 +141,12 @@ class Meters(Callback):
         if steps == 0 or total.seconds == 0:
             return
         rates = self._rates(total, trainer.world_size)
-        peak = peak_memory(pl_module.device) / 2**30
+        peak = peak_memory(pl_module.device)
         self._summary = [
             f"{steps} steps to step {trainer.global_step}, {total.seconds:.1f} s of training without validation and "
             f"saving: {rates['records_per_second']:.4g} records/s, {rates['positions_per_second']:.4g} positions/s",
-            f"waiting for data {100 * rates['data_wait_share']:.1f} % of the time; peak memory {peak:.2f} GiB"
+            f"waiting for data {100 * rates['data_wait_share']:.1f} % of the time"
+            + (f"; peak memory {peak / 2**30:.2f} GiB" if peak is not None else "")
             + (f" of each of {trainer.world_size} ranks" if trainer.world_size > 1 else ""),
         ]
         if "mfu" in rates:
@@ -177,10 +178,17 @@ class Meters(Callback):
         self._window, self._logged_step = Tally(), trainer.global_step
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes taken so far at most: of a GPU by this process's tensors, else of main memory by the whole process."""
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes taken so far at most: of a GPU by this process's tensors, else of main memory by the whole process.
+
+    None for main memory on Windows, which does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
