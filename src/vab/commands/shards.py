@@ -14,11 +14,9 @@ from vab.data.extract.report import ExtractionReport
 from vab.data.inputs.listing import find_ids
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import read_vocabulary
-from vab.data.shards.arrays import Arrays
-from vab.data.shards.foreign import import_arrays, sources_of
+from vab.data.shards.arrays import ArrayReader, Arrays, CodecFacts, Cut
 from vab.data.shards.format import MANIFEST
-from vab.data.shards.identity import CodecFacts, VisionFacts, codec_facts, vision_facts
-from vab.data.shards.layouts import ArrayReader, Cut
+from vab.data.shards.importing import VisionFacts, codec_facts, import_arrays, sources_of, vision_facts
 from vab.data.shards.verify import index_folder, info, verify
 from vab.spec import NOT_STATED, UserError
 

@@ -20,10 +20,8 @@ from vab.commands.shards import import_shards
 from vab.data.media.write import write_video
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
-from vab.data.shards.arrays import ArrayError, Arrays
-from vab.data.shards.foreign import import_arrays, sources_of
-from vab.data.shards.identity import codec_facts, vision_facts
-from vab.data.shards.layouts import ArrayReader, Cut
+from vab.data.shards.arrays import ArrayError, ArrayReader, Arrays, Cut
+from vab.data.shards.importing import codec_facts, import_arrays, sources_of, vision_facts
 from vab.data.shards.verify import verify
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision

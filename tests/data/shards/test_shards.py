@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -611,6 +612,24 @@ def test_tars_made_elsewhere_can_be_indexed(
     assert indexing.verify(folder) == []
     (folder / "spec.json").write_text(json.dumps(small_spec.to_dict()))
     assert indexing.index_folder(folder, folder / "spec.json", codebooks) == manifest
+
+
+def test_indexing_keeps_some_bytes_of_a_record(ten, pack, tmp_path, make_record):
+    """There can be millions. What a tar needs while it is read is the same for few and for many."""
+    record = members(0, make_record)
+    peaks = []
+    for tars in (2, 7):
+        folder = tmp_path / str(tars)
+        folder.mkdir()
+        for tar in range(tars):
+            keys = [f"{tar}{number:05d}-abcdefghijklmnopqrst" for number in range(300)]
+            fields = [(name.split(".", 2)[2], content) for name, content in record]
+            pack([(f"{key}.{name}", content) for key in keys for name, content in fields], f"{tars}/{tar}.tar")
+        tracemalloc.start()
+        indexing.index_folder(folder, ten / "manifest.json")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / (5 * 300) < 250, peaks
 
 
 def test_keys_of_others_may_end_with_a_number(ten, pack, tmp_path, make_record):

@@ -1,6 +1,6 @@
-"""Ready arrays on disk, one for each recording: a folder of .npy, .npz or hdf5 files, or one hdf5 file for all.
+"""Arrays of others, one for each recording, read from .npy, .npz or hdf5 files and brought to one layout.
 
-Nothing that is read can run code: pickled arrays are refused, and a file leads to no other one.
+Nothing that is read can run code: pickled arrays are refused, and a file leads to no other file.
 """
 
 from __future__ import annotations
@@ -10,18 +10,23 @@ import tokenize
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from vab.data.extract.cutting import check_segments, segment_starts
 from vab.data.inputs.listing import files_below
+from vab.data.media.segments import SAME_TIME
 from vab.extras import install_hint
 from vab.spec import UserError
 
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+_NO_FEATURES = "there are codes, but no features of this name"
 _HDF5 = (".h5", ".hdf5")
 _NUMPY = (".npy", ".npz")
 _SUFFIXES = (*_NUMPY, *_HDF5)
@@ -43,15 +48,17 @@ class ArrayError(Exception):
 
 
 class Arrays:
-    """Arrays by the names of their recordings.
-
-    A name is a file's path in the folder without the suffix, or a dataset's path in the hdf5 file.
+    """Arrays by the names of their recordings: a file's path without the suffix, or a dataset's path in the hdf5 file.
 
     Args:
         place: The folder, searched with its subfolders (hidden ones left out), or the hdf5 file.
         kind: What the arrays are, ``codes`` or ``features``, as the command line calls them.
         key: Name of the array in each file, or in each recording's group of the one hdf5 file; None where there is one
             only.
+
+    Attributes:
+        form: How the arrays are stored, in words.
+        uses_hdf5: Whether any of it is read with h5py.
 
     Raises:
         UserError: If there is no such place, it has no arrays, two files have one name, or h5py is needed and not
@@ -61,28 +68,33 @@ class Arrays:
     def __init__(self, place: str | Path, kind: str, key: str | None = None) -> None:
         self.place, self.kind, self.key = Path(place), kind, key
         self._file: Any = None  # the one hdf5 file
+        self._suffixes: dict[str, str] = {}  # by name
+        suffix = self.place.suffix.lower()
         if self.place.is_dir():
-            self._suffixes = self._listed()
+            self._list_files()
             self.form = f"{', '.join(sorted({*self._suffixes.values()}))} files"
-            if self.uses_hdf5:
-                _h5py(self.place)
-        elif self.place.is_file() and self.place.suffix.lower() in _HDF5:
-            self._file = self._opened()
-            self._suffixes = dict.fromkeys(self._of_file(), "")
+        elif self.place.is_file() and suffix in _HDF5:
             self.form = f"one {self.place.suffix} file"
         elif self.place.exists():
             raise UserError(f"--{kind} {place}: expected a folder of {', '.join(_SUFFIXES)} files, or one .h5 file")
         else:
             raise UserError(f"--{kind} {place}: there is no such folder or file")
+        self.uses_hdf5 = any(one.lower() in _HDF5 for one in ({*self._suffixes.values()} or {suffix}))
+        if self.uses_hdf5:
+            try:
+                import h5py
+            except ImportError as error:
+                raise UserError(f"{place}: hdf5 files need a package ({error}): {install_hint('hdf5')}") from error
+            self._h5py = h5py
+        if not self.place.is_dir():
+            self._open_file()
         if key is not None:
             self.form += f", {key}"
 
     def __enter__(self) -> Arrays:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -96,13 +108,8 @@ class Arrays:
         """Names."""
         return iter(self._suffixes)
 
-    @property
-    def uses_hdf5(self) -> bool:
-        """Whether any of it is read with h5py."""
-        return self._file is not None or any(suffix.lower() in _HDF5 for suffix in {*self._suffixes.values()})
-
     def where(self, name: str) -> str:
-        """What an array is called in complaints."""
+        """What an array is called in messages."""
         return f"{self.place.name}/{name}{self._suffixes[name]}"
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
@@ -129,7 +136,10 @@ class Arrays:
             if self._file is not None:
                 return _dataset(self._file[name if self.key is None else f"{name}/{self.key}"])
             path = self.place / f"{name}{self._suffixes[name]}"
-            return self._of_hdf5(path) if path.suffix.lower() in _HDF5 else self._of_numpy(path)
+            if path.suffix.lower() not in _HDF5:
+                return self._read_numpy(path)
+            with self._h5py.File(path, "r") as file:
+                return _dataset(file[self._choose(_datasets(file))])
         except ArrayError as error:
             raise ArrayError(error.reason, f"{self.where(name)} {error.detail}") from error
         except _DAMAGE as error:
@@ -138,12 +148,12 @@ class Arrays:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
             raise ArrayError("unreadable", f"{self.where(name)} cannot be read: {reason}") from error
 
-    def _of_numpy(self, path: Path) -> np.ndarray:
+    def _read_numpy(self, path: Path) -> np.ndarray:
         with path.open("rb") as file:
             head = file.read(len(_NPY_HEAD))
+            if head.startswith(_PICKLE_HEAD):
+                raise ArrayError("pickled", _PICKLED)
             if not head.startswith((_NPY_HEAD, _ZIP_HEAD)):
-                if head.startswith(_PICKLE_HEAD):
-                    raise ArrayError("pickled", _PICKLED)
                 raise ArrayError("unreadable", "is no file of numpy's")
             file.seek(0)
             loaded = np.load(file, allow_pickle=False)
@@ -155,10 +165,6 @@ class Arrays:
             raise ArrayError("unreadable", "holds something that is no array")
         return value
 
-    def _of_hdf5(self, path: Path) -> np.ndarray:
-        with _h5py(path).File(path, "r") as file:
-            return _dataset(file[self._choose(list(_datasets(file)))])
-
     def _choose(self, names: Sequence[str]) -> str:
         """Which of a file's arrays is wanted."""
         if self.key is not None:
@@ -169,65 +175,47 @@ class Arrays:
             raise ArrayError("no_array", f"has {len(names)} arrays ({_some(names)}): say which with --{self.kind}_key")
         return names[0]
 
-    def _listed(self) -> dict[str, str]:
-        """Suffixes by name."""
-        found: dict[str, str] = {}
-        known = frozenset(_SUFFIXES)
-        for file in files_below(self.place, known):
+    def _list_files(self) -> None:
+        flag = f"--{self.kind} {self.place}"
+        for file in files_below(self.place, frozenset(_SUFFIXES)):
             name, suffix = os.path.splitext(file)
-            if name in found:
-                raise UserError(
-                    f"--{self.kind} {self.place} has {name}{found[name]} and {name}{suffix}: leave one of them"
-                )
-            found[name] = suffix
-        if not found:
+            if other := self._suffixes.get(name):
+                raise UserError(f"{flag} has {name}{other} and {name}{suffix}: leave one of them")
+            self._suffixes[name] = suffix
+        if not self._suffixes:
             others = Counter(path.suffix for path in self.place.rglob("*") if path.is_file()).most_common(1)
             has = f"; it has {others[0][1]} {others[0][0] or 'other'} files" if others else ""
-            how = ", which can run code when they are read: save the arrays with numpy.save"
-            is_pickle = bool(others) and others[0][0] in (".pt", ".pth", ".pkl", ".pickle")
-            raise UserError(
-                f"--{self.kind} {self.place}: no {', '.join(_SUFFIXES)} file in it{has}{how if is_pickle else ''}"
-            )
-        return found
+            if others and others[0][0] in (".pt", ".pth", ".pkl", ".pickle"):
+                has += ", which can run code when they are read: save the arrays with numpy.save"
+            raise UserError(f"{flag}: no {', '.join(_SUFFIXES)} file in it{has}")
 
-    def _opened(self) -> Any:
+    def _open_file(self) -> None:
+        flag = f"--{self.kind} {self.place}"
         try:
-            return _h5py(self.place).File(self.place, "r")
+            self._file = self._h5py.File(self.place, "r")
         except OSError as error:
             reason = str(error).strip().partition("\n")[0][:150]
-            raise UserError(f"--{self.kind} {self.place} cannot be read as hdf5: {reason}") from error
-
-    def _of_file(self) -> Iterator[str]:
-        names = list(_datasets(self._file))
-        if self.key is None:
-            yield from names
-            return
-        ending = f"/{self.key}"
-        groups = [name.removesuffix(ending) for name in names if name.endswith(ending)]
-        if not groups:
-            raise UserError(
-                f"--{self.kind} {self.place}: no dataset NAME{ending} in it, it has {_some(names)}: --{self.kind}_key"
-                " is the name in each recording's group; leave it out where each has one dataset"
-            )
-        yield from groups
+            raise UserError(f"{flag} cannot be read as hdf5: {reason}") from error
+        names = found = _datasets(self._file)
+        if self.key is not None:
+            ending = f"/{self.key}"
+            names = [name.removesuffix(ending) for name in found if name.endswith(ending)]
+            if not names:
+                raise UserError(
+                    f"{flag}: no dataset NAME{ending} in it, it has {_some(found)}: --{self.kind}_key"
+                    " is the name in each recording's group; leave it out where each has one dataset"
+                )
+        self._suffixes = dict.fromkeys(names, "")
 
 
-_PICKLED = "is pickled, and reading it could run code: save it anew as a plain array, numpy.save(path, array)"
+_PICKLED = "is pickled, and reading it could run code: save it as a plain array, numpy.save(path, array)"
 
 
-def _h5py(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError(f"{path}: hdf5 files need a package ({error}): {install_hint('hdf5')}") from error
-    return h5py
-
-
-def _datasets(file: Any) -> Iterator[str]:
+def _datasets(file: Any) -> list[str]:
     """Names of an hdf5 file's datasets, those in groups included; links to other files are not followed."""
     names: list[str] = []
     file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
-    yield from names
+    return names
 
 
 def _dataset(dataset: Any) -> np.ndarray:
@@ -241,3 +229,214 @@ def _dataset(dataset: Any) -> np.ndarray:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"
+
+
+@dataclass(frozen=True)
+class CodecFacts:
+    """What shards need of the codec that made their codes."""
+
+    name: str
+    """As ``load_codec`` takes it."""
+    weight_hash: str
+    """SHA-256 of its weights, or ``NOT_STATED``."""
+    sample_rate: int
+    """Hz."""
+    code_rate: float
+    """Steps per second."""
+    codebooks: Tensor
+    """(K, S, code_dim) float32."""
+
+    def steps_for(self, seconds: float) -> int:
+        """T of so many seconds: like all codecs here, a step for every hop, the last one begun included."""
+        samples = round(seconds * self.sample_rate)
+        return -(-samples // round(self.sample_rate / self.code_rate))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a recording's arrays become segments."""
+
+    segment_seconds: float
+    """Length of a segment."""
+    source_fps: float
+    """Frames per second of the features that are there."""
+    video_fps: float
+    """Frames per second that are kept."""
+    segments: str
+    """``all``: one after the other; ``centre``: one from the middle of each recording."""
+    hop_seconds: float
+    """From the start of a segment to that of the next."""
+    min_seconds: float
+    """What a recording or a last segment must have; the rest is padded."""
+    max_difference_seconds: float
+    """By which a recording's codes and features may differ in length; more is taken for a wrong rate or pair."""
+    without_video: str = "leave_out"
+    """``keep``, or ``leave_out``: recordings that have codes alone."""
+
+    def check(self) -> None:
+        """Refuse numbers that make no sense.
+
+        Raises:
+            UserError: Saying which.
+        """
+        check_segments(self.segments, self.segment_seconds, self.video_fps, self.hop_seconds, self.min_seconds)
+        if not self.video_fps <= self.source_fps < float("inf"):
+            raise UserError(
+                f"--target_video_fps {self.video_fps:g} is more than the {self.source_fps:g} frames per second that"
+                " there are: nothing to make the others from"
+            )
+        if not 0 <= self.max_difference_seconds < float("inf"):
+            raise UserError(f"--max_difference_seconds must be 0 or more, got {self.max_difference_seconds:g}")
+
+    def starts(self, end: float) -> Iterator[float]:
+        """s: where segments start in a recording of so many seconds."""
+        if self.segments == "centre":
+            yield max(0.0, (end - self.segment_seconds) / 2)
+            return
+        yield from segment_starts(end, self.segment_seconds, self.hop_seconds, self.min_seconds)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What all arrays of a data set have in common: which of their two axes is time, and the width of features."""
+
+    codes: int
+    """0: (T, K); 1: (K, T)."""
+    features: int | None
+    """0: (V, C); 1: (C, V); None where there are no features."""
+    feature_dim: int
+    """C."""
+
+
+class ArrayReader:
+    """Reads the arrays of one recording after the other and brings them to one layout.
+
+    Args:
+        codes: For each recording (K, T) or (T, K) of any integer type; axes of length 1 before, between or behind.
+        features: Likewise (V, C) or (C, V), of any float type; None where there are none.
+        codec: Of the codes.
+        feature_dim: C; None to find out.
+        cut: Rates and tolerances.
+
+    Attributes:
+        axes: Found by ``find_axes``; until then the shape of each array must tell which of its axes is time.
+    """
+
+    def __init__(
+        self, codes: Arrays, features: Arrays | None, codec: CodecFacts, feature_dim: int | None, cut: Cut
+    ) -> None:
+        self.codes, self.features, self.codec, self.cut = codes, features, codec, cut
+        self.levels, self.size = codec.codebooks.shape[0], codec.codebooks.shape[1]
+        self.feature_dim = feature_dim
+        self.axes: Axes | None = None
+
+    def find_axes(self, names: Iterable[str]) -> list[ArrayError]:
+        """Take the layout of the first recording that is whole for that of all.
+
+        Returns:
+            What is wrong with the recordings before it, or with all of them; then ``axes`` stays None.
+        """
+        problems: list[ArrayError] = []
+        for name in names:
+            try:
+                _, features, codes_axis, features_axis = self._read(name)
+                if features is None and self.features is not None:
+                    raise ArrayError("no_features", _NO_FEATURES)
+            except ArrayError as error:
+                problems.append(error)
+                continue
+            self.feature_dim = self.feature_dim if features is None else features.shape[1]
+            assert self.feature_dim is not None
+            self.axes = Axes(codes_axis, features_axis, self.feature_dim)
+            break
+        return problems
+
+    def read(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Codes (K, T) in [0, S) and features (V, C) float16 of a recording; None for one that has codes alone.
+
+        Raises:
+            ArrayError: Why the recording cannot be used.
+        """
+        return self._read(name)[:2]
+
+    def _read(self, name: str) -> tuple[np.ndarray, np.ndarray | None, int, int | None]:
+        """Codes, features, and which axis of each was time."""
+        has_features = self.features is not None and name in self.features
+        if name not in self.codes:
+            reason, what = ("no_codes", "features, but no codes") if has_features else ("missing", "no arrays")
+            raise ArrayError(reason, f"there are {what} of this name")
+        if not has_features and self.cut.without_video != "keep":
+            raise ArrayError("no_features", _NO_FEATURES)
+        codes, codes_axis = self._codes(name)
+        if not has_features:
+            return codes, None, codes_axis, None
+        sound = codes.shape[1] / self.codec.code_rate
+        features, features_axis = self._features(name, sound)
+        seen = len(features) / self.cut.source_fps
+        if abs(sound - seen) > self.cut.max_difference_seconds + SAME_TIME:
+            raise ArrayError(
+                "lengths_differ",
+                f"{codes.shape[1]} steps of codes last {sound:.2f} s, {len(features)} frames at "
+                f"{self.cut.source_fps:g} per second {seen:.2f} s",
+            )
+        return codes, features, codes_axis, features_axis
+
+    def _codes(self, name: str) -> tuple[np.ndarray, int]:
+        """(K, T), and which axis of the array was time."""
+        where, array = _two_axes(self.codes, name, "iu", "integers")
+        fits = [axis for axis in (0, 1) if array.shape[1 - axis] == self.levels]
+        rule = f"{self.codec.name} has {self.levels} levels, so that one axis must be {self.levels}"
+        axis = _time_axis(
+            "bad_codes", f"{where} has shape {array.shape}", fits, None if self.axes is None else self.axes.codes, rule
+        )
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self.size:
+            odd = low if low < 0 else high
+            raise ArrayError("bad_codes", f"{where} holds {odd}: codes of {self.codec.name} are 0 to {self.size - 1}")
+        return array if axis == 1 else array.T, axis
+
+    def _features(self, name: str, seconds: float) -> tuple[np.ndarray, int]:
+        """(V, C) float16, and which axis of the array was time."""
+        assert self.features is not None
+        where, array = _two_axes(self.features, name, "f", "floats")
+        if self.feature_dim is not None:
+            fits = [axis for axis in (0, 1) if array.shape[1 - axis] == self.feature_dim]
+            rule = f"one axis must be the {self.feature_dim} channels"
+        else:
+            expected, most = seconds * self.cut.source_fps, self.cut.max_difference_seconds * self.cut.source_fps
+            fits = [axis for axis in (0, 1) if abs(array.shape[axis] - expected) <= most + SAME_TIME]
+            rule = (
+                f"its codes last {seconds:.2f} s, which is {expected:.0f} frames at {self.cut.source_fps:g} per second;"
+                " mend --video_fps, or say with --feature_dim how many channels there are"
+            )
+        known = None if self.axes is None else self.axes.features
+        axis = _time_axis("bad_features", f"{where} has shape {array.shape}", fits, known, rule)
+        with np.errstate(over="ignore"):  # reported below
+            half = array.astype(np.float16)
+        if not np.isfinite(half).all():
+            is_large = bool(np.isfinite(array).all())
+            odd = f"a magnitude above {_FLOAT16_MAX:g}, the largest of float16" if is_large else "NaN or infinity"
+            raise ArrayError("not_finite", f"{where} holds {odd}")
+        return half if axis == 0 else half.T, axis
+
+
+def _two_axes(arrays: Arrays, name: str, kinds: str, words: str) -> tuple[str, np.ndarray]:
+    """What an array is called, and the array, of these kinds, without axes of length 1 that are too many."""
+    where, array = arrays.where(name), arrays.read(name)
+    while array.ndim > 2 and 1 in array.shape:
+        array = array.squeeze(array.shape.index(1))
+    if array.ndim != 2 or not array.size:
+        raise ArrayError(f"bad_{arrays.kind}", f"{where} must have two axes, got shape {array.shape}")
+    if array.dtype.kind not in kinds:
+        raise ArrayError(f"bad_{arrays.kind}", f"{where} must hold {words}, got {array.dtype}")
+    return where, array
+
+
+def _time_axis(reason: str, shape: str, fits: Sequence[int], known: int | None, rule: str) -> int:
+    """Which axis is time: of those that fit, the one of all other recordings, or the only one."""
+    possible = [axis for axis in fits if known in (None, axis)]
+    if len(possible) == 1:
+        return possible[0]
+    if len(fits) == 1:
+        rule = "in the other recordings the other axis is time"
+    raise ArrayError(reason, f"{shape}: {'which axis is time cannot be told' if len(fits) == 2 else rule}")

@@ -1,23 +1,32 @@
-"""Ready codes and features to shards: what others have extracted, without extracting it again.
+"""Codes and features that others have extracted, imported into shards.
 
 Arrays of a recording are paired by its name, brought to one layout, and cut into segments as ``vab extract`` cuts
-media. No network runs, so two things differ from an extraction. Codes are cut where they are, not encoded anew from a
+media. No network runs, so two things differ from an extraction. Codes are cut where they are, not encoded again from a
 segment's own waveform. And steps after the end of a recording repeat its last codes, as nobody has encoded the silence
 that would be there: they are padding, which a record's valid length tells.
+
+An array does not tell which weights made it. The manifest states what the user says of them; where a hash is not given,
+``NOT_STATED``, which no network's hash equals.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
 
 from vab.data.extract.cutting import GRACE
 from vab.data.extract.parts import Watch
@@ -31,40 +40,22 @@ from vab.data.extract.report import (
 )
 from vab.data.inputs.listing import Source, Sources
 from vab.data.media.segments import SAME_TIME, frame_times
-from vab.data.shards.arrays import ArrayError, Arrays
+from vab.data.shards.arrays import ArrayError, ArrayReader, Arrays, CodecFacts, Cut
 from vab.data.shards.folder import OutFolder
-from vab.data.shards.format import Left, is_complete, library_versions, make_key
-from vab.data.shards.identity import VisionFacts
-from vab.data.shards.layouts import ArrayReader, Cut
+from vab.data.shards.format import CODEBOOKS, Left, is_complete, library_versions, make_key, read_manifest
 from vab.data.shards.writer import ShardWriter
-from vab.spec import SegmentSpec, UserError
+from vab.frozen.codec import CODECS, NUMBERS, load_codec
+from vab.frozen.vision import load_vision
+from vab.spec import NOT_STATED, SegmentSpec, UserError
 
 _THREADS = 8
 """That read ahead, for the sake of slow disks."""
 _TOLD_EVERY = 50
 """Recordings from one report of the progress to the next."""
 
-
-class Record(NamedTuple):
-    """A segment as it goes into a shard."""
-
-    meta: dict[str, Any]
-    """As ``ShardWriter.write`` takes it."""
-    codes: np.ndarray
-    """(K, T) uint16."""
-    features: np.ndarray
-    """(V, C) float16."""
-
-
-class Result(NamedTuple):
-    """What a recording gives: records; or no record, and the reason."""
-
-    records: list[Record]
-    """In order of time."""
-    left_out: list[dict[str, Any]]
-    """``reason``, ``detail`` and ``start_seconds``, the latter None for the whole recording."""
-    seconds: float = 0.0
-    """Of sound in the records."""
+_T = TypeVar("_T")
+_Record = tuple[dict[str, Any], np.ndarray, np.ndarray]
+"""Of a segment: what ``ShardWriter.write`` takes as ``meta``, codes (K, T) and features (V, C) float16."""
 
 
 def import_arrays(
@@ -129,9 +120,17 @@ def import_arrays(
         left_out: list[Left] = []
         seconds, before, here = 0.0, writer.num_done, 0
         waiting = (source for source in sources if not writer.is_done(source.name))
-        for source, result in _ahead(lambda source: _result(source, reader, spec), waiting):
-            _write_result(writer, source.name, result, left_out)
-            seconds, here = seconds + result.seconds, here + 1
+        for source, records in _ahead(lambda source: _records(source, reader, spec), waiting):
+            if isinstance(records, ArrayError):
+                writer.leave_out(source.name, records.reason, records.detail)
+                if not writer.num_records:  # else the manifest will tell
+                    left_out.append(Left(source.name, records.reason, records.detail))
+            else:
+                for meta, codes, features in records:
+                    writer.write(make_key(meta["id"], meta["start_seconds"]), codes, features, meta)
+                    seconds += meta["steps"] / spec.code_rate
+                writer.finish_source(source.name)
+            here += 1
             if here % _TOLD_EVERY == 0:
                 watch(before + here, here, seconds)
         if not writer.num_records:
@@ -145,26 +144,6 @@ def import_arrays(
     write_report(report)
     watch(len(sources), here, seconds)
     return report
-
-
-def _write_result(writer: ShardWriter, source: str, result: Result, left_out: list[Left]) -> None:
-    """Put what a source gave into the shards.
-
-    Args:
-        writer: Of the shards.
-        source: Its name.
-        result: What it gave.
-        left_out: Grows by what is left out while there is no record; then the manifest will tell.
-    """
-    for record in result.records:
-        key = make_key(record.meta["id"], record.meta["start_seconds"])
-        writer.write(key, record.codes, record.features, record.meta)
-    for entry in result.left_out:
-        writer.leave_out(source, entry["reason"], entry["detail"], entry["start_seconds"])
-        if not writer.num_records:
-            left_out.append(Left(source, entry["reason"], entry["detail"], entry["start_seconds"]))
-    if result.records:
-        writer.finish_source(source)
 
 
 def _refuse_lost(writer: ShardWriter, sources: Sources) -> None:
@@ -212,19 +191,17 @@ def sources_of(codes: Arrays, features: Arrays | None, listed: Sources | None) -
     return sources
 
 
-def _result(source: Source, reader: ArrayReader, spec: SegmentSpec) -> Result:
+def _records(source: Source, reader: ArrayReader, spec: SegmentSpec) -> list[_Record] | ArrayError:
     """The records of a recording, or why it has none."""
     try:
-        codes, features = reader.read(source.id)
-        records = list(_segments(source, codes, features, reader.cut, spec))
+        return list(_segments(source, *reader.read(source.id), reader.cut, spec))
     except ArrayError as error:
-        return Result([], [{"start_seconds": None, "reason": error.reason, "detail": error.detail}])
-    return Result(records, [], sum(record.meta["steps"] for record in records) / spec.code_rate)
+        return error
 
 
 def _segments(
     source: Source, codes: np.ndarray, features: np.ndarray | None, cut: Cut, spec: SegmentSpec
-) -> Iterator[Record]:
+) -> Iterator[_Record]:
     """Cut a recording.
 
     Features are taken for a video of ``source_fps`` frames per second, and of this, as in extraction, what is shown in
@@ -262,7 +239,7 @@ def _segments(
             "steps": steps,
             "frames": frames,
         }
-        yield Record(meta, np.pad(part, ((0, 0), (0, spec.num_steps - steps)), mode="edge"), taken)
+        yield meta, np.pad(part, ((0, 0), (0, spec.num_steps - steps)), mode="edge"), taken
 
 
 def _spec(reader: ArrayReader, vision: VisionFacts) -> SegmentSpec:
@@ -325,15 +302,143 @@ def _fingerprint(sources: Sources, reader: ArrayReader) -> str:
     return f"{len(sources)} sha256:{digest.hexdigest()}"
 
 
-def _ahead(function: Callable[[Source], Result], sources: Iterable[Source]) -> Iterator[tuple[Source, Result]]:
+def _ahead(function: Callable[[Source], _T], sources: Iterable[Source]) -> Iterator[tuple[Source, _T]]:
     """Each recording with its result, in order, while threads are at work on the next few."""
-    waiting: deque[tuple[Source, Future[Result]]] = deque()
+    waiting: deque[tuple[Source, Future[_T]]] = deque()
     with ThreadPoolExecutor(_THREADS) as threads:
         for source in sources:
             waiting.append((source, threads.submit(function, source)))
             if len(waiting) > 2 * _THREADS:
                 first, result = waiting.popleft()
                 yield first, result.result()
-        while waiting:
-            first, result = waiting.popleft()
+        for first, result in waiting:
             yield first, result.result()
+
+
+@dataclass(frozen=True)
+class VisionFacts:
+    """What shards need of the vision encoder that made their features."""
+
+    name: str
+    """As the user calls it; where media shall be encoded later, as ``load_vision`` takes it."""
+    weight_hash: str
+    """SHA-256 of its weights, or ``NOT_STATED``."""
+    feature_dim: int | None
+    """C, where it is known before an array is read."""
+    preprocessing: str
+    """In words; ``NOT_STATED`` where the encoder was not loaded."""
+
+
+def codec_facts(
+    name: str, weights: str | None = None, codebooks: str | None = None, weight_hash: str | None = None
+) -> CodecFacts:
+    """The facts of a codec, from its weights or, without them, from its codebooks.
+
+    Args:
+        name: As ``load_codec`` takes it.
+        weights: Its file or folder, as ``load_codec`` takes it.
+        codebooks: Instead of the weights: ``codebooks.safetensors`` of another data set, whose manifest beside it then
+            states the rest, or any .npy or .safetensors with (K, S, code_dim).
+        weight_hash: SHA-256 of the weights, where they are not here.
+
+    Raises:
+        UserError: If the codec is unknown, or what is given is absent, damaged or contradictory.
+    """
+    _check_hash("codec", weight_hash)
+    if name not in CODECS:
+        raise UserError(f"unknown codec {name!r}: codes can be imported of {', '.join(CODECS)}")
+    if codebooks is None:
+        try:
+            codec = load_codec(name, "cpu", weights)
+        except UserError as error:
+            hint = "; its codebooks alone do, too: --codebooks FILE" if name in NUMBERS and weights is None else ""
+            raise UserError(f"{error}{hint}") from error
+        _require_same("codec", codec.weight_hash, weight_hash)
+        return CodecFacts(name, codec.weight_hash, codec.sample_rate, codec.code_rate, codec.codebooks().cpu())
+    if weights is not None:
+        raise UserError("--codec_weights and --codebooks say the same: leave one out")
+    if name not in NUMBERS:
+        raise UserError(f"codec {name} ships with its weights: leave out --codebooks {codebooks}")
+    path = Path(codebooks)
+    if path.is_dir():
+        path /= CODEBOOKS
+    table = _read_codebooks(path)
+    numbers = NUMBERS[name]
+    if path.name == CODEBOOKS and is_complete(path.parent):
+        spec = SegmentSpec.from_dict(read_manifest(path.parent)[0]["spec"])
+        if spec.codec != name:
+            raise UserError(f"--codebooks {path} are those of codec {spec.codec}, not of --codec {name}")
+        if spec.codec_hash != NOT_STATED:
+            _require_same("codec", spec.codec_hash, weight_hash)
+            weight_hash = spec.codec_hash
+        numbers = (spec.sample_rate, spec.code_rate, spec.num_codebooks, spec.codebook_size)
+    if tuple(table.shape[:2]) != numbers[2:]:
+        raise UserError(
+            f"--codebooks {path} must be (K, S, code_dim) with K, S = {numbers[2:]} for codec {name}, "
+            f"got {tuple(table.shape)}"
+        )
+    return CodecFacts(name, weight_hash or NOT_STATED, numbers[0], numbers[1], table)
+
+
+def vision_facts(
+    name: str, weights: str | None = None, weight_hash: str | None = None, feature_dim: int | None = None
+) -> VisionFacts:
+    """The facts of a vision encoder, which is loaded if it ships with the package or its weights are given.
+
+    Args:
+        name: What made the features, in the user's words or as ``load_vision`` takes it.
+        weights: Its file or folder, as ``load_vision`` takes it.
+        weight_hash: SHA-256 of the weights, where they are not here.
+        feature_dim: C.
+
+    Raises:
+        UserError: If what is given is absent, damaged or contradictory.
+    """
+    _check_hash("vision", weight_hash)
+    if not name.strip():
+        raise UserError("--vision must name what made the features")
+    if feature_dim is not None and feature_dim < 1:
+        raise UserError(f"--feature_dim must be 1 or more, got {feature_dim}")
+    if weights is None and name != "tiny" and not name.startswith("local-dir:"):
+        return VisionFacts(name, weight_hash or NOT_STATED, feature_dim, NOT_STATED)
+    vision = load_vision(name, "cpu", weights)
+    _require_same("vision", vision.weight_hash, weight_hash)
+    if feature_dim not in (None, vision.feature_dim):
+        raise UserError(f"vision encoder {name} has features of {vision.feature_dim} channels, got {feature_dim}")
+    return VisionFacts(name, vision.weight_hash, vision.feature_dim, vision.preprocessing)
+
+
+def _check_hash(kind: str, weight_hash: str | None) -> None:
+    if weight_hash is not None and not re.fullmatch("[0-9a-f]{64}", weight_hash):
+        raise UserError(
+            f"--{kind}_hash must be a SHA-256, 64 of 0-9 a-f as sha256sum prints it, got {weight_hash!r}; leave it out "
+            "where it is not known"
+        )
+
+
+def _require_same(kind: str, found: str, weight_hash: str | None) -> None:
+    if weight_hash not in (None, found):
+        raise UserError(f"--{kind}_hash is {weight_hash}, but the weights have {found}")
+
+
+def _read_codebooks(path: Path) -> Tensor:
+    """(K, S, code_dim) float32."""
+    try:
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                table = torch.from_numpy(np.load(file, allow_pickle=False))
+        elif path.suffix == ".safetensors":
+            tensors = safetensors.torch.load_file(path)
+            table = next(iter(tensors.values())) if len(tensors) == 1 else tensors["codebooks"]
+        else:
+            raise UserError(f"--codebooks {path} must be a .npy or .safetensors file, or the folder of a data set")
+    except (OSError, ValueError, TypeError, KeyError, EOFError, safetensors.SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = f"no tensor {error}" if isinstance(error, KeyError) else str(error).strip().partition("\n")[0][:150]
+        raise UserError(f"--codebooks {path} cannot be read: {reason}") from error
+    if table.ndim != 3 or not table.is_floating_point() or not bool(torch.isfinite(table).all()):
+        raise UserError(
+            f"--codebooks {path} must be finite floats (K, S, code_dim), got {table.dtype} {tuple(table.shape)}"
+        )
+    return table.float()
