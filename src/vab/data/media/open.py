@@ -11,6 +11,7 @@ import math
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -209,6 +210,7 @@ class _Clock:
     def __init__(self, can_change: bool) -> None:
         self.can_change = can_change
         self.offsets = [0.0]  # s, by start of the clock
+        self._units: dict[int, float] = {}  # by stream, s
         self._current: dict[int, int] = {}  # by stream, which start of the clock it is at
         self._last: dict[int, float] = {}  # by stream, s, decoding time of the last packet, corrected
         self._end: dict[int, float] = {}  # by stream, s, where its packets so far end, corrected
@@ -216,16 +218,21 @@ class _Clock:
     def correct(self, packet: Packet[Any]) -> None:
         """Change the packet's times where the clock has started again."""
         stream, time = packet.stream.index, packet.dts if packet.dts is not None else packet.pts
-        if packet.time_base is None or not packet.size:
+        if not packet.size:
             return
-        unit = packet.time_base.numerator / packet.time_base.denominator
+        if stream not in self._units:  # PyAV makes a Fraction each time it is asked
+            base = packet.time_base or Fraction(1)
+            self._units[stream] = base.numerator / base.denominator
+        unit = self._units[stream]
         length = (packet.duration or 0) * unit
         if time is None:
             self._end[stream] = self._end.get(stream, 0.0) + length
             return
         back = _BACKWARDS if self.can_change and packet.dts is not None else _REORDERED
         current = self._current.get(stream, 0)
-        if stream in self._last and self._is_jump(stream, time * unit + self.offsets[current], back):
+        last, now = self._last.get(stream), time * unit + self.offsets[current]
+        # The first half is quick, for every packet.
+        if last is not None and not last - back <= now <= last + _FORWARDS and self._is_jump(stream, now, back):
             current += 1
             while current < len(self.offsets) and self._is_jump(stream, time * unit + self.offsets[current], back):
                 current += 1

@@ -561,7 +561,7 @@ class _Track:
         self.has_packets = self.has_packets or packet.size > 0
 
     def length(self, units: int) -> float:
-        """S."""
+        """Of a duration, s."""
         return units * self._numerator / self._denominator
 
     def seconds(self, units: int) -> float:
@@ -642,6 +642,9 @@ class _SoundTrack(_Track):
             self._mixer = kind, graph
         graph = self._mixer[1]
         graph.push(frame)
+        if frame.sample_rate == self.rate:
+            mono = cast(AudioFrame, graph.pull())
+            return np.frombuffer(cast(Any, mono.planes[0]), np.float32, mono.samples)
         mixed: list[np.ndarray] = []
         while True:
             try:
