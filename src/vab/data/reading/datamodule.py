@@ -1,4 +1,4 @@
-"""Batches for the trainer: which records, when and on which rank, and going on after an interruption."""
+"""The datamodule: which records each rank gets at each step, and where a resumed run continues."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _LIMITS = ("limit_train_batches", "limit_val_batches", "overfit_batches")
 
 
 class _TrainLoader(Loader):
-    """The rest of the current epoch, from wherever training stands.
+    """The rest of the current epoch.
 
-    Its length is that of a whole epoch also when less is left: the trainer adds the steps it has done.
+    Its length is that of a whole epoch even when less is left, because the trainer adds the steps that are done.
     """
 
     def __init__(self, data: ShardDataModule, trainer: Trainer, pin_memory: bool) -> None:
@@ -71,7 +71,7 @@ class _TrainLoader(Loader):
             )
 
     def _rest_of_epoch(self) -> Iterator[Batch]:
-        # Runs at the first batch, not before: until then the checkpoint tells an epoch's end from the next one's start.
+        # Runs at the first batch, not before: until then a checkpoint is one of the end of the last epoch.
         position = self._data.position
         if not self._data.steps_left(position.start):
             position.epoch, position.start = position.epoch + 1, 0
@@ -82,10 +82,10 @@ class _TrainLoader(Loader):
 
 
 class ShardDataModule(LightningDataModule):
-    """Reads data sets that ``vab extract`` made.
+    """Reads data sets that ``vab extract`` wrote.
 
-    Training goes through all records in a new order in each epoch, the same order for the same seed whatever the number
-    of workers or ranks. A checkpoint holds the place in that order; a resumed run goes on with the next record.
+    Each epoch of training reads all records in a new order, which depends on the seed and not on the number of workers
+    or ranks. A checkpoint holds the position in that order; a resumed run continues with the next record.
     Validation and testing score each record exactly once, on any number of ranks.
 
     Args:
@@ -117,8 +117,8 @@ class ShardDataModule(LightningDataModule):
             deleted where not given.
         cache_local: Copy local folders into the cache, too: from a shared disk to one of the machine's own, or with
             ``cache=/dev/shm/vab`` into memory.
-        records_per_epoch: Length of an epoch; as many records as the training data have where not given. Each data set
-            goes on in the next epoch where it stopped in this.
+        records_per_epoch: Length of an epoch; as many records as the training data have where not given. The next
+            epoch continues each data set where this one stopped.
         splice: Probability that a training record changes to another one at a whole second, sound and picture together;
             0.5 in the authors' follow-up (VATT).
         roll: Probability that a training record is moved on by whole seconds, its end coming round to its beginning;
@@ -278,13 +278,13 @@ class ShardDataModule(LightningDataModule):
         return left - left % trainer.accumulate_grad_batches  # an epoch is whole optimizer steps
 
     def forget_unfinished(self) -> None:
-        """Give a batch out again that an exception has kept from being trained on."""
+        """Repeat a batch whose step was ended by an exception."""
         position = self.position
         if position.handed:
             position.handed = min(position.handed, processed_steps(self._trainer()) - position.processed)
 
     def setup(self, stage: str) -> None:
-        """Check that all ranks see the same data, before any of them can wait for the others in vain."""
+        """Check that all ranks have the same data and settings, so that none waits for the others forever."""
         trainer = self._trainer()
         require_same_on_all_ranks(trainer, self._what_all_ranks_share(trainer, stage))
         if stage == "fit":
@@ -294,7 +294,7 @@ class ShardDataModule(LightningDataModule):
             trainer.callbacks[:] = [*others, LoopCounters(self)]  # type: ignore[attr-defined]
 
     def _what_all_ranks_share(self, trainer: Trainer, stage: str) -> dict[str, Any]:
-        """What decides how many steps there are and what is in them, by the name that a user knows it by."""
+        """What decides the number and the content of steps, by the names of the flags."""
         folders: dict[str, Records] = {"train": self.train_dataset, "val": self.val_dataset}
         if stage in ("test", "predict") and self.test_dataset is not None:
             folders["test"] = self.test_dataset
@@ -372,16 +372,16 @@ class ShardDataModule(LightningDataModule):
         return self.val_dataloader() if self.test_dataset is None else self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copy to the device, in the types that are stored; page-locked memory is copied beside the computation."""
+        """Copy to the device in the stored types; from page-locked memory the copy overlaps with computation."""
         if isinstance(batch, Batch):
             return batch.to(device, non_blocking=device.type == "cuda").widened()
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the order: plain numbers and strings, for the checkpoint.
+        """The position in the order for the checkpoint: plain numbers and strings.
 
-        Only records that a finished optimizer step has used count, not those that workers have read ahead, nor those
-        whose gradients wait for others: they are lost with the process.
+        It counts the records of finished optimizer steps only, not those that workers have prefetched or whose
+        gradients are still being accumulated.
         """
         position, done, pending = self.position, self.position.handed, 0
         if done:
@@ -398,7 +398,7 @@ class ShardDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at the place that a checkpoint names.
+        """Continue at the position that a checkpoint holds.
 
         Raises:
             UserError: If it was made with another data set or seed and ``data_resume`` is "error".
@@ -423,12 +423,12 @@ class ShardDataModule(LightningDataModule):
             self.position = Position(state_dict["epoch"], state_dict["records_consumed"])
 
     def starts_anew(self, state: dict[str, Any]) -> bool:
-        """Whether a checkpoint's place means nothing here, because the data or the seed are others."""
+        """Whether the position of a checkpoint is of other data or another seed, so that a new epoch must begin."""
         return bool(self._differences(state))
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """What a place in the order means nothing without."""
+        """What the order depends on."""
         return {
             "manifest_hash": self.train_dataset.manifest_hash,
             "seed": self.seed,
@@ -437,7 +437,7 @@ class ShardDataModule(LightningDataModule):
         }
 
     def _differences(self, state: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-        """Name, value in a checkpoint and value here, where they differ. What an older one lacks had one value then."""
+        """Name, value in the checkpoint and value here, where they differ. Older checkpoints lack some names."""
         before = {"order": "shuffled", "records_per_epoch": [len(self.train_dataset)]}
         theirs = before | state
         return [(name, theirs.get(name), mine) for name, mine in self._identity.items() if theirs.get(name) != mine]

@@ -39,7 +39,7 @@ _ROWS = 16384
 _BETWEEN = 65536
 """Bytes between a record's codes and its features that are read along, as one call is quicker than two."""
 _START_LENGTH = len("_00000000")
-"""Of what ``make_key`` puts behind a recording's name: where the record starts in it."""
+"""Length of the start time that ``make_key`` appends to a recording's name."""
 
 
 class BatchDataset(Dataset[Batch]):
@@ -99,11 +99,11 @@ class ShardDataset(BatchDataset):
     set can be handed to forked and to spawned workers.
 
     Args:
-        folder: Of ``vab extract`` or ``vab shards index``; or its address elsewhere, such as ``s3://bucket/train``: it
-            is fetched once.
-        check_crc: Compare each array read with its CRC-32. Costs about as much time again as reading.
-        levels: Read only the first so many codebooks of each record, as a coarse model needs them; all by default.
-        cache: Where copies of data sets from elsewhere are kept; the default one where not given.
+        folder: Written by ``vab extract`` or ``vab shards index``; or an address such as ``s3://bucket/train``, fetched
+            once.
+        check_crc: Compare each array with its CRC-32. Takes about as much time again as reading.
+        levels: Read only the first ``levels`` codebooks of each record, for a coarse model; all by default.
+        cache: Where copies of data sets at addresses are kept; the default one where not given.
 
     Attributes:
         folder: Of the data set on this machine.
@@ -147,10 +147,10 @@ class ShardDataset(BatchDataset):
         return len(self._index) if self._chosen is None else len(self._chosen)
 
     def choose(self, numbers: Sequence[int] | np.ndarray) -> None:
-        """Use these records alone, in this order: from now on they are records 0, 1, ...
+        """Use these records only, in this order: they become records 0, 1, ...
 
         Args:
-            numbers: Record numbers, as they are until now.
+            numbers: Record numbers before the choice.
 
         Raises:
             UserError: If there is none.
@@ -163,7 +163,7 @@ class ShardDataset(BatchDataset):
         self.manifest_hash = hashlib.sha256(text).hexdigest()
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Number the labels as a vocabulary does, which has them all and may have more.
+        """Number the labels as a vocabulary does. It must have all of them and may have more.
 
         Raises:
             UserError: If a label of the data set is not in it.
@@ -218,7 +218,7 @@ class ShardDataset(BatchDataset):
         return bytes(self._index["key"][self._row(number)]).decode()
 
     def record(self, number: int) -> dict[str, Any]:
-        """What is known of record ``number``: id, source, start second, labels, valid lengths."""
+        """The metadata of record ``number``: id, source, start second, labels, valid lengths."""
         row = self._index[self._row(number)]
         text = self._tars.read(int(row["shard"]), int(row["json_offset"]), int(row["json_size"]))
         if zlib.crc32(text) != row["json_crc"]:
@@ -227,7 +227,7 @@ class ShardDataset(BatchDataset):
         return meta
 
     def record_id(self, number: int) -> str:
-        """The id of record ``number``; of shards made elsewhere, which need have none, its key."""
+        """The id of record ``number``, or its key if it has no id, as in shards made elsewhere."""
         return str(self.record(number).get("id", self.key(number)))
 
     def label_names(self, number: int) -> list[str]:
@@ -250,7 +250,7 @@ class ShardDataset(BatchDataset):
     def class_weights(self) -> np.ndarray:
         """(records,) float64: the sum over a record's labels of 1 / how many records have the label.
 
-        Drawn by these weights, each class comes up equally often, if records have one label. AST's and CAV-MAE's rule.
+        If records have one label, drawing by these weights gives each class equally often. AST's and CAV-MAE's rule.
 
         Raises:
             UserError: If no record has a label.
@@ -262,11 +262,11 @@ class ShardDataset(BatchDataset):
         return weights
 
     def frames(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(B,) int64: how many frames of these records are picture; 0 for a record of sound alone."""
+        """(B,) int64: number of valid frames of these records; 0 for a record without video."""
         return self._index["frames"][self._rows(numbers)].astype(np.int64)
 
     def without_video(self) -> int:
-        """How many records are of sound alone."""
+        """Number of records without video."""
         return int((self.frames(np.arange(len(self))) == 0).sum())
 
     def index_row(self, number: int) -> dict[str, Any]:
@@ -295,7 +295,7 @@ class ShardDataset(BatchDataset):
         self._open()
 
     def _keys_are_ours(self) -> bool:
-        """Whether keys are made by ``make_key``, and not by whoever made shards that were only indexed here."""
+        """Whether keys were made by ``make_key``; those of shards that were made elsewhere and indexed need not be."""
         try:
             first = self.record(0)
             return make_key(first["id"], first["start_seconds"]) == self.key(0)
@@ -387,7 +387,7 @@ class ShardDataset(BatchDataset):
                     raise self._damaged(row, name)
 
     def _check_range(self, rows: np.ndarray, codes: np.ndarray, places: np.ndarray) -> None:
-        """Refuse damage that would end in the middle of a network: a code that the codebook does not have."""
+        """Refuse a code that the codebook does not have; in a network it would be an error that names no file."""
         size = self.spec.codebook_size
         codes = codes.view(f"u{codes.itemsize}")  # a negative one is too large, too
         own = codes if len(places) == len(codes) else codes[places]
@@ -422,7 +422,7 @@ class ShardDataset(BatchDataset):
         return int(self._rows([number])[0])
 
     def _in_parts(self) -> Iterator[np.ndarray]:
-        """All record numbers, as many at a time as a table of labels may have rows."""
+        """All record numbers, in parts of the size that a table of labels may have."""
         for start in range(0, len(self), _ROWS):
             yield np.arange(start, min(start + _ROWS, len(self)))
 

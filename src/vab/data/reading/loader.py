@@ -1,4 +1,4 @@
-"""Batches from processes that read ahead, in an order that is ours."""
+"""Batches from worker processes that prefetch them, in our own order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vab.spec import Batch, UserError
 
 
 class _Shares(Dataset[PackedBatch | UserError]):
-    """A data set as the workers see it: a share of a step in, a batch out."""
+    """What workers call: it takes a rank's share of a step and returns the batch."""
 
     def __init__(self, dataset: Records) -> None:
         self.dataset = dataset
@@ -30,12 +30,12 @@ class _Shares(Dataset[PackedBatch | UserError]):
             if share.changes is not None:
                 augment(packed, self.dataset, share.changes)
         except UserError as error:
-            return error  # raised in a worker, it would arrive with twenty lines of where
+            return error  # raised in a worker, it would arrive with the worker's traceback
         return packed
 
 
 def _begin(worker: int) -> None:
-    """A worker's first act. Ctrl-C goes to all processes of a terminal: the main one decides for the others."""
+    """Initialise a worker. Ctrl-C goes to all processes of a terminal; only the main one reacts to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -59,13 +59,13 @@ class Loader:
         self._workers: DataLoader[PackedBatch | UserError] | None = None
 
     def shares(self) -> Iterator[Share]:
-        """What this rank reads in the pass that now begins."""
+        """What this rank reads in the pass that begins now."""
         raise NotImplementedError
 
     @property
     def _iterator(self) -> Any:
-        # The name by which the trainer finds the workers of a DataLoader and ends them, after an exception, too.
-        # Workers that were left to the garbage collector can hold up those of the next run for many seconds.
+        # The name by which the trainer finds the workers of a DataLoader to end them, also after an exception.
+        # Workers that are left to the garbage collector can delay those of the next run by many seconds.
         return None if self._workers is None else self._workers._iterator
 
     @_iterator.setter
@@ -73,14 +73,14 @@ class Loader:
         self._workers = None
 
     def batches(self) -> Iterator[Batch]:
-        """The batches of those shares, in the types that are stored."""
+        """The batches of those shares, in the stored types."""
         if self._workers is None:
             self._workers = DataLoader(
                 _Shares(self.dataset),
                 batch_sampler=_Sampler(self),  # type: ignore[arg-type]
                 collate_fn=_as_it_is,
                 worker_init_fn=_begin,
-                # Else starting a pass would take a number from torch's global generator, and so change the dropout.
+                # Without it each pass draws a number from torch's global generator, which changes the dropout.
                 generator=torch.Generator(),
                 **self._settings,
             )

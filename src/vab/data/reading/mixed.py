@@ -1,4 +1,4 @@
-"""Several data sets read as one: their records are numbered through, and their labels brought together."""
+"""Several data sets read as one, with continuous record numbers and one vocabulary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vab.spec import UserError
 
 
 class MixedDataset(BatchDataset):
-    """The records of several data sets: those of the second follow on those of the first. Read as ``ShardDataset``.
+    """The records of several data sets: those of the second follow those of the first. Read like ``ShardDataset``.
 
     Records that are cut from one recording have equal ``source`` numbers also where they are in two data sets.
 
@@ -94,7 +94,7 @@ class MixedDataset(BatchDataset):
         return dataset.key(own)
 
     def record(self, number: int) -> dict[str, Any]:
-        """What is known of record ``number``."""
+        """The metadata of record ``number``."""
         dataset, own = self._place(number)
         return dataset.record(own)
 
@@ -112,11 +112,11 @@ class MixedDataset(BatchDataset):
         return np.concatenate([dataset.labels_per_record() for dataset in self.datasets])
 
     def without_video(self) -> int:
-        """How many records are of sound alone."""
+        """Number of records without video."""
         return sum(dataset.without_video() for dataset in self.datasets)
 
     def frames(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(B,) int64: how many frames of these records are picture; 0 for a record of sound alone."""
+        """(B,) int64: number of valid frames of these records; 0 for a record without video."""
         owners, own = self._places(as_numbers(numbers))
         frames = np.empty(len(owners), dtype=np.int64)
         for owner in np.unique(owners).tolist():

@@ -1,12 +1,12 @@
 """Which record is read when, as pure functions: of seed, epoch, position, number of ranks and rank.
 
 Training: one permutation of all records per epoch; global batch t is the slice of it from t * batch_size * world_size
-on, and rank r takes the r-th ``batch_size`` of the slice. Any start in the epoch is a slice, too, so going on after an
-interruption needs no re-reading, and the number of ranks may change in between.
+on, and rank r takes the r-th ``batch_size`` of the slice. A run can resume at any position of the epoch without
+reading again what came before, and with another number of ranks.
 
-Several data sets: each gives a fixed number of records to every epoch. It goes through permutations of its own, one
-behind the other from epoch to epoch, so that none of its records comes a second time before all others have come; a
-permutation of the epoch says at which places each data set gives its next record.
+Several data sets: each gives a fixed number of records to every epoch. It reads its own permutations one after the
+other, across epochs, so that no record comes a second time before all others have come. A permutation of the epoch
+says at which positions each data set gives its next record.
 
 Class-balanced training: the epoch's order is draws with replacement, by weight.
 
@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# What random numbers are for, behind seed and epoch; a permutation of all records has none. The values are part of
-# every order. Never 0 at the end: numpy fills up with zeros, so that [seed, epoch, 0] is [seed, epoch].
+# Third number of a seed, after seed and epoch: what the random numbers are for. A permutation of all records has none.
+# The values are part of every order. Never 0: numpy pads seeds with zeros, so that [seed, epoch, 0] is [seed, epoch].
 _DRAWS, _PLACES, CHANGES, _DATA_SETS = 1, 2, 3, 4
 
 
@@ -55,8 +55,7 @@ class Share(NamedTuple):
 def permutation(seed: int, epoch: int, num_records: int, stream: int | None = None) -> np.ndarray:
     """The order of all records in one epoch, the same on every machine and with every version of numpy.
 
-    Sorting raw generator output, because numpy keeps that fixed for ever but not the order that its own ``permutation``
-    gives.
+    It sorts raw generator output, which numpy keeps fixed across versions; numpy's own ``permutation`` may change.
 
     Args:
         seed: Of the run, 0 or more.
@@ -73,7 +72,7 @@ def permutation(seed: int, epoch: int, num_records: int, stream: int | None = No
 
 
 def passes(seed: int, num_records: int, start: int, count: int, stream: int | None = None) -> np.ndarray:
-    """A stretch of the endless way through a data set: its permutations one behind the other.
+    """A part of the endless sequence of a data set's permutations, one after the other.
 
     Args:
         seed: Of the run, 0 or more.
@@ -128,7 +127,7 @@ def mixed_order(seed: int, epoch: int, sizes: Sequence[int], counts: Sequence[in
     order = np.empty(len(giver), dtype=np.int64)
     first = 0
     for number, (size, count) in enumerate(zip(sizes, counts, strict=True)):
-        # At its places each data set's records stay in the order of its own way.
+        # Each data set keeps the order of its own permutations.
         order[giver == number] = first + passes(seed, size, epoch * count, count, _DATA_SETS + number)
         first += size
     return order
@@ -177,8 +176,8 @@ def weighted_draws(seed: int, epoch: int, weights: np.ndarray, count: int | None
 def steps_per_epoch(num_records: int, batch_size: int, world_size: int, consumed: int = 0) -> int:
     """Steps that are left in an epoch of which ``consumed`` records are done.
 
-    A step takes ``batch_size * world_size`` records. What is left at the end is too little for a step and sits out this
-    epoch: fewer than ``batch_size * world_size`` records, others in each epoch.
+    A step takes ``batch_size * world_size`` records. Fewer records than that are left at the end of an epoch; they are
+    not read in this epoch. They differ from epoch to epoch.
 
     Args:
         num_records: In an epoch.

@@ -1,4 +1,4 @@
-"""Going on after an interruption: the place in the order of records, and the trainer's counts in line with it."""
+"""Resuming: the position in the order of records, and the trainer's counters that must agree with it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 class Position:
     """Where training stands in the order of records.
 
-    ``start`` records of the epoch were consumed when the current pass over the loader began; ``handed`` steps have been
-    given out since; the trainer, whose own count stood at ``processed`` then, may be still at work on the last of them.
+    ``start`` records of the epoch were consumed when the current pass over the loader began. Since then the loader has
+    returned ``handed`` batches. The trainer's own counter was ``processed`` at that time; it may still be processing
+    the last batch.
     """
 
     epoch: int = 0
@@ -24,27 +25,29 @@ class Position:
 
 
 class Resumable(Protocol):
-    """A datamodule that knows its place."""
+    """A datamodule that knows its position in the order."""
 
     def steps_left(self, consumed: int) -> int:
         """Steps left in an epoch of which so many records are consumed."""
 
     def starts_anew(self, state: dict[str, Any]) -> bool:
-        """Whether a checkpoint's place means nothing here."""
+        """Whether the position of a checkpoint is of other data or another seed."""
 
     def forget_unfinished(self) -> None:
-        """Give a batch out again that an exception has kept from being trained on."""
+        """Repeat a batch whose step was ended by an exception."""
 
 
 class LoopCounters(Callback):
-    """Brings the trainer's counts in line with the records that are left, as it reads a checkpoint.
+    """Corrects the trainer's counters when it loads a checkpoint, so that they agree with the records that are left.
 
-    Five things go wrong without it. The trainer counts an epoch in steps, and with another number of ranks or another
-    batch size an epoch has another number of them: the saved count would end it too early or too late. A checkpoint
-    taken between two epochs, where no validation was due, makes the trainer run a step of the old one. And one taken
-    within a step, after an exception, counts that step twice. And where gradients are accumulated, one taken between
-    two optimizer steps counts batches whose gradients it does not hold. And one from the last step of a run that ended
-    within an epoch counts that epoch as done.
+    Five things go wrong without it:
+
+    1. The trainer counts an epoch in steps. With another number of ranks or another batch size an epoch has another
+       number of steps, and the saved counter would end it too early or too late.
+    2. After a checkpoint between two epochs, where no validation was due, the trainer runs a step of the old epoch.
+    3. A checkpoint within a step, after an exception, counts that step twice.
+    4. With accumulated gradients, a checkpoint between two optimizer steps counts batches whose gradients are lost.
+    5. A checkpoint of the last step of a run that ended within an epoch counts that epoch as done.
     """
 
     def __init__(self, data: Resumable) -> None:
@@ -62,7 +65,7 @@ class LoopCounters(Callback):
         pending = state.get("pending_batches", 0)
         done = steps["current"]["processed"] - pending
         if pending or steps["current"]["ready"] > done:
-            # As if taken at the end of the step before, which the trainer takes up rightly.
+            # As if taken at the end of the step before, from which the trainer resumes correctly.
             for scope in ("total", "current"):
                 steps[scope] = dict.fromkeys(steps[scope], steps[scope]["processed"] - pending)
             if done:
@@ -76,7 +79,7 @@ class LoopCounters(Callback):
             steps["current"] = {name: count + whole - left - done for name, count in steps["current"].items()}
             steps["is_last_batch"] = False
             if epochs["current"]["processed"] == epochs["current"]["started"]:
-                # A run that came to its last step within an epoch has counted that as done; a longer one goes on in it.
+                # A run whose last step was within an epoch counted that epoch as done; a longer run continues in it.
                 for scope, count in epochs.items():
                     less = {name: count[name] - 1 for name in ("processed", "completed")}
                     epochs[scope] = count | less
@@ -91,14 +94,14 @@ class LoopCounters(Callback):
             epochs[scope] = dict.fromkeys(count, count["started" if over else "processed"])
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """For another ``fit`` by the same trainer; a checkpoint does not count the batch anyway."""
+        """Repeat the batch in another ``fit`` by the same trainer; a checkpoint does not count it anyway."""
         if trainer.training:
             self._data.forget_unfinished()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin an epoch, where the checkpoint was taken between two."""
         if self._new_epoch:
-            # An epoch begins as it would have without the interruption; there is nothing to go back to.
+            # The epoch begins as it would have without the interruption.
             trainer.fit_loop.epoch_loop.restarting = False
             self._new_epoch = False
 
