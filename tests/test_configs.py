@@ -177,11 +177,27 @@ def test_weights_that_are_not_there_are_one_line(tmp_path, capsys, monkeypatch):
     assert len(complaint.splitlines()) == 1
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "slurm").glob("*.sbatch")), ids=lambda path: path.stem)
-def test_a_job_script_is_sound_and_its_flags_are_known(path, capsys):
+def job_script(name):
+    """Text and options of a job script; srun must give each task all of its cores."""
+    path = CONFIGS / "slurm" / f"{name}.sbatch"
     subprocess.run(["bash", "-n", path], check=True)
     text = path.read_text()
-    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", text, re.MULTILINE))
+    assert 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"' in text
+    return text, dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", text, re.MULTILINE))
+
+
+def test_the_job_script_of_extraction_is_sound_and_its_flags_are_known(capsys):
+    text, options = job_script("extract")
+    assert options["array"].startswith("1-")  # parts are counted from 1
+    (command,) = re.findall(r"^srun .*$", text, re.MULTILINE)
+    command = command.replace("$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT", "2/16").replace('"$@"', "")
+    words = shlex.split(command)
+    settings = parsed([*words[words.index("vab") + 1 :], "--media=x", "--out=y"], capsys)
+    assert (settings["part"], settings["devices"]) == ("2/16", 1)
+
+
+def test_the_job_script_of_pretraining_is_sound_and_its_flags_are_known(capsys):
+    text, options = job_script("pretrain")
     assert options["ntasks-per-node"] == options["gpus-per-node"]
     assert "#SBATCH --requeue" in text
     assert re.fullmatch(r"USR1@\d+", options["signal"])  # to the tasks, not the script: no B: in front

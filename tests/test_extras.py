@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from vab import extras
+from vab.data.extract.engines import RayEngine, Recipe
 from vab.data.shards.arrays import Arrays
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import load_judge
@@ -33,6 +34,7 @@ PLACES = [
     ("passt", "hear21passt", lambda: load_judge("passt")),
     ("dac", "transformers", lambda: load_judge("clap")),
     ("hdf5", "h5py", lambda: Arrays(Path("a.h5"), "codes")),
+    ("ray", "ray", lambda: RayEngine(Recipe("tiny", "tiny", None, None, {}), "cpu")),
 ]
 
 
@@ -77,7 +79,7 @@ def test_the_line_installs_what_the_metadata_says_and_leaves_torch_alone(extra):
     found = packages(extras.install_hint(extra))
     kept = found.pop("torch", None)
     assert found == {canonicalize_name(one.name): str(one.specifier) for one in wanted}
-    assert (kept is None) == (extra == "hdf5")
+    assert (kept is None) == (extra in ("hdf5", "ray"))
     assert kept is None or Requirement(f"torch{kept}").specifier.contains(metadata.version("torch"), prereleases=True)
 
 

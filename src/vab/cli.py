@@ -29,15 +29,19 @@ _OF_THE_PLACE = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 # Command -> (its one line, where its function is); a dict is a group of commands.
+_BARE = ("vab compare", "vab shards merge")
+"""Commands whose values before any flag are their first parameter's."""
+
 COMMANDS: dict[str, tuple[str, Any]] = {
     "extract": ("media files to shards of codec tokens and frame features", "vab.commands.extract:extract"),
     "shards": (
-        "look after a folder of shards: verify, index, info; import ready features",
+        "look after folders of shards: verify, index, info, merge; import ready features",
         {
             "import": "vab.commands.shards:import_shards",
             "verify": "vab.commands.shards:verify_shards",
             "index": "vab.commands.shards:index_shards",
             "info": "vab.commands.shards:show_shards",
+            "merge": "vab.commands.shards:merge_shards",
         },
     ),
     "export": ("a trained model as a folder to pass on: weights, config, card", "vab.commands.export:export"),
@@ -233,7 +237,7 @@ def run_command(name: str, arguments: list[str]) -> None:
 
     outcome = jsonargparse.auto_cli(
         component,
-        args=_lists_as_items(component, _files_as_keys(component, arguments), name == "compare"),
+        args=_lists_as_items(component, _files_as_keys(component, arguments), prog in _BARE),
         as_positional=prog in ("vab shards verify", "vab shards index", "vab shards info"),  # vab shards verify DIR
         fail_untyped=True,
         parser_class=Parser,

@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-_WITHOUT_TORCH = ("hdf5",)
+_WITHOUT_TORCH = ("hdf5", "ray")
 """Extras of which no package depends on torch."""
 
 

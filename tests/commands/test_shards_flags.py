@@ -14,7 +14,7 @@ from flags import arguments_of, each_flag, flip
 from small_media import tone, video
 from tone_shards import short_spec, write_shards
 from vab.commands.extract import extract
-from vab.commands.shards import import_shards, index_shards, show_shards, verify_shards
+from vab.commands.shards import import_shards, index_shards, merge_shards, show_shards, verify_shards
 from vab.data.extract.decoders import DecodingPool
 from vab.data.extract.encode import Encoders
 from vab.data.media.write import write_video, write_wav
@@ -161,6 +161,10 @@ class Extract:
         assert len(list(out.glob("*.tar"))) == 2  # those of a file stay together
 
     devices = "tests/commands/test_extract_command.py::test_two_devices_make_what_one_makes"
+
+    part = "tests/commands/test_extract_engines.py::test_tasks_of_any_order_make_what_one_makes"
+    engine = "tests/commands/test_extract_engines.py::test_ray_makes_what_one_process_makes"
+    actors = "tests/commands/test_extract_engines.py::test_ray_makes_what_one_process_makes"
 
     def retry(self):
         media = Path(self.with_file("retried.mp4", lambda path: path.write_text("no video")))
@@ -390,3 +394,31 @@ def test_index_takes_the_folder_and_the_spec_that_are_named(two_sets, tmp_path, 
     index_shards(str(bare), f"{two_sets[0]}/manifest.json")
     assert "5 records in 1 tars" in capsys.readouterr().out
     assert ShardDataset(bare).spec == short_spec()
+
+
+def test_merge_joins_the_folders_that_are_named(tmp_path, capsys):
+    folder = tmp_path / "in"
+    for name in "abc":
+        video(folder / name / f"{name}.mp4", 0.64, seed=ord(name))
+    settings = {"segment_seconds": 0.64, "video_fps": 12.5, "min_seconds": 0.2, "num_workers": 0, "device": "cpu"}
+    for name, files in (("one", "a,a\nb,b\n"), ("two", "c,a;c\n")):
+        rows = files.replace(",", ".mp4,")
+        (folder / f"{name}.csv").write_text("file,labels\n" + "".join(f"{row[0]}/{row}\n" for row in rows.split()))
+        extract(str(folder / f"{name}.csv"), str(tmp_path / name), **settings)
+    merge_shards([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "both"))
+    assert "3 records of 2 data sets" in capsys.readouterr().out
+    verify_shards(str(tmp_path / "both"))
+    merged, parts = ShardDataset(tmp_path / "both"), [ShardDataset(tmp_path / name) for name in ("one", "two")]
+    assert tuple(merged.labels) == ("a", "b", "c")
+    assert [merged.label_names(n) for n in range(3)] == [["a"], ["b"], ["a", "c"]]
+    assert torch.equal(merged.read(range(3)).codes, torch.cat([part.read(range(len(part))).codes for part in parts]))
+    assert not (tmp_path / "both" / "parts").exists()
+    with pytest.raises(UserError, match="already holds a finished data set"):
+        merge_shards([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "both"))
+    with pytest.raises(UserError, match="give two or more folders"):
+        merge_shards([str(tmp_path / "one")], str(tmp_path / "x"))
+    with pytest.raises(UserError, match=r"key .* occurs twice"):
+        merge_shards([str(tmp_path / "one"), str(tmp_path / "one")], str(tmp_path / "twice"))
+    extract(str(folder / "two.csv"), str(tmp_path / "three"), **settings | {"min_seconds": 0.3})
+    with pytest.raises(UserError, match=r"three cannot be merged \(min_seconds: 0.2 != 0.3\)"):
+        merge_shards([str(tmp_path / "one"), str(tmp_path / "three")], str(tmp_path / "y"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Literal
@@ -10,7 +11,7 @@ import torch
 
 from vab.commands.cores import usable_cores
 from vab.commands.progress import files_progress
-from vab.data.extract.engines import DevicesEngine, Engine, LocalEngine, Recipe
+from vab.data.extract.engines import DevicesEngine, Engine, LocalEngine, RayEngine, Recipe
 from vab.data.extract.parts import Settings
 from vab.data.extract.report import ExtractionReport
 from vab.data.extract.run import check_numbers, extract_parts
@@ -46,6 +47,9 @@ def extract(
     file_timeout: float = 300.0,
     device: str = "auto",
     devices: int = 1,
+    part: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    actors: int | None = None,
     retry: bool = True,
     strict: bool = False,
 ) -> ExtractionReport | None:
@@ -93,6 +97,10 @@ def extract(
         file_timeout: s without a segment after which a file is given up as unreadable.
         device: Where the frozen networks run: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         devices: Devices of this machine, each with a process of its own.
+        part: I/N, counted from 1: do every N-th part, from the I-th on, such as one task of a SLURM array of N. Tasks
+            do not communicate; the last one to end joins the parts.
+        engine: local: this machine; ray: a Ray cluster (that of RAY_ADDRESS or of this machine, else a new one here).
+        actors: With engine ray, its processes, each with one GPU where there are GPUs; one for each GPU if not given.
         retry: Try again what an earlier run has left out as missing, unreadable or error, in a finished folder too.
         strict: End with exit status 3 if anything is left out.
 
@@ -107,6 +115,9 @@ def extract(
         sources.relabel(lambda label: known.names[known.number(label)])
     if devices < 1:
         raise UserError(f"--devices must be 1 or more, got {devices}")
+    if engine == "ray" and devices > 1:
+        raise UserError(f"--devices {devices} is for --engine local: with ray give --actors")
+    share = (1, 1) if part is None else _share(part)
     cores = max(1, usable_cores() // devices)
     # One core is the encoders': on two cores two decoders came to 0.64 of pure decoding, one to 0.86.
     workers = max(1, cores - 1) if num_workers is None else num_workers
@@ -129,19 +140,35 @@ def extract(
     torch.set_num_threads(encoding)
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
-        engine: Engine
-        if devices == 1:
-            engine = LocalEngine(*recipe.load(device))
+        does: Engine
+        if engine == "ray":
+            does = RayEngine(recipe, device, actors)
+            stack.callback(does.close)
+            settings = replace(settings, num_workers=does.cores - 1 if num_workers is None else num_workers)
+        elif devices == 1:
+            does = LocalEngine(*recipe.load(device))
         else:
-            engine = DevicesEngine(recipe, _devices(device, devices))
-            stack.callback(engine.close)
+            does = DevicesEngine(recipe, _devices(device, devices))
+            stack.callback(does.close)
         watch = stack.enter_context(files_progress("extracting", len(sources)))
         vocabulary_names = None if names is None else names.names
-        report = extract_parts(sources, OutFolder(out), engine, settings, vocabulary_names, watch)
+        report = extract_parts(sources, OutFolder(out), does, settings, vocabulary_names, watch, share)
     if report is not None:
         report = replace(report, strict=strict)
         print(report)
     return report
+
+
+def _share(part: str) -> tuple[int, int]:
+    """``I/N`` in numbers.
+
+    Raises:
+        UserError: If it is not that.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--part must be I/N, counted from 1, such as 1/4 to 4/4, got {part!r}")
+    return int(found[1]), int(found[2])
 
 
 def _devices(device: str, count: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Looking after folders of shards: ``vab shards verify``, ``index``, ``info`` and ``import``."""
+"""Looking after folders of shards: ``vab shards verify``, ``index``, ``info``, ``merge`` and ``import``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vab.data.reading.labels import read_vocabulary
 from vab.data.shards.arrays import ArrayReader, Arrays, CodecFacts, Cut
 from vab.data.shards.format import MANIFEST
 from vab.data.shards.importing import VisionFacts, codec_facts, import_arrays, sources_of, vision_facts
+from vab.data.shards.merge import merge
 from vab.data.shards.verify import index_folder, info, verify
 from vab.spec import NOT_STATED, UserError
 
@@ -54,6 +55,19 @@ def show_shards(folder: str) -> None:
     """
     json.dump(info(folder), sys.stdout, indent=2)
     print()
+
+
+def merge_shards(folders: list[str], out: str) -> None:
+    """Join finished data sets into a new one, without decoding or encoding anything again.
+
+    They must have one spec and one set of rules. Tars are linked where the file system allows it, else copied.
+
+    Args:
+        folders: Folders of shards, two or more.
+        out: Folder to write; made if absent.
+    """
+    counts = merge(folders, out)["counts"]
+    print(f"{out}: {counts['records']} records of {len(folders)} data sets; {counts['left_out']} entries left out")
 
 
 def import_shards(

@@ -7,6 +7,7 @@ import struct
 import sys
 import tempfile
 from pathlib import Path
+from socket import gethostname
 
 import numpy as np
 import pytest
@@ -223,7 +224,7 @@ def test_files_that_no_extraction_writes_may_be_there(media, tmp_path):
 
 
 def test_a_run_killed_as_it_began_is_resumed(media, tmp_path):
-    work = tmp_path / "out" / ".vab-0123.tmp"
+    work = tmp_path / "out" / f".vab-{gethostname()}-999999999-0123.tmp"
     (work / "parts").mkdir(parents=True)
     (work / "parts" / "head.json").write_text("{")
     assert extract(str(media), str(tmp_path / "out"), **SETTINGS).records == 6

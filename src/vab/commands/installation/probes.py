@@ -236,6 +236,13 @@ def try_passt() -> dict[str, Any]:
     return {"imported": [passt.__name__, preprocess.__name__]}
 
 
+def try_ray() -> dict[str, Any]:
+    """What vab extract --engine ray needs; no cluster is started."""
+    import ray
+
+    return {"version": ray.__version__}
+
+
 def try_hub() -> dict[str, Any]:
     """The model hub's client, and where its cache is."""
     from huggingface_hub import constants
@@ -258,6 +265,7 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "fad": try_fad,
     "hdf5": try_hdf5,
     "passt": try_passt,
+    "ray": try_ray,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from vab.data.extract.cutting import Cutting
 from vab.data.extract.encode import Encoders
 from vab.data.extract.parts import Done, Part, PartsWorker, Settings
 from vab.data.shards.folder import OutFolder
+from vab.extras import install_hint
 from vab.frozen import device_named
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision
@@ -286,3 +288,119 @@ def _end_with_parent() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         wait([parent.sentinel])
         os._exit(1)
+
+
+class RayEngine:
+    """Does parts on Ray: actors, each with networks and decoders of its own, which ask for parts.
+
+    Ray starts an actor that died again, also on another machine, and the parts that it had are done again. Where the
+    cluster scales itself, actors wait for machines and then join in.
+
+    Args:
+        recipe: What each actor loads.
+        device: ``auto``, ``cpu`` or ``cuda``: an actor sees the GPU that Ray gives it alone.
+        actors: How many; None for one for each GPU of the cluster, or one.
+
+    Raises:
+        UserError: If Ray is not installed, or an actor cannot load its networks.
+    """
+
+    def __init__(self, recipe: Recipe, device: str, actors: int | None = None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError(f"--engine ray needs a package ({error}): {install_hint('ray')}") from error
+        if actors is not None and actors < 1:
+            raise UserError(f"--actors must be 1 or more, got {actors}")
+        self._ray: Any = ray
+        self._is_own = not ray.is_initialized()
+        if self._is_own:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        there = ray.cluster_resources()
+        gpus = int(there.get("GPU", 0)) if device != "cpu" else 0
+        count = actors or gpus or 1
+        self.cores = max(2, int(there.get("CPU", 1)) // count)
+        """Of each actor, one of them for the encoders."""
+        options = {"num_cpus": max(1, int(there.get("CPU", 1)) // count), "num_gpus": int(gpus > 0)}
+        worker = self._ray.remote(max_restarts=-1, max_task_retries=-1, **options)(_RayWorker)
+        self._actors = [worker.remote(recipe, device) for _ in range(count)]
+        self.facts = self._get(self._actors[0].facts.remote())
+
+    def close(self) -> None:
+        """End the actors, and Ray if this has started it."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+        if self._is_own:
+            self._ray.shutdown()
+
+    def run(self, parts: Iterator[Part], out: OutFolder, head: Mapping[str, Any], settings: Settings) -> Iterator[Done]:
+        """Do parts; yields each when it is written.
+
+        Raises:
+            UserError: If an actor says so, or actors die again and again.
+        """
+        waiting = {part.number: part for part in parts}
+        for _ in range(_TRIES):
+            desk = self._ray.remote(num_cpus=0)(_Desk).remote(list(waiting.values()))
+            running = [actor.run.remote(desk, out.place, dict(head), settings) for actor in self._actors]
+            while running:
+                ended, running = self._ray.wait(running, timeout=0.5)
+                for done in self._get(desk.collect.remote()):
+                    if waiting.pop(done.number, None) is not None:
+                        yield done
+                for reference in ended:
+                    self._get(reference)
+            for done in self._get(desk.collect.remote()):
+                if waiting.pop(done.number, None) is not None:
+                    yield done
+            self._ray.kill(desk)
+            if not waiting:  # else an actor died, and what it had is done again
+                return
+        raise UserError(f"{len(waiting)} parts, such as {min(waiting)}, were not done in {_TRIES} tries: actors died")
+
+    def _get(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            raise
+
+
+class _Desk:
+    """Where actors get parts and say what is done."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self._parts, self._done = deque(parts), list[Done]()
+
+    def take(self) -> Part | None:
+        return self._parts.popleft() if self._parts else None
+
+    def note(self, done: Done) -> None:
+        self._done.append(done)
+
+    def collect(self) -> list[Done]:
+        done, self._done = self._done, []
+        return done
+
+
+class _RayWorker:
+    """An actor."""
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        self._loaded = recipe.load(device)
+
+    def facts(self) -> Facts:
+        return Facts.of(*self._loaded)
+
+    def run(self, desk: Any, place: str, head: dict[str, Any], settings: Settings) -> None:
+        import ray
+
+        def parts() -> Iterator[Part]:
+            while (part := ray.get(desk.take.remote())) is not None:
+                yield part
+
+        for done in PartsWorker(*self._loaded, settings, OutFolder(place), head).run(parts()):
+            ray.get(desk.note.remote(done))

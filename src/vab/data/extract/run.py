@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,11 @@ class _Extraction:
         is_new = self._work(to_do, again)
         if finished is not None and not (is_new or is_stale):
             return replace(report, touched=touched, tried_again=self._unread_before)
-        if len(self.out.parts()) < self.count:
+        if (there := len(self.out.parts())) < self.count:
+            print(
+                f"{self.out}: {len(to_do)} parts done by this task ({first}/{step}), {there} of {self.count} parts are"
+                " there; the task that ends last joins them (or the same command without --part)"
+            )
             return None
         manifest = self._join(finished)
         report = replace(report_of(self.out, manifest), ignored=self.sources.ignored, touched=touched)
@@ -279,9 +284,10 @@ class _Extraction:
     def _join(self, finished: Mapping[str, Any] | None) -> dict[str, Any]:
         """Index, manifest and all from the parts; again where another task has written a part meanwhile."""
         while True:
-            versions, manifest = self._join_once(finished)
-            if versions == [read_part(self.out, number, labels=False)["version"] for number in range(self.count)]:
-                break
+            with suppress(FileNotFoundError):  # another task has joined, too, and deleted what it wrote again
+                versions, manifest = self._join_once(finished)
+                if versions == [read_part(self.out, number, labels=False)["version"] for number in range(self.count)]:
+                    break
         for number, version in enumerate(versions):
             self.out.remove_versions(number, version)
         self.out.sweep()

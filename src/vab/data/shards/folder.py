@@ -6,16 +6,20 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from socket import gethostname
 
 from vab.data.shards.format import PARTS, rows_name, shard_name
 from vab.files import TEMPORARY_SUFFIX, explain_full_disk, sync_folder
 from vab.spec import UserError
 
 _WORK = ".vab-"
-"""Names of work folders begin like this."""
+"""Names of work folders begin like this; host and process follow."""
+_DAY = 86_400
+"""s. Work folders of other hosts are deleted when they are older."""
 _PART = re.compile(r"(\d{6,})\.json")
 _OWN_TAR = re.compile(r"shard-\d{6,}(-\d+)?\.tar")
 
@@ -67,7 +71,7 @@ class OutFolder:
         """A folder for files in the making; what is not published goes with it."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(TEMPORARY_SUFFIX, _WORK, self._folder))
+            work = Path(tempfile.mkdtemp(TEMPORARY_SUFFIX, f"{_WORK}{gethostname()}-{os.getpid()}-", self._folder))
             (work / PARTS).mkdir()
         except OSError as error:
             explained = explain_full_disk(error, self._folder, 0)
@@ -103,9 +107,13 @@ class OutFolder:
             (self._folder / name).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Delete what killed writers left half made."""
+        """Delete what killed writers left half made, and nothing of writers at work."""
         for path in self._folder.glob(f"{_WORK}*{TEMPORARY_SUFFIX}"):
-            shutil.rmtree(path, ignore_errors=True)
+            host, process = path.name.removeprefix(_WORK).rsplit("-", 2)[:2]
+            with suppress(OSError):
+                is_mine = host == gethostname() and os.name != "nt"
+                if not _is_running(int(process)) if is_mine else time.time() - path.stat().st_mtime > _DAY:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def remove_versions(self, number: int, version: int) -> None:
         """Delete the files of a part's earlier versions."""
@@ -126,3 +134,13 @@ class OutFolder:
         self.sweep()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
