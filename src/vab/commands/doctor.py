@@ -28,6 +28,7 @@ ENABLES = {
     "fad": "judges panns_16k and panns_32k",
     "hdf5": "vab shards import of hdf5 files",
     "passt": "judge passt",
+    "ray": "vab extract --engine ray",
 }
 """What each extra is for."""
 _VARIABLES = (
