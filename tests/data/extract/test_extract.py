@@ -258,6 +258,14 @@ def test_settings_that_make_no_sense(folder, tmp_path, change, words):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("out", ["s3://bucket/x", "C:/x", "C:\\x"])
+def test_a_place_that_is_not_here_never_becomes_a_folder(folder, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is not a folder of this machine"):
+        extract(str(folder), out, **SHORT)
+    assert not any(tmp_path.iterdir())
+
+
 def test_when_nothing_can_be_used_the_report_says_why(tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "x.mp4").write_text("no video")

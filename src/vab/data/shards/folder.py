@@ -31,10 +31,15 @@ class OutFolder:
 
     Args:
         place: The folder; it is made when the first file is published.
+
+    Raises:
+        UserError: If it is an address, or on a drive of another system.
     """
 
     def __init__(self, place: str | Path) -> None:
         self.place = str(place)
+        if "://" in self.place or (os.name != "nt" and re.match(r"[A-Za-z]:[/\\]", self.place)):
+            raise UserError(f"{self.place} is not a folder of this machine: give one, and upload it afterwards")
         self._folder = Path(place)
 
     def __str__(self) -> str:
