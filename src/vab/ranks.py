@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 from vab.frozen import device_named
@@ -18,7 +15,6 @@ from vab.spec import UserError
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
-    from torch.distributed import TCPStore
 
 T = TypeVar("T")
 
@@ -26,9 +22,6 @@ _ENDED_EARLY = (
     "another process of this command has ended too early, see its message: mend that and run the same command again,"
     " what is done is kept"
 )
-
-_BEAT_SECONDS, _SILENT_SECONDS = 5.0, 120.0
-"""How often a rank says that it is there, and after how long without a word it is taken to have ended."""
 
 # Ranks end when their share is done, the first perhaps days before the last.
 _PATIENCE = timedelta(days=30)
@@ -46,9 +39,6 @@ class Ranks:
     """Of this process."""
     fabric: Fabric | None = None
     """None for a process by itself, which needs no ``torch.distributed``."""
-    _heard: list[_Heartbeats] = field(default_factory=list, compare=False, repr=False)
-    _beating: list[threading.Thread] = field(default_factory=list, compare=False, repr=False)
-    _parting: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
@@ -67,48 +57,6 @@ class Ranks:
         with _end_of_others():
             torch.distributed.all_gather_object(values, value)
         return values  # type: ignore[return-value]
-
-    def counter(self) -> Callable[[], int]:
-        """A function that gives 0, 1, 2, ..., each number to one caller on one rank alone; waits for all ranks."""
-        if self.fabric is None:
-            return itertools.count().__next__
-        from torch.distributed import TCPStore
-
-        host, store = os.environ["MASTER_ADDR"], None
-        if self.rank == 0:
-            store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
-        port = self.broadcast(0 if store is None else store.port)
-        if store is None:
-            store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
-        shared = store
-        if self.rank == 0:
-            self._heard.append(_Heartbeats(shared, self.world_size))
-        else:
-            # A connection of its own: one that is asked from two threads mixes up the answers.
-            own = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
-            beating = threading.Thread(target=_beat, args=(own, self.rank, self._parting), daemon=True)
-            beating.start()
-            self._beating.append(beating)
-
-        def count() -> int:
-            with _end_of_others():
-                return int(shared.add("count", 1)) - 1
-
-        return count
-
-    def require_others(self) -> None:
-        """Notice, on rank 0, that another process has failed: one that this started, or one that is silent.
-
-        Raises:
-            UserError: If one has.
-        """
-        started = [] if self.fabric is None else getattr(self.fabric.strategy.launcher, "procs", [])
-        if any(process.poll() not in (None, 0) for process in started):
-            raise UserError(_ENDED_EARLY)
-        with _end_of_others():
-            silent = [rank for heartbeats in self._heard for rank in heartbeats.silent()]
-        if silent:
-            raise UserError(f"rank {silent[0]} has said nothing for {_SILENT_SECONDS:g} s: {_ENDED_EARLY}")
 
     def agree(self, error: UserError | None) -> None:
         """Go on only if no rank met an error; waits for all of them.
@@ -146,57 +94,17 @@ class Ranks:
             raise
 
     def _part(self) -> None:
-        """End the threads that talk to the other ranks, once nothing is left to say.
+        """Leave the other ranks, once nothing is left to say; it waits for them.
 
-        Left to the end of the interpreter, one of them may still be at work there, and aborts the process. While
-        something is being said this would wait for the others, so it is not for a rank that stops early.
+        Left to the end of the interpreter, a thread of the connection may still be at work there, and abort the
+        process.
         """
         import torch.distributed
 
         if self.fabric is not None and torch.distributed.is_initialized():
-            self._parting.set()
-            for beating in self._beating:
-                beating.join()
-            # Rank 0 holds what the others speak to: it goes when they have all said their last.
             with suppress(RuntimeError):  # one that is gone already has nothing to say
                 torch.distributed.barrier()
             torch.distributed.destroy_process_group()
-
-
-class _Heartbeats:
-    """What rank 0 hears of the others: neither SLURM nor a hand-made start tells it that one was killed.
-
-    Args:
-        store: That all ranks write to.
-        world_size: Ranks.
-    """
-
-    def __init__(self, store: TCPStore, world_size: int) -> None:
-        self.store = store
-        self.counts, self.since = (
-            dict.fromkeys(range(1, world_size), 0),
-            dict.fromkeys(range(1, world_size), monotonic()),
-        )
-        self.asked = monotonic()
-
-    def silent(self) -> list[int]:
-        """Ranks that have said nothing for long; asks only now and then."""
-        now = monotonic()
-        if now - self.asked >= _BEAT_SECONDS:
-            self.asked = now
-            for rank, before in self.counts.items():
-                count = int(self.store.add(f"beat{rank}", 0))
-                if count != before:
-                    self.counts[rank], self.since[rank] = count, now
-        return [rank for rank, since in self.since.items() if now - since > _SILENT_SECONDS]
-
-
-def _beat(store: TCPStore, rank: int, parting: threading.Event) -> None:
-    """Say that this rank is there, until it or rank 0 is not."""
-    with suppress(RuntimeError):
-        store.add(f"beat{rank}", 1)
-        while not parting.wait(_BEAT_SECONDS):
-            store.add(f"beat{rank}", 1)
 
 
 def start_ranks(device: str, devices: int, num_nodes: int) -> Ranks:
