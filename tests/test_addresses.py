@@ -50,9 +50,8 @@ def test_all_commands_that_write_are_among_them():
     }
 
 
-def test_commands_that_open_media_themselves_refuse_those_at_addresses():
-    """``vab extract`` fetches them; the others read ``Source.path``."""
+def test_media_at_an_address_are_refused():
     fsspec.filesystem("memory").pipe_file("/bucket/videos/a.mp4", b"")
     (source,) = find_sources("memory://bucket/videos")
-    with pytest.raises(UserError, match=r"^a\.mp4 of memory://bucket/videos is not on this machine: only vab extract"):
+    with pytest.raises(UserError, match=r"^a\.mp4 of memory://bucket/videos is not on this machine: copy"):
         _ = source.path

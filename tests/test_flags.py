@@ -14,6 +14,7 @@ FLIPPED = {
     "shards import": "tests/commands/test_shards_flags.py::test_import",
     "shards verify": "tests/commands/test_shards_flags.py::test_verify_and_info_are_of_the_folder_that_is_named",
     "shards index": "tests/commands/test_shards_flags.py::test_index_takes_the_folder_and_the_spec_that_are_named",
+    "shards merge": "tests/commands/test_shards_flags.py::test_merge_joins_the_folders_that_are_named",
     "shards info": "tests/commands/test_shards_flags.py::test_verify_and_info_are_of_the_folder_that_is_named",
     "export": "tests/commands/test_other_flags.py::test_export",
     "generate": "tests/commands/test_generate_flags.py::test_generate",

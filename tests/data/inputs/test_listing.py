@@ -173,7 +173,7 @@ def test_a_list_at_an_address_names_files_beside_it_and_elsewhere(everywhere, tm
     (folder / "list.csv").write_text("file\na.mp4\n")
     assert [one.location for one in find_sources(folder / "list.csv", root=address)] == [f"{address}/a.mp4"]
     assert Source("https://host/f?sig=1", "a b/é.mp4").location == "https://host/f/a%20b/%C3%A9.mp4?sig=1"
-    with pytest.raises(UserError, match=rf"a.mp4 of {address} is not on this machine: only vab extract reads media at"):
+    with pytest.raises(UserError, match=rf"a.mp4 of {address} is not on this machine: copy the media here"):
         _ = find_sources(folder / "list.csv", root=address)[0].path
 
 

@@ -87,8 +87,8 @@ class Source:
         if is_address(self.location):
             root = self.root.partition("?")[0]
             raise UserError(
-                f"{self.file} of {root} is not on this machine: only vab extract reads media at addresses; give a "
-                "folder or a .csv of this machine"
+                f"{self.file} of {root} is not on this machine: copy the media here, then give a folder or a .csv of "
+                "this machine"
             )
         return Path(self.root, self.file)
 
