@@ -93,7 +93,7 @@ class Evaluate:
 
     def remove_mean(self):
         figure = self.run(remove_mean=True)[0]["fad_tiny"]
-        assert figure.card.mono != self.usual["fad_tiny"].card.mono == "mean of channels"
+        assert figure.card.mono != self.usual["fad_tiny"].card.mono == "channels mixed as ffmpeg -ac 1"
         assert figure.value != self.usual["fad_tiny"].value
 
     def inception_splits(self):

@@ -52,7 +52,7 @@ class Facts:
             "silence_db": cutting.silence_db,
             "still_pictures": cutting.still_pictures,
             "vision_preprocessing": encoders.vision.preprocessing,
-            "channels": "mean of all",
+            "channels": "as ffmpeg -ac 1",
             "resampler": "soxr HQ",
             "encoder_precision": _precision(encoders),
             # Not where it is as it always was: data sets from before the choice are what they were.

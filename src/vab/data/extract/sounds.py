@@ -56,7 +56,7 @@ class Listening:
     @property
     def mono(self) -> str:
         """For metric cards."""
-        return "mean of channels" + (
+        return "channels mixed as ffmpeg -ac 1" + (
             ", mean over the whole file subtracted before resampling" if self.remove_mean else ""
         )
 
