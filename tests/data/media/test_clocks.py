@@ -50,14 +50,14 @@ def follow(found):
     return set(steps.tolist()) <= {0, 1} and (steps == 0).sum() <= 8
 
 
-def record(path, first, seconds, codecs, at=0.0, rate=RATE):
+def record(path, first, seconds, codecs, at=0.0, rate=RATE, gop=12):
     """Pictures and tones from second ``first`` of the story on, on a clock that begins at ``at`` s."""
     with av.open(str(path), "w") as container:
         video = audio = None
         if codecs[0]:
             options = {"bf": "2"} if codecs[0] == "libx264" else {}
             video = container.add_stream(codecs[0], FPS, width=96, height=96, pix_fmt="yuv420p", options=options)
-            video.bit_rate = 2_000_000
+            video.bit_rate, video.gop_size = 2_000_000, gop
         if codecs[1]:
             audio = container.add_stream(codecs[1], rate, layout="mono")
         sound = tones(first, seconds, rate)
@@ -145,6 +145,50 @@ def test_joined_fragments_of_mp4_are_left_out_by_name(tmp_path):
     with pytest.raises(MediaError, match="several MP4 files in one") as problem:
         read_audio(tmp_path / "x.mp4", RATE)
     assert problem.value.reason == "unreadable"
+
+
+def boxes(content):
+    """(kind, payload) of each MP4 box."""
+    while content:
+        size, kind = struct.unpack(">I4s", content[:8])
+        yield kind, content[8:size]
+        content = content[size:]
+
+
+def with_edits(content, edits):
+    """An MP4 file whose tracks show these spans (s) of what they hold."""
+    changed = b""
+    for kind, payload in boxes(content):
+        if kind == b"moov":
+            payload = with_edits(payload, edits)
+        if kind == b"trak":
+            inside = dict(boxes(payload))
+            scale = struct.unpack(">I", dict(boxes(inside[b"mdia"]))[b"mdhd"][12:16])[0]
+            zero = struct.unpack(">i", dict(boxes(inside[b"edts"]))[b"elst"][12:16])[0]
+            rows = [(round((end - begin) * 1000), zero + round(begin * scale), 1 << 16) for begin, end in edits]
+            body = struct.pack(">II", 0, len(rows)) + b"".join(struct.pack(">IiI", *row) for row in rows)
+            inside[b"edts"] = struct.pack(">I4s", len(body) + 8, b"elst") + body
+            payload = b"".join(struct.pack(">I4s", len(part) + 8, name) + part for name, part in inside.items())
+        changed += struct.pack(">I4s", len(payload) + 8, kind) + payload
+    return changed
+
+
+@pytest.mark.parametrize("gop", [100, 8])
+@pytest.mark.parametrize("edits", [[(0, 3), (7.2, 10)], [(0, 4), (6, 10)], [(2, 5), (2, 5)], [(2, 3), (5.2, 9)]])
+def test_mp4_with_edits_shows_and_sounds_what_they_say(tmp_path, gop, edits):
+    content = record(tmp_path / "whole.mp4", 0, 10, ("libx264", "aac"), gop=gop).read_bytes()
+    path = tmp_path / "x.mp4"
+    path.write_bytes(with_edits(content, edits))
+    seconds = sum(end - begin for begin, end in edits)
+    scan = scan_packets(path)
+    assert (scan.video_end, scan.audio_end) == (pytest.approx(seconds, abs=0.1), pytest.approx(seconds, abs=0.1))
+    starts = [0.0, 1.0, 2.0, 3.0]
+    wanted = [number for begin, end in edits for number in range(round(begin * FPS), round(end * FPS))]
+    for fps in (FPS, 5):
+        for start, one in zip(starts, read_segments(path, RATE, fps, starts, 1.0, scan=scan), strict=True):
+            found = np.array(numbers(one.frames))
+            assert found == pytest.approx(wanted[round(start * FPS) :][FPS // fps // 2 :: FPS // fps][:fps], abs=1)
+            assert np.array_equal(one.frames, read_segment(path, RATE, fps, start, 1.0).frames)
 
 
 @pytest.mark.parametrize(("name", "seconds"), [("concat_6_3.ts", 9), ("concat_reset.ts", 8), ("wrap.ts", 12)])

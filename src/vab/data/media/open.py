@@ -171,7 +171,8 @@ class OpenMedia:
                 return
             if joined_mp3 and bytes(packet)[:3] in (b"ID3", b"TAG", b"APE"):
                 continue  # a tag between joined files, which no decoder knows
-            self._clock.correct(packet)
+            if not (packet.is_discard and self.has_one_clock):  # what is shown after an edit of MP4 is built on it
+                self._clock.correct(packet)
             if self.restarts and not self.may_join:
                 detail = "its clock starts again: it is several MP4 files in one, of which only the first can be read"
                 raise MediaError("unreadable", self.path, detail)

@@ -326,7 +326,7 @@ class Scan:
         is_wanted = np.zeros(len(shown), bool)
         is_wanted[np.maximum(chosen, 0)] = True
         is_wanted[[0, -1]] = True  # these say where the video begins and ends
-        return frozenset(self.pictures[~is_wanted].tolist())
+        return frozenset(self.pictures[~is_wanted].tolist()) - frozenset(self.pictures[is_wanted].tolist())
 
 
 def scan_streams(path: str | Path) -> Scan:
@@ -353,8 +353,8 @@ def scan_packets(path: str | Path) -> Scan:
         codec = None if source.video is None else source.video.codec_context
         told = codec is not None and codec.name == "h264" and source.has_pts
         for packet in source.packets():
-            if packet.size == 0:
-                continue  # the mark of the end
+            if packet.size == 0 or packet.is_discard:
+                continue  # the mark of the end; what is not shown of MP4, whose times are those of shown pictures
             number, time = packet.stream.index, packet.pts if packet.pts is not None else packet.dts
             ends[number] = max(
                 ends.get(number, 0), ends.get(number, 0) if time is None else time + (packet.duration or 0)
@@ -600,7 +600,7 @@ class _SoundTrack(_Track):
     def see_packet(self, packet: Packet[Any]) -> None:
         """Note where the packet ends: the last one's padding is decoded too, but its duration does not count it."""
         super().see_packet(packet)
-        if packet.pts is not None and packet.duration:
+        if packet.pts is not None and packet.duration and not packet.is_discard:
             self.last_packet = max(self.last_packet, self.seconds(packet.pts + packet.duration))
 
     def add(self, frame: AudioFrame) -> None:
