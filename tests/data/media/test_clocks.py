@@ -121,6 +121,50 @@ def test_joined_files_are_one_timeline(tmp_path, suffix, codecs, at):
     sees_one_time(joined(tmp_path, suffix, codecs, at, rate), numbers, 8)
 
 
+def in_a_row(path, *parts):
+    """Joined transport streams of so many seconds of pictures and of sound."""
+    content, first = b"", 0
+    for pictures, sound in parts:
+        part = path.with_name(f"part_from_{first}.ts")
+        whole = record(part.with_suffix(".mkv"), first, 4, ("libx264", "aac"))
+        with av.open(str(whole)) as source, av.open(str(part), "w") as target:
+            copies = {stream: target.add_stream_from_template(stream) for stream in source.streams}
+            for packet in source.demux():
+                limit = pictures if packet.stream.type == "video" else sound
+                if packet.size and packet.pts * packet.time_base < limit:
+                    packet.stream = copies[packet.stream]
+                    target.mux(packet)
+        content += part.read_bytes()
+        first += 4
+    path.write_bytes(content)
+    return path
+
+
+def begin_of(path, second):
+    """When the pictures and the sound of that second of the story begin."""
+    pictures = numbers(read_frames(path, FPS, count=400).frames)
+    waveform = read_audio(path, RATE).waveform
+    windows = np.lib.stride_tricks.sliding_window_view(waveform, RATE // 10)[:: RATE // 50]
+    hertz = np.abs(np.fft.rfft(windows)).argmax(axis=1) * 10
+    found = next(k for k, tone in enumerate(hertz) if abs(tone - 300 - 100 * second) <= 20)
+    return pictures.index(second * FPS) / FPS, found / 50 + 0.05
+
+
+@pytest.mark.parametrize("parts", [[(4, 3.4), (4, 4)], [(3.4, 4), (4, 4)], [(4, 0), (4, 4)], [(4, 4), (4, 0), (4, 4)]])
+def test_pictures_and_sound_of_joined_parts_stay_together(tmp_path, parts):
+    path = in_a_row(tmp_path / "x.ts", *parts)
+    last = 4 * (len(parts) - 1)
+    assert begin_of(path, last) == (pytest.approx(last, abs=0.15), pytest.approx(last, abs=0.15))
+    assert heard(read_audio(path, RATE, last + 0.05, 3.8).waveform) == [300 + 100 * (last + k) for k in range(3)]
+
+
+def test_parts_that_cannot_be_put_on_one_clock_are_left_out_by_name(tmp_path):
+    path = in_a_row(tmp_path / "x.ts", (1, 0), (4, 4))  # the sound begins where the pictures still could
+    with pytest.raises(MediaError, match="do not share one clock") as problem:
+        read_audio(path, RATE)
+    assert problem.value.reason == "unreadable"
+
+
 @pytest.mark.parametrize(
     ("suffix", "codec"), [(".oga", "flac"), (".opus", "libopus"), (".flac", "flac"), (".mp3", "mp3")]
 )

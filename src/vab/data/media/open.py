@@ -34,6 +34,8 @@ _REORDERED = 1.0
 """s. The same where decoding times are presentation times or guessed from them, which are in another order."""
 _FORWARDS = 10.0
 """s. Where a container can change its clock, all streams jumping ahead by this begin a new one. Source: the same."""
+_APART = 2.0
+"""s. In MPEG streams, what is shown at the same time is no further apart in the file (by its decoding times)."""
 _NEW_CLOCKS = frozenset(("mpegts", "mpeg", "ogg"))
 """Containers that can change their clock (FFmpeg's ``AVFMT_TS_DISCONT``)."""
 _ONE_CLOCK = frozenset(("avi", "wav", "w64", "aiff", "mp3"))
@@ -125,7 +127,7 @@ class OpenMedia:
         self.may_join = not is_mp4
         self.has_pts = name != "avi"
         """Whether the container stores presentation times. FFmpeg's guesses for AVI contradict the order of frames."""
-        self._clock = _Clock(can_change=name in _NEW_CLOCKS)
+        self._clock = _Clock(can_change=name in _NEW_CLOCKS, is_mpeg=name in ("mpegts", "mpeg"))
 
     @property
     def used(self) -> list[VideoStream | AudioStream]:
@@ -171,11 +173,13 @@ class OpenMedia:
                 return
             if joined_mp3 and bytes(packet)[:3] in (b"ID3", b"TAG", b"APE"):
                 continue  # a tag between joined files, which no decoder knows
-            if not (packet.is_discard and self.has_one_clock):  # what is shown after an edit of MP4 is built on it
+            if not self.has_one_clock:
                 self._clock.correct(packet)
             if self.restarts and not self.may_join:
                 detail = "its clock starts again: it is several MP4 files in one, of which only the first can be read"
                 raise MediaError("unreadable", self.path, detail)
+            if self._clock.is_split:
+                raise MediaError("unreadable", self.path, "its streams do not share one clock: only one starts again")
             yield packet
 
     def unreadable(self, error: Exception | str) -> MediaError:
@@ -206,14 +210,17 @@ class _Clock:
 
     Args:
         can_change: Whether the container's own clock can change, in both directions.
+        is_mpeg: Whether no stream can be far behind the others.
     """
 
-    def __init__(self, can_change: bool) -> None:
-        self.can_change = can_change
+    def __init__(self, can_change: bool, is_mpeg: bool) -> None:
+        self.can_change, self.is_mpeg = can_change, is_mpeg
+        self.is_split = False  # whether a stream goes on where another one has started again
         self.offsets = [0.0]  # s, by start of the clock
         self._units: dict[int, float] = {}  # by stream, s
         self._current: dict[int, int] = {}  # by stream, which start of the clock it is at
         self._last: dict[int, float] = {}  # by stream, s, decoding time of the last packet, corrected
+        self._left: dict[int, float] = {}  # by stream, s, what ``_last`` was when the newest clock began
         self._end: dict[int, float] = {}  # by stream, s, where its packets so far end, corrected
 
     def correct(self, packet: Packet[Any]) -> None:
@@ -230,22 +237,31 @@ class _Clock:
             self._end[stream] = self._end.get(stream, 0.0) + length
             return
         back = _BACKWARDS if self.can_change and packet.dts is not None else _REORDERED
-        current = self._current.get(stream, 0)
+        newest = len(self.offsets) - 1
+        current = self._current.get(stream, newest)  # a stream that comes later is where the others are
         last, now = self._last.get(stream), time * unit + self.offsets[current]
+        if last is None:
+            current += self._is_behind(now)
         # The first half is quick, for every packet.
-        if last is not None and not last - back <= now <= last + _FORWARDS and self._is_jump(stream, now, back):
-            current += 1
-            while current < len(self.offsets) and self._is_jump(stream, time * unit + self.offsets[current], back):
-                current += 1
-            self._current[stream] = current
+        elif not last - back <= now <= last + _FORWARDS and self._is_jump(stream, now, back):
+            current = max(current + 1, newest)
+            if current == newest:  # another stream began it, perhaps some parts later
+                now = time * unit + self.offsets[current]
+                current += self._is_jump(stream, now, _REORDERED) or self._is_behind(now)
+        self._current[stream] = current
         shown = (packet.pts if packet.pts is not None else time) * unit
-        if current == len(self.offsets):
-            self.offsets.append(self._end[stream] - shown)
+        if current > newest:
+            self.offsets.append(max(self._end.values()) - shown)
+            self._left = dict(self._last)
         if shift := round(self.offsets[current] / unit):
             packet.pts = None if packet.pts is None else packet.pts + shift
             packet.dts = None if packet.dts is None else packet.dts + shift
         self._last[stream] = time * unit + self.offsets[current]
+        self.is_split |= current < newest and self._last[stream] > self._left[stream] + _APART
         self._end[stream] = max(self._end.get(stream, -math.inf), shown + self.offsets[current] + length)
+
+    def _is_behind(self, time: float) -> bool:
+        return self.is_mpeg and time < max(self._last.values(), default=-math.inf) - _APART
 
     def _is_jump(self, stream: int, time: float, back: float) -> bool:
         ahead = self.can_change and time > max(self._end.values()) + _FORWARDS  # one stream alone has a gap
