@@ -10,7 +10,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from torch import Tensor
 from vab.data.extract.cutting import Cutting
 from vab.data.extract.encode import Encoders
 from vab.data.extract.parts import Done, Part, PartsWorker, Settings
+from vab.data.inputs.listing import Source
 from vab.data.shards.folder import OutFolder
 from vab.extras import install_hint
 from vab.frozen import device_named
@@ -66,6 +67,20 @@ class Facts:
         """What all parts share: spec, label vocabulary and the rules that go to the manifest."""
         rules = self.extraction | ({"duplicates": "leave_out"} if settings.leaves_out_duplicates else {})
         return {"spec": self.spec, "labels": list(labels), "extraction": rules}
+
+
+def _require_equal(where: str, facts: Facts, others: Facts) -> None:
+    """Refuse networks and rules that differ from process to process: their records would be mixed.
+
+    Raises:
+        UserError: If they differ.
+    """
+    if (facts.spec, facts.extraction) != (others.spec, others.extraction):
+        names = [name for name, value in (facts.spec | facts.extraction).items()
+                 if (others.spec | others.extraction).get(name) != value]  # fmt: skip
+        raise UserError(
+            f"{where} has loaded other networks or has another precision than the first ({', '.join(names)})"
+        )
 
 
 def _precision(encoders: Encoders) -> str:
@@ -147,6 +162,8 @@ class DevicesEngine:
         try:
             facts = [process.facts() for process in self._processes]  # all of them must have loaded
             self.facts = facts[0]
+            for process, other in zip(self._processes, facts, strict=True):
+                _require_equal(process.device, other, self.facts)
         except BaseException:
             self.close()
             raise
@@ -166,13 +183,13 @@ class DevicesEngine:
         tries: Counter[int] = Counter()
         work = (out.place, dict(head), settings)
         for process in self._processes:
-            process.connection.send(work)
+            process.send(work)
         busy = list(self._processes)
         while busy or again:
             for process in busy or [*self._processes]:
                 if process not in busy:  # a part came back after this process had ended
                     busy.append(process)
-                    process.connection.send(work)
+                    process.send(work)
             ready = wait([process.connection for process in busy])
             for process in [process for process in busy if process.connection in ready]:
                 try:
@@ -180,13 +197,13 @@ class DevicesEngine:
                 except (EOFError, OSError):
                     lost, code = process.restart()
                     tries.update(part.number for part in lost)
-                    if lost and tries[lost[0].number] >= _TRIES:
+                    if worst := [part.number for part in lost if tries[part.number] >= _TRIES]:
                         raise UserError(
-                            f"the process of device {process.device} died {_TRIES} times in part {lost[0].number} (exit"
+                            f"the process of device {process.device} died {_TRIES} times in part {worst[-1]} (exit"
                             f" code {code}{', for want of memory?' if code == -signal.SIGKILL else ''})"
                         ) from None
                     again.extend(lost)
-                    process.connection.send(work)
+                    process.send(work)
                     continue
                 if isinstance(message, UserError):
                     raise message
@@ -199,7 +216,7 @@ class DevicesEngine:
                     part = again.popleft() if again else next(parts, None)
                     if part is not None:
                         process.taken[part.number] = part
-                    process.connection.send(part)
+                    process.send(part)
 
 
 _NEXT, _ENDED = "next", "ended"
@@ -240,6 +257,11 @@ class _Process:
             raise message
         assert isinstance(message, Facts)
         return message
+
+    def send(self, message: Any) -> None:
+        """Send it; that the process has died meanwhile is noticed when the next message of it is awaited."""
+        with suppress(OSError):
+            self.connection.send(message)
 
     def restart(self) -> tuple[list[Part], int | None]:
         """Start it again; gives the parts that it had not done, and its exit code."""
@@ -339,10 +361,11 @@ class RayEngine:
         Raises:
             UserError: If an actor says so, or actors die again and again.
         """
-        waiting = {part.number: part for part in parts}
+        place = os.path.abspath(out.place)  # actors work in folders of their own
+        waiting = {part.number: part._replace(sources=[_absolute(source) for source in part.sources]) for part in parts}
         for _ in range(_TRIES):
             desk = self._ray.remote(num_cpus=0)(_Desk).remote(list(waiting.values()))
-            running = [actor.run.remote(desk, out.place, dict(head), settings) for actor in self._actors]
+            running = [actor.run.remote(desk, place, dict(head), settings, self.facts) for actor in self._actors]
             while running:
                 ended, running = self._ray.wait(running, timeout=0.5)
                 for done in self._get(desk.collect.remote()):
@@ -365,6 +388,10 @@ class RayEngine:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
             raise
+
+
+def _absolute(source: Source) -> Source:
+    return replace(source, root=os.path.abspath(source.root))
 
 
 class _Desk:
@@ -395,8 +422,10 @@ class _RayWorker:
     def facts(self) -> Facts:
         return Facts.of(*self._loaded)
 
-    def run(self, desk: Any, place: str, head: dict[str, Any], settings: Settings) -> None:
+    def run(self, desk: Any, place: str, head: dict[str, Any], settings: Settings, facts: Facts) -> None:
         import ray
+
+        _require_equal("an actor", self.facts(), facts)
 
         def parts() -> Iterator[Part]:
             while (part := ray.get(desk.take.remote())) is not None:

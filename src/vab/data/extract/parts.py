@@ -203,9 +203,14 @@ class PartsWorker:
                 "frames": segment.valid_frames,
                 "loudness_db": round(segment.loudness_db, 2),
             }
-            packed = self._packer.pack(make_key(source.id, segment.start), codes, features, meta)
-            kept = opened.keep(packed, segment.valid_samples / self.spec.sample_rate)
-            opened.inputs[place].items[item] = kept  # the decoded segment, which is large, is let go
+            # The decoded segment, which is large, is let go.
+            try:
+                packed = self._packer.pack(make_key(source.id, segment.start), codes, features, meta)
+            except UserError as error:  # such as features beyond float16: of this segment alone
+                opened.inputs[place].items[item] = LeftOut(segment.start, "error", str(error))
+            else:
+                kept = opened.keep(packed, segment.valid_samples / self.spec.sample_rate)
+                opened.inputs[place].items[item] = kept
         for number in dict.fromkeys(number for number, _, _ in batch):
             self._hand_on(number)
 
@@ -215,10 +220,14 @@ class PartsWorker:
         if (result := opened.inputs[place].result()) is None:
             return
         del self._at[number], opened.inputs[place]
+        if result.records and opened.part.sizes[place] < 0:  # its records would be of an input that nobody listed
+            late = "could not be found when this run began, and is there now: run the same command again"
+            result = Result([], [Left(opened.part.sources[place].name, "unreadable", late)])
         opened.results[place] = result
         if opened.to_do or len(opened.results) < opened.expected:
             return
-        failed = [place for place, result in sorted(opened.results.items()) if result.may_pass]
+        sizes = opened.part.sizes
+        failed = [place for place, result in sorted(opened.results.items()) if result.may_pass and sizes[place] >= 0]
         if failed and not opened.is_second_try:
             opened.is_second_try = True
             for place in failed:
@@ -345,11 +354,15 @@ class _OpenPart:
 def _refuse_unreachable(part: Part, results: Mapping[int, Result]) -> None:
     """Stop where most files that were there when the run began cannot be opened: their disk went away.
 
+    Not where inputs are tried again: what is tried in vain stays as it is.
+
     Raises:
         UserError: If so.
     """
+    if part.again is not None:
+        return
     there = [place for place in results if part.sizes[place] >= 0]
-    lost = [place for place in there if results[place].may_pass and not is_readable(part.sources[place])]
+    lost = [place for place in there if results[place].may_pass and is_away(part.sources[place])]
     if lost and 2 * len(lost) > len(there):
         first = part.sources[lost[0]]
         raise UserError(
@@ -359,14 +372,16 @@ def _refuse_unreachable(part: Part, results: Mapping[int, Result]) -> None:
         )
 
 
-def is_readable(source: Source) -> bool:
-    """Whether the file can be opened and read, whatever it holds."""
+def is_away(source: Source) -> bool:
+    """Whether the file cannot be opened and read, and not for want of permission, which waiting does not give."""
     try:
         with source.path.open("rb") as file:
             file.read(1)
-    except (OSError, ValueError):
+    except PermissionError:
         return False
-    return True
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def write_part(
@@ -448,10 +463,12 @@ class _Before:
 
 
 def same_reasons(some: Iterable[Left], others: Iterable[Left]) -> bool:
-    """Whether the same is left out, for the same reasons, in whatever words."""
-    return {(entry.source, entry.reason, entry.start_seconds) for entry in some} == {
-        (entry.source, entry.reason, entry.start_seconds) for entry in others
-    }
+    """Whether the same is left out, for the same reasons; in whatever words, but those that name another input."""
+
+    def compared(entries: Iterable[Left]) -> set[tuple[Any, ...]]:
+        return {(*entry[:2], entry.detail if entry.reason == "duplicate" else "", entry[3]) for entry in entries}
+
+    return compared(some) == compared(others)
 
 
 def _future(part: Part) -> dict[str, int]:

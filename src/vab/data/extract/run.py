@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,8 @@ from vab.data.shards.format import HEAD, MANIFEST, Left, library_versions, parse
 from vab.data.shards.writer import begin_folder, part_name, publish_data_set, read_part, rows_of_part
 from vab.spec import UserError
 
+_JOINS = 5
+"""How often parts are joined that other tasks change meanwhile."""
 _EARLIER = "extraction.partial"
 """What an unfinished extraction of vab before 0.2 has in its folder."""
 
@@ -143,11 +144,12 @@ class _Extraction:
         touched = self._touched(done)
         is_new = self._work(to_do, again)
         if finished is not None and not (is_new or is_stale):
+            self._remove_old_tars(finished)
             return replace(report, touched=touched, tried_again=self._unread_before)
-        if (there := len(self.out.parts())) < self.count:
+        if len(there := self.out.parts() & {*range(self.count)}) < self.count:
             print(
-                f"{self.out}: {len(to_do)} parts done by this task ({first}/{step}), {there} of {self.count} parts are"
-                " there; the task that ends last joins them (or the same command without --part)"
+                f"{self.out}: {len(to_do)} parts done by this task ({first}/{step}), {len(there)} of {self.count} parts"
+                " are there; the task that ends last joins them (or the same command without --part)"
             )
             return None
         manifest = self._join(finished)
@@ -156,6 +158,13 @@ class _Extraction:
         report = replace(report, tried_again=self._unread_before)
         write_report(report, self._tracebacks)
         return report
+
+    def _remove_old_tars(self, finished: Mapping[str, Any]) -> None:
+        """Delete tars of earlier versions of the parts, which a run that was killed after the manifest left."""
+        listed = {tar["name"] for tar in finished["shards"]}
+        for name in self.out.own_tars():
+            if name not in listed and (number := int(name[6:-4].partition("-")[0])) in self.out.parts():
+                self.out.remove_versions(number, read_part(self.out, number, labels=False)["version"])
 
     def _begin(self) -> None:
         """Check the folder and the inputs of an extraction that is not finished."""
@@ -184,6 +193,8 @@ class _Extraction:
         is_unread = np.fromiter((source.name in unread for source in self.sources), bool, len(self.sources))
         # Data sets of earlier versions have the sizes of all files in their fingerprint.
         texts = [describe(self.sources, sizes).text for sizes in (np.where(is_unread, MISSING, self.sizes), self.sizes)]
+        if manifest["extraction"].get("inputs") not in texts:
+            self._refuse_absent(np.flatnonzero((self.sizes < 0) & ~is_unread).tolist())
         return finished_before(self.out, self.head, self.sources, *texts)
 
     def _again(self, finished: Mapping[str, Any] | None) -> tuple[dict[int, frozenset[int]], bool]:
@@ -192,12 +203,13 @@ class _Extraction:
         Raises:
             UserError: If parts are of other inputs.
         """
-        found, is_stale, self._unread_before, changed = {}, False, 0, list[str]()
-        numbers = sorted(self.out.parts())
+        found, is_stale, self._unread_before, changed = {}, False, 0, list[int]()
+        there = self.out.parts()
+        numbers = sorted(there & {*range(self.count)})
         if finished is not None:
             unread = {left.source for left in map(Left.of, finished["left_out"]) if left.may_pass}
             places = [number for number, source in enumerate(self.sources) if source.name in unread]
-            numbers = sorted({place // self.size for place in places})
+            numbers = sorted({place // self.size for place in places} & there)  # one that is not there is done anew
         for number in numbers:
             part = read_part(self.out, number, labels=False)
             failed = {left.source for left in part["left_out"] if left.may_pass}
@@ -211,17 +223,31 @@ class _Extraction:
                       if source.name in failed and self.sizes[begin + place] != MISSING]  # fmt: skip
             if places and self.settings.retries:
                 found[number] = frozenset(places)
-        if changed:
-            raise UserError(
-                f"{self.out} holds what {changed[0]} was before ({len(changed)} such): its"
-                " size, labels or id are others now, or it was not there; give another folder, or delete this one"
-            )
+        self._refuse_changed(changed)
         if finished is not None and found:
             self._unread_before = len(unread)
         return found, is_stale
 
-    def _changed(self, number: int, part: Mapping[str, Any], failed: set[str]) -> list[str]:
-        """Inputs of a part that are not what they were when it was made.
+    def _refuse_changed(self, changed: Sequence[int]) -> None:
+        """Refuse inputs that are not what they were when their parts were made."""
+        self._refuse_absent([number for number in changed if self.sizes[number] < 0])
+        if changed:
+            raise UserError(
+                f"{self.out} holds what {self.sources[changed[0]].name} was before ({len(changed)} such): its"
+                " size, labels or id are others now, or it was not there; give another folder, or delete this one"
+            )
+
+    def _refuse_absent(self, absent: Sequence[int]) -> None:
+        """Say of inputs that were read before that they are away: no reason to delete what was made of them."""
+        if absent:
+            raise UserError(
+                f"{self.out} holds records of {len(absent)} inputs that are not there now, such as"
+                f" {self.sources[absent[0]].location}: check that the disk or the network folder is mounted, then run"
+                " the same command again"
+            )
+
+    def _changed(self, number: int, part: Mapping[str, Any], failed: set[str]) -> list[int]:
+        """Numbers of a part's inputs that are not what they were when it was made.
 
         Raises:
             UserError: If it was made of inputs of other names.
@@ -238,8 +264,8 @@ class _Extraction:
             )
         inputs = self._hashes(number)
         return [
-            name
-            for name, then, now in zip(names, part["inputs"], inputs, strict=True)
+            begin + place
+            for place, (name, then, now) in enumerate(zip(names, part["inputs"], inputs, strict=True))
             if then != now and name not in failed
         ]
 
@@ -282,18 +308,40 @@ class _Extraction:
         return found
 
     def _join(self, finished: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Index, manifest and all from the parts; again where another task has written a part meanwhile."""
-        while True:
-            with suppress(FileNotFoundError):  # another task has joined, too, and deleted what it wrote again
-                versions, manifest = self._join_once(finished)
-                if versions == [read_part(self.out, number, labels=False)["version"] for number in range(self.count)]:
-                    break
-        for number, version in enumerate(versions):
-            self.out.remove_versions(number, version)
-        self.out.sweep()
-        return manifest
+        """Index, manifest and all from the parts; again where another task has written a part meanwhile.
 
-    def _join_once(self, finished: Mapping[str, Any] | None) -> tuple[list[int], dict[str, Any]]:
+        Raises:
+            UserError: If the parts do not stay what they are, or not one record could be made.
+        """
+        self.out.remove(REPORT)  # killed from here on, the next run writes it
+        lost: OSError | None = None
+        for _ in range(_JOINS):
+            if not (self.out.has(HEAD) and {*range(self.count)} <= self.out.parts()):
+                break
+            try:
+                tars, manifest = self._join_once(finished)
+                if tars != [self._version(number) for number in range(self.count)]:
+                    continue
+            except FileNotFoundError as error:  # another task has joined, too, and deleted what it wrote again
+                lost = error
+                continue
+            for number, (version, _) in enumerate(tars):
+                self.out.remove_versions(number, version)
+            self.out.sweep()
+            return manifest
+        raise UserError(
+            f"{self.out}: its parts changed while they were joined"
+            + (f" ({lost.filename} is gone)" if lost is not None else "")
+            + ": run the same command again when no other task writes there; if that does not help, delete the .json"
+            " of the same number in its folder parts"
+        )
+
+    def _version(self, number: int) -> tuple[int, Any]:
+        """What tells a part from what it was before: its version, and its tar."""
+        part = read_part(self.out, number, labels=False)
+        return part["version"], part["tar"]
+
+    def _join_once(self, finished: Mapping[str, Any] | None) -> tuple[list[tuple[int, Any]], dict[str, Any]]:
         duplicates = self._duplicates()
         if self.settings.leaves_out_duplicates:
             for number in sorted({place // self.size for place in duplicates}):
@@ -301,19 +349,22 @@ class _Extraction:
                 own = {place - begin: first for place, first in duplicates.items() if place // self.size == number}
                 results = {place: self._duplicate(begin + place, *first) for place, first in own.items()}
                 write_part(self.out, self._part(number, frozenset(own)), self.head, results)
-        versions, left_out, num_records, self._tracebacks = [], list[Left](), 0, {}
+        tars, left_out, num_records, self._tracebacks = [], list[Left](), 0, {}
+        changed: list[int] = []
         for number in range(self.count):
             part = read_part(self.out, number, labels=False)
             if part["head"] != head_hash(self.head):
                 raise UserError(
                     f"{self.out} has parts of several settings, such as {part_name(number)}: delete it, then run again"
                 )
-            versions.append(part["version"])
+            changed += self._changed(number, part, {left.source for left in part["left_out"] if left.may_pass})
+            tars.append((part["version"], part["tar"]))
             num_records += part["tar"]["records"] if part["tar"] is not None else 0
             for entry in part["left_out"]:
                 if entry.traceback:
                     self._tracebacks[entry.source] = entry.traceback
                 left_out.append(entry._replace(traceback=""))
+        self._refuse_changed(changed)  # tasks that do other parts may have listed other inputs
         if not num_records:
             self.out.remove_parts()  # so that mended files are looked at again
             raise nothing_made(self.out, self.sources, left_out, self._tracebacks)
@@ -330,7 +381,7 @@ class _Extraction:
             further["duplicates"] = {self.sources[own].name: self.sources[first].name
                                      for own, (first, _) in duplicates.items()}  # fmt: skip
         tables = [rows for number in range(self.count) if (rows := rows_of_part(self.out, number)) is not None]
-        return versions, publish_data_set(
+        return tars, publish_data_set(
             self.out, head, tables, self.facts.codebooks, left_out, len(self.sources), further
         )
 
@@ -344,7 +395,11 @@ class _Extraction:
             begin = number * self.size
             places = np.flatnonzero(self._shares[begin : begin + self.size]).tolist()
             part = read_part(self.out, number, labels=False) if places else {}
-            lacking = {left.source for left in part.get("left_out", ()) if left.start_seconds is None}
+            lacking = {
+                left.source
+                for left in part.get("left_out", ())
+                if left.start_seconds is None and left.reason != "duplicate"
+            }
             for place in places:
                 source = self.sources[begin + place]
                 text = part["digests"].get(str(place))

@@ -125,6 +125,10 @@ class OutFolder:
         for old in range(version):
             self.remove(shard_name(number, old), rows_name(number, old))
 
+    def own_tars(self) -> list[str]:
+        """Tars with names of parts, sorted."""
+        return [name for name in self.names() if _OWN_TAR.fullmatch(name)]
+
     def foreign_tars(self) -> list[str]:
         """Tars that no writer of a data set has put there."""
         tars = [name for name in self.names() if name.endswith(".tar")]
@@ -133,7 +137,8 @@ class OutFolder:
     def remove_parts(self) -> None:
         """Delete the record of what is done, and nothing else that is there."""
         folder = self._folder / PARTS
-        for path in folder.iterdir() if folder.is_dir() else ():
+        paths = sorted(folder.iterdir(), key=lambda path: path.stem == "head") if folder.is_dir() else []
+        for path in paths:  # what says that the folder is an extraction's comes last
             if path.suffix in (".json", ".npy") and (path.stem == "head" or re.fullmatch(r"\d{6,}(-\d+)?", path.stem)):
                 path.unlink()
         self.sweep()

@@ -69,7 +69,7 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
         count += len(tars)
         with target.work() as work:
             for tar, new in zip(manifest["shards"], tars, strict=True):
-                _link(folder / tar["name"], work / new["name"], folder)
+                _link(folder / tar["name"], work / new["name"], Path(out))
             target.publish(work, [tar["name"] for tar in tars])
         tables.append(_rows(folder, manifest, tars, labels))
         left_out += map(Left.of, manifest["left_out"])
@@ -104,11 +104,11 @@ def _rows(folder: Path, manifest: dict[str, Any], tars: list[dict[str, Any]], la
     return Rows(len(index), index.dtype["key"].itemsize, load, counts, ids, tars)
 
 
-def _link(old: Path, new: Path, folder: Path) -> None:
+def _link(old: Path, new: Path, out: Path) -> None:
     try:
         os.link(old.resolve(), new)
     except OSError:  # another file system, or one without links
         try:
             shutil.copyfile(old, new)
         except OSError as error:
-            raise explain_full_disk(error, folder, old.stat().st_size) from error
+            raise explain_full_disk(error, out, old.stat().st_size) from error

@@ -51,7 +51,7 @@ from vab.data.shards.format import (
     write_manifest,
     write_side_files,
 )
-from vab.files import Lock, explain_full_disk, write_atomically
+from vab.files import Lock, explain_full_disk, sha256_of, write_atomically
 from vab.spec import SegmentSpec, UserError
 
 __all__ = ["ShardWriter", "is_complete", "make_key"]
@@ -394,8 +394,10 @@ def publish_data_set(
         }
         write_manifest(work, manifest)
         if out.has(MANIFEST):
-            if out.path(MANIFEST).read_bytes() == (work / MANIFEST).read_bytes():
-                return manifest  # another process has joined the same parts
+            # Another process may have joined the same parts; one that joined others may have replaced its files since.
+            names = (*SIDE_FILES, MANIFEST)
+            if all(out.has(name) and sha256_of(out.path(name)) == sha256_of(work / name) for name in names):
+                return manifest
             out.remove(MANIFEST)  # killed here, the folder is unfinished, not wrong
         out.publish(work, [*SIDE_FILES, MANIFEST])
     return manifest
