@@ -165,6 +165,23 @@ def test_parts_that_cannot_be_put_on_one_clock_are_left_out_by_name(tmp_path):
     assert problem.value.reason == "unreadable"
 
 
+@pytest.mark.parametrize("error", [500, -500])
+def test_a_wrong_time_of_one_packet_does_not_move_the_sound_after_it(tmp_path, error):
+    path = record(tmp_path / "x.mkv", 0, 10, ("libx264", "aac"))
+    whole = read_audio(path, RATE)
+    with av.open(str(path)) as container:
+        payload = bytes([packet for packet in container.demux(audio=0) if packet.size][30])  # at 1.9 s
+    content = bytearray(path.read_bytes())
+    place = content.index(payload) - 3  # of a SimpleBlock's time since its cluster began, ms
+    struct.pack_into(">h", content, place, struct.unpack_from(">h", content, place)[0] + error)
+    path.write_bytes(content)
+    starts = [3.5, 6.0]
+    for start, segment in zip(starts, read_segments(path, RATE, 5.0, starts, 2.0), strict=True):
+        expected = whole.waveform[round(start * RATE) :][: 2 * RATE]
+        np.testing.assert_allclose(segment.waveform, expected, atol=1e-3)
+    assert read_audio(path, RATE).valid_samples == whole.valid_samples
+
+
 @pytest.mark.parametrize(
     ("suffix", "codec"), [(".oga", "flac"), (".opus", "libopus"), (".flac", "flac"), (".mp3", "mp3")]
 )

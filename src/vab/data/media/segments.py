@@ -67,7 +67,7 @@ badly that its pictures would fill the memory."""
 _JITTER = 0.02
 """s. Timestamps this near to the end of the sound so far continue it: coarse clocks (1 ms in MKV, FLV) are not gaps."""
 _OVERLAP = 0.1
-"""s. Sound that would replace more than this of the sound before it is put behind it."""
+"""s. Sound that would replace more than this of sound whose packets had no times is put behind it."""
 _CONTEXT = 0.05
 """s. Sound decoded on both sides of a span, so that the resampler's filter sees what is really there."""
 _LONGEST_GAP = 600.0
@@ -595,6 +595,7 @@ class _SoundTrack(_Track):
         self.last_packet = -math.inf  # s, where the packets so far end
         self.takers: list[_SoundTaker] = []
         self.shift = 0.0  # s, added to all times: packets without a time came before, whose length nobody knew
+        self._untimed = False  # whether such came since the shift was set
         self._mixer: tuple[tuple[str, str, int], Graph] | None = None  # for frames of one kind
 
     def see_packet(self, packet: Packet[Any]) -> None:
@@ -608,12 +609,15 @@ class _SoundTrack(_Track):
         self.rate = self.rate or frame.sample_rate
         position = self.position or 0
         time = self.time_of(frame)
-        if time is not None:
+        if time is None:
+            self._untimed = True
+        else:
             time += self.shift
             if self.position is None:
                 position = round(time * self.rate)
-            elif position / self.rate - time > _OVERLAP:
+            elif self._untimed and position / self.rate - time > _OVERLAP:
                 self.shift += position / self.rate - time
+                self._untimed = False
             elif abs(time - position / self.rate) > _JITTER:
                 if time - position / self.rate > _LONGEST_GAP:
                     raise self.source.unreadable(f"its sound has a gap of {time - position / self.rate:.0f} s")
@@ -715,8 +719,9 @@ class _SoundTaker:
         if track.position is None:
             raise track.nothing()
         (first, stop), end, rate = self.bounds, track.position, track.rate
-        if not self.done and 0 < end / rate - track.last_packet < _LONGEST_PADDING:
-            end = round(track.last_packet * rate)
+        last_packet = track.last_packet + track.shift
+        if not self.done and 0 < end / rate - last_packet < _LONGEST_PADDING:
+            end = round(last_packet * rate)
         wanted = end / rate - self.start if self.seconds is None else self.seconds
         samples = max(0, round(wanted * self.sample_rate))
         valid = min(samples, round((end / rate - self.start) * self.sample_rate))
