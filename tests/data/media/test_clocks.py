@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_media import RATE, numbers, painted
 
+from vab.data.media.open import OpenMedia
 from vab.data.media.segments import (
     MediaError,
     read_audio,
@@ -343,3 +344,31 @@ def test_a_video_of_one_clock_is_not_read_twice(tmp_path):
     write_video(tmp_path / "x.mp4", np.stack([painted(k) for k in range(64)]), 8, tones(0, 8, RATE), RATE)
     late = read_segment(tmp_path / "x.mp4", RATE, 8.0, 6.0, 1.0)
     assert numbers(late.frames) == list(range(48, 56))
+
+
+def test_a_file_is_read_whole_once_however_often_it_is_sought_in(tmp_path, monkeypatch):
+    path = record(tmp_path / "x.ts", 0, 10, ("libx264", "mp2"))
+    readings = []
+    packets = OpenMedia.packets
+
+    def counting(source):
+        readings.append(1)
+        for packet in packets(source):
+            if not packet.size:
+                readings.append("whole")
+            yield packet
+
+    monkeypatch.setattr(OpenMedia, "packets", counting)
+    starts = [5.5, 6.0, 7.0, 8.0]
+    alone = [read_frames(path, 5.0, start, 5).frames for start in starts]
+    assert readings.count("whole") <= 3  # one for the clock; up to two streams end
+    readings.clear()
+    scan = scan_packets(path)
+    segments = list(read_segments(path, None, 5.0, [0.0, *starts], 1.0, scan=scan))
+    assert readings.count(1) == 2
+    assert [len(segment.waveform) for segment in segments] == [0] * 5
+    for segment, frames in zip(segments[1:], alone, strict=True):
+        assert np.array_equal(segment.frames, frames)
+    readings.clear()
+    assert next(read_segments(path, RATE, 5.0, [7.0], 1.0, scan=scan)).valid_frames == 5
+    assert readings.count(1) == 1

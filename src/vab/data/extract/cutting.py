@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from vab import UserError
 from vab.audio import level_db
-from vab.data.media.segments import MediaError, MediaSegment, read_frames, read_segments, scan_packets, scan_streams
+from vab.data.media.segments import MediaError, MediaSegment, read_segments, scan_packets, scan_streams
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,8 @@ def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segmen
         return
     starts = list(_starts(end, cutting)) if start is None else [start]
     fps = None if video_end is None else cutting.video_fps
-    if audio_end is None:
-        outcomes = _pictures_alone(path, starts, cutting)
-    else:
-        outcomes = read_segments(path, cutting.sample_rate, fps, starts, cutting.segment_seconds, cutting.prepare, scan)
+    rate = None if audio_end is None else cutting.sample_rate
+    outcomes = read_segments(path, rate, fps, starts, cutting.segment_seconds, cutting.prepare, scan)
     try:
         for number, (begin, got) in enumerate(zip(starts, outcomes, strict=True)):
             if isinstance(got, MediaSegment):
@@ -145,18 +143,6 @@ def decode(path: Path, start: float | None, cutting: Cutting) -> Iterator[Segmen
         yield LeftOut(None, error.reason, error.detail)
     except MemoryError:
         yield LeftOut(None, "unreadable", "needs more memory than there is")
-
-
-def _pictures_alone(path: Path, starts: Sequence[float], cutting: Cutting) -> Iterator[MediaSegment | MediaError]:
-    """Segments whose sound is not read: their waveforms are empty."""
-    count = round(cutting.segment_seconds * cutting.video_fps)
-    for start in starts:
-        try:
-            seen = read_frames(path, cutting.video_fps, start, count)
-        except MediaError as error:
-            yield error
-        else:
-            yield MediaSegment(np.zeros(0, np.float32), 0, cutting.preprocess(seen.frames), seen.valid_frames)
 
 
 def _starts(end: float, cutting: Cutting) -> Iterator[float]:

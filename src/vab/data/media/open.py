@@ -38,7 +38,7 @@ _APART = 2.0
 """s. In MPEG streams, what is shown at the same time is no further apart in the file (by its decoding times)."""
 _NEW_CLOCKS = frozenset(("mpegts", "mpeg", "ogg"))
 """Containers that can change their clock (FFmpeg's ``AVFMT_TS_DISCONT``)."""
-_ONE_CLOCK = frozenset(("avi", "wav", "w64", "aiff", "mp3"))
+_ONE_CLOCK = frozenset(("avi", "wav", "w64", "aiff", "mp3", "aac"))
 """Containers without timestamps of their own: FFmpeg counts, so that the clock never starts again."""
 _NOT_VIDEO = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 S = TypeVar("S", VideoStream, AudioStream)

@@ -13,6 +13,7 @@ left out. Nothing that a header says about lengths is believed: ends are found b
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from bisect import bisect_left
@@ -232,7 +233,7 @@ def read_segment(
 
 def read_segments(
     path: str | Path,
-    sample_rate: int,
+    sample_rate: int | None,
     video_fps: float | None,
     starts: Sequence[float],
     seconds: float,
@@ -245,13 +246,14 @@ def read_segments(
     from the file's beginning on.
 
     Args:
-        path: Any file with sound, and with video unless ``video_fps`` is None.
-        sample_rate: Hz, of the waveforms wanted.
+        path: Any file with the streams wanted.
+        sample_rate: Hz, of the waveforms wanted; None for pictures alone, whose waveforms are empty.
         video_fps: Frames wanted per second; None for sound alone, whose segments have no frames.
         starts: s, on the file's timeline, rising.
         seconds: Length of each segment.
         convert: What is kept of a picture, (H, W, 3) uint8 RGB; ``frames`` is a stack of it. All of it if None.
-        scan: Of the file, if it is known: pictures that nobody wants and no other depends on are then not decoded.
+        scan: Of the file, if it is known: it is then not read again to know whether it can be sought in, and pictures
+            that nobody wants and no other depends on are not decoded.
 
     Yields:
         For each start, in order, the segment, or why there is none.
@@ -261,6 +263,8 @@ def read_segments(
     if scan is not None and video_fps is not None:
         times = np.concatenate([frame_times(video_fps, start, count) for start in starts])
         wanted = replace(wanted, unwanted=scan.unwanted(times))
+    if scan is not None:
+        wanted = replace(wanted, restarts=scan.restarts)
     given = 0
     if len(starts) > 1:
         gap = min(later - earlier for earlier, later in itertools.pairwise(starts))
@@ -316,6 +320,8 @@ class Scan:
     """s per unit."""
     zero: float = 0.0
     """s, on the stream's clock, of the beginning of the timeline."""
+    restarts: bool | None = None
+    """Whether the clock starts again; None where it was not looked for."""
 
     def unwanted(self, times: np.ndarray) -> frozenset[int]:
         """Pictures of which none is shown at one of these times, s; empty where that cannot be told."""
@@ -373,7 +379,7 @@ def scan_packets(path: str | Path) -> Scan:
         )
         order = np.sort(np.array(pictures, np.int64)) if told else None
         unit = source.video.time_base if source.video is not None else None
-        return Scan(video, audio, order, unit or Fraction(1), source.zero)
+        return Scan(video, audio, order, unit or Fraction(1), source.zero, source.restarts)
 
 
 def _seconds(units: int, base: Fraction | None, zero: float) -> float:
@@ -394,6 +400,8 @@ class _Wanted:
     """Of pictures."""
     convert: Convert | None = None
     unwanted: frozenset[int] = frozenset()
+    restarts: bool | None = None
+    """As in ``Scan``."""
     remove_mean: bool = False
     """Of the sound, over time."""
     times: np.ndarray | None = None
@@ -476,11 +484,12 @@ def _gather(
     try:
         with OpenMedia(path) as source:
             tracks = wanted.open_tracks(source)
-            # A seek is of no use where the same time is there more than once.
-            if seek is not None and (source.has_one_clock or not _restarts(path)):
+            if seek is not None:
                 try:
-                    source.container.seek(int((source.zero + seek) * av.time_base))
-                except (FFmpegError, OverflowError) as error:
+                    # A seek is of no use where the same time is there more than once.
+                    if source.has_one_clock or not (_restarts(path) if wanted.restarts is None else wanted.restarts):
+                        source.container.seek(int((source.zero + seek) * av.time_base))
+                except (FFmpegError, OverflowError, OSError) as error:
                     raise source.unreadable(error) from error
             by_stream = {track.stream.index: (number, track) for number, track in enumerate(tracks)}
             for packet in source.packets():
@@ -526,7 +535,13 @@ def _let_go(takers: Sequence[_Taker]) -> Sequence[_Taker]:
 
 
 def _restarts(path: str | Path) -> bool:
-    """Whether a file's clock starts again, found by reading all packets."""
+    """Whether a file's clock starts again, found by reading all packets, once."""
+    status = Path(path).stat()
+    return _find_restarts(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _find_restarts(path: str | Path, size: int, mtime_ns: int) -> bool:
     with OpenMedia(path) as source:
         deque(source.packets(), maxlen=0)
         return source.restarts
@@ -948,14 +963,12 @@ def _outcome(takers: Sequence[_Taker]) -> MediaSegment | MediaError:
 
 
 def _segment(takers: Sequence[_Taker]) -> MediaSegment:
-    sound, *pictures = takers
-    assert isinstance(sound, _SoundTaker)
-    heard = sound.result()
-    if not pictures:
-        return MediaSegment(heard.waveform, heard.valid_samples, np.zeros((0, 0, 0, 3), np.uint8), 0)
-    (picture,) = pictures
-    assert isinstance(picture, _PictureTaker)
-    seen = picture.result()
+    heard, seen = AudioSpan(np.zeros(0, np.float32), 0), FrameSpan(np.zeros((0, 0, 0, 3), np.uint8), 0)
+    for taker in takers:
+        if isinstance(taker, _SoundTaker):
+            heard = taker.result()
+        else:
+            seen = taker.result()
     return MediaSegment(heard.waveform, heard.valid_samples, seen.frames, seen.valid_frames)
 
 
