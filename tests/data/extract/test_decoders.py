@@ -1,6 +1,7 @@
 """The pool of decoding processes: light, in order where that is wanted, and not ended by what a file does."""
 
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from light_decoders import Endless, Failing, Slow
+from light_decoders import Endless, Failing, KilledAtFirst, Slow, TooLarge
 from small_media import video
+from vab.data.extract import decoders
 from vab.data.extract.cutting import Cutting, LeftOut
 from vab.data.extract.decoders import DecodingPool, Ended, Job
 from vab.data.extract.sounds import Decoded, Listening, Unusable, decode_all
 from vab.data.media.write import write_wav
 from vab.resizing import Resizer
+from vab.spec import UserError
 
 WORKER = """
 import pickle, sys
@@ -87,3 +90,20 @@ def test_a_run_that_is_closed_early_ends_its_processes_and_threads(tmp_path):
     count = len(list(tmp_path.iterdir()))
     time.sleep(0.5)
     assert len(list(tmp_path.iterdir())) == count < 1000
+
+
+def test_a_process_that_is_killed_as_it_begins_is_started_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoders, "_PAUSES", (0.1, 0.1))
+    (first,) = DecodingPool(KilledAtFirst(tmp_path, 2), 1).run_in_order([Job(0, Path("0"))], ahead=1)
+    assert first == ["0"]
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    with pytest.raises(UserError, match=r"\(exit code -9, for want of memory\?\): give a lower num_workers"):
+        list(DecodingPool(KilledAtFirst(tmp_path, 3), 1).run_in_order([Job(0, Path("0"))], ahead=1))
+
+
+def test_an_item_that_cannot_be_sent_ends_its_file_alone():
+    jobs = [Job(number, Path(str(number))) for number in range(2)]
+    found = list(DecodingPool(TooLarge(), 1).run_in_order(jobs, ahead=2))
+    assert [(one[0], one[1].reason) for one in found] == [("begun", "error")] * 2
+    assert "cannot pickle 'generator' object" in found[0][1].detail

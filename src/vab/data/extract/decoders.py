@@ -233,9 +233,22 @@ class _LostError(Exception):
         self.was_killed = was_killed
 
 
+class _NotBegunError(Exception):
+    """A process ended before it could take a job."""
+
+    def __init__(self, code: int | None) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 class _ClosedError(Exception):
     """Nobody wants items any more."""
 
+
+_PAUSES = (1.0, 5.0, 20.0)
+"""s, before a process that was killed as it began is started again: memory may be short for a while."""
+_END_SECONDS = 5.0
+"""A process that is in the kernel's hands, as at a dead network disk, is not waited for longer than this."""
 
 _process_lock = threading.Lock()
 """Held to start and to join processes: multiprocessing looks at all children at both."""
@@ -247,6 +260,7 @@ class _Worker(threading.Thread):
     def __init__(self, decoder: Decoder[Any], timeout: float, exchange: _Exchange) -> None:
         super().__init__(daemon=True)
         self.decoder, self.timeout, self.exchange = decoder, timeout, exchange
+        self._has_begun = False  # whether one of its processes could take jobs
         self._start_process()
 
     def run(self) -> None:
@@ -265,7 +279,7 @@ class _Worker(threading.Thread):
     def stop_process(self) -> None:
         with _process_lock:
             self.process.kill()
-            self.process.join()
+            self.process.join(_END_SECONDS)
         self.connection.close()
 
     def _start_process(self) -> None:
@@ -300,12 +314,40 @@ class _Worker(threading.Thread):
     def _send(self, job: Job) -> None:
         while True:
             if not self.is_ready:
-                self.is_ready = self._receive(float("inf")) == _READY
+                self._await_process()
             try:
                 return self.connection.send(job)
             except (BrokenPipeError, ConnectionResetError):  # it ended idle, which is not this file's fault
                 self.stop_process()
                 self._start_process()
+
+    def _await_process(self) -> None:
+        """Wait until the process can take jobs; one that the system kills as it begins is started again.
+
+        Raises:
+            UserError: If it ends again and again.
+        """
+        for pause in (*_PAUSES, None):
+            try:
+                self.is_ready = self._has_begun = self._receive(float("inf")) == _READY
+                return
+            except _NotBegunError as error:
+                was_killed = error.code == -signal.SIGKILL
+                if pause is None or not (was_killed or self._has_begun):
+                    way = (
+                        "give a lower num_workers"
+                        if was_killed
+                        else (
+                            'in a script of your own, call this under if __name__ == "__main__":, or give num_workers=0'
+                        )
+                    )
+                    killed = ", for want of memory?" if was_killed else ""
+                    raise UserError(
+                        f"a decoding process ended before it began (exit code {error.code}{killed}): {way}"
+                    ) from None
+            self.stop_process()
+            time.sleep(pause)
+            self._start_process()
 
     def _receive(self, timeout: float) -> Any:
         late = time.monotonic() + timeout
@@ -318,13 +360,10 @@ class _Worker(threading.Thread):
             item = self.connection.recv()
         except (EOFError, OSError):  # OSError: it ended in the middle of an item
             with _process_lock:
-                self.process.join()
+                self.process.join(_END_SECONDS)
                 code = self.process.exitcode
             if not self.is_ready:
-                raise UserError(
-                    f"a decoding process ended before it began (exit code {code}): in a script of your own, call this"
-                    ' under if __name__ == "__main__":, or give num_workers=0'
-                ) from None
+                raise _NotBegunError(code) from None
             was_killed = code == -signal.SIGKILL
             killed = ", for want of memory?" if was_killed else ""
             raise _LostError(f"its decoder crashed (exit code {code}{killed})", was_killed) from None
@@ -355,7 +394,16 @@ def _work(connection: Connection[Any, Any], decoder: Decoder[Any]) -> None:
         while True:
             job = connection.recv()
             for item in work_on(job, decoder):
-                connection.send(item)
+                try:
+                    connection.send(item)
+                except OSError:
+                    raise
+                except Exception as error:  # such as no memory to send it: of this file alone
+                    connection.send(
+                        LeftOut(None, "error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+                    )
+                    connection.send(Ended())
+                    break
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except Exception:
