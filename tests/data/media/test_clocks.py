@@ -1,5 +1,6 @@
 """Timestamps and headers that are wrong: joined files, clocks that end, no presentation times, sizes of pipes."""
 
+import re
 import struct
 from fractions import Fraction
 
@@ -181,6 +182,15 @@ def test_a_wrong_time_of_one_packet_does_not_move_the_sound_after_it(tmp_path, e
         expected = whole.waveform[round(start * RATE) :][: 2 * RATE]
         np.testing.assert_allclose(segment.waveform, expected, atol=1e-3)
     assert read_audio(path, RATE).valid_samples == whole.valid_samples
+
+
+def test_joined_recordings_of_unknown_length_are_one_timeline(tmp_path):
+    path = joined(tmp_path, ".webm", ("libvpx", "libopus"), rate=48_000)
+    unknown = re.sub(
+        rb"(\x18\x53\x80\x67\x01).{7}", lambda found: found[1] + b"\xff" * 7, path.read_bytes(), flags=re.DOTALL
+    )
+    path.write_bytes(unknown)
+    sees_one_time(path, numbers, 8)
 
 
 @pytest.mark.parametrize(

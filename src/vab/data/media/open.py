@@ -196,7 +196,10 @@ def _is_one_segment(path: Path) -> bool:
         if head[place : place + 4] != name or place + 5 > len(head) or not head[place + 4]:
             return False
         width = 9 - head[place + 4].bit_length()
-        length = int.from_bytes(head[place + 4 : place + 4 + width], "big") & ((1 << 7 * width) - 1)
+        unknown = (1 << 7 * width) - 1
+        length = int.from_bytes(head[place + 4 : place + 4 + width], "big") & unknown
+        if length == unknown:
+            return False
         lengths.append(place + 4 + width + length)
         place = lengths[-1]
     return lengths[-1] >= size
