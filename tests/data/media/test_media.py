@@ -296,11 +296,16 @@ def test_channels_are_mixed_as_ffmpeg_does(tmp_path, layout, values, expected):
 
 def test_any_number_of_channels_gives_sound(tmp_path):
     sound = click(1.0, 0.5)
-    for channels in (1, 2, 3, 5, 7, 10, 16, 24):
+    for channels in (1, 2, 3, 5, 7, 9, 10, 16, 24):
         soundfile.write(tmp_path / "x.wav", np.repeat(sound[:, None], channels, axis=1), RATE)
         got = read_audio(tmp_path / "x.wav", RATE).waveform
         assert (len(got), np.abs(got).argmax()) == (RATE, RATE // 2)
         assert np.abs(got).max() == pytest.approx(0.9, abs=1e-3)
+
+
+def test_channels_that_no_layout_has_are_mixed_to_their_mean(tmp_path):
+    soundfile.write(tmp_path / "x.wav", click(1.0, 0.5)[:, None] * np.linspace(0.2, 1.0, 9), RATE)
+    assert read_audio(tmp_path / "x.wav", RATE).waveform.max() == pytest.approx(0.9 * 0.6, abs=1e-3)
 
 
 def test_a_rate_that_changes_is_resampled(shared_data):

@@ -651,13 +651,13 @@ class _SoundTrack(_Track):
         """(N,) float32: one channel at ``rate``, as ``ffmpeg -ac 1`` mixes; where the rate changes, N is another."""
         kind = frame.format.name, frame.layout.name, frame.sample_rate
         if self._mixer is None or self._mixer[0] != kind:
-            graph = Graph()
             channels = len(frame.layout.channels)
-            mixing = graph.add("aresample", f"osf=flt:osr={self.rate}:ochl=mono:rematrix_maxval=1")
-            source = graph.add_abuffer(None, frame.sample_rate, kind[0], kind[1], channels, "", frame.time_base)
-            source.link_to(mixing)
-            mixing.link_to(graph.add("abuffersink"))
-            graph.configure()
+            mean = "mono|c0=" + "+".join(f"{1 / channels}*c{number}" for number in range(channels))
+            resampling = ("aresample", f"osf=flt:osr={self.rate}:ochl=mono:rematrix_maxval=1")
+            try:
+                graph = self._make_mixer(frame, resampling)
+            except FFmpegError:  # no layout has so many channels
+                graph = self._make_mixer(frame, ("pan", mean), resampling)
             self._mixer = kind, graph
         graph = self._mixer[1]
         graph.push(frame)
@@ -670,6 +670,18 @@ class _SoundTrack(_Track):
                 mixed.append(cast(AudioFrame, graph.pull()).to_ndarray()[0])
             except (BlockingIOError, EOFError):
                 return np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
+
+    @staticmethod
+    def _make_mixer(frame: AudioFrame, *filters: tuple[str, str]) -> Graph:
+        graph = Graph()
+        channels, layout = len(frame.layout.channels), frame.layout.name
+        last = graph.add_abuffer(None, frame.sample_rate, frame.format.name, layout, channels, "", frame.time_base)
+        for name, options in (*filters, ("abuffersink", "")):
+            following = graph.add(name, options)
+            last.link_to(following)
+            last = following
+        graph.configure()
+        return graph
 
 
 class _SoundTaker:
