@@ -88,14 +88,20 @@ def test_a_part_that_is_none_is_refused(folder, tmp_path, part, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def killed(folder, out, moments, times, *arguments):
-    """Kill runs at random moments, and finish then."""
-    kills = 0
+def killed(folder, out, times, seed, *arguments):
+    """Kill runs at random moments after some more parts are done, and finish then."""
+    kills, moments = 0, random.Random(seed)
+
+    def done():
+        return len(list(out.glob("parts/0*.json")))
+
     for _ in range(times):
+        more = done() + moments.randrange(4)
         process = start(folder, out, "--num_workers=0", "--batch_size=1", *arguments)
-        try:
-            process.wait(timeout=moments())
-        except subprocess.TimeoutExpired:
+        while process.poll() is None and done() < more:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             kills += 1
         process.communicate(timeout=60)
@@ -107,16 +113,14 @@ def killed(folder, out, moments, times, *arguments):
 
 @pytest.mark.timeout(300)
 def test_killed_at_random_moments_nothing_is_lost(folder, whole, tmp_path):
-    moments = random.Random(5)
-    assert killed(folder, tmp_path / "out", lambda: moments.uniform(3.0, 7.0), 2) >= 1
+    assert killed(folder, tmp_path / "out", 2, seed=5) >= 1
     assert contents(tmp_path / "out") == whole
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_20_times_nothing_is_lost(folder, whole, tmp_path):
-    moments = random.Random(6)
-    killed(folder, tmp_path / "out", lambda: moments.uniform(2.0, 8.0), 20)
+    assert killed(folder, tmp_path / "out", 20, seed=6) >= 10
     assert contents(tmp_path / "out") == whole
 
 

@@ -44,7 +44,10 @@ def test_items_come_in_order_and_no_more_than_a_look_ahead_is_begun(num_workers,
     jobs = (Job(number, Path(str(number))) for number in range(12))
     items = DecodingPool(Slow(tmp_path), num_workers).run_in_order(jobs, ahead=3)
     assert next(items) == ["0"]
-    time.sleep(1.0 if num_workers else 0)  # long enough for all of them
+    late = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < (3 if num_workers else 1) and time.monotonic() < late:
+        time.sleep(0.01)
+    time.sleep(1.0 if num_workers else 0)  # long enough for a fourth
     assert len(list(tmp_path.iterdir())) == (3 if num_workers else 1)
     assert [name for (name,) in items] == [str(number) for number in range(1, 12)]
 
