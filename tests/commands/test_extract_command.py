@@ -140,9 +140,9 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(folder, whole, t
         if attempt % 3:
             while run.poll() is None and state(out) == before:
                 time.sleep(0.01)
-            time.sleep(moments.uniform(0.0, 2.0))
+            time.sleep(moments.uniform(0.0, 0.1))
         else:
-            time.sleep(moments.uniform(2.0, 9.0))
+            time.sleep(moments.uniform(0.5, 6.0))
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
             killed += 1
