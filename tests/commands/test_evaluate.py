@@ -74,6 +74,14 @@ def test_a_folder_beside_itself(real, tmp_path, capsys):
     assert "8 generated embeddings, 128 wide" in captured.err
 
 
+def test_wavs_with_placeholder_sizes_score_like_their_originals(shared_data, tmp_path):
+    cases = shared_data / "cases"
+    found = values(measure(cases / "wav_real", cases / "wav_gen", tmp_path / "report.json"))
+    assert len(list((cases / "wav_gen").iterdir())) == 7
+    assert found["kld_tiny"] == 0
+    assert found["fad_tiny"] == pytest.approx(0, abs=1e-9)
+
+
 def test_the_report_holds_every_figure_with_its_card(real, made, tmp_path):
     measured = measure(real, made, tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
