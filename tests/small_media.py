@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from vab.backbone import Backbone
+from vab.data.media.segments import MediaError, read_segments
 from vab.data.media.write import write_video
 from vab.tasks import PretrainTask
 from vab.tokens.sampler import Sampler
@@ -24,6 +25,14 @@ def video(path, seconds, sound=True, fps=16, seed=0):
     frames = np.random.default_rng(seed).integers(0, 255, (round(seconds * fps), 48, 64, 3), dtype=np.uint8)
     write_video(path, frames, fps, tone(seconds) if sound else None, 16_000)
     return str(path)
+
+
+def read_segment(path, sample_rate, video_fps, start=0.0, seconds=10.0):
+    """One segment, read by itself."""
+    (segment,) = read_segments(path, sample_rate, video_fps, [start], seconds)
+    if isinstance(segment, MediaError):
+        raise segment
+    return segment
 
 
 def picture_hash(path):

@@ -17,7 +17,7 @@ from vab.audio import rms_db
 from vab.commands.generation import Generator
 from vab.commands.keeping import FADE_SECONDS
 from vab.commands.preparing import Request, window_starts
-from vab.data.media.segments import MediaError, probe, read_audio, read_frames
+from vab.data.media.segments import MediaError, read_audio, read_frames, scan_packets
 from vab.data.media.write import write_video, write_wav
 from vab.frozen.codec import load_codec
 from vab.frozen.tiny import TinyCodec
@@ -276,7 +276,7 @@ def test_a_still_picture_is_shown_all_the_time(generator, tmp_path):
 
 def test_a_videos_sound_can_be_shorter_than_its_picture(generator, clip):
     assert len(sound(generator, clip, seconds=0.5).waveform) == 8000
-    assert len(sound(generator, clip, seconds=99.0).waveform) == round(probe(clip).video_seconds * RATE)
+    assert len(sound(generator, clip, seconds=99.0).waveform) == round(scan_packets(clip).video_end * RATE)
     for seconds in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match="--seconds must be at least"):
             generator.prepare(request(clip, seconds=seconds))

@@ -15,7 +15,7 @@ from vab.commands.listen import listen
 from vab.commands.listening.media import match_levels
 from vab.commands.listening.plan import plan_trials
 from vab.commands.listening.scores import PAGE_ANSWERS
-from vab.data.media.segments import probe, read_audio
+from vab.data.media.segments import read_audio, scan_packets
 from vab.data.media.write import write_wav
 from vab.metrics.preference import preference
 from vab.spec import UserError
@@ -126,7 +126,7 @@ def test_each_side_is_the_video_with_the_sound_that_the_key_names(place, written
             file = out / "page" / "media" / f"{trial['name']}_{side.lower()}.mp4"
             assert picture_hash(file) == picture_hash(original)
             heard = sound_of(out, trial, side)
-            assert len(heard) / 48_000 == pytest.approx(probe(original).video_seconds, abs=0.03)  # 0.9 s was cut
+            assert len(heard) / 48_000 == pytest.approx(scan_packets(original).video_end, abs=0.03)  # 0.9 s was cut
             spectrum = np.abs(np.fft.rfft(heard * np.hanning(len(heard))))
             pitch[trial[side]] = float(spectrum.argmax() * 48_000 / len(heard))
         number = VIDEOS.index(trial["video"])

@@ -91,7 +91,7 @@ def length_of(request: Request, spec: SegmentSpec) -> float:
         raise UserError(f"--seconds must be at least {MIN_SECONDS}, got {wanted}")
     if media.is_picture(request.source):
         return spec.segment_seconds if wanted is None else wanted
-    seconds = media.stream_ends(request.source)[0]
+    seconds = media.scan_packets(request.source).video_end
     if not seconds:
         raise media.MediaError("no_video", request.source, "has no picture to make sound for")
     return seconds if wanted is None else min(seconds, wanted)
@@ -134,9 +134,12 @@ def watch_video(
     times = np.round(np.array(starts)[:, None] / spec.code_rate + offsets, 6)  # (W, V), equal where windows share
     unique, place = np.unique(times, return_inverse=True)
     encoded: list[Tensor] = []
-    running = media.stream_frames(path, unique, lambda frames: encoded.append(encode(frames)))
+    running = 0
+    for segment in media.stream_frames(path, unique):
+        encoded.append(encode(segment.frames))
+        running += segment.valid_frames
     place = place.reshape(times.shape)
-    valid = running[place] & (times < seconds)
+    valid = (place < running) & (times < seconds)
     return torch.cat(encoded)[torch.from_numpy(place)], [max(1, int(count)) for count in valid.sum(1)]
 
 

@@ -22,7 +22,7 @@ from vab.commands.files import check_files
 from vab.commands.recall import By, Embeddings, check_list_flags, measure, read_embeddings, show
 from vab.commands.results_page import results_page, sound_of_codes
 from vab.data.inputs.listing import find_sources
-from vab.data.media.segments import MediaError, stream_ends
+from vab.data.media.segments import MediaError, scan_packets
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import first_of, read_keys
 from vab.files import ProgressBar, sha256_of, write_atomically
@@ -326,10 +326,10 @@ def _sides(gallery: Gallery, place: str) -> dict[str, Embeddings]:
 
 
 def _query_side(path: Path, query_by: str) -> str:
-    video_end, audio_end = stream_ends(path)
+    scan = scan_packets(path)
     if query_by == "auto":
-        return "audio" if video_end is None else "video"
-    if (video_end if query_by == "video" else audio_end) is None:
+        return "audio" if scan.video_end is None else "video"
+    if (scan.video_end if query_by == "video" else scan.audio_end) is None:
         raise MediaError(f"no_{query_by}", path, f"has no {'picture' if query_by == 'video' else 'sound'} to search by")
     return query_by
 

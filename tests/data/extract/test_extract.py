@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from small_media import read_segment
 from vab.commands.extract import extract
 from vab.data.extract.cutting import Cutting, LeftOut, Segment
 from vab.data.extract.decoders import DecodingPool, Ended, Job
@@ -89,8 +90,6 @@ def test_every_input_ends_in_the_shards_or_in_the_report(done, capsys):
 
 
 def test_records_are_what_the_frozen_networks_make_of_the_media(done, folder):
-    from vab.data.media.segments import read_segment
-
     data = ShardDataset(done[0])
     records = {(data.record(i)["id"], data.record(i)["start_seconds"]): i for i in range(len(data))}
     assert len(records) == 16

@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 from test_media import RATE, numbers, painted
 
+from small_media import read_segment
 from vab.data.media.open import OpenMedia
-from vab.data.media.segments import (
-    MediaError,
-    read_audio,
-    read_frames,
-    read_segment,
-    read_segments,
-    scan_packets,
-    stream_ends,
-)
+from vab.data.media.segments import MediaError, read_audio, read_frames, read_segments, scan_packets
 from vab.data.media.write import replace_audio, write_video, write_wav
 
 FPS = 25
@@ -90,15 +83,14 @@ def joined(folder, suffix, codecs, at=(0.0, 0.0), rate=RATE):
 
 def sees_one_time(path, read_numbers, seconds):
     """One pass, reading each and seeking agree, and pictures and tones are those of one story of so many seconds."""
-    ends = stream_ends(path)
-    assert ends == (pytest.approx(seconds, abs=0.25), pytest.approx(seconds, abs=0.25))
+    scan = scan_packets(path)
+    assert (scan.video_end, scan.audio_end) == (pytest.approx(seconds, abs=0.25), pytest.approx(seconds, abs=0.25))
     count = seconds * FPS - 5
     found = read_numbers(read_frames(path, FPS, count=count).frames)
     assert follow(found)
     assert found[-1] >= count - 10
     assert heard(read_audio(path, RATE).waveform)[:seconds] == [300 + 100 * k for k in range(seconds)]
     starts = [0.0, seconds / 2 - 1, seconds - 3]
-    scan = scan_packets(path)
     for start, one in zip(starts, read_segments(path, RATE, FPS, starts, 2.0, scan=scan), strict=True):
         alone = read_segment(path, RATE, FPS, start, 2.0)
         assert np.array_equal(one.frames, alone.frames)
@@ -312,7 +304,7 @@ def test_flash_and_beep_lie_where_they_were(shared_data, name, seconds):
 
 def test_sound_that_is_announced_and_does_not_come_is_not_there(shared_data):
     path = shared_data / "cases" / "test-no-audio-segment.ts"
-    assert stream_ends(path)[1] is None
+    assert scan_packets(path).audio_end is None
     for read in (lambda: read_audio(path, RATE), lambda: read_segment(path, RATE, 4.0, 1.0, 1.0)):
         with pytest.raises(MediaError) as problem:
             read()

@@ -1,13 +1,17 @@
 """Many segments of a file in one pass: what they are one by one, also where the pass does not succeed."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from test_media import RATE, numbers, painted, sampling, shown, write
 
+from small_media import read_segment
 from vab.data.media import segments as media
-from vab.data.media.segments import MediaError, read_segment, read_segments, scan_packets
+from vab.data.media.scan import Scan
+from vab.data.media.segments import MediaError, read_segments, scan_packets
+from vab.data.media.tracks import PictureTrack
 from vab.data.media.write import write_video
 
 B_FRAMES = {"bf": "3", "b-adapt": "0", "preset": "medium", "g": "48"}
@@ -22,18 +26,18 @@ def chirp(seconds):
 def counts(monkeypatch):
     """How often a picture was decoded, and a span was read by itself."""
     counted = {"pictures": 0, "spans": 0}
-    add, take_span = media._PictureTrack.add, media._take_span
+    add, read_span = PictureTrack.add, media._read_span
 
     def counting_add(track, frame):
         counted["pictures"] += 1
         add(track, frame)
 
-    def counting_take_span(*arguments):
+    def counting_read_span(*arguments):
         counted["spans"] += 1
-        return take_span(*arguments)
+        return read_span(*arguments)
 
-    monkeypatch.setattr(media._PictureTrack, "add", counting_add)
-    monkeypatch.setattr(media, "_take_span", counting_take_span)
+    monkeypatch.setattr(PictureTrack, "add", counting_add)
+    monkeypatch.setattr(media, "_read_span", counting_read_span)
     return counted
 
 
@@ -87,10 +91,10 @@ def test_pictures_that_nobody_wants_are_not_decoded_and_the_others_are_the_same(
 
 def test_wanted_pictures_are_those_on_show(tmp_path):
     times = np.array([0.0, 0.5, 0.6, 2.0, 2.1])
-    scan = media.Scan(3.0, 3.0, (times * 1000).astype(np.int64), media.Fraction(1, 1000), 0.0)
+    scan = Scan(3.0, 3.0, (times * 1000).astype(np.int64), Fraction(1, 1000), 0.0)
     assert scan.unwanted(np.array([0.55, 1.9])) == {2000}  # those at 0.5 and 0.6 s are on show, the ends are kept
     assert scan.unwanted(np.array([0.1, 0.2])) == {500, 600, 2000}
-    assert media.Scan(3.0, 3.0).unwanted(np.array([0.1])) == frozenset()
+    assert Scan(3.0, 3.0).unwanted(np.array([0.1])) == frozenset()
 
 
 def test_segments_around_damage_are_had(tmp_path, counts):

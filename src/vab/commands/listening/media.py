@@ -11,7 +11,7 @@ import torch
 from vab.audio import rms_db
 from vab.commands.listening.plan import Material
 from vab.data.media.open import OpenMedia
-from vab.data.media.segments import read_audio, stream_ends
+from vab.data.media.segments import read_audio, scan_packets
 from vab.metrics.health import SILENT_DB
 from vab.spec import UserError
 
@@ -53,7 +53,7 @@ def read_sounds(files: Material) -> tuple[dict[str, np.ndarray], dict[str, float
         Sounds: system -> (N,) float32, 48 kHz, mono, fading out within 10 ms; and by how many seconds each system's
         file ends before the video (0 if it does not).
     """
-    shown = stream_ends(files.video)[0]
+    shown = scan_packets(files.video).video_end
     assert shown is not None  # require_playable has seen pictures
     whole = {system: read_audio(path, SAMPLE_RATE).waveform for system, path in files.sounds.items()}
     n = min(round(shown * SAMPLE_RATE), *(len(waveform) for waveform in whole.values()))

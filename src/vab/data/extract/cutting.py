@@ -11,7 +11,10 @@ import numpy as np
 
 from vab import UserError
 from vab.audio import level_db
-from vab.data.media.segments import MediaError, MediaSegment, read_segments, scan_packets, scan_streams
+from vab.data.media.open import MediaError
+from vab.data.media.scan import scan_packets, scan_streams
+from vab.data.media.segments import read_segments
+from vab.data.media.tracks import MediaSegment
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
-from vab.data.media.open import MediaError, explain_content
+from vab.data.media.content import explain_content
+from vab.data.media.open import MediaError
 
 PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 """Files that are taken for still pictures."""

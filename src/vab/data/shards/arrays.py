@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vab.data.extract.cutting import check_segments, segment_starts
 from vab.data.inputs.listing import files_below
-from vab.data.media.segments import SAME_TIME
+from vab.data.media.tracks import SAME_TIME
 from vab.extras import install_hint
 from vab.spec import UserError
 

@@ -39,7 +39,8 @@ from vab.data.extract.report import (
     write_report,
 )
 from vab.data.inputs.listing import Source, Sources
-from vab.data.media.segments import SAME_TIME, frame_times
+from vab.data.media.segments import frame_times
+from vab.data.media.tracks import SAME_TIME
 from vab.data.shards.arrays import ArrayError, ArrayReader, Arrays, CodecFacts, Cut
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import CODEBOOKS, Left, is_complete, library_versions, make_key, read_manifest
