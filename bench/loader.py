@@ -99,10 +99,8 @@ def write_records(folder: Path, count: int) -> None:
             codes = random.integers(0, SPEC.codebook_size, (SPEC.num_codebooks, SPEC.num_steps), dtype=np.uint16)
             features = random.standard_normal((SPEC.num_frames, SPEC.feature_dim), dtype=np.float32).astype(np.float16)
             meta = {"id": name, "source": name, "start_seconds": 0.0, "labels": [], "loudness_db": -20.0}
-            writer.write(
-                make_key(name, 0.0), codes, features, meta | {"steps": SPEC.num_steps, "frames": SPEC.num_frames}
-            )
-            writer.finish_source(name)
+            meta |= {"steps": SPEC.num_steps, "frames": SPEC.num_frames}
+            writer.add(name, [(make_key(name, 0.0), codes, features, meta)])
         shape = (SPEC.num_codebooks, SPEC.codebook_size, SPEC.code_dim)
         writer.finish(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
 

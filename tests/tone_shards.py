@@ -44,6 +44,7 @@ def write_shards(
     pitch = np.where(high, 1500.0, 300.0) * random.uniform(0.95, 1.05, count)
     waveforms = 0.3 * np.sin(2 * np.pi * pitch[:, None] * seconds)
     codes = codec.encode(torch.from_numpy(waveforms[:, None]).float()).numpy()  # (count, K, T)
+    records = []  # of one source
     with ShardWriter(folder, spec, labels=LABELS, records_per_shard=records_per_shard) as writer:
         for number in range(count):
             features = 0.1 * random.standard_normal((spec.num_frames, spec.feature_dim))
@@ -59,8 +60,9 @@ def write_shards(
                 "frames": 0 if sound_only else spec.num_frames // 2 if short else spec.num_frames,
                 "labels": [LABELS[0] if high[number] else LABELS[1]],
             }
-            writer.write(make_key(source, start), codes[number] % spec.codebook_size, features, meta)
+            records.append((make_key(source, start), codes[number] % spec.codebook_size, features, meta))
             if number % per_source == per_source - 1 or number == count - 1:
-                writer.finish_source(f"{source}.mp4")
+                writer.add(f"{source}.mp4", records)
+                records = []
         writer.finish(codec.codebooks() if codebooks is None else codebooks)
     return folder

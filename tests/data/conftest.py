@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from vab.data.shards.writer import ShardWriter, make_key
+from vab.data.shards.format import make_key
+from vab.data.shards.writer import ShardWriter
 from vab.spec import SegmentSpec
 
 LABELS = ("bell", "dog", "drum")
@@ -35,7 +36,7 @@ def codebooks(small_spec):
 
 @pytest.fixture(scope="session")
 def make_record(small_spec):
-    """Record number n as arguments of ``ShardWriter.write``; what it holds follows from n."""
+    """Record number n as ``ShardWriter.add`` takes it; what it holds follows from n."""
 
     def make(number, **changes):
         random = np.random.default_rng(number)
@@ -61,9 +62,8 @@ def make_shards(small_spec, codebooks, make_record):
     def make(folder, count, start=0, spec=small_spec, labels=LABELS, records_per_shard=4):
         with ShardWriter(folder, spec, labels, records_per_shard) as writer:
             for number in range(start, start + count):
-                key, codes, features, meta = make_record(number)
-                writer.write(key, codes, features, meta)
-                writer.finish_source(meta["source"])
+                record = make_record(number)
+                writer.add(record[3]["source"], [record])
             writer.finish(codebooks)
         return folder
 

@@ -213,8 +213,8 @@ def test_several_labels_need_the_loss_for_several(tmp_path):
             torch.zeros(spec.num_codebooks, spec.num_steps).long(),
             torch.zeros(spec.num_frames, spec.feature_dim),
         )
-        writer.write(make_key("x", 0.0), codes.numpy(), features.numpy(), meta | {"labels": list(LABELS)})
-        writer.finish_source("x")
+        record = make_key("x", 0.0), codes.numpy(), features.numpy(), meta | {"labels": list(LABELS)}
+        writer.add("x", [record])
         writer.finish(torch.ones(spec.num_codebooks, spec.codebook_size, spec.code_dim))
     data = ShardDataModule(str(tmp_path / "s"), str(tmp_path / "s"), batch_size=1, num_workers=0)
     with pytest.raises(UserError, match=r"has 2 labels, a softmax needs one: give --model\.multi_label true"):

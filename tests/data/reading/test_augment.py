@@ -17,7 +17,8 @@ from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.loader import Loader
 from vab.data.reading.mixed import MixedDataset
 from vab.data.reading.order import Changes, Share, permutation
-from vab.data.shards.writer import ShardWriter, make_key
+from vab.data.shards.format import make_key
+from vab.data.shards.writer import ShardWriter
 from vab.spec import UserError
 
 SECONDS, RATE, FPS, COUNT = 4, 25, 4, 14
@@ -55,8 +56,7 @@ def folders(tmp_path_factory, long_spec, codebooks):
                     "steps": 60 if short else SECONDS * RATE,
                     "labels": [["bell"], ["dog"], [], ["drum"]][number % 4],
                 }
-                writer.write(make_key(f"v{number}", 0.0), codes, features, meta)
-                writer.finish_source(f"v{number}.mp4")
+                writer.add(f"v{number}.mp4", [(make_key(f"v{number}", 0.0), codes, features, meta)])
             writer.finish(codebooks)
     return str(folder / "train"), str(folder / "val")
 
@@ -158,8 +158,7 @@ def fractional(tmp_path_factory, small_spec, codebooks):
             codes = np.stack([np.arange(345) // 2, np.full(345, number)])
             features = np.stack([np.arange(16.0), *np.full((5, 16), number)], axis=1)
             meta = {"id": f"v{number}", "source": f"v{number}.mp4", "start_seconds": 0.0, "steps": 345, "frames": 16}
-            writer.write(make_key(f"v{number}", 0.0), codes, features, {**meta, "labels": []})
-            writer.finish_source(f"v{number}.mp4")
+            writer.add(f"v{number}.mp4", [(make_key(f"v{number}", 0.0), codes, features, {**meta, "labels": []})])
         writer.finish(codebooks)
     return ShardDataset(folder)
 

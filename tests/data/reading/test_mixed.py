@@ -16,7 +16,8 @@ from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.mixed import MixedDataset
 from vab.data.reading.order import mixed_order, permutation
-from vab.data.shards.writer import ShardWriter, make_key
+from vab.data.shards.format import make_key
+from vab.data.shards.writer import ShardWriter
 from vab.spec import UserError
 
 LARGE, SMALL, NUM_VAL = 14, 5, 7
@@ -74,8 +75,8 @@ def write(folder, small_spec, codebooks, names, **types):
             meta = {"id": name, "source": f"{name}.mp4", "start_seconds": 1.0 * number, "steps": 25, "frames": 4}
             labels = [name if name != names[-1] else "common"]
             codes, features = np.full((2, 25), number), np.full((4, 6), 0.1 * number)
-            writer.write(make_key(name, 1.0 * number), codes, features, meta | {"labels": labels})
-            writer.finish_source(f"{name}.mp4")
+            record = make_key(name, 1.0 * number), codes, features, meta | {"labels": labels}
+            writer.add(f"{name}.mp4", [record])
         writer.finish(codebooks)
     return str(folder)
 

@@ -22,15 +22,13 @@ from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
 from vab.data.shards import format as shard_format
 from vab.data.shards import verify as indexing
-from vab.data.shards.writer import ShardWriter, is_complete, make_key
+from vab.data.shards.format import Left, is_complete, make_key
+from vab.data.shards.writer import ShardWriter
 from vab.spec import UserError
 
 
-def write(writer, record, finish=True):
-    key, codes, features, meta = record
-    writer.write(key, codes, features, meta)
-    if finish:
-        writer.finish_source(meta["source"])
+def write(writer, *records, left_out=()):
+    writer.add(records[0][3]["source"], records, left_out)
 
 
 def contents(folder):
@@ -73,8 +71,7 @@ def test_what_is_read_is_what_was_written(ten, small_spec, codebooks, make_recor
 def test_arrays_may_lie_in_memory_in_any_order(tmp_path, small_spec, codebooks, make_record):
     key, codes, features, meta = make_record(1)
     with ShardWriter(tmp_path, small_spec, meta["labels"]) as writer:
-        writer.write(key, np.asfortranarray(codes), np.asfortranarray(features), meta)
-        writer.finish_source(meta["source"])
+        write(writer, (key, np.asfortranarray(codes), np.asfortranarray(features), meta))
         writer.finish(codebooks)
     batch = ShardDataset(tmp_path).read([0])
     assert np.array_equal(batch.codes[0], codes)
@@ -108,7 +105,6 @@ def test_killed_writer_goes_on_and_ends_with_the_same_bytes(
         writer = ShardWriter(folder, small_spec, labels, 4)
         for number in range(kill_after):
             write(writer, make_record(number))
-        write(writer, make_record(kill_after), finish=False)
         os._exit(9)
 
     process = multiprocessing.get_context("fork").Process(target=work)
@@ -117,10 +113,10 @@ def test_killed_writer_goes_on_and_ends_with_the_same_bytes(
     assert process.exitcode == 9
     assert not is_complete(folder)
     with ShardWriter(folder, small_spec, labels, 4) as writer:
-        assert writer.num_records == writer.num_done == kill_after // 4 * 4
+        assert writer.num_records == len(writer.done) == kill_after // 4 * 4
         for number in range(10):
             record = make_record(number)
-            if not writer.is_done(record[3]["source"]):
+            if record[3]["source"] not in writer.done:
                 write(writer, record)
         writer.finish(codebooks)
     assert contents(folder) == contents(ten)
@@ -134,7 +130,7 @@ def test_killed_before_the_part_was_marked_done_is_done_again(tmp_path, ten, sma
             write(writer, make_record(number))
     (folder / "parts" / "000000.json").unlink()
     with ShardWriter(folder, small_spec, labels, 4) as writer:
-        assert writer.num_done == 0
+        assert writer.done == set()
         for number in range(10):
             write(writer, make_record(number))
         writer.finish(codebooks)
@@ -155,17 +151,13 @@ def test_commit_keeps_a_shard_that_is_not_full(tmp_path, small_spec, make_record
         writer.commit()
         write(writer, make_record(0))
     with ShardWriter(tmp_path, small_spec, ["bell"], 4) as writer:
-        assert list(writer.committed_sources()) == ["video.1.mp4"]
-        assert writer.is_done("video.1.mp4")
+        assert writer.done == {"video.1.mp4"}
 
 
 def test_source_of_several_records_stays_whole(tmp_path, small_spec, codebooks, make_record):
     with ShardWriter(tmp_path, small_spec, (), 2) as writer:
-        for start in range(3):
-            _, codes, features, meta = make_record(0, source="long.mp4", start_seconds=float(start), id="long")
-            writer.write(make_key("long", start), codes, features, meta)
-        assert writer.num_records == 0
-        writer.finish_source("long.mp4")
+        records = [make_record(0, source="long.mp4", start_seconds=float(start), id="long") for start in range(3)]
+        write(writer, *((make_key("long", start), *record[1:]) for start, record in enumerate(records)))
         manifest = writer.finish(codebooks)
     assert [shard["records"] for shard in manifest["shards"]] == [3]
     assert [ShardDataset(tmp_path).record(number)["start_seconds"] for number in range(3)] == [0, 1, 2]
@@ -174,15 +166,12 @@ def test_source_of_several_records_stays_whole(tmp_path, small_spec, codebooks, 
 def test_what_is_left_out_is_in_the_manifest(tmp_path, small_spec, codebooks, make_record):
     labels = ["bell", "dog", "drum"]
     with ShardWriter(tmp_path, small_spec, labels, 1) as writer:
-        writer.leave_out("broken.mp4", "unreadable")
-        write(writer, make_record(0), finish=False)
-        writer.leave_out("video.0.mp4", "silent", start_seconds=1.0)
-        writer.finish_source("video.0.mp4")
+        writer.add("broken.mp4", [], [Left("broken.mp4", "unreadable")])
+        write(writer, make_record(0), left_out=[Left("video.0.mp4", "silent", start_seconds=1.0)])
     with ShardWriter(tmp_path, small_spec, labels, 1) as writer:
-        assert set(writer.committed_sources()) == {"video.0.mp4"}  # what could not be read is tried again
-        writer.leave_out("broken.mp4", "unreadable")
-        write(writer, make_record(1), finish=False)
-        writer.leave_out("video.1.mp4", "broken", "at 7 s")  # takes back the record given before
+        assert writer.done == {"video.0.mp4"}  # what could not be read is tried again
+        writer.add("broken.mp4", [], [Left("broken.mp4", "unreadable")])
+        writer.add("video.1.mp4", [], [Left("video.1.mp4", "broken", "at 7 s")])
         manifest = writer.finish(codebooks)
     assert [left.to_json() for left in manifest["left_out"]] == [
         {"source": "video.0.mp4", "reason": "silent", "start_seconds": 1.0},
@@ -215,29 +204,27 @@ def test_bad_record_is_refused(tmp_path, small_spec, make_record, change, words)
     key, codes, features, meta = make_record(0)
     record = {"key": key, "codes": codes, "features": features} | change | {"meta": meta | change.get("meta", {})}
     with ShardWriter(tmp_path, small_spec, ["bell"]) as writer, pytest.raises(UserError, match=words):
-        writer.write(**record)
+        write(writer, tuple(record.values()))
 
 
-def test_key_given_twice_is_refused(tmp_path, small_spec, make_record):
+def test_key_given_twice_is_refused(tmp_path, small_spec, make_record, codebooks):
     with ShardWriter(tmp_path, small_spec, ["bell", "dog", "drum"], 1) as writer:
         write(writer, make_record(0))
     with ShardWriter(tmp_path, small_spec, ["bell", "dog", "drum"], 1) as writer:
         key, codes, features, meta = make_record(0)
-        with pytest.raises(UserError, match=f"key {key} occurs twice"):
-            writer.write(key, codes, features, meta | {"source": "other.mp4"})
+        write(writer, (key, codes, features, meta | {"source": "other.mp4"}))
+        with pytest.raises(UserError, match=f"key {key} occurs twice, in shard-000000.tar and shard-000001.tar"):
+            writer.finish(codebooks)
 
 
-def test_mistakes_of_the_calling_code_are_no_user_errors(tmp_path, small_spec, codebooks, make_record):
+def test_mistakes_of_the_calling_code_are_no_user_errors(tmp_path, small_spec, make_record):
     with ShardWriter(tmp_path, small_spec, ["bell", "dog", "drum"]) as writer:
         with pytest.raises(ValueError, match="no record and no reason") as caught:
-            writer.finish_source("nothing.mp4")
+            writer.add("nothing.mp4", [])
         assert not isinstance(caught.value, UserError)
         write(writer, make_record(1))
-        with pytest.raises(ValueError, match="finished already"):
-            writer.leave_out("video.1.mp4", "late")
-        write(writer, make_record(2), finish=False)
-        with pytest.raises(ValueError, match=r"not finished: \['video.2.mp4'\]"):
-            writer.finish(codebooks)
+        with pytest.raises(ValueError, match="added before"):
+            writer.add("video.1.mp4", [], [Left("video.1.mp4", "late")])
 
 
 def test_folder_that_cannot_be_written_to_is_refused(tmp_path, ten, small_spec, make_record, codebooks):
@@ -258,7 +245,7 @@ def test_folder_that_cannot_be_written_to_is_refused(tmp_path, ten, small_spec, 
         ShardWriter(begun, small_spec, ["bell", "dog", "drum"], 1)
     ShardWriter(begun, small_spec, ["bell", "dog", "drum"], 1, {"loudness": (1, 2)}).close()
     with ShardWriter(tmp_path / "empty", small_spec) as writer:
-        writer.leave_out("a.mp4", "silent")
+        writer.add("a.mp4", [], [Left("a.mp4", "silent")])
         with pytest.raises(UserError, match=r"no record was made; left out because: \['silent'\]"):
             writer.finish(codebooks)
     (tmp_path / "file").write_text("")
@@ -311,7 +298,7 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, small_spec, codebooks, 
     assert left - kept <= {"shard-000001.tar", "parts/000001.npy", "parts/000001.json"}
     with ShardWriter(tmp_path, small_spec, labels, 2) as writer:
         for number in range(4):
-            if not writer.is_done(f"video.{number}.mp4"):
+            if f"video.{number}.mp4" not in writer.done:
                 write(writer, make_record(number))
         writer.finish(codebooks)
     assert indexing.verify(tmp_path) == []
@@ -420,9 +407,7 @@ def test_number_out_of_range_is_refused(ten, numbers):
 
 def test_data_set_without_labels(tmp_path, small_spec, codebooks, make_record):
     with ShardWriter(tmp_path, small_spec) as writer:
-        key, codes, features, meta = make_record(0)
-        writer.write(key, codes, features, meta)
-        writer.finish_source(meta["source"])
+        write(writer, make_record(0))
         writer.finish(codebooks)
     dataset = ShardDataset(tmp_path)
     assert dataset.labels == ()
@@ -697,7 +682,7 @@ def test_lost_index_is_made_again(ten):
         ({"codes.npy": npy(np.array([[None] * 25] * 2), allow_pickle=True)}, r"of \|O"),
         ({"codes.npy": b"nonsense"}, "not a .npy file"),
         ({"codes.npy": npy(np.zeros((2, 25), np.int32))[:-8]}, "192 bytes of data"),
-        ({"features.npy": npy(np.full((4, 6), np.inf, np.float32))}, "not finite"),
+        ({"features.npy": npy(np.full((4, 6), np.inf, np.float32))}, "features must be finite as float32"),
         ({"features.npy": npy(np.zeros((4, 6), np.float16))}, "others"),
         ({"json": b"{"}, "not JSON"),
         ({"json": b"[]"}, "must be an object"),
@@ -732,7 +717,7 @@ def test_foreign_folder_that_cannot_be_indexed_is_refused(ten, pack, make_record
     folder = pack([*members(0, make_record), *members(1, make_record), *members(0, make_record)])
     with pytest.raises(UserError, match=r"--spec FILE.json"):
         indexing.index_folder(folder)
-    with pytest.raises(UserError, match=r"key 0000 is in foreign.tar, too"):
+    with pytest.raises(UserError, match=r"key 0000 occurs twice, in foreign.tar and foreign.tar"):
         indexing.index_folder(folder, ten / "manifest.json")
     folder = pack([("a/0.codes.npy", b"")])
     with pytest.raises(UserError, match="keys must be of"):

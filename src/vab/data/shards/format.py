@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from vab.files import sha256_of, write_atomically
 from vab.spec import NOT_STATED, SegmentSpec, UserError
 
 FORMAT = "vab-shards"
@@ -255,28 +255,31 @@ def check_codebooks(codebooks: Tensor, spec: SegmentSpec) -> None:
         raise UserError(f"codebooks of {spec.codec} must be finite, of shape {expected}; got {tuple(codebooks.shape)}")
 
 
-def write_side_files(
-    folder: Path, index: np.ndarray, label_counts: np.ndarray, label_ids: np.ndarray, codebooks: Tensor
-) -> dict[str, dict[str, Any]]:
-    """Write the index, the labels and the codebooks; answer size and hash of each, for the manifest.
+def read_codebooks(path: Path) -> Tensor:
+    """(K, S, code_dim) float32: codebooks from a .npy file, or from a .safetensors file.
 
-    Args:
-        folder: The data set's.
-        index: (records,) of ``index_dtype``.
-        label_counts: (records,) int, labels of each record.
-        label_ids: (all labels,) int, their numbers in the vocabulary, record after record.
-        codebooks: (K, S, code_dim) float32.
+    In a .safetensors file with several tensors it is the one called ``codebooks``.
+
+    Raises:
+        UserError: If the file cannot be read, or holds something else.
     """
-    starts = np.concatenate([[0], np.cumsum(label_counts, dtype=np.int64)]).astype("<i8")
-    arrays = {INDEX: index, LABEL_STARTS: starts, LABEL_IDS: label_ids.astype("<i4")}
-    codes = safetensors.torch.save({"codebooks": codebooks.detach().cpu().float().contiguous()})
-    files: dict[str, dict[str, Any]] = {}
-    contents: dict[str, list[bytes | memoryview]] = {name: array_pieces(array) for name, array in arrays.items()}
-    contents[CODEBOOKS] = [codes]
-    for name, pieces in contents.items():
-        write_atomically(folder / name, pieces)
-        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
-    return files
+    if path.suffix not in (".npy", ".safetensors"):
+        raise UserError(f"codebooks {path} must be a .npy or .safetensors file, or the folder of a data set")
+    try:
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                table = torch.from_numpy(np.load(file, allow_pickle=False))
+        else:
+            tensors = safetensors.torch.load_file(path)
+            table = next(iter(tensors.values())) if len(tensors) == 1 else tensors["codebooks"]
+    except (OSError, ValueError, TypeError, KeyError, EOFError, safetensors.SafetensorError) as error:
+        reason = f"no tensor {error}" if isinstance(error, KeyError) else str(error).strip().partition("\n")[0][:150]
+        raise UserError(f"codebooks {path} cannot be read: {reason}") from error
+    if table.ndim != 3 or not table.is_floating_point() or not bool(torch.isfinite(table).all()):
+        raise UserError(
+            f"codebooks {path} must be finite floats (K, S, code_dim), got {table.dtype} {tuple(table.shape)}"
+        )
+    return table.float()
 
 
 def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
@@ -339,11 +342,6 @@ def parse_manifest(text: bytes, folder: str | Path) -> dict[str, Any]:
         if not isinstance(name, str) or name in (".", "..") or not _FILE_NAME.fullmatch(name):
             raise UserError(f"{folder}: its {MANIFEST} lists a file {name!r}, which is no name of a file in a folder")
     return manifest
-
-
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest: the last step, which makes the folder a data set."""
-    write_atomically(folder / MANIFEST, json_lines(manifest, "left_out"))
 
 
 def head_differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:

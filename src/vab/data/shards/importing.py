@@ -23,10 +23,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
 
 from vab.data.extract.cutting import GRACE
 from vab.data.extract.parts import Watch
@@ -43,8 +39,16 @@ from vab.data.media.segments import frame_times
 from vab.data.media.tracks import SAME_TIME
 from vab.data.shards.arrays import ArrayError, ArrayReader, Arrays, CodecFacts, Cut
 from vab.data.shards.folder import OutFolder
-from vab.data.shards.format import CODEBOOKS, Left, is_complete, library_versions, make_key, read_manifest
-from vab.data.shards.writer import ShardWriter
+from vab.data.shards.format import (
+    CODEBOOKS,
+    Left,
+    is_complete,
+    library_versions,
+    make_key,
+    read_codebooks,
+    read_manifest,
+)
+from vab.data.shards.writer import Record, ShardWriter
 from vab.frozen.codec import CODECS, NUMBERS, load_codec
 from vab.frozen.vision import load_vision
 from vab.spec import NOT_STATED, SegmentSpec, UserError
@@ -55,8 +59,6 @@ _TOLD_EVERY = 50
 """Recordings from one report of the progress to the next."""
 
 _T = TypeVar("_T")
-_Record = tuple[dict[str, Any], np.ndarray, np.ndarray]
-"""Of a segment: what ``ShardWriter.write`` takes as ``meta``, codes (K, T) and features (V, C) float16."""
 
 
 def import_arrays(
@@ -117,52 +119,34 @@ def import_arrays(
     if is_complete(out):
         return finished_before(OutFolder(out), head, sources, inputs)
     with ShardWriter(out, spec, head["labels"], records_per_shard, head["extraction"]) as writer:
-        _refuse_lost(writer, sources)
-        left_out: list[Left] = []
-        seconds, before, here = 0.0, writer.num_done, 0
-        waiting = (source for source in sources if not writer.is_done(source.name))
+        names = {source.name for source in sources}
+        if gone := sorted(writer.done - names):
+            raise UserError(
+                f"{out} was begun with {len(gone)} inputs that are not listed now ({gone[0]}, ...):"
+                " list them again to resume, or give another folder"
+            )
+        seconds, before, here = 0.0, len(writer.done), 0
+        waiting = (source for source in sources if source.name not in writer.done)
         for source, records in _ahead(lambda source: _records(source, reader, spec), waiting):
             if isinstance(records, ArrayError):
-                writer.leave_out(source.name, records.reason, records.detail)
-                if not writer.num_records:  # else the manifest will tell
-                    left_out.append(Left(source.name, records.reason, records.detail))
+                writer.add(source.name, [], [Left(source.name, records.reason, records.detail)])
             else:
-                for meta, codes, features in records:
-                    writer.write(make_key(meta["id"], meta["start_seconds"]), codes, features, meta)
-                    seconds += meta["steps"] / spec.code_rate
-                writer.finish_source(source.name)
+                writer.add(source.name, records)
+                seconds += sum(meta["steps"] for *_, meta in records) / spec.code_rate
             here += 1
             if here % _TOLD_EVERY == 0:
                 watch(before + here, here, seconds)
         if not writer.num_records:
-            raise nothing_made(OutFolder(out), sources, left_out)
+            raise nothing_made(OutFolder(out), sources, writer.left_out)
         uses_hdf5 = any(arrays.uses_hdf5 for arrays in (reader.codes, reader.features) if arrays is not None)
         versions = library_versions() | ({"h5py": version("h5py")} if uses_hdf5 else {})
-        names = (source.name for source in sources)
-        manifest = writer.finish(reader.codec.codebooks, inputs, {"versions": versions}, names)
+        names_in_order = (source.name for source in sources)
+        manifest = writer.finish(reader.codec.codebooks, inputs, {"versions": versions}, names_in_order)
     report = report_of(OutFolder(out), manifest)
     assert report.inputs == len(sources), f"{report.inputs} recordings accounted for, {len(sources)} were given"
     write_report(report)
     watch(len(sources), here, seconds)
     return report
-
-
-def _refuse_lost(writer: ShardWriter, sources: Sources) -> None:
-    """What is in shards already must still be asked for.
-
-    Raises:
-        UserError: If some of it is not.
-    """
-    if not writer.num_done:
-        return
-    listed = sum(writer.is_done(source.name) for source in sources)
-    if listed < writer.num_done:
-        names = {source.name for source in sources}
-        lost = sorted(name for name in writer.committed_sources() if name not in names)
-        raise UserError(
-            f"{writer.folder} was begun with {len(lost)} inputs that are not listed now ({lost[0]}, ...):"
-            " list them again to go on, or give another folder"
-        )
 
 
 def sources_of(codes: Arrays, features: Arrays | None, listed: Sources | None) -> Sources:
@@ -192,7 +176,7 @@ def sources_of(codes: Arrays, features: Arrays | None, listed: Sources | None) -
     return sources
 
 
-def _records(source: Source, reader: ArrayReader, spec: SegmentSpec) -> list[_Record] | ArrayError:
+def _records(source: Source, reader: ArrayReader, spec: SegmentSpec) -> list[Record] | ArrayError:
     """The records of a recording, or why it has none."""
     try:
         return list(_segments(source, *reader.read(source.id), reader.cut, spec))
@@ -202,7 +186,7 @@ def _records(source: Source, reader: ArrayReader, spec: SegmentSpec) -> list[_Re
 
 def _segments(
     source: Source, codes: np.ndarray, features: np.ndarray | None, cut: Cut, spec: SegmentSpec
-) -> Iterator[_Record]:
+) -> Iterator[Record]:
     """Cut a recording.
 
     Features are taken for a video of ``source_fps`` frames per second, and of this, as in extraction, what is shown in
@@ -240,7 +224,8 @@ def _segments(
             "steps": steps,
             "frames": frames,
         }
-        yield meta, np.pad(part, ((0, 0), (0, spec.num_steps - steps)), mode="edge"), taken
+        padded = np.pad(part, ((0, 0), (0, spec.num_steps - steps)), mode="edge")
+        yield make_key(source.id, start), padded, taken, meta
 
 
 def _spec(reader: ArrayReader, vision: VisionFacts) -> SegmentSpec:
@@ -363,7 +348,7 @@ def codec_facts(
     path = Path(codebooks)
     if path.is_dir():
         path /= CODEBOOKS
-    table = _read_codebooks(path)
+    table = read_codebooks(path)
     numbers = NUMBERS[name]
     if path.name == CODEBOOKS and is_complete(path.parent):
         spec = SegmentSpec.from_dict(read_manifest(path.parent)[0]["spec"])
@@ -420,26 +405,3 @@ def _check_hash(kind: str, weight_hash: str | None) -> None:
 def _require_same(kind: str, found: str, weight_hash: str | None) -> None:
     if weight_hash not in (None, found):
         raise UserError(f"--{kind}_hash is {weight_hash}, but the weights have {found}")
-
-
-def _read_codebooks(path: Path) -> Tensor:
-    """(K, S, code_dim) float32."""
-    try:
-        if path.suffix == ".npy":
-            with path.open("rb") as file:
-                table = torch.from_numpy(np.load(file, allow_pickle=False))
-        elif path.suffix == ".safetensors":
-            tensors = safetensors.torch.load_file(path)
-            table = next(iter(tensors.values())) if len(tensors) == 1 else tensors["codebooks"]
-        else:
-            raise UserError(f"--codebooks {path} must be a .npy or .safetensors file, or the folder of a data set")
-    except (OSError, ValueError, TypeError, KeyError, EOFError, safetensors.SafetensorError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = f"no tensor {error}" if isinstance(error, KeyError) else str(error).strip().partition("\n")[0][:150]
-        raise UserError(f"--codebooks {path} cannot be read: {reason}") from error
-    if table.ndim != 3 or not table.is_floating_point() or not bool(torch.isfinite(table).all()):
-        raise UserError(
-            f"--codebooks {path} must be finite floats (K, S, code_dim), got {table.dtype} {tuple(table.shape)}"
-        )
-    return table.float()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import (
@@ -22,6 +21,7 @@ from vab.data.shards.format import (
     MANIFEST,
     Left,
     head_differences,
+    read_codebooks,
     read_manifest,
     shard_name,
 )
@@ -81,7 +81,7 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
     num_sources = sum(manifest["counts"]["sources"] for manifest in manifests)
     mark = f"{num_sources} sha256:{hashlib.sha256(' '.join(inputs).encode()).hexdigest()}"
     head["extraction"] = head["extraction"] | {"inputs": mark}
-    codebooks = safetensors.torch.load_file(Path(folders[0]) / CODEBOOKS)["codebooks"]
+    codebooks = read_codebooks(Path(folders[0]) / CODEBOOKS)
     merged = publish_data_set(target, head, tables, codebooks, left_out, num_sources, further)
     target.remove_parts()
     return merged

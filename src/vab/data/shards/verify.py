@@ -8,50 +8,37 @@ import tarfile
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from vab.data.reading.dataset import ShardDataset
 from vab.data.remote import is_address, local_copy
+from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import (
     CODE_TYPES,
     CODEBOOKS,
     FEATURE_TYPES,
     FIELDS,
-    FORMAT,
-    FORMAT_VERSION,
     INDEX,
     INDEX_COLUMNS,
     KEY_PATTERN,
     LABEL_IDS,
+    LABEL_STARTS,
     MANIFEST,
+    SIDE_FILES,
     check_codebooks,
     index_dtype,
     library_versions,
+    read_codebooks,
     read_manifest,
-    write_manifest,
-    write_side_files,
 )
+from vab.data.shards.writer import Rows, check_values, write_data_set
 from vab.files import sha256_of
 from vab.spec import SegmentSpec, UserError
-
-
-@dataclass
-class _Record:
-    """One record as found in a tar."""
-
-    key: str
-    row: dict[str, Any] = field(default_factory=dict)
-    """Values of its row in the index, without shard and key."""
-    types: dict[str, str] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
 
 
 def verify(folder: str | Path) -> list[str]:
@@ -67,43 +54,67 @@ def verify(folder: str | Path) -> list[str]:
         spec = SegmentSpec.from_dict(manifest["spec"])
     except UserError as error:
         return [str(error)]
-    dataset, refused = None, None
+    index, refused = None, None
     try:
-        dataset = ShardDataset(folder)
-        check_codebooks(dataset.codebooks, spec)
+        check_codebooks(ShardDataset(folder).codebooks, spec)
+        index = _Index(folder)
     except UserError as error:
         refused = str(error)
     problems: list[str] = []
     listed = manifest["files"] | {shard["name"]: shard for shard in manifest["shards"]}
     problems += [line for name, entry in listed.items() for line in _compare_file(folder / name, entry)]
     problems += [f"{path} is not in the manifest" for path in sorted(folder.glob("*.tar")) if path.name not in listed]
+    reader = TarReader(spec, manifest["labels"], manifest["dtypes"])
     keys: list[np.ndarray] = []  # of each tar
     first = 0
     for number, shard in enumerate(manifest["shards"]):
-        if not (folder / shard["name"]).is_file():  # reported above
-            first += shard["records"]
-            continue
-        count, names = 0, list[str]()
-        try:
-            for record in _read_tar(folder / shard["name"], spec, manifest["labels"]):
-                names.append(record.key)
-                if dataset is not None and count < shard["records"]:
-                    problems += _compare_record(dataset, first + count, number, record, shard["name"])
-                if record.types != manifest["dtypes"]:
-                    problems.append(f"{shard['name']}: {record.key} holds {record.types}, not {manifest['dtypes']}")
-                count += 1
-            if count != shard["records"]:
-                problems.append(f"{shard['name']} holds {count} records, {shard['records']} were written")
-        except UserError as error:
-            problems.append(str(error))
-        keys.append(np.array(names, "S"))
+        if (folder / shard["name"]).is_file():  # else reported above
+            try:
+                found = reader.read(folder / shard["name"])
+            except UserError as error:
+                problems.append(str(error))
+            else:
+                rows = found.load()
+                keys.append(rows["key"])
+                rows["shard"] = number
+                if len(rows) != shard["records"]:
+                    problems.append(f"{shard['name']} holds {len(rows)} records, {shard['records']} were written")
+                elif index is not None:
+                    problems += index.compare(first, rows, found, shard["name"])
         first += shard["records"]
     if keys:
-        problems += [f"key {key} occurs {count} times" for key, count in _repeated(np.concatenate(keys))]
+        names, counts = np.unique(np.concatenate(keys), return_counts=True)
+        twice = counts > 1
+        problems += [f"key {key.decode()} occurs {count} times"
+                     for key, count in zip(names[twice], counts[twice], strict=True)]  # fmt: skip
     if first != manifest["counts"]["records"]:
         problems.append(f"the manifest counts {manifest['counts']['records']} records, its shards {first}")
-    # Where reading is refused, the lines above say why in more words, unless it is for a reason of its own.
+    # The lines above say in more words why the data set cannot be opened, unless it is for another reason.
     return problems if problems or refused is None else [refused]
+
+
+class _Index:
+    """The index of a data set that can be opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self._rows, self._label_starts, self._label_ids = (
+            np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (INDEX, LABEL_STARTS, LABEL_IDS)
+        )
+
+    def compare(self, first: int, rows: np.ndarray, found: Rows, tar: str) -> list[str]:
+        """Differences between the index from row ``first`` on and what a tar holds, one line for each record."""
+        stored = self._rows[first : first + len(rows)]
+        wrong: dict[int, list[str]] = {}
+        for column in stored.dtype.names:
+            for place in np.flatnonzero(rows[column] != stored[column]).tolist():
+                wrong.setdefault(place, []).append(column)
+        ends = np.cumsum(found.label_counts).tolist()
+        for place, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            starts = self._label_starts[first + place : first + place + 2]
+            if sorted(self._label_ids[slice(*starts)].tolist()) != found.label_ids[begin:end].tolist():
+                wrong.setdefault(place, []).append("labels")
+        return [f"{tar}: index of record {rows['key'][place].decode()} is wrong in {columns}"
+                for place, columns in sorted(wrong.items())]  # fmt: skip
 
 
 def info(folder: str | Path) -> dict[str, Any]:
@@ -164,95 +175,156 @@ def index_folder(folder: str | Path, spec: str | Path | None = None, codebooks: 
     old = _known_numbers(folder, None if spec is None else Path(spec))
     numbers = SegmentSpec.from_dict(old["spec"])
     if codebooks is None:
-        codebooks = _find_codebooks(folder, None if spec is None else Path(spec).parent)
+        places = [place / CODEBOOKS for place in (folder, Path(spec or folder / MANIFEST).parent)]
+        if (found := next((place for place in places if place.is_file()), None)) is None:
+            raise UserError(f"no {CODEBOOKS} in {folder}: copy it from another data set of the same codec")
+        codebooks = read_codebooks(found)
     check_codebooks(codebooks, numbers)
-    found = _Found(old.get("labels"))
-    shards = []
-    for tar in tars:
-        count = found.add(tar, numbers)
-        shards.append({"name": tar.name, "records": count, "bytes": tar.stat().st_size, "sha256": sha256_of(tar)})
-    index, label_counts, label_ids = found.join(tars)
+    reader = TarReader(numbers, old.get("labels"))
+    tables = [reader.read(tar) for tar in tars]
+    if not any(rows.records for rows in tables):
+        raise UserError(f"the tars of {folder} hold no record")
+    if "labels" not in old:  # the labels that occur, sorted: numbers are those of their first occurrence so far
+        new = np.argsort(np.argsort(reader.labels)).astype(np.int32)
+        tables = [rows._replace(label_ids=new[rows.label_ids]) for rows in tables]
     left_out = old.get("left_out", [])
-    manifest = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+    head = {
         "spec": numbers.to_dict(),
-        "dtypes": found.types,
-        "labels": found.labels,
-        "counts": {**old.get("counts", {}), "records": len(index), "left_out": len(left_out)},
+        "labels": old.get("labels", sorted(reader.labels)),
         "extraction": old.get("extraction", {}),
-        "versions": old.get("versions", library_versions()),
-        "files": write_side_files(folder, index, label_counts, label_ids, codebooks),
-        "shards": shards,
-        "left_out": left_out,
     }
-    write_manifest(folder, manifest)
+    counts = {"records": sum(rows.records for rows in tables), "left_out": len(left_out)}
+    further = {
+        "dtypes": reader.types,
+        "counts": old.get("counts", {}) | counts,
+        "versions": old.get("versions", library_versions()),
+    }
+    out = OutFolder(folder)
+    with out.work() as work:
+        manifest = write_data_set(work, head, tables, codebooks, left_out, 0, further)
+        out.publish(work, [*SIDE_FILES, MANIFEST])
     return manifest
 
 
-class _Found:
-    """The records of tars that are indexed, as arrays: there can be millions.
+class TarReader:
+    """Reads tars from their first to their last record and checks every record. Memory is some bytes for each record.
 
     Args:
-        labels: Vocabulary; None for the labels that occur, sorted.
+        spec: What each record must be.
+        labels: Vocabulary; None to allow any label.
+        types: Array types of codes and features; None for those of the first record.
+
+    Attributes:
+        types: Array types of codes and features, once a record was read.
     """
 
-    def __init__(self, labels: list[str] | None) -> None:
-        self._vocabulary, self.labels = labels, list(labels or ())
-        self._numbers = {name: number for number, name in enumerate(self.labels)}
-        self._rows: list[np.ndarray] = []  # of each tar
-        self._label_counts, self._label_ids = array("i"), array("i")
-        self.types: dict[str, str] = {}
+    def __init__(self, spec: SegmentSpec, labels: Sequence[str] | None, types: Mapping[str, str] | None = None) -> None:
+        self._spec, self._is_open, self.types = spec, labels is None, dict(types or {})
+        self._numbers = {name: number for number, name in enumerate(labels or ())}
 
-    def add(self, tar: Path, spec: SegmentSpec) -> int:
-        """Read a tar; return how many records it holds."""
-        keys, columns = list[str](), {name: array("Q") for name in INDEX_COLUMNS}
-        for record in _read_tar(tar, spec, self._vocabulary):
-            self.types = self.types or record.types
-            if record.types != self.types:
-                raise UserError(f"{tar}: {record.key} holds {record.types}, others {self.types}")
-            keys.append(record.key)
-            for name, value in {"shard": len(self._rows), **record.row}.items():
-                columns[name].append(value)
-            ids = {self._numbers.setdefault(name, len(self._numbers)) for name in record.meta["labels"]}
-            self._label_counts.append(len(ids))
-            self._label_ids.extend(sorted(ids))
-        rows = np.zeros(len(keys), index_dtype(max(map(len, keys), default=1)))
-        for name, values in {**columns, "key": keys}.items():
-            rows[name] = values
-        self._rows.append(rows)
-        return len(keys)
+    @property
+    def labels(self) -> list[str]:
+        """The vocabulary, or the labels that have occurred, in order of their first occurrence."""
+        return list(self._numbers)
 
-    def join(self, tars: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Index, number of labels of each record, and label numbers, of all tars; this object is then empty.
+    def read(self, tar: Path) -> Rows:
+        """The rows of the index for the records of a tar, and its entry for the manifest. They can be loaded once.
 
         Raises:
-            UserError: If there is no record, or two have one key.
+            UserError: At the first thing that is wrong.
         """
-        longest = max(rows.dtype["key"].itemsize for rows in self._rows)
-        index = np.zeros(sum(map(len, self._rows)), index_dtype(longest))
-        if not len(index):
-            raise UserError(f"the tars of {tars[0].parent} hold no record")
-        end = len(index)
-        while self._rows:  # from the last on, so that there are never two of everything
-            rows = self._rows.pop()
-            index[end - len(rows) : end] = rows
-            end -= len(rows)
-        for key, _ in _repeated(index["key"]):
-            first, second = index["shard"][index["key"] == key.encode()][:2]
-            raise UserError(f"{tars[second]}: key {key} is in {tars[first].name}, too")
-        ids = np.asarray(self._label_ids)
-        if self._vocabulary is None:
-            self.labels = sorted(self._numbers)
-            new = np.argsort(np.argsort(list(self._numbers)))  # number of each label in the sorted list
-            ids = new[ids]
-        return index, np.asarray(self._label_counts), ids
+        keys, columns = list[str](), {name: array("Q") for name in INDEX_COLUMNS}
+        label_counts, label_ids = array("i"), array("i")
+        for key, members in _members(tar):
+            row, names = self._check(f"{tar}: {key}", members)
+            keys.append(key)
+            for name, value in row.items():
+                columns[name].append(value)
+            ids = sorted({self._numbers.setdefault(name, len(self._numbers)) for name in names})
+            label_counts.append(len(ids))
+            label_ids.extend(ids)
+        rows = np.zeros(len(keys), index_dtype(max(map(len, keys), default=1)))
+        for column, values in {**columns, "key": keys}.items():
+            rows[column] = values
+        entry = {"name": tar.name, "records": len(keys), "bytes": tar.stat().st_size, "sha256": sha256_of(tar)}
+        return Rows(
+            len(keys),
+            rows.dtype["key"].itemsize,
+            [rows].pop,  # not to keep them in memory beside the joined index
+            np.asarray(label_counts),
+            np.asarray(label_ids),
+            [entry],
+        )
+
+    def _check(self, where: str, members: Mapping[str, tuple[int, bytes]]) -> tuple[dict[str, int], list[str]]:
+        """The row of a record, without its key, and its labels."""
+        if missing := [name for name in FIELDS if name not in members]:
+            raise UserError(f"{where} lacks {', '.join(missing)} (a record's fields must lie side by side)")
+        spec, row, arrays = self._spec, {"shard": 0}, {}
+        for name, shape, allowed in (
+            ("codes", (spec.num_codebooks, spec.num_steps), CODE_TYPES),
+            ("features", (spec.num_frames, spec.feature_dim), FEATURE_TYPES),
+        ):
+            offset, content = members[f"{name}.npy"]
+            arrays[name], skip = _read_array(content, shape, allowed, f"{where}: {name}.npy")
+            row |= _place(name, offset + skip, memoryview(content)[skip:])
+        offset, content = members["json"]
+        row |= _place("json", offset, content)
+        try:
+            meta = json.loads(content)
+        except ValueError as error:
+            raise UserError(f"{where}: its description is not JSON ({error})") from error
+        names = meta.setdefault("labels", []) if isinstance(meta, dict) else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{where}: its description must be an object, its labels a list of names")
+        meta = {"steps": spec.num_steps, "frames": spec.num_frames} | meta
+        known = None if self._is_open else self._numbers
+        check_values(where, arrays["codes"], arrays["features"], meta, spec, known)
+        types = {name: values.dtype.str for name, values in arrays.items()}
+        self.types = self.types or types
+        if types != self.types:
+            raise UserError(f"{where} holds {types}, others {self.types}")
+        return row | {"steps": meta["steps"], "frames": meta["frames"]}, names
 
 
-def _repeated(keys: np.ndarray) -> list[tuple[str, int]]:
-    """Keys that occur more than once, and how often."""
-    names, counts = np.unique(keys, return_counts=True)
-    return [(name.decode(), int(count)) for name, count in zip(names[counts > 1], counts[counts > 1], strict=True)]
+def _place(name: str, offset: int, content: bytes | memoryview) -> dict[str, int]:
+    return {f"{name}_offset": offset, f"{name}_size": len(content), f"{name}_crc": zlib.crc32(content)}
+
+
+def _members(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
+    """Key of each record of a tar, and of each of its members where it begins in the file, and its content.
+
+    Raises:
+        UserError: If the tar is damaged, or holds something else than records.
+    """
+    end = 0
+    key, members = "", dict[str, tuple[int, bytes]]()
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # a kilobyte for each
+                end = member.offset_data + -(-member.size // 512) * 512
+                if member.isdir():
+                    continue
+                before, (key, _, name) = key, member.name.removeprefix("./").partition(".")
+                if not member.isreg() or not KEY_PATTERN.fullmatch(key):
+                    raise UserError(f"{path}: {member.name}: keys must be of A-Z a-z 0-9 _ -, members plain files")
+                if members and key != before:
+                    yield before, members
+                    members = {}
+                if name not in FIELDS:
+                    raise UserError(f"{path}: {key} has a field {name}; the fields are {', '.join(FIELDS)}")
+                if name in members:
+                    raise UserError(f"{path}: {key} has the field {name} twice")
+                file.seek(member.offset_data)
+                members[name] = member.offset_data, file.read(member.size)
+        # An archive ends with two empty blocks; without them the rest was cut off between two members.
+        if path.stat().st_size < end + 1024:
+            raise UserError(f"{path} is cut: its end is missing")
+        if members:
+            yield key, members
+    except tarfile.TarError as error:
+        raise UserError(f"{path} is cut or damaged: {error}") from error
 
 
 def _known_numbers(folder: Path, spec: Path | None) -> dict[str, Any]:
@@ -277,16 +349,6 @@ def _known_numbers(folder: Path, spec: Path | None) -> dict[str, Any]:
     return {"spec": given}
 
 
-def _find_codebooks(*folders: Path | None) -> Tensor:
-    for folder in folders:
-        if folder is not None and (folder / CODEBOOKS).is_file():
-            try:
-                return safetensors.torch.load_file(folder / CODEBOOKS)["codebooks"]
-            except (safetensors.SafetensorError, KeyError) as error:
-                raise UserError(f"{folder / CODEBOOKS} is damaged: {error}") from error
-    raise UserError(f"no {CODEBOOKS} in {folders[0]}: copy it from another data set of the same codec")
-
-
 def _compare_file(path: Path, entry: Mapping[str, Any]) -> list[str]:
     if not path.is_file():
         return [f"{path} is missing"]
@@ -294,94 +356,6 @@ def _compare_file(path: Path, entry: Mapping[str, Any]) -> list[str]:
         return [f"{path} has {size} bytes, {entry['bytes']} were written"]
     digest = sha256_of(path)
     return [] if digest == entry["sha256"] else [f"{path} has SHA-256 {digest}, {entry['sha256']} was written"]
-
-
-def _compare_record(dataset: ShardDataset, number: int, shard: int, record: _Record, name: str) -> list[str]:
-    """Differences between a record and what the index says of it."""
-    row = dataset.index_row(number)
-    found = {**record.row, "shard": shard, "key": record.key}
-    wrong = [column for column, value in found.items() if row[column] != value]
-    labels = sorted(dataset.label_names(number))
-    if labels != sorted(set(record.meta["labels"])):
-        wrong.append("labels")
-    return [f"{name}: index of record {record.key} is wrong in {wrong}"] if wrong else []
-
-
-def _read_tar(path: Path, spec: SegmentSpec, labels: list[str] | None) -> Iterator[_Record]:
-    """The records of a tar, each checked against the spec.
-
-    Args:
-        path: Of the tar.
-        spec: What arrays must be.
-        labels: Vocabulary; any name is allowed if None.
-
-    Raises:
-        UserError: Naming the file, at the first thing that is wrong.
-    """
-    end = 0
-    record: _Record | None = None
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # a kilobyte for each
-                end = member.offset_data + -(-member.size // 512) * 512
-                if member.isdir():
-                    continue
-                key, _, name = member.name.removeprefix("./").partition(".")
-                if not member.isreg() or not KEY_PATTERN.fullmatch(key):
-                    raise UserError(f"{path}: {member.name}: keys must be of A-Z a-z 0-9 _ -, members plain files")
-                if record is None or record.key != key:
-                    if record is not None:
-                        yield _whole(record, path)
-                    record = _Record(key)
-                if name not in FIELDS:
-                    raise UserError(f"{path}: {key} has a field {name}; the fields are {', '.join(FIELDS)}")
-                if f"{name.removesuffix('.npy')}_offset" in record.row:
-                    raise UserError(f"{path}: {key} has the field {name} twice")
-                file.seek(member.offset_data)
-                _take(record, name, file.read(member.size), member.offset_data, (path, spec, labels))
-        # An archive ends with two empty blocks; without them the rest was cut off between two members.
-        if path.stat().st_size < end + 1024:
-            raise UserError(f"{path} is cut: its end is missing")
-        if record is not None:
-            yield _whole(record, path)
-    except tarfile.TarError as error:
-        raise UserError(f"{path} is cut or damaged: {error}") from error
-
-
-def _whole(record: _Record, path: Path) -> _Record:
-    if missing := [name for name in FIELDS if f"{name.removesuffix('.npy')}_offset" not in record.row]:
-        raise UserError(f"{path}: {record.key} lacks {', '.join(missing)} (a record's fields must lie side by side)")
-    return record
-
-
-def _take(
-    record: _Record, name: str, content: bytes, offset: int, where: tuple[Path, SegmentSpec, list[str] | None]
-) -> None:
-    """Check one member and note where its data lie."""
-    path, spec, labels = where
-    label = f"{path}: {name} of {record.key}"
-    short, skip = name.removesuffix(".npy"), 0
-    if name == "json":
-        record.meta, lengths = _read_meta(content, spec, labels, label)
-        record.row |= lengths
-    else:
-        expected, types = {
-            "codes": ((spec.num_codebooks, spec.num_steps), CODE_TYPES),
-            "features": ((spec.num_frames, spec.feature_dim), FEATURE_TYPES),
-        }[short]
-        array, skip = _read_array(content, expected, types, label)
-        if short == "codes" and (array.min() < 0 or array.max() >= spec.codebook_size):
-            got = f"{array.min()}..{array.max()}"
-            raise UserError(f"{label}: codes must be in 0..{spec.codebook_size - 1}, got {got}")
-        if short == "features" and not np.isfinite(array).all():
-            raise UserError(f"{label}: not finite")
-        record.types[short] = array.dtype.str
-    record.row |= {
-        f"{short}_offset": offset + skip,
-        f"{short}_size": len(content) - skip,
-        f"{short}_crc": zlib.crc32(memoryview(content)[skip:]),
-    }
 
 
 def _read_array(content: bytes, shape: tuple[int, int], types: tuple[str, ...], label: str) -> tuple[np.ndarray, int]:
@@ -401,23 +375,3 @@ def _read_array(content: bytes, shape: tuple[int, int], types: tuple[str, ...], 
     if len(content) - skip != dtype.itemsize * shape[0] * shape[1]:
         raise UserError(f"{label}: {len(content) - skip} bytes of data for {shape} of {dtype.str}")
     return np.frombuffer(content, dtype, offset=skip).reshape(shape), skip
-
-
-def _read_meta(
-    content: bytes, spec: SegmentSpec, labels: list[str] | None, label: str
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """The description of a record, with its labels as a list, and its valid lengths."""
-    try:
-        meta = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{label}: not JSON ({error})") from error
-    if not isinstance(meta, dict) or not isinstance(meta.get("labels", []), list):
-        raise UserError(f"{label}: must be an object, its labels a list of names")
-    meta.setdefault("labels", [])
-    lengths = {"steps": meta.get("steps", spec.num_steps), "frames": meta.get("frames", spec.num_frames)}
-    for name, least, limit in (("steps", 1, spec.num_steps), ("frames", 0, spec.num_frames)):
-        if not isinstance(lengths[name], int) or not least <= lengths[name] <= limit:
-            raise UserError(f"{label}: {name} must be in {least}..{limit}, got {lengths[name]}")
-    if labels is not None and (unknown := [name for name in meta["labels"] if name not in labels]):
-        raise UserError(f"{label}: labels {unknown} are not in the data set's vocabulary")
-    return meta, lengths

@@ -7,57 +7,58 @@ and marks the part done. ``concatenate`` makes the index of the data set from th
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import webdataset
 from torch import Tensor
 
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import (
+    CODEBOOKS,
     FORMAT,
     FORMAT_VERSION,
     HEAD,
+    INDEX,
     INDEX_COLUMNS,
     KEY_PATTERN,
+    LABEL_IDS,
+    LABEL_STARTS,
     MANIFEST,
     MAX_KEY_LENGTH,
     PARTS,
     SIDE_FILES,
     Left,
+    array_pieces,
     check_codebooks,
     head_differences,
     index_dtype,
     is_complete,
     json_lines,
     library_versions,
-    make_key,
     part_name,
     read_json_lines,
     rows_name,
     save_array,
     shard_name,
-    write_manifest,
-    write_side_files,
 )
 from vab.files import Lock, explain_full_disk, sha256_of, write_atomically
 from vab.spec import SegmentSpec, UserError
 
-__all__ = ["ShardWriter", "is_complete", "make_key"]
-
 _TAR_BLOCK = 512
 _LOCK = "writing.lock"
+
+Record = tuple[str, np.ndarray, np.ndarray, Mapping[str, Any]]
+"""Key, codes, features and description: the arguments of ``RecordPacker.pack``."""
 
 
 class Packed(NamedTuple):
@@ -97,23 +98,19 @@ class RecordPacker:
         self._numbers = {name: number for number, name in enumerate(labels)}
 
     def pack(self, key: str, codes: np.ndarray, features: np.ndarray, meta: Mapping[str, Any]) -> Packed:
-        """Pack one record; arguments and errors as of ``ShardWriter.write``."""
-        codes, features = np.asarray(codes), np.asarray(features)
-        self._check(key, codes, features, meta)
-        with np.errstate(over="ignore"):  # said in words below
-            half = features.astype("<f2", order="C")
-        if not np.isfinite(half).all():
-            raise UserError(f"record {key}: features must be finite as float16, got NaN or a magnitude above 65504")
-        # Row after row, however they lie in memory: that is how they are read back.
-        arrays = {"codes.npy": codes.astype("<u2", order="C"), "features.npy": half}
-        members = {name: save_array(values) for name, values in arrays.items()}
-        skips = {name: len(members[name]) - values.nbytes for name, values in arrays.items()} | {"json": 0}
-        members["json"] = json.dumps(dict(meta), sort_keys=True, allow_nan=False).encode()
-        labels = sorted({self._numbers[name] for name in meta["labels"]})
-        return Packed(key, members, skips, int(meta["steps"]), int(meta["frames"]), labels)
+        """Pack one record.
 
-    def _check(self, key: str, codes: np.ndarray, features: np.ndarray, meta: Mapping[str, Any]) -> None:
-        spec, where = self.spec, f"record {key}"
+        Args:
+            key: From ``make_key``.
+            codes: (K, T) of any integer type, in [0, S), stored as uint16. Steps from ``meta["steps"]`` on are padding.
+            features: (V, C) float, finite as float16. Frames from ``meta["frames"]`` on are padding.
+            meta: JSON values, stored with the record. Needed: ``id`` (str), ``source`` (str), ``start_seconds`` (s),
+                ``steps`` (1..T), ``frames`` (1..V, or 0 without video), ``labels`` (names of the vocabulary).
+
+        Raises:
+            UserError: If a value contradicts the spec or the vocabulary, or the key is not allowed.
+        """
+        spec, where, codes, features = self.spec, f"record {key}", np.asarray(codes), np.asarray(features)
         if not KEY_PATTERN.fullmatch(key) or len(key) > MAX_KEY_LENGTH:
             raise UserError(f"key {key!r} must be 1 to {MAX_KEY_LENGTH} of A-Z a-z 0-9 _ -: make it with make_key")
         if missing := [
@@ -126,27 +123,62 @@ class RecordPacker:
         ):
             if values.shape != shape or not np.issubdtype(values.dtype, getattr(np, kind)):
                 raise UserError(f"{where}: {name} must be {kind} of shape {shape}, got {values.dtype} {values.shape}")
-        if codes.min() < 0 or codes.max() >= spec.codebook_size:
-            got = f"{codes.min()}..{codes.max()}"
-            raise UserError(f"{where}: codes must be in 0..{spec.codebook_size - 1}, got {got}")
-        for name, least, limit in (("steps", 1, spec.num_steps), ("frames", 0, spec.num_frames)):
-            if not least <= meta[name] <= limit:
-                raise UserError(f"{where}: {name} must be in {least}..{limit}, got {meta[name]}")
-        if unknown := [name for name in meta["labels"] if name not in self._numbers]:
-            raise UserError(f"{where}: labels {unknown} are not in the data set's vocabulary")
+        with np.errstate(over="ignore"):  # check_values reports infinities
+            half = features.astype("<f2", order="C")
+        check_values(where, codes, half, meta, spec, self._numbers)
+        # C order, in whatever order the arrays lie in memory: records are read back in C order.
+        arrays = {"codes.npy": codes.astype("<u2", order="C"), "features.npy": half}
+        members = {name: save_array(values) for name, values in arrays.items()}
+        skips = {name: len(members[name]) - values.nbytes for name, values in arrays.items()} | {"json": 0}
+        members["json"] = json.dumps(dict(meta), sort_keys=True, allow_nan=False).encode()
+        labels = sorted({self._numbers[name] for name in meta["labels"]})
+        return Packed(key, members, skips, int(meta["steps"]), int(meta["frames"]), labels)
+
+
+def check_values(
+    where: str,
+    codes: np.ndarray,
+    features: np.ndarray,
+    meta: Mapping[str, Any],
+    spec: SegmentSpec,
+    labels: Container[str] | None,
+) -> None:
+    """Refuse a record whose values contradict the spec.
+
+    Args:
+        where: The record's name in messages.
+        codes: (K, T) integers.
+        features: (V, C) floats.
+        meta: Its description, with ``steps``, ``frames`` and ``labels``.
+        spec: Of the data set.
+        labels: The vocabulary; None allows any label.
+
+    Raises:
+        UserError: At the first value that does not fit.
+    """
+    if codes.min() < 0 or codes.max() >= spec.codebook_size:
+        got = f"{codes.min()}..{codes.max()}"
+        raise UserError(f"{where}: codes must be in 0..{spec.codebook_size - 1}, got {got}")
+    if not np.isfinite(features).all():
+        largest = f"{np.finfo(features.dtype).max:g}"
+        raise UserError(f"{where}: features must be finite as {features.dtype}, got NaN or a value above {largest}")
+    for name, least, limit in (("steps", 1, spec.num_steps), ("frames", 0, spec.num_frames)):
+        if not isinstance(meta[name], int) or not least <= meta[name] <= limit:
+            raise UserError(f"{where}: {name} must be in {least}..{limit}, got {meta[name]}")
+    if labels is not None and (unknown := [name for name in meta["labels"] if name not in labels]):
+        raise UserError(f"{where}: labels {unknown} are not in the data set's vocabulary")
 
 
 class _HashedFile:
-    """A file being written, and the SHA-256 of what went into it."""
+    """A file being written, and the SHA-256 of its content."""
 
     def __init__(self, path: Path) -> None:
-        self._file: IO[bytes] | None = path.open("wb")
+        self._file = path.open("wb")
         self._hash = hashlib.sha256()
         self.size = 0
 
     def write(self, data: bytes) -> int:
-        # tarfile flushes its buffer when it is garbage collected; after a failed write there is no file to flush to.
-        if self._file is not None:
+        if not self._file.closed:  # tarfile flushes its buffer when it is garbage collected, also after a failed write
             self._file.write(data)
             self._hash.update(data)
             self.size += len(data)
@@ -154,23 +186,15 @@ class _HashedFile:
 
     def finish(self) -> str:
         """Bring the file to disk; return its hash."""
-        assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._file = None
         return self._hash.hexdigest()
 
     def discard(self) -> None:
         """Write no more."""
-        file, self._file = self._file, None
-        try:
-            if file is not None:
-                file.close()
-        except OSError as error:
-            # Closing flushes what the full disk did not take.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+        with suppress(OSError):  # closing flushes what a full disk did not take
+            self._file.close()
 
 
 class PartWriter:
@@ -334,7 +358,9 @@ def concatenate(tables: Sequence[Rows]) -> np.ndarray:
         begin, num_tars = begin + rows.records, num_tars + len(rows.tars)
     keys = np.sort(index["key"])
     if len(twice := keys[1:][keys[1:] == keys[:-1]]):
-        raise UserError(f"key {twice[0].decode()} occurs twice: is the same file listed twice?")
+        tars = [tar["name"] for rows in tables for tar in rows.tars]
+        some = " and ".join(tars[shard] for shard in index["shard"][index["key"] == twice[0]][:2])
+        raise UserError(f"key {twice[0].decode()} occurs twice, in {some}: is the same file listed twice?")
     return index
 
 
@@ -355,20 +381,45 @@ def publish_data_set(
     head: Mapping[str, Any],
     tables: Sequence[Rows],
     codebooks: Tensor,
-    left_out: Sequence[Left],
+    left_out: Sequence[Left | Mapping[str, Any]],
     num_sources: int,
     further: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write index, labels, codebooks and at last the manifest, which is returned.
 
+    Arguments and errors are those of ``write_data_set``.
+    """
+    with out.work() as work:
+        manifest = write_data_set(work, head, tables, codebooks, left_out, num_sources, further)
+        if out.has(MANIFEST):
+            # Another process may have joined the same parts; one that joined others may have replaced its files since.
+            names = (*SIDE_FILES, MANIFEST)
+            if all(out.has(name) and sha256_of(out.path(name)) == sha256_of(work / name) for name in names):
+                return manifest
+            out.remove(MANIFEST)  # killed here, the folder is unfinished, not wrong
+        out.publish(work, [*SIDE_FILES, MANIFEST])
+    return manifest
+
+
+def write_data_set(
+    folder: Path,
+    head: Mapping[str, Any],
+    tables: Sequence[Rows],
+    codebooks: Tensor,
+    left_out: Sequence[Left | Mapping[str, Any]],
+    num_sources: int,
+    further: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write all files of a data set but its tars; returns the manifest.
+
     Args:
-        out: The data set's folder; the tars are there.
+        folder: Where to write them.
         head: ``spec``, ``labels`` and ``extraction``.
         tables: All rows of the index.
         codebooks: (K, S, code_dim) float: the vectors whose sum over levels the codec's decoder reads.
         left_out: What is not in the data set, and why.
         num_sources: Inputs, those left out included.
-        further: Entries for the manifest that it has not by itself.
+        further: Entries of the manifest to add or to replace.
 
     Raises:
         UserError: If the codebooks do not fit the spec, two records have one key, or the disk is full.
@@ -377,29 +428,31 @@ def publish_data_set(
     index = concatenate(tables)
     label_counts = np.concatenate([np.zeros(0, np.int64), *(rows.label_counts for rows in tables)])
     label_ids = np.concatenate([np.zeros(0, np.int32), *(rows.label_ids for rows in tables)])
-    with out.work() as work:
-        manifest = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "spec": head["spec"],
-            "dtypes": {"codes": "<u2", "features": "<f2"},
-            "labels": head["labels"],
-            "counts": {"records": len(index), "sources": num_sources, "left_out": len(left_out)},
-            "extraction": head["extraction"],
-            "versions": library_versions(),
-            "files": write_side_files(work, index, label_counts, label_ids, codebooks),
-            "shards": [tar for rows in tables for tar in rows.tars],
-            **further,
-            "left_out": left_out,
-        }
-        write_manifest(work, manifest)
-        if out.has(MANIFEST):
-            # Another process may have joined the same parts; one that joined others may have replaced its files since.
-            names = (*SIDE_FILES, MANIFEST)
-            if all(out.has(name) and sha256_of(out.path(name)) == sha256_of(work / name) for name in names):
-                return manifest
-            out.remove(MANIFEST)  # killed here, the folder is unfinished, not wrong
-        out.publish(work, [*SIDE_FILES, MANIFEST])
+    contents: dict[str, list[bytes | memoryview]] = {
+        INDEX: array_pieces(index),
+        LABEL_STARTS: array_pieces(np.concatenate([[0], np.cumsum(label_counts, dtype=np.int64)]).astype("<i8")),
+        LABEL_IDS: array_pieces(label_ids.astype("<i4")),
+        CODEBOOKS: [safetensors.torch.save({"codebooks": codebooks.detach().cpu().float().contiguous()})],
+    }
+    files = {}
+    for name, pieces in contents.items():
+        write_atomically(folder / name, pieces)
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "spec": head["spec"],
+        "dtypes": {"codes": "<u2", "features": "<f2"},
+        "labels": head["labels"],
+        "counts": {"records": len(index), "sources": num_sources, "left_out": len(left_out)},
+        "extraction": head["extraction"],
+        "versions": library_versions(),
+        "files": files,
+        "shards": [tar for rows in tables for tar in rows.tars],
+        **further,
+        "left_out": left_out,
+    }
+    write_atomically(folder / MANIFEST, json_lines(manifest, "left_out"))
     return manifest
 
 
@@ -449,12 +502,11 @@ def begin_folder(out: OutFolder, head: Mapping[str, Any]) -> None:
 
 
 class ShardWriter:
-    """Writes a data set so that a kill at any moment loses no finished shard and doubles no record.
+    """Writes a data set source by source, so that a kill at any moment loses no finished tar and doubles no record.
 
-    Records are held back until their source is finished, then written to the open part; a full part is committed. A
-    writer opened on the folder of a killed one goes on after its last committed part: ``is_done`` says what to skip.
-    Sources left out for a reason that may be gone (``Left.may_pass``) are not done: they are to be tried again. The
-    context manager drops what is not committed. After a method has raised, only ``close`` makes sense.
+    A tar is finished with the source that fills it. A writer that is opened on the folder of a killed one resumes after
+    the last finished tar: skip the sources in ``done``. The context manager deletes what is in no finished tar. After a
+    method has raised, only ``close`` makes sense.
 
     Args:
         folder: Made if absent.
@@ -463,6 +515,12 @@ class ShardWriter:
         records_per_shard: A tar is closed at the end of the source with which it reaches this number.
         extraction: Further JSON values for the manifest: how the records were made. A killed writer's folder is resumed
             only with equal ones.
+
+    Attributes:
+        done: Names of the sources in finished tars and those added since. Sources that an earlier writer left out for
+            a reason that may pass (``Left.may_pass``) are not among them: they are to be tried again.
+        num_records: Records of these sources.
+        left_out: What is left out of the data set so far.
 
     Raises:
         UserError: If the folder holds a finished data set, tars of another maker, a half-made data set with another
@@ -479,40 +537,32 @@ class ShardWriter:
     ) -> None:
         if records_per_shard < 1:
             raise UserError(f"records_per_shard must be 1 or more, got {records_per_shard}")
+        if is_complete(folder):
+            raise UserError(f"{folder} already holds a finished data set: give another folder, or delete this one")
         self._packer = RecordPacker(spec, labels)
         self.folder, self.out, self.records_per_shard = Path(folder), OutFolder(folder), records_per_shard
-        self._extraction = dict(extraction or {})
-        self._head: dict[str, Any] = {"spec": spec.to_dict(), "labels": list(labels), "extraction": self._extraction}
-        self._done: set[int] = set()  # hashes of the names of finished sources, of which there can be millions
-        self._again: set[str] = set()  # left out by a killed writer, and tried again by this one
-        self._keys: set[int] = set()  # hashes, likewise
-        self._waiting: dict[str, list[Packed]] = {}
-        self._waiting_left_out: dict[str, list[Left]] = {}
-        self._sources: list[str] = []  # finished since the last commit
-        self._left_out: list[Left] = []  # likewise
-        self._committed: list[int] = []
-        self._committed_records = 0
+        self._head: dict[str, Any] = {
+            "spec": spec.to_dict(), "labels": list(labels), "extraction": dict(extraction or {})
+        }  # fmt: skip
+        self.done: set[str] = set()
+        self.num_records, self._num_sources = 0, 0
+        self.left_out: list[Left] = []
         self._part: PartWriter | None = None
+        self._sources: list[str] = []  # since the last finished tar
+        self._part_left_out: list[Left] = []  # of these
         self._open = ExitStack()
-        if is_complete(self.folder):
-            raise UserError(f"{self.folder} already holds a finished data set: give another folder, or delete this one")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = self._take_lock()
-        except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {error.strerror}; give another folder") from error
+        self._lock = self._take_lock()
         try:
             begin_folder(self.out, self._head)
             self.out.sweep()
             for number in sorted(self.out.parts()):
-                part = read_part(self.out, number)
+                part = read_part(self.out, number, labels=False)
                 again = {entry.source for entry in part["left_out"] if entry.may_pass}
-                self._again |= again
-                self._done.update(hash(name) for name in part["sources"] if name not in again)
-                if part["tar"] is not None:
-                    self._keys.update(hash(key.decode()) for key in read_rows(self.out, number, part)["key"].tolist())
-                    self._committed_records += part["tar"]["records"]
-                self._committed.append(number)
+                finished = [name for name in part["sources"] if name not in again]
+                self.done.update(finished)
+                self._num_sources += len(finished)
+                self.left_out += [entry for entry in part["left_out"] if entry.source not in again]
+                self.num_records += part["tar"]["records"] if part["tar"] is not None else 0
         except BaseException:
             self._lock.close()
             raise
@@ -520,115 +570,51 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def num_records(self) -> int:
-        """Records of finished sources so far, those of committed parts of an earlier, killed run included."""
-        return self._committed_records + len(self._part or ())
-
-    @property
-    def num_done(self) -> int:
-        """Sources that are finished or left out for good; after a resume, those of the committed parts at first."""
-        return len(self._done)
-
-    def is_done(self, source: str) -> bool:
-        """Whether a source is finished or left out for good."""
-        return hash(source) in self._done
-
-    def committed_sources(self) -> Iterator[str]:
-        """Names of all sources of committed parts that are done."""
-        for number in self._committed:
-            yield from (name for name in read_part(self.out, number)["sources"] if self.is_done(name))
-
-    def write(self, key: str, codes: np.ndarray, features: np.ndarray, meta: Mapping[str, Any]) -> None:
-        """Add one record; it goes to disk with ``finish_source(meta["source"])``.
+    def add(self, source: str, records: Iterable[Record], left_out: Sequence[Left] = ()) -> None:
+        """Write all records of a source.
 
         Args:
-            key: From ``make_key``.
-            codes: (K, T) of any integer type, in [0, S), stored as uint16. Steps from ``meta["steps"]`` on are padding.
-            features: (V, C) float, finite as float16. Frames from ``meta["frames"]`` on are padding.
-            meta: JSON values, stored with the record. Needed: ``id`` (str), ``source`` (str), ``start_seconds`` (s),
-                ``steps`` (1..T), ``frames`` (1..V, or 0 without video), ``labels`` (names of the vocabulary).
+            source: As in the records' ``meta["source"]``.
+            records: Arguments of ``RecordPacker.pack``, for each record.
+            left_out: What of the source is left out; all of it where there is no record.
 
         Raises:
-            UserError: If a value contradicts the spec or the vocabulary, or the key is bad or taken.
+            UserError: If a record contradicts the spec or the vocabulary, or the disk is full; the open tar is then
+                lost, finished ones stay.
+            ValueError: If the source has neither a record nor a reason, or was added before.
         """
-        record = self._packer.pack(key, codes, features, meta)
-        if hash(key) in self._keys:
-            raise UserError(f"key {key} occurs twice: is the same file listed twice?")
-        if self.is_done(meta["source"]):
-            raise ValueError(f"record {key}: source {meta['source']!r} is finished already")
-        self._keys.add(hash(key))
-        self._waiting.setdefault(meta["source"], []).append(record)
-
-    def finish_source(self, source: str) -> None:
-        """All records of the source are given: write them, and commit the part if it is full.
-
-        Raises:
-            UserError: If the disk is full; the open part is dropped, committed ones stay.
-            ValueError: If the source has neither a record nor a left-out excerpt, or is done already.
-        """
-        records, left_out = self._waiting.pop(source, []), self._waiting_left_out.pop(source, [])
-        if not records and not left_out:
-            raise ValueError(f"source {source!r} ends with no record and no reason: use leave_out")
-        self._close_source(source)
-        self._left_out.extend(left_out)
-        if records and self._part is None:
-            number = max(self._committed, default=-1) + 1
+        packed = [self._packer.pack(*record) for record in records]
+        if not packed and not left_out:
+            raise ValueError(f"source {source!r} has no record and no reason for it")
+        if source in self.done:
+            raise ValueError(f"source {source!r} was added before")
+        if packed and self._part is None:
+            number = max(self.out.parts(), default=-1) + 1
             self._part = PartWriter(self.out, self._open.enter_context(self.out.work()), number)
-        try:
-            for record in records:
-                assert self._part is not None
-                self._part.add(record)
-        except UserError:
-            self._drop_part()
-            raise
+        for record in packed:
+            assert self._part is not None
+            self._part.add(record)
+        self.done.add(source)
+        self.num_records, self._num_sources = self.num_records + len(packed), self._num_sources + 1
+        self._sources.append(source)
+        self._part_left_out += left_out
+        self.left_out += left_out
         if len(self._part or ()) >= self.records_per_shard:
             self.commit()
 
-    def leave_out(self, source: str, reason: str, detail: str = "", start_seconds: float | None = None) -> None:
-        """Record in the manifest that something is not in the data set, and why.
-
-        Args:
-            source: As in ``meta["source"]``.
-            reason: One word, by which they are counted.
-            detail: For people, one line.
-            start_seconds: The excerpt that is left out; the source goes on and must be finished. Without it, the
-                whole source: its records given so far are dropped and it is done.
-
-        Raises:
-            ValueError: If the source is done already.
-        """
-        entry = Left(source, sys.intern(reason), sys.intern(detail), start_seconds)
-        if start_seconds is not None:
-            self._waiting_left_out.setdefault(source, []).append(entry)
-            return
-        self._close_source(source)
-        self._keys.difference_update(hash(record.key) for record in self._waiting.pop(source, []))
-        self._waiting_left_out.pop(source, None)
-        self._left_out.append(entry)
-
     def commit(self) -> None:
-        """Make all finished sources last through a kill: close the open part, full or not.
+        """Finish the open tar, full or not: a kill loses nothing that was added before.
 
         Raises:
             UserError: If the disk is full.
         """
-        if (part := self._part) is None:
-            return
-        try:
-            part.publish(self._sources, self._left_out, {})
-        except UserError:
+        if self._part is not None:
+            self._part.publish(self._sources, self._part_left_out, {})
             self._drop_part()
-            raise
-        self._committed.append(part.number)
-        self._committed_records += len(part)
-        self._drop_part()
-        self._sources, self._left_out = [], []
+            self._sources, self._part_left_out = [], []
 
     def finish(
         self,
@@ -637,54 +623,37 @@ class ShardWriter:
         further: Mapping[str, Any] | None = None,
         sources: Iterable[str] = (),
     ) -> dict[str, Any]:
-        """Commit what is open, write index, labels, codebooks and at last the manifest, which is returned.
+        """Finish the open tar, write index, labels, codebooks and at last the manifest, which is returned.
 
         Args:
             codebooks: (K, S, code_dim) float: the vectors whose sum over levels the codec's decoder reads.
             inputs: Fingerprint of what the records were made from, for the manifest.
-            further: Entries for the manifest that it has not by itself.
-            sources: All of them, in order; what is left out is listed in this order, however often it was tried.
+            further: Entries of the manifest to add or to replace.
+            sources: All of them, in order; what is left out is listed in this order.
 
         Raises:
-            UserError: If there is no record, the codebooks do not fit the spec, or the disk is full.
-            ValueError: If a source is still open.
+            UserError: If there is no record, two have one key, the codebooks do not fit the spec, or the disk is full.
         """
-        if unfinished := sorted({*self._waiting, *self._waiting_left_out}):
-            raise ValueError(f"sources not finished: {unfinished[:5]}")
-        check_codebooks(codebooks, self._packer.spec)
         self.commit()
-        if not self._committed:
-            reasons = sorted({entry.reason for entry in self._left_out})
+        if not self.num_records:
+            reasons = sorted({entry.reason for entry in self.left_out})
             raise UserError(f"nothing to write to {self.folder}: no record was made; left out because: {reasons}")
-        num_sources, left_out = len(self._sources), list[Left]()
-        for number in self._committed:
-            part = read_part(self.out, number)
-            again = {entry.source for entry in part["left_out"] if entry.may_pass} & self._again
-            left_out += [entry for entry in part["left_out"] if entry.source not in again]
-            num_sources += len(part["sources"]) - len(again)
-        left_out += self._left_out
-        if self._again:
-            order = {name: number for number, name in enumerate(sources)}
-            left_out.sort(key=lambda entry: order.get(entry.source, -1))
+        named = {entry.source for entry in self.left_out}
+        order = {name: number for number, name in enumerate(sources) if name in named}
+        self.left_out.sort(key=lambda entry: order.get(entry.source, -1))
         head = dict(self._head)
         if inputs is not None:
-            head["extraction"] = {**self._extraction, "inputs": inputs}
-        tables = [rows for number in self._committed if (rows := rows_of_part(self.out, number)) is not None]
-        manifest = publish_data_set(self.out, head, tables, codebooks, left_out, num_sources, further or {})
+            head["extraction"] = {**head["extraction"], "inputs": inputs}
+        tables = [rows for number in sorted(self.out.parts()) if (rows := rows_of_part(self.out, number)) is not None]
+        manifest = publish_data_set(self.out, head, tables, codebooks, self.left_out, self._num_sources, further or {})
         self.out.remove_parts()
         self.close()
         return manifest
 
     def close(self) -> None:
-        """Drop what is not committed and let other processes write to the folder. Harmless after ``finish``."""
+        """Delete what is in no finished tar and let other processes write to the folder. Harmless after ``finish``."""
         self._drop_part()
         self._lock.close()
-
-    def _close_source(self, source: str) -> None:
-        if self.is_done(source):
-            raise ValueError(f"source {source!r} is finished already")
-        self._done.add(hash(source))
-        self._sources.append(source)
 
     def _drop_part(self) -> None:
         if self._part is not None:
@@ -694,11 +663,14 @@ class ShardWriter:
 
     def _take_lock(self) -> Lock:
         path = self.folder / _LOCK
-        if path.exists() and path.stat().st_size:
-            raise UserError(f"{path} is none of an extraction's, whose are empty: give another folder")
+        if path.is_file() and path.stat().st_size:
+            raise UserError(f"{path} is not empty, so vab did not write it: give another folder")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             return Lock(path, wait=False, required=False, temporary=True)
         except BlockingIOError as error:
             raise UserError(
                 f"another process is writing to {self.folder}: wait for it, or give another folder"
             ) from error
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}; give another folder") from error
