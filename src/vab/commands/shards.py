@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,9 +13,9 @@ from vab.data.extract.report import ExtractionReport
 from vab.data.inputs.listing import find_ids
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import read_vocabulary
-from vab.data.shards.arrays import ArrayReader, Arrays, CodecFacts, Cut
+from vab.data.shards.arrays import ArrayReader, Arrays, CodecInfo, Cut
 from vab.data.shards.format import MANIFEST
-from vab.data.shards.importing import VisionFacts, codec_facts, import_arrays, sources_of, vision_facts
+from vab.data.shards.importing import VisionInfo, codec_info, import_arrays, sources_of, vision_info
 from vab.data.shards.merge import merge
 from vab.data.shards.verify import index_folder, info, verify
 from vab.spec import NOT_STATED, UserError
@@ -163,32 +162,30 @@ def import_shards(
         max_difference_seconds=max_difference_seconds,
         without_video=without_video,
     )
-    cut.check()
-    seen_by = vision_facts(vision, vision_weights, vision_hash, feature_dim)
-    if features is None and seen_by.feature_dim is None:
+    cut.check(float("inf"))
+    vision_encoder = vision_info(vision, vision_weights, vision_hash, feature_dim)
+    if features is None and vision_encoder.feature_dim is None:
         raise UserError("without --features nothing says how wide they would be: give --feature_dim")
-    heard_by = codec_facts(codec, codec_weights, codebooks, codec_hash)
-    with (
-        Arrays(codes, "codes", codes_key) as sound,
-        nullcontext() if features is None else Arrays(features, "features", features_key) as picture,
-    ):
-        sources = sources_of(sound, picture, listed)
-        reader = ArrayReader(sound, picture, heard_by, seen_by.feature_dim, cut)
-        with files_progress("importing", len(sources)) as watch:
-            vocabulary_names = None if names is None else names.names
-            report = import_arrays(sources, reader, Path(out), seen_by, vocabulary_names, records_per_shard, watch)
+    audio_codec = codec_info(codec, codec_weights, codebooks, codec_hash)
+    code_arrays = Arrays(codes, "codes", codes_key)
+    feature_arrays = None if features is None else Arrays(features, "features", features_key)
+    sources = sources_of(code_arrays, feature_arrays, listed)
+    reader = ArrayReader(code_arrays, feature_arrays, audio_codec, vision_encoder.feature_dim, cut)
+    with files_progress("importing", len(sources)) as watch:
+        vocabulary_names = None if names is None else names.names
+        report = import_arrays(sources, reader, Path(out), vision_encoder, vocabulary_names, records_per_shard, watch)
     report = replace(report, strict=strict)
     print(report)
-    _tell_unstated("codec", heard_by)
-    _tell_unstated("vision", seen_by)
+    _warn_of_unstated_weights("codec", audio_codec)
+    _warn_of_unstated_weights("vision", vision_encoder)
     return report
 
 
-def _tell_unstated(kind: str, facts: CodecFacts | VisionFacts) -> None:
-    """Say before anybody trains for days that media cannot be brought to the model later."""
-    if facts.weight_hash == NOT_STATED:
+def _warn_of_unstated_weights(kind: str, info: CodecInfo | VisionInfo) -> None:
+    """Warn before anybody trains for days that the model will accept no media later."""
+    if info.weight_hash == NOT_STATED:
         print(
-            f"{kind} {facts.name}: weights {NOT_STATED}, so that vab generate and its like will refuse a model of these"
+            f"{kind} {info.name}: weights {NOT_STATED}, so that vab generate and its like will refuse a model of these"
             f" shards; where they are known, say --{kind}_weights FILE or --{kind}_hash SHA256 before training",
             file=sys.stderr,
         )

@@ -21,7 +21,7 @@ from vab.data.media.write import write_video
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
 from vab.data.shards.arrays import ArrayError, ArrayReader, Arrays, Cut
-from vab.data.shards.importing import codec_facts, import_arrays, sources_of, vision_facts
+from vab.data.shards.importing import codec_info, import_arrays, sources_of, vision_info
 from vab.data.shards.verify import verify
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision
@@ -513,6 +513,9 @@ def test_places_that_hold_no_arrays(tmp_path, monkeypatch):
     (tmp_path / "a.h5").write_text("nothing")
     with pytest.raises(UserError, match="cannot be read as hdf5"):
         Arrays(tmp_path / "a.h5", "codes")
+    h5py.File(tmp_path / "empty.h5", "w").close()
+    with pytest.raises(UserError, match=r"no dataset NAME in it, it has none$"):
+        Arrays(tmp_path / "empty.h5", "codes")
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(UserError, match=r"hdf5 files need a package .*pip install 'h5py>=3"):
         Arrays(tmp_path / "a.h5", "codes")
@@ -530,16 +533,16 @@ def test_an_hdf5_file_leads_to_no_other_file(tmp_path):
         file.create_dataset("outside", (4, 32), "i8", external=[("raw.bin", 0, 1024)])
         file["text"] = "hello"
         file["nothing"] = h5py.Empty("f4")
-    with Arrays(tmp_path / "a.h5", "codes") as arrays:
-        assert sorted(arrays) == ["nothing", "outside", "text", "virtual"]
-        for name, words in (
-            ("virtual", "from other"),
-            ("outside", "from other"),
-            ("text", "no array"),
-            ("nothing", "no"),
-        ):
-            with pytest.raises(ArrayError, match=words):
-                arrays.read(name)
+    arrays = Arrays(tmp_path / "a.h5", "codes")
+    assert sorted(arrays.suffixes) == ["nothing", "outside", "text", "virtual"]
+    for name, words in (
+        ("virtual", "from other"),
+        ("outside", "from other"),
+        ("text", "no array"),
+        ("nothing", "no"),
+    ):
+        with pytest.raises(ArrayError, match=words):
+            arrays.read(name)
 
 
 # ---- interruptions ----
@@ -575,12 +578,12 @@ def test_an_import_cut_off_anywhere_goes_on_to_the_same_bytes(two_folders, tmp_p
     cut = Cut(0.64, 12.5, 12.5, "all", 0.64, 0.2, 0.5)
 
     def run(left):
-        with Stopping(places["codes"], "codes") as codes, Arrays(places["features"], "features") as features:
-            codes.left = left
-            reader = ArrayReader(codes, features, codec_facts("tiny"), CHANNELS, cut)
-            sources = sources_of(codes, features, None)
-            report = import_arrays(sources, reader, tmp_path / "out", vision_facts("tiny"), records_per_shard=4)
-            return report, left - codes.left
+        codes, features = Stopping(places["codes"], "codes"), Arrays(places["features"], "features")
+        codes.left = left
+        reader = ArrayReader(codes, features, codec_info("tiny"), CHANNELS, cut)
+        sources = sources_of(codes, features, None)
+        report = import_arrays(sources, reader, tmp_path / "out", vision_info("tiny"), records_per_shard=4)
+        return report, left - codes.left
 
     with pytest.raises(Stop):
         run(after)
@@ -630,7 +633,7 @@ def test_a_users_own_files_are_refused_and_kept(two_folders, tmp_path, name, lev
 def test_weights_that_nobody_states_fit_no_others(two_folders, extracted, tmp_path, capsys):
     codes, features = some(32, 8)
     places = two_folders({"a": codes}, {"a": features})
-    known = vision_facts("tiny").weight_hash
+    known = vision_info("tiny").weight_hash
     for name, change in (("x", {}), ("y", {}), ("z", {"vision": "other"}), ("h", {"vision_hash": "0" * 64})):
         import_shards(out=str(tmp_path / name), **places, **(TINY | {"vision": "eva"} | change))
     told = capsys.readouterr().err.splitlines()
@@ -678,7 +681,7 @@ def test_codebooks_do_without_the_codecs_weights(two_folders, tmp_path):
     known = settings | {"codec_hash": "1" * 64, "out": str(tmp_path / "three")}
     import_shards(codebooks=str(tmp_path / "one"), **places, **known)
     assert ShardDataset(tmp_path / "three").spec == replace(first.spec, codec_hash="1" * 64)
-    facts = codec_facts("audiogen_16khz", codebooks=str(tmp_path / "three" / "codebooks.safetensors"))
+    facts = codec_info("audiogen_16khz", codebooks=str(tmp_path / "three" / "codebooks.safetensors"))
     assert facts.weight_hash == "1" * 64
 
 
@@ -707,13 +710,13 @@ def test_a_codec_that_is_not_known_is_refused(arguments, words, extracted, tmp_p
     safetensors.torch.save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "two.safetensors")
     (tmp_path / "tiny").symlink_to(extracted.folder)
     with pytest.raises(UserError, match=words):
-        codec_facts(**{name: value.format(tmp_path) for name, value in arguments.items()})
+        codec_info(**{name: value.format(tmp_path) for name, value in arguments.items()})
 
 
 def test_a_vision_encoder_is_what_the_user_says_unless_it_is_here():
-    assert vision_facts("eva clip, 5 fps").weight_hash == NOT_STATED
-    assert vision_facts("eva", None, "a" * 64, 768).feature_dim == 768
-    tiny = vision_facts("tiny")
+    assert vision_info("eva clip, 5 fps").weight_hash == NOT_STATED
+    assert vision_info("eva", None, "a" * 64, 768).feature_dim == 768
+    tiny = vision_info("tiny")
     assert (tiny.weight_hash, tiny.feature_dim) == (load_vision("tiny").weight_hash, CHANNELS)
     for arguments, words in (
         (("tiny", None, "a" * 64), "--vision_hash is a+, but the weights have"),
@@ -722,7 +725,7 @@ def test_a_vision_encoder_is_what_the_user_says_unless_it_is_here():
         (("eva", None, None, 0), "--feature_dim must be 1 or more"),
     ):
         with pytest.raises(UserError, match=words):
-            vision_facts(*arguments)
+            vision_info(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ from vab.spec import UserError
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _NO_FEATURES = "there are codes, but no features of this name"
+_PICKLED = "is pickled, and reading it could run code: save it as a plain array, numpy.save(path, array)"
 _HDF5 = (".h5", ".hdf5")
-_NUMPY = (".npy", ".npz")
-_SUFFIXES = (*_NUMPY, *_HDF5)
+_SUFFIXES = (".npy", ".npz", *_HDF5)
 _NPY_HEAD, _ZIP_HEAD, _PICKLE_HEAD = b"\x93NUMPY", b"PK\x03\x04", b"\x80"
 _DAMAGE: tuple[type[Exception], ...] = (
     *(OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError),
@@ -57,6 +57,7 @@ class Arrays:
             only.
 
     Attributes:
+        suffixes: Of the file of each name; empty in one hdf5 file.
         form: How the arrays are stored, in words.
         uses_hdf5: Whether any of it is read with h5py.
 
@@ -67,59 +68,39 @@ class Arrays:
 
     def __init__(self, place: str | Path, kind: str, key: str | None = None) -> None:
         self.place, self.kind, self.key = Path(place), kind, key
+        self.suffixes: dict[str, str] = {}
+        self._flag = f"--{kind} {place}"
         self._file: Any = None  # the one hdf5 file
-        self._suffixes: dict[str, str] = {}  # by name
-        suffix = self.place.suffix.lower()
-        if self.place.is_dir():
+        is_folder = self.place.is_dir()
+        if is_folder:
             self._list_files()
-            self.form = f"{', '.join(sorted({*self._suffixes.values()}))} files"
-        elif self.place.is_file() and suffix in _HDF5:
-            self.form = f"one {self.place.suffix} file"
-        elif self.place.exists():
-            raise UserError(f"--{kind} {place}: expected a folder of {', '.join(_SUFFIXES)} files, or one .h5 file")
-        else:
-            raise UserError(f"--{kind} {place}: there is no such folder or file")
-        self.uses_hdf5 = any(one.lower() in _HDF5 for one in ({*self._suffixes.values()} or {suffix}))
+        elif not self.place.is_file() or self.place.suffix.lower() not in _HDF5:
+            expected = f"expected a folder of {', '.join(_SUFFIXES)} files, or one .h5 file"
+            raise UserError(f"{self._flag}: {expected if self.place.exists() else 'there is no such folder or file'}")
+        suffixes = sorted({*self.suffixes.values()}) if is_folder else [self.place.suffix]
+        self.form = f"{', '.join(suffixes)} files" if is_folder else f"one {suffixes[0]} file"
+        self.form += "" if key is None else f", {key}"
+        self.uses_hdf5 = any(suffix.lower() in _HDF5 for suffix in suffixes)
         if self.uses_hdf5:
             try:
                 import h5py
             except ImportError as error:
                 raise UserError(f"{place}: hdf5 files need a package ({error}): {install_hint('hdf5')}") from error
-            self._h5py = h5py
-        if not self.place.is_dir():
-            self._open_file()
-        if key is not None:
-            self.form += f", {key}"
-
-    def __enter__(self) -> Arrays:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def __len__(self) -> int:
-        return len(self._suffixes)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._suffixes
-
-    def __iter__(self) -> Iterator[str]:
-        """Names."""
-        return iter(self._suffixes)
+            self._open_hdf5 = h5py.File
+        if not is_folder:
+            self._list_datasets()
 
     def where(self, name: str) -> str:
         """What an array is called in messages."""
-        return f"{self.place.name}/{name}{self._suffixes[name]}"
+        return f"{self.place.name}/{name}{self.suffixes[name]}"
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
         """Bytes of the files of these names, None where there is none; of one hdf5 file for all, its own size."""
-        if self._file is not None:
-            whole = self.place.stat().st_size
-            return [whole if name in self else None for name in names]
 
         def size(name: str) -> int | None:
-            return os.stat(self.place / f"{name}{self._suffixes[name]}").st_size if name in self else None
+            if name not in self.suffixes:
+                return None
+            return os.stat(self.place if self._file is not None else self._path(name)).st_size
 
         with ThreadPoolExecutor(16) as threads:  # for the sake of slow disks
             starts = range(0, len(names), 4096)
@@ -135,10 +116,9 @@ class Arrays:
         try:
             if self._file is not None:
                 return _dataset(self._file[name if self.key is None else f"{name}/{self.key}"])
-            path = self.place / f"{name}{self._suffixes[name]}"
-            if path.suffix.lower() not in _HDF5:
-                return self._read_numpy(path)
-            with self._h5py.File(path, "r") as file:
+            if self.suffixes[name].lower() not in _HDF5:
+                return self._read_numpy(self._path(name))
+            with self._open_hdf5(self._path(name), "r") as file:
                 return _dataset(file[self._choose(_datasets(file))])
         except ArrayError as error:
             raise ArrayError(error.reason, f"{self.where(name)} {error.detail}") from error
@@ -148,19 +128,19 @@ class Arrays:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
             raise ArrayError("unreadable", f"{self.where(name)} cannot be read: {reason}") from error
 
+    def _path(self, name: str) -> Path:
+        return self.place / f"{name}{self.suffixes[name]}"
+
     def _read_numpy(self, path: Path) -> np.ndarray:
         with path.open("rb") as file:
             head = file.read(len(_NPY_HEAD))
             if head.startswith(_PICKLE_HEAD):
                 raise ArrayError("pickled", _PICKLED)
             if not head.startswith((_NPY_HEAD, _ZIP_HEAD)):
-                raise ArrayError("unreadable", "is no file of numpy's")
+                raise ArrayError("unreadable", "is not a .npy or .npz file")
             file.seek(0)
             loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            with loaded:
-                value = loaded[self._choose(loaded.files)]
+            value = loaded if isinstance(loaded, np.ndarray) else loaded[self._choose(loaded.files)]
         if not isinstance(value, np.ndarray):
             raise ArrayError("unreadable", "holds something that is no array")
         return value
@@ -176,39 +156,31 @@ class Arrays:
         return names[0]
 
     def _list_files(self) -> None:
-        flag = f"--{self.kind} {self.place}"
         for file in files_below(self.place, frozenset(_SUFFIXES)):
             name, suffix = os.path.splitext(file)
-            if other := self._suffixes.get(name):
-                raise UserError(f"{flag} has {name}{other} and {name}{suffix}: leave one of them")
-            self._suffixes[name] = suffix
-        if not self._suffixes:
+            if other := self.suffixes.get(name):
+                raise UserError(f"{self._flag} has {name}{other} and {name}{suffix}: leave one of them")
+            self.suffixes[name] = suffix
+        if not self.suffixes:
             others = Counter(path.suffix for path in self.place.rglob("*") if path.is_file()).most_common(1)
             has = f"; it has {others[0][1]} {others[0][0] or 'other'} files" if others else ""
             if others and others[0][0] in (".pt", ".pth", ".pkl", ".pickle"):
                 has += ", which can run code when they are read: save the arrays with numpy.save"
-            raise UserError(f"{flag}: no {', '.join(_SUFFIXES)} file in it{has}")
+            raise UserError(f"{self._flag}: no {', '.join(_SUFFIXES)} file in it{has}")
 
-    def _open_file(self) -> None:
-        flag = f"--{self.kind} {self.place}"
+    def _list_datasets(self) -> None:
         try:
-            self._file = self._h5py.File(self.place, "r")
+            self._file = self._open_hdf5(self.place, "r")
         except OSError as error:
             reason = str(error).strip().partition("\n")[0][:150]
-            raise UserError(f"{flag} cannot be read as hdf5: {reason}") from error
-        names = found = _datasets(self._file)
-        if self.key is not None:
-            ending = f"/{self.key}"
-            names = [name.removesuffix(ending) for name in found if name.endswith(ending)]
-            if not names:
-                raise UserError(
-                    f"{flag}: no dataset NAME{ending} in it, it has {_some(found)}: --{self.kind}_key"
-                    " is the name in each recording's group; leave it out where each has one dataset"
-                )
-        self._suffixes = dict.fromkeys(names, "")
-
-
-_PICKLED = "is pickled, and reading it could run code: save it as a plain array, numpy.save(path, array)"
+            raise UserError(f"{self._flag} cannot be read as hdf5: {reason}") from error
+        names, ending = _datasets(self._file), "" if self.key is None else f"/{self.key}"
+        self.suffixes = {name.removesuffix(ending): "" for name in names if name.endswith(ending)}
+        if not self.suffixes:
+            hint = f": --{self.kind}_key is the name in each recording's group; leave it out where each has one dataset"
+            raise UserError(
+                f"{self._flag}: no dataset NAME{ending} in it, it has {_some(names)}{hint if ending else ''}"
+            )
 
 
 def _datasets(file: Any) -> list[str]:
@@ -232,7 +204,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class CodecFacts:
+class CodecInfo:
     """What shards need of the codec that made their codes."""
 
     name: str
@@ -267,14 +239,17 @@ class Cut:
     hop_seconds: float
     """From the start of a segment to that of the next."""
     min_seconds: float
-    """What a recording or a last segment must have; the rest is padded."""
+    """Least length of a recording and of a last segment, which is padded to a whole one."""
     max_difference_seconds: float
     """By which a recording's codes and features may differ in length; more is taken for a wrong rate or pair."""
     without_video: str = "leave_out"
     """``keep``, or ``leave_out``: recordings that have codes alone."""
 
-    def check(self) -> None:
+    def check(self, code_rate: float) -> None:
         """Refuse numbers that make no sense.
+
+        Args:
+            code_rate: Steps per second.
 
         Raises:
             UserError: Saying which.
@@ -287,6 +262,11 @@ class Cut:
             )
         if not 0 <= self.max_difference_seconds < float("inf"):
             raise UserError(f"--max_difference_seconds must be 0 or more, got {self.max_difference_seconds:g}")
+        if self.segments == "all" and self.hop_seconds * code_rate < 1:
+            raise UserError(
+                f"--hop_seconds must be a step of the codes or more, {1 / code_rate:g} s, got {self.hop_seconds:g}:"
+                " two segments would start at one step"
+            )
 
     def starts(self, end: float) -> Iterator[float]:
         """s: where segments start in a recording of so many seconds."""
@@ -296,20 +276,8 @@ class Cut:
         yield from segment_starts(end, self.segment_seconds, self.hop_seconds, self.min_seconds)
 
 
-@dataclass(frozen=True)
-class Axes:
-    """What all arrays of a data set have in common: which of their two axes is time, and the width of features."""
-
-    codes: int
-    """0: (T, K); 1: (K, T)."""
-    features: int | None
-    """0: (V, C); 1: (C, V); None where there are no features."""
-    feature_dim: int
-    """C."""
-
-
 class ArrayReader:
-    """Reads the arrays of one recording after the other and brings them to one layout.
+    """Reads the arrays of recordings and brings them to one layout.
 
     Args:
         codes: For each recording (K, T) or (T, K) of any integer type; axes of length 1 before, between or behind.
@@ -319,22 +287,26 @@ class ArrayReader:
         cut: Rates and tolerances.
 
     Attributes:
-        axes: Found by ``find_axes``; until then the shape of each array must tell which of its axes is time.
+        is_ready: Whether ``find_axes`` has found a recording that is whole. Its axes are those of all others, and
+            ``feature_dim`` is known. Until then the shape of each array must tell which of its axes is time.
+        codes_axis: Time is axis 0: (T, K); 1: (K, T).
+        features_axis: Time is axis 0: (V, C); 1: (C, V); None where there are no features.
     """
 
     def __init__(
-        self, codes: Arrays, features: Arrays | None, codec: CodecFacts, feature_dim: int | None, cut: Cut
+        self, codes: Arrays, features: Arrays | None, codec: CodecInfo, feature_dim: int | None, cut: Cut
     ) -> None:
         self.codes, self.features, self.codec, self.cut = codes, features, codec, cut
-        self.levels, self.size = codec.codebooks.shape[0], codec.codebooks.shape[1]
         self.feature_dim = feature_dim
-        self.axes: Axes | None = None
+        self.is_ready = False
+        self.codes_axis: int | None = None
+        self.features_axis: int | None = None
 
     def find_axes(self, names: Iterable[str]) -> list[ArrayError]:
         """Take the layout of the first recording that is whole for that of all.
 
         Returns:
-            What is wrong with the recordings before it, or with all of them; then ``axes`` stays None.
+            What is wrong with the recordings before it, or with all of them if none is whole.
         """
         problems: list[ArrayError] = []
         for name in names:
@@ -346,8 +318,7 @@ class ArrayReader:
                 problems.append(error)
                 continue
             self.feature_dim = self.feature_dim if features is None else features.shape[1]
-            assert self.feature_dim is not None
-            self.axes = Axes(codes_axis, features_axis, self.feature_dim)
+            self.is_ready, self.codes_axis, self.features_axis = True, codes_axis, features_axis
             break
         return problems
 
@@ -361,17 +332,17 @@ class ArrayReader:
 
     def _read(self, name: str) -> tuple[np.ndarray, np.ndarray | None, int, int | None]:
         """Codes, features, and which axis of each was time."""
-        has_features = self.features is not None and name in self.features
-        if name not in self.codes:
+        has_features = self.features is not None and name in self.features.suffixes
+        if name not in self.codes.suffixes:
             reason, what = ("no_codes", "features, but no codes") if has_features else ("missing", "no arrays")
             raise ArrayError(reason, f"there are {what} of this name")
         if not has_features and self.cut.without_video != "keep":
             raise ArrayError("no_features", _NO_FEATURES)
-        codes, codes_axis = self._codes(name)
-        if not has_features:
+        codes, codes_axis = self._read_codes(name)
+        if self.features is None or not has_features:
             return codes, None, codes_axis, None
         sound = codes.shape[1] / self.codec.code_rate
-        features, features_axis = self._features(name, sound)
+        features, features_axis = self._read_features(self.features, name, sound)
         seen = len(features) / self.cut.source_fps
         if abs(sound - seen) > self.cut.max_difference_seconds + SAME_TIME:
             raise ArrayError(
@@ -381,24 +352,24 @@ class ArrayReader:
             )
         return codes, features, codes_axis, features_axis
 
-    def _codes(self, name: str) -> tuple[np.ndarray, int]:
+    def _read_codes(self, name: str) -> tuple[np.ndarray, int]:
         """(K, T), and which axis of the array was time."""
-        where, array = _two_axes(self.codes, name, "iu", "integers")
-        fits = [axis for axis in (0, 1) if array.shape[1 - axis] == self.levels]
-        rule = f"{self.codec.name} has {self.levels} levels, so that one axis must be {self.levels}"
-        axis = _time_axis(
-            "bad_codes", f"{where} has shape {array.shape}", fits, None if self.axes is None else self.axes.codes, rule
-        )
+        levels, size = self.codec.codebooks.shape[:2]
+        array = _two_axes(self.codes, name, "iu", "integers")
+        fits = [axis for axis in (0, 1) if array.shape[1 - axis] == levels]
+        rule = f"{self.codec.name} has {levels} levels, so that one axis must be {levels}"
+        axis = _time_axis(self.codes, name, array, fits, self.codes_axis, rule)
         low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= self.size:
+        if low < 0 or high >= size:
             odd = low if low < 0 else high
-            raise ArrayError("bad_codes", f"{where} holds {odd}: codes of {self.codec.name} are 0 to {self.size - 1}")
+            raise ArrayError(
+                "bad_codes", f"{self.codes.where(name)} holds {odd}: codes of {self.codec.name} are 0 to {size - 1}"
+            )
         return array if axis == 1 else array.T, axis
 
-    def _features(self, name: str, seconds: float) -> tuple[np.ndarray, int]:
+    def _read_features(self, arrays: Arrays, name: str, seconds: float) -> tuple[np.ndarray, int]:
         """(V, C) float16, and which axis of the array was time."""
-        assert self.features is not None
-        where, array = _two_axes(self.features, name, "f", "floats")
+        array = _two_axes(arrays, name, "f", "floats")
         if self.feature_dim is not None:
             fits = [axis for axis in (0, 1) if array.shape[1 - axis] == self.feature_dim]
             rule = f"one axis must be the {self.feature_dim} channels"
@@ -407,36 +378,36 @@ class ArrayReader:
             fits = [axis for axis in (0, 1) if abs(array.shape[axis] - expected) <= most + SAME_TIME]
             rule = (
                 f"its codes last {seconds:.2f} s, which is {expected:.0f} frames at {self.cut.source_fps:g} per second;"
-                " mend --video_fps, or say with --feature_dim how many channels there are"
+                " correct --video_fps, or give the number of channels with --feature_dim"
             )
-        known = None if self.axes is None else self.axes.features
-        axis = _time_axis("bad_features", f"{where} has shape {array.shape}", fits, known, rule)
+        axis = _time_axis(arrays, name, array, fits, self.features_axis, rule)
         with np.errstate(over="ignore"):  # reported below
             half = array.astype(np.float16)
         if not np.isfinite(half).all():
             is_large = bool(np.isfinite(array).all())
             odd = f"a magnitude above {_FLOAT16_MAX:g}, the largest of float16" if is_large else "NaN or infinity"
-            raise ArrayError("not_finite", f"{where} holds {odd}")
+            raise ArrayError("not_finite", f"{arrays.where(name)} holds {odd}")
         return half if axis == 0 else half.T, axis
 
 
-def _two_axes(arrays: Arrays, name: str, kinds: str, words: str) -> tuple[str, np.ndarray]:
-    """What an array is called, and the array, of these kinds, without axes of length 1 that are too many."""
-    where, array = arrays.where(name), arrays.read(name)
+def _two_axes(arrays: Arrays, name: str, kinds: str, words: str) -> np.ndarray:
+    """An array of these kinds of types, without axes of length 1 that are too many."""
+    array = arrays.read(name)
     while array.ndim > 2 and 1 in array.shape:
         array = array.squeeze(array.shape.index(1))
     if array.ndim != 2 or not array.size:
-        raise ArrayError(f"bad_{arrays.kind}", f"{where} must have two axes, got shape {array.shape}")
+        raise ArrayError(f"bad_{arrays.kind}", f"{arrays.where(name)} must have two axes, got shape {array.shape}")
     if array.dtype.kind not in kinds:
-        raise ArrayError(f"bad_{arrays.kind}", f"{where} must hold {words}, got {array.dtype}")
-    return where, array
+        raise ArrayError(f"bad_{arrays.kind}", f"{arrays.where(name)} must hold {words}, got {array.dtype}")
+    return array
 
 
-def _time_axis(reason: str, shape: str, fits: Sequence[int], known: int | None, rule: str) -> int:
+def _time_axis(arrays: Arrays, name: str, array: np.ndarray, fits: Sequence[int], known: int | None, rule: str) -> int:
     """Which axis is time: of those that fit, the one of all other recordings, or the only one."""
     possible = [axis for axis in fits if known in (None, axis)]
     if len(possible) == 1:
         return possible[0]
     if len(fits) == 1:
         rule = "in the other recordings the other axis is time"
-    raise ArrayError(reason, f"{shape}: {'which axis is time cannot be told' if len(fits) == 2 else rule}")
+    problem = "which axis is time cannot be told" if len(fits) == 2 else rule
+    raise ArrayError(f"bad_{arrays.kind}", f"{arrays.where(name)} has shape {array.shape}: {problem}")

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +36,7 @@ from vab.data.extract.report import (
 from vab.data.inputs.listing import Source, Sources
 from vab.data.media.segments import frame_times
 from vab.data.media.tracks import SAME_TIME
-from vab.data.shards.arrays import ArrayError, ArrayReader, Arrays, CodecFacts, Cut
+from vab.data.shards.arrays import ArrayError, ArrayReader, Arrays, CodecInfo, Cut
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import (
     CODEBOOKS,
@@ -54,9 +53,9 @@ from vab.frozen.vision import load_vision
 from vab.spec import NOT_STATED, SegmentSpec, UserError
 
 _THREADS = 8
-"""That read ahead, for the sake of slow disks."""
-_TOLD_EVERY = 50
-"""Recordings from one report of the progress to the next."""
+"""Threads that read ahead, for the sake of slow disks."""
+_PROGRESS_EVERY = 50
+"""Recordings from one call of ``watch`` to the next."""
 
 _T = TypeVar("_T")
 
@@ -65,15 +64,15 @@ def import_arrays(
     sources: Sources,
     reader: ArrayReader,
     out: Path,
-    vision: VisionFacts,
+    vision: VisionInfo,
     labels: Sequence[str] | None = None,
     records_per_shard: int = 4096,
     watch: Watch = lambda done, here, seconds: None,
 ) -> ExtractionReport:
-    """What ``vab shards import`` does once everything is known.
+    """Write the records of all recordings to shards.
 
-    Interrupted, it goes on after the last whole shard; the shards are the same. A few recordings are in memory at a
-    time, those that are read ahead.
+    If interrupted, the next call resumes after the last finished tar; the shards are the same. A few recordings are in
+    memory at a time: those that are read ahead.
 
     Args:
         sources: From ``sources_of``.
@@ -82,7 +81,7 @@ def import_arrays(
         vision: What made the features.
         labels: The vocabulary, if it is not the labels that occur.
         records_per_shard: Records per tar.
-        watch: Is told of the progress.
+        watch: Called with the progress.
 
     Returns:
         What became of every recording; ``report.json`` says the same.
@@ -91,62 +90,54 @@ def import_arrays(
         UserError: If a number makes no sense, the folder was begun with other settings or other recordings, the disk is
             full, or not one record could be made.
     """
-    reader.cut.check()
-    if reader.cut.segments == "all" and reader.cut.hop_seconds * reader.codec.code_rate < 1:
-        raise UserError(
-            f"--hop_seconds must be a step of the codes or more, {1 / reader.codec.code_rate:g} s, got"
-            f" {reader.cut.hop_seconds:g}: two segments would start at one step"
-        )
-    if not is_complete(out):
-        refuse_foreign_report(OutFolder(out))
+    reader.cut.check(reader.codec.code_rate)
+    is_finished, folder = is_complete(out), OutFolder(out)
+    if not is_finished:
+        refuse_foreign_report(folder)
     problems = reader.find_axes(source.id for source in sources)
-    if reader.axes is None:
-        if is_complete(out):
+    if not reader.is_ready:
+        if is_finished:
             raise UserError(
                 f"{out} already holds a finished data set, and none of these recordings is whole ({problems[0]})"
             )
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {out}: {error.strerror}; give another folder") from error
-        lost = zip(sources, problems, strict=True)
-        raise nothing_made(
-            OutFolder(out), sources, [Left(source.name, error.reason, error.detail) for source, error in lost]
-        )
+        raise nothing_made(folder, sources, [_left(*pair) for pair in zip(sources, problems, strict=True)])
     spec = _spec(reader, vision)
     head = _head(sources, reader, spec, vision, labels)
     inputs = _fingerprint(sources, reader)
-    if is_complete(out):
-        return finished_before(OutFolder(out), head, sources, inputs)
+    if is_finished:
+        return finished_before(folder, head, sources, inputs)
     with ShardWriter(out, spec, head["labels"], records_per_shard, head["extraction"]) as writer:
-        names = {source.name for source in sources}
-        if gone := sorted(writer.done - names):
+        if lost := sorted(writer.done - {source.name for source in sources}):
             raise UserError(
-                f"{out} was begun with {len(gone)} inputs that are not listed now ({gone[0]}, ...):"
+                f"{out} was begun with {len(lost)} inputs that are not listed now ({lost[0]}, ...):"
                 " list them again to resume, or give another folder"
             )
         seconds, before, here = 0.0, len(writer.done), 0
-        waiting = (source for source in sources if source.name not in writer.done)
-        for source, records in _ahead(lambda source: _records(source, reader, spec), waiting):
+        to_do = (source for source in sources if source.name not in writer.done)
+        for source, records in _ahead(lambda source: _records(source, reader, spec), to_do):
             if isinstance(records, ArrayError):
-                writer.add(source.name, [], [Left(source.name, records.reason, records.detail)])
+                writer.add(source.name, [], [_left(source, records)])
             else:
                 writer.add(source.name, records)
                 seconds += sum(meta["steps"] for *_, meta in records) / spec.code_rate
             here += 1
-            if here % _TOLD_EVERY == 0:
+            if here % _PROGRESS_EVERY == 0:
                 watch(before + here, here, seconds)
         if not writer.num_records:
-            raise nothing_made(OutFolder(out), sources, writer.left_out)
+            raise nothing_made(folder, sources, writer.left_out)
         uses_hdf5 = any(arrays.uses_hdf5 for arrays in (reader.codes, reader.features) if arrays is not None)
-        versions = library_versions() | ({"h5py": version("h5py")} if uses_hdf5 else {})
-        names_in_order = (source.name for source in sources)
-        manifest = writer.finish(reader.codec.codebooks, inputs, {"versions": versions}, names_in_order)
-    report = report_of(OutFolder(out), manifest)
+        versions = library_versions(("h5py",) if uses_hdf5 else ())
+        names = (source.name for source in sources)
+        manifest = writer.finish(reader.codec.codebooks, inputs, {"versions": versions}, names)
+    report = report_of(folder, manifest)
     assert report.inputs == len(sources), f"{report.inputs} recordings accounted for, {len(sources)} were given"
     write_report(report)
     watch(len(sources), here, seconds)
     return report
+
+
+def _left(source: Source, error: ArrayError) -> Left:
+    return Left(source.name, error.reason, error.detail)
 
 
 def sources_of(codes: Arrays, features: Arrays | None, listed: Sources | None) -> Sources:
@@ -155,20 +146,22 @@ def sources_of(codes: Arrays, features: Arrays | None, listed: Sources | None) -
     Raises:
         UserError: If no recording has both codes and features, or no listed recording has codes.
     """
-    if features is not None and not any(name in features for name in codes):
-        first, other = next(iter(codes)), next(iter(features))
+    names = codes.suffixes.keys() | ({} if features is None else features.suffixes).keys()
+    first = next(iter(codes.suffixes))
+    if features is not None and len(names) == len(codes.suffixes) + len(features.suffixes):
+        other = next(iter(features.suffixes))
         raise UserError(
             f"no recording has both codes and features: {codes.place} has such as {first!r}, {features.place} such as "
             f"{other!r}; they are known by a file's path without the suffix, or by a dataset's path"
         )
-    if listed is not None and not any(source.id in codes for source in listed):
+    if listed is not None and not any(source.id in codes.suffixes for source in listed):
         raise UserError(
             f"none of the {len(listed)} recordings that are listed has codes, such as {listed[0].id!r}; {codes.place}"
-            f" has such as {next(iter(codes))!r}"
+            f" has such as {first!r}"
         )
     sources = Sources("")
     if listed is None:
-        for name in sorted({*codes, *(() if features is None else features)}):
+        for name in sorted(names):
             sources.add(name, given_id=name)
     else:
         for source in sorted(listed, key=lambda source: source.id):
@@ -228,20 +221,21 @@ def _segments(
         yield make_key(source.id, start), padded, taken, meta
 
 
-def _spec(reader: ArrayReader, vision: VisionFacts) -> SegmentSpec:
+def _spec(reader: ArrayReader, vision: VisionInfo) -> SegmentSpec:
     codec, cut = reader.codec, reader.cut
-    assert reader.axes is not None
+    num_codebooks, codebook_size, code_dim = codec.codebooks.shape
+    assert reader.feature_dim is not None
     return SegmentSpec(
         segment_seconds=cut.segment_seconds,
         sample_rate=codec.sample_rate,
         code_rate=codec.code_rate,
-        num_codebooks=reader.levels,
-        codebook_size=reader.size,
-        code_dim=codec.codebooks.shape[2],
+        num_codebooks=num_codebooks,
+        codebook_size=codebook_size,
+        code_dim=code_dim,
         num_steps=codec.steps_for(cut.segment_seconds),
         video_fps=cut.video_fps,
         num_frames=round(cut.segment_seconds * cut.video_fps),
-        feature_dim=reader.axes.feature_dim,
+        feature_dim=reader.feature_dim,
         codec=codec.name,
         codec_hash=codec.weight_hash,
         vision=vision.name,
@@ -250,16 +244,14 @@ def _spec(reader: ArrayReader, vision: VisionFacts) -> SegmentSpec:
 
 
 def _head(
-    sources: Sources, reader: ArrayReader, spec: SegmentSpec, vision: VisionFacts, labels: Sequence[str] | None
+    sources: Sources, reader: ArrayReader, spec: SegmentSpec, vision: VisionInfo, labels: Sequence[str] | None
 ) -> dict[str, Any]:
-    """What must be the same for an import to go on: spec, label vocabulary and the rules that go to the manifest."""
-    cut, axes = reader.cut, reader.axes
-    assert axes is not None
-    imported = {"codes": f"{('(T, K)', '(K, T)')[axes.codes]}, {reader.codes.form}"}
-    if reader.features is not None and axes.features is not None:
-        imported["features"] = f"{('(V, C)', '(C, V)')[axes.features]}, {reader.features.form}"
-    names = {source.id for source in sources}
-    not_listed = sum(name not in names for name in reader.codes)
+    """What must be the same for an import to resume: spec, label vocabulary and the rules that go to the manifest."""
+    cut = reader.cut
+    imported = {"codes": f"{'(K, T)' if reader.codes_axis else '(T, K)'}, {reader.codes.form}"}
+    if reader.features is not None:
+        imported["features"] = f"{'(C, V)' if reader.features_axis else '(V, C)'}, {reader.features.form}"
+    not_listed = len(reader.codes.suffixes.keys() - {source.id for source in sources})
     return {
         "spec": spec.to_dict(),
         "labels": list(labels or sorted(sources.labels)),
@@ -302,7 +294,7 @@ def _ahead(function: Callable[[Source], _T], sources: Iterable[Source]) -> Itera
 
 
 @dataclass(frozen=True)
-class VisionFacts:
+class VisionInfo:
     """What shards need of the vision encoder that made their features."""
 
     name: str
@@ -315,10 +307,10 @@ class VisionFacts:
     """In words; ``NOT_STATED`` where the encoder was not loaded."""
 
 
-def codec_facts(
+def codec_info(
     name: str, weights: str | None = None, codebooks: str | None = None, weight_hash: str | None = None
-) -> CodecFacts:
-    """The facts of a codec, from its weights or, without them, from its codebooks.
+) -> CodecInfo:
+    """Describe a codec from its weights or, without them, from its codebooks.
 
     Args:
         name: As ``load_codec`` takes it.
@@ -340,7 +332,7 @@ def codec_facts(
             hint = "; its codebooks alone do, too: --codebooks FILE" if name in NUMBERS and weights is None else ""
             raise UserError(f"{error}{hint}") from error
         _require_same("codec", codec.weight_hash, weight_hash)
-        return CodecFacts(name, codec.weight_hash, codec.sample_rate, codec.code_rate, codec.codebooks().cpu())
+        return CodecInfo(name, codec.weight_hash, codec.sample_rate, codec.code_rate, codec.codebooks().cpu())
     if weights is not None:
         raise UserError("--codec_weights and --codebooks say the same: leave one out")
     if name not in NUMBERS:
@@ -363,13 +355,13 @@ def codec_facts(
             f"--codebooks {path} must be (K, S, code_dim) with K, S = {numbers[2:]} for codec {name}, "
             f"got {tuple(table.shape)}"
         )
-    return CodecFacts(name, weight_hash or NOT_STATED, numbers[0], numbers[1], table)
+    return CodecInfo(name, weight_hash or NOT_STATED, numbers[0], numbers[1], table)
 
 
-def vision_facts(
+def vision_info(
     name: str, weights: str | None = None, weight_hash: str | None = None, feature_dim: int | None = None
-) -> VisionFacts:
-    """The facts of a vision encoder, which is loaded if it ships with the package or its weights are given.
+) -> VisionInfo:
+    """Describe a vision encoder. It is loaded if it ships with the package or its weights are given.
 
     Args:
         name: What made the features, in the user's words or as ``load_vision`` takes it.
@@ -386,12 +378,12 @@ def vision_facts(
     if feature_dim is not None and feature_dim < 1:
         raise UserError(f"--feature_dim must be 1 or more, got {feature_dim}")
     if weights is None and name != "tiny" and not name.startswith("local-dir:"):
-        return VisionFacts(name, weight_hash or NOT_STATED, feature_dim, NOT_STATED)
+        return VisionInfo(name, weight_hash or NOT_STATED, feature_dim, NOT_STATED)
     vision = load_vision(name, "cpu", weights)
     _require_same("vision", vision.weight_hash, weight_hash)
     if feature_dim not in (None, vision.feature_dim):
         raise UserError(f"vision encoder {name} has features of {vision.feature_dim} channels, got {feature_dim}")
-    return VisionFacts(name, vision.weight_hash, vision.feature_dim, vision.preprocessing)
+    return VisionInfo(name, vision.weight_hash, vision.feature_dim, vision.preprocessing)
 
 
 def _check_hash(kind: str, weight_hash: str | None) -> None:
