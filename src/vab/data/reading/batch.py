@@ -29,10 +29,10 @@ class Part(NamedTuple):
     """Of the batch's tensor."""
     start: int
     """Of its first byte."""
-    end: int
-    """Behind its last byte."""
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """In elements."""
 
 
 @dataclass
@@ -63,13 +63,14 @@ class PackedBatch:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays, which are parts of the buffer."""
         whole = self.buffer.numpy()
-        return {part.name: whole[part.start : part.end].view(part.dtype).reshape(part.shape) for part in self.parts}
+        return {part.name: np.ndarray(part.shape, part.dtype, whole, part.start) for part in self.parts}
 
     def unpack(self) -> Batch:
         """The batch, whose tensors are parts of the buffer."""
         # Views by torch, not by numpy: they keep the page-locked buffer in use until the copy to a GPU is done.
+        typed = {dtype: self.buffer.view(_TYPES[dtype]) for dtype in {part.dtype for part in self.parts}}
         tensors = {
-            part.name: self.buffer[part.start : part.end].view(_TYPES[part.dtype]).view(part.shape)
+            part.name: typed[part.dtype].as_strided(part.shape, part.strides, part.start // part.dtype.itemsize)
             for part in self.parts
         }
         return Batch(**tensors, ragged=self.ragged)
@@ -93,7 +94,7 @@ def _layout(
     }
     parts, start = [], 0
     for name, (dtype, shape) in arrays.items():
-        end = start + prod(shape) * dtype.itemsize
-        parts.append(Part(name, start, end, dtype, shape))
-        start = -(-end // _ALIGNMENT) * _ALIGNMENT
+        strides = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        parts.append(Part(name, start, dtype, shape, strides))
+        start += -(-prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
     return start, tuple(parts)

@@ -43,6 +43,12 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def _checked(result: PackedBatch | UserError) -> PackedBatch:
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
 class Loader:
     """Batches in our own order. Not a ``DataLoader``, because the trainer rebuilds those with samplers of its own.
 
@@ -51,11 +57,7 @@ class Loader:
 
     def __init__(self, dataset: Records, num_workers: int, pin_memory: bool) -> None:
         self.dataset = dataset
-        self._settings: dict[str, Any] = {
-            "num_workers": num_workers,
-            "persistent_workers": num_workers > 0,
-            "pin_memory": pin_memory,
-        }
+        self._settings: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
         self._workers: DataLoader[PackedBatch | UserError] | None = None
 
     def shares(self) -> Iterator[Share]:
@@ -74,20 +76,25 @@ class Loader:
 
     def batches(self) -> Iterator[Batch]:
         """The batches of those shares, in the stored types."""
+        read = _Shares(self.dataset)
+        if not self._settings["num_workers"]:  # a tenth quicker than a DataLoader without workers
+            for share in self.shares():
+                packed = _checked(read.__getitems__(share))
+                yield (packed.pin_memory() if self._settings["pin_memory"] else packed).unpack()
+            return
         if self._workers is None:
             self._workers = DataLoader(
-                _Shares(self.dataset),
+                read,
                 batch_sampler=_Sampler(self),  # type: ignore[arg-type]
                 collate_fn=_as_it_is,
                 worker_init_fn=_begin,
+                persistent_workers=True,
                 # Without it each pass draws a number from torch's global generator, which changes the dropout.
                 generator=torch.Generator(),
                 **self._settings,
             )
         for packed in self._workers:
-            if isinstance(packed, UserError):
-                raise packed
-            yield packed.unpack()
+            yield _checked(packed).unpack()
 
 
 class EvaluationLoader(Loader):

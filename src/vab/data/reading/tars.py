@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vab.spec import UserError
 
-Buffer = memoryview | bytearray
+Buffer = memoryview | bytearray | np.ndarray
 _SHARE = 8
 """One data set keeps at most this fraction (1 / 8) of the files open that the process may have."""
 
@@ -89,7 +91,7 @@ def read_in_turn(handle: int, buffers: Sequence[Buffer], start: int) -> int:
     """
     done = 0
     for buffer in buffers:
-        place, view = 0, memoryview(buffer)
+        place, view = 0, memoryview(buffer)  # type: ignore[arg-type]
         while place < len(view):
             if hasattr(os, "pread"):
                 piece = os.pread(handle, len(view) - place, start + done)
