@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vab.commands.files import check_files
@@ -11,7 +11,7 @@ from vab.data.inputs.listing import files_below
 from vab.data.inputs.published import keywords, youtube
 from vab.data.inputs.published.esc50 import esc50 as esc50_rows
 from vab.data.inputs.published.msrvtt import msrvtt as msrvtt_rows
-from vab.data.inputs.published.rows import Row, rows_csv
+from vab.data.inputs.published.rows import Listing, Row, rows_csv
 from vab.files import fitting_name, write_atomically
 from vab.spec import UserError
 
@@ -33,11 +33,11 @@ def speech_commands(root: str, out: str, test_root: str | None = None, overwrite
         overwrite: Replace lists that are there.
     """
     test = None if test_root is None else Path(test_root)
-    sets = keywords.speech_commands(Path(root), test)
+    found = keywords.speech_commands(Path(root), test)
     folder, media = Path(out), keywords.media_root(Path(root), test)
-    _check([folder / "classes.txt", *(folder / f"{part}.csv" for part in sets)], [], overwrite)
-    how = _with_classes(folder, keywords.KEYWORDS)
-    for part, rows in sets.items():
+    _check([folder / "classes.txt", *(folder / f"{part}.csv" for part in found.rows)], [], overwrite)
+    how = _with_classes(folder, found.classes)
+    for part, rows in found.rows.items():
         _write(folder / f"{part}.csv", rows, media, "speech_commands", how)
 
 
@@ -63,9 +63,7 @@ def audioset(
             goes, with all of its segments: to the same side in every list, whatever files are there.
         overwrite: Replace files that are there.
     """
-    table, lost = Path(out), Path(out).with_name(fitting_name(Path(out).stem, ".missing.txt"))
-    if table.suffix != ".csv":
-        raise UserError(f"--out must end in .csv, got {out}")
+    table, lost = _table_of(out)
     start = table.stem.removesuffix("train")
     held_out = table.with_stem(f"{start}{'_' if start == table.stem else ''}{youtube.VAL}")
     _check([table, lost, *([] if val_share is None else [held_out])], [list], overwrite)
@@ -123,8 +121,8 @@ def esc50(root: str, out: str, esc10: bool = False, overwrite: bool = False) -> 
     found = esc50_rows(Path(root), esc10)
     table, lost = folder / f"{name}.csv", folder / "missing.txt"
     _check([table, lost, folder / "classes.txt"], [], overwrite)
-    _tell_missing(found.missing, lost)
-    _write(table, found.rows, Path(root), "esc50", _with_classes(folder, found.classes))
+    _tell(found, lost)
+    _write(table, found.rows["all"], Path(root), "esc50", _with_classes(folder, found.classes))
 
 
 def msrvtt(list: str, media: str, out: str, split: str | None = None, overwrite: bool = False) -> None:
@@ -138,13 +136,19 @@ def msrvtt(list: str, media: str, out: str, split: str | None = None, overwrite:
         split: Of a .json with several: train, validate or test.
         overwrite: Replace files that are there.
     """
-    table, lost = Path(out), Path(out).with_name(fitting_name(Path(out).stem, ".missing.txt"))
+    table, lost = _table_of(out)
+    _check([table, lost], [list], overwrite)
+    found = msrvtt_rows(Path(list), Path(media), _names(media), split)
+    _tell(found, lost)
+    _write(table, found.rows["all"], Path(media), "centre", [])
+
+
+def _table_of(out: str) -> tuple[Path, Path]:
+    """The list to write, and the file for its entries without a file."""
+    table = Path(out)
     if table.suffix != ".csv":
         raise UserError(f"--out must end in .csv, got {out}")
-    _check([table, lost], [list], overwrite)
-    rows, missing = msrvtt_rows(Path(list), Path(media), _names(media), split)
-    _tell_missing(missing, lost)
-    _write(table, rows, Path(media), "centre", [])
+    return table, table.with_name(fitting_name(table.stem, ".missing.txt"))
 
 
 def _names(media: str | Path) -> Sequence[str]:
@@ -175,25 +179,17 @@ def _with_classes(folder: Path, names: Iterable[str]) -> list[str]:
     return ["--vocabulary", str(path)]
 
 
-def _tell(found: youtube.Listing, lost: Path) -> None:
-    """What of a list is not there, and what is there and not in it."""
-    _tell_missing(found.missing, lost)
-    _tell_unused(found.unused)
+def _tell(found: Listing, lost: Path) -> None:
+    """Print which entries of a list have no file, and which files no entry; write the names of the former."""
+    if found.missing:
+        write_atomically(lost, "\n".join(found.missing) + "\n")
+        print(f"{len(found.missing)} that are listed have no file: {lost}")
+    else:
+        lost.unlink(missing_ok=True)
+    for reason, (number, example) in found.unused.items():
+        print(f"files that are {reason}: {number}, such as {example}")
     if found.repeats:
         print(f"{found.repeats} lines of the list repeat one before, and are taken once")
-
-
-def _tell_unused(unused: Mapping[str, tuple[int, str]]) -> None:
-    for why, (number, example) in unused.items():
-        print(f"files that are {why}: {number}, such as {example}")
-
-
-def _tell_missing(missing: Sequence[str], path: Path) -> None:
-    if missing:
-        write_atomically(path, "\n".join(missing) + "\n")
-        print(f"{len(missing)} that are listed have no file: {path}")
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write(path: Path, rows: Sequence[Row], media: Path, change: str, how: Sequence[str]) -> None:

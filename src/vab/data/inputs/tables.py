@@ -1,4 +1,4 @@
-"""The one reader of lists in tables: CSV as spreadsheets, programs and people save it, read strictly."""
+"""The reader of CSV files, as spreadsheets, programs and people save them; malformed files are refused."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _DELIMITERS = (",", "\t", ";")
 class Table:
     """The lines of a CSV file: UTF-8, or UTF-16 with a byte order mark; with commas, tabs or semicolons.
 
-    Quotes are read strictly. Otherwise a quote that is not closed makes one cell of all lines that follow, and a list
-    that was cut within quotes seems to be whole.
+    Quotes are read strictly. Otherwise a quote that is not closed would make one cell of all lines that follow, and a
+    list that was cut within quotes would seem complete.
 
     Args:
-        path: Of the file, for messages and, where ``content`` is None, to read.
-        columns: Names that its first line may have, without regard to capitals: tabs or semicolons separate the cells
-            if that gives more of these names than commas do. Without names only commas do, and tabs in a .tsv.
+        path: Path of the file, for messages and, if ``content`` is None, to read.
+        columns: Names that its first line may have, in any case: tabs or semicolons separate the cells if that gives
+            more of these names than commas do. Without names only commas do, and tabs in a .tsv.
         comments: Skip lines that begin with ``#``.
-        any_bytes: Hand on cells that are not UTF-8, as ``os.fsdecode`` gives them; else they are refused.
-        content: Of the file, where it is not on this machine.
+        any_bytes: Accept cells that are not UTF-8, as ``os.fsdecode`` gives them; else they are refused.
+        content: Content of the file, if it is not on this machine.
 
     Attributes:
-        delimiter: Between the cells.
+        delimiter: The character between the cells.
 
     Raises:
-        UserError: If there is no such file or it cannot be read; while reading, the line that is wrong is named.
+        UserError: If there is no such file or it cannot be read; while reading, with the number of the line.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Table:
         """Cells of the first line."""
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        """Lines with their numbers, from 1, cells without blanks around them; empty lines are skipped."""
+        """The line numbers, from 1, and the cells, without blanks around them; empty lines are skipped."""
         reader = csv.reader(self._file, strict=True, skipinitialspace=True, delimiter=self.delimiter)
         try:
             with self._file:
@@ -77,7 +77,7 @@ class Table:
             raise self._unreadable(error) from error
 
     def wrong(self, line: int, problem: str) -> UserError:
-        """What to say of a line."""
+        """The error for a line."""
         return UserError(f"{self.path}, line {line}: {problem}")
 
     def check_text(self, line: int, text: str) -> None:
@@ -102,7 +102,7 @@ class Table:
 
 
 def read_columns(path: Path, *needed: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Lines of a CSV whose first line names its columns, with their numbers.
+    """The line numbers and cells by column of a CSV whose first line names its columns.
 
     Raises:
         UserError: If it cannot be read, lacks one of the ``needed`` columns, or a line has too few or too many cells.
@@ -133,5 +133,5 @@ def _opened(path: str | Path, content: bytes | None) -> TextIO:
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    """Cells of a line, read leniently: what is wrong with it is said when it is read."""
+    """Cells of a line, read leniently: `Table.__iter__` refuses a malformed line."""
     return [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True, delimiter=delimiter), [])]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from vab.data.inputs.published.names import AMBIGUOUS, UNLISTED, UNNAMED, Excerpts, by_stem, find_files, parse_name
+from vab.data.inputs.published.names import AMBIGUOUS, UNLISTED, UNNAMED, Excerpts, find_files, parse_name
+from vab.data.inputs.published.rows import by_stem
 from vab.spec import UserError
 
 ID = "-0RW_T-miFs"
@@ -92,7 +93,7 @@ def test_several_files_of_one_entry_are_counted_and_refused():
 
 def test_an_entry_that_comes_again_counts_once():
     found = entries((ID, 0, "a"), (ID, 0, "a"), (ID, 0, "b"), (ID, 10_000, "a"))
-    assert (len(found), found.repeats, found.of(ID), found.of("x")) == (3, 1, [0, 1, 2], [])
+    assert (len(found), found.repeats, found.of(ID), found.of("x")) == (3, 1, (0, 1, 2), ())
     with pytest.raises(ValueError, match="-0RW_T-miFs at 0 s is there before, with"):
         found.add(ID, 0, ("other",), "a")
 

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from vab.data.inputs.listing import files_below
-from vab.data.inputs.published.names import by_stem
-from vab.data.inputs.published.rows import Row, none_there
+from vab.data.inputs.published.rows import Listing, Row, by_stem
 from vab.data.inputs.tables import read_columns
 from vab.spec import UserError
 
 _TABLE, _AUDIO = "meta/esc50.csv", "audio"
 
 
-@dataclass(frozen=True)
-class Esc:
-    """What of the data set is there."""
+def esc50(root: Path, esc10: bool = False) -> Listing:
+    """The recordings of ESC-50 with their classes, as the part ``all``.
 
-    rows: list[Row]
-    """Files from its folder, in the order of its table."""
-    classes: tuple[str, ...]
-    """In the order of their numbers."""
-    missing: list[str]
-    """Files of the table that are not there."""
-
-
-def esc50(root: Path, esc10: bool = False) -> Esc:
-    """The recordings of ESC-50 with their classes.
-
-    Their folds are the first numbers of their names, where ``fold_pattern`` of ``configs/data/esc50.yaml`` reads them.
+    The first number of a file's name is its fold, which ``fold_pattern`` of ``configs/data/esc50.yaml`` reads.
 
     Args:
         root: Unpacked folder of the data set, with ``meta/esc50.csv`` and ``audio``, whose files may have another
@@ -57,10 +43,12 @@ def esc50(root: Path, esc10: bool = False) -> Esc:
         if numbers.setdefault(target, cells["category"]) != cells["category"]:
             raise UserError(f"{table}, line {line}: target {target} is {cells['category']}, before {numbers[target]}")
         listed.append((name, cells["category"]))
-    stems = {name: Path(name).stem for name, _ in listed}
-    there = by_stem(files_below(root / _AUDIO), set(stems.values()))
-    rows = [Row(f"{_AUDIO}/{there[stems[name]]}", (label,)) for name, label in listed if stems[name] in there]
-    missing = [name for name, _ in listed if stems[name] not in there]
-    if not rows:
-        raise none_there(missing, len(missing), table, root / _AUDIO)
-    return Esc(rows, tuple(numbers[target] for target in sorted(numbers)), missing)
+    there = by_stem(files_below(root / _AUDIO), (Path(name).stem for name, _ in listed))
+    rows, missing = [], []
+    for name, label in listed:
+        if file := there.get(Path(name).stem):
+            rows.append(Row(f"{_AUDIO}/{file}", (label,)))
+        else:
+            missing.append(name)
+    classes = tuple(numbers[target] for target in sorted(numbers))
+    return Listing({"all": rows}, missing, classes).checked(table, root / _AUDIO)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import wave
 from pathlib import Path
 
-from vab.data.inputs.published.rows import Row
+from vab.data.inputs.published.rows import Listing, Row
 from vab.spec import UserError
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -13,24 +13,24 @@ UNKNOWN, SILENCE, NOISE = "_unknown_", "_silence_", "_background_noise_"
 KEYWORDS = (*WORDS, UNKNOWN, SILENCE)
 """The 12 classes of keyword spotting in SUPERB (Yang et al. 2021), in its order."""
 _HELD_OUT = 10
-"""Every so manieth second of the noise is validated on."""
+"""One of this many seconds of the noise is for validation."""
 
 
-def speech_commands(root: Path, test_root: Path | None = None) -> dict[str, list[Row]]:
+def speech_commands(root: Path, test_root: Path | None = None) -> Listing:
     """Speech Commands v0.01 with 12 classes: train, val, and test where its own archive is given.
 
     Source: SUPERB's keyword spotting: ten words, all other words are ``_unknown_``; the data set's own
     ``validation_list.txt`` and ``testing_list.txt`` (which its hash of the speaker gives, too) divide the recordings,
     and those of the testing list are not used; the test is the archive ``speech_commands_test_set_v0.01``. SUPERB
     takes ``_silence_`` at random from all of the background noise in training and validation; here every tenth second
-    of it is validated on and the others are trained on, so that none is in both.
+    of it is for validation and the others for training, so that none is in both.
 
     Args:
         root: Unpacked folder of the data set.
         test_root: Unpacked folder of the test archive; its files must be below ``root`` or a folder beside it.
 
     Returns:
-        By set; files from the folder that both are in (``root`` itself if there is no ``test_root``).
+        The rows of each set; paths are relative to `media_root`.
 
     Raises:
         UserError: If something of it is missing.
@@ -62,7 +62,7 @@ def speech_commands(root: Path, test_root: Path | None = None) -> dict[str, list
             for name in KEYWORDS
             for path in sorted((test_root / name).glob("*.wav"))
         ]
-    return sets
+    return Listing(sets, classes=KEYWORDS)
 
 
 def media_root(root: Path, test_root: Path | None) -> Path:

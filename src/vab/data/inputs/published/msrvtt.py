@@ -1,4 +1,4 @@
-"""MSR-VTT: excerpts of videos with captions, which vab does not read, and a category each."""
+"""MSR-VTT: excerpts of videos, each with a category, and captions, which are not read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from vab.data.inputs.published.names import by_stem
-from vab.data.inputs.published.rows import Row, none_there
+from vab.data.inputs.published.rows import Listing, Row, by_stem
 from vab.data.inputs.tables import read_columns
 from vab.spec import UserError
 
@@ -16,32 +15,26 @@ CATEGORIES = (
     "animation", "vehicles/autos", "howto", "travel", "science/technology", "animals/pets", "kids/family",
     "documentary", "food/drink", "cooking", "beauty/fashion", "advertisement",
 )  # fmt: skip
-"""By number, as the data set's category.txt calls them."""
+"""By number, as in the data set's category.txt."""
 
 
-def msrvtt(table: Path, media: Path, files: Iterable[str], split: str | None = None) -> tuple[list[Row], list[str]]:
-    """The videos of a split that are there.
+def msrvtt(table: Path, media: Path, files: Iterable[str], split: str | None = None) -> Listing:
+    """The videos of a split that are there, as the part ``all``, labelled by category if the list has categories.
 
     Args:
         table: As published: .json with ``videos`` (video_id, category, split), or a .csv of one split with a column
             ``video_id``, such as 1k-A's ``MSRVTT_JSFUSION_test.csv``, which has no categories.
-        media: Folder of the files, to be named in complaints.
-        files: What is in it, as paths with ``/``, called ``video7010.mp4`` or the like.
-        split: Of a .json: train, validate or test; None where it has one only.
-
-    Returns:
-        The rows, labelled by category where the table has one; and the ids without a file.
+        media: Folder of the files, for messages.
+        files: Its files, as paths with ``/``, named ``video7010.mp4`` or the like.
+        split: Split of a .json: train, validate or test; None if it has one only.
 
     Raises:
-        UserError: If the table is not of these, it has no such split, or there is no file.
+        UserError: If the list has another form, it has no such split, or there is no file.
     """
     videos = _from_csv(table, split) if table.suffix.lower() == ".csv" else _from_json(table, split)
-    there = by_stem(files, set(videos))
+    there = by_stem(files, videos)
     rows = [Row(there[video], labels, id=video) for video, labels in videos.items() if video in there]
-    missing = [video for video in videos if video not in there]
-    if not rows:
-        raise none_there(missing, len(videos), table, media)
-    return rows, missing
+    return Listing({"all": rows}, [video for video in videos if video not in there]).checked(table, media)
 
 
 def _from_csv(table: Path, split: str | None) -> dict[str, tuple[str, ...]]:
