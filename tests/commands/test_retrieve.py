@@ -13,8 +13,8 @@ from vab.backbone import Backbone
 from vab.commands.classify import classify
 from vab.commands.embedding import embed_file, load_encoders
 from vab.commands.extract import extract
-from vab.commands.results_page import results_page
-from vab.commands.retrieve import Hit, retrieve
+from vab.commands.results_page import Hit, results_page
+from vab.commands.retrieve import retrieve
 from vab.data.media.write import write_wav
 from vab.data.reading.dataset import ShardDataset
 from vab.frozen.codec import load_codec

@@ -7,19 +7,16 @@ import html
 import io
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import soundfile
 import torch
 
 from vab.data.inputs.listing import VIDEO_SUFFIXES
-from vab.frozen.codec import Codec
+from vab.frozen.protocols import Codec
 from vab.spec import Batch
-
-if TYPE_CHECKING:
-    from vab.commands.retrieve import Hit
 
 _STYLE = """
 :root{color-scheme:light dark}
@@ -29,6 +26,24 @@ li,.query{border:1px solid #8886;border-radius:.5rem;padding:.75rem;overflow-wra
 video,audio{width:100%}
 small{opacity:.75}
 """
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One thing that was found."""
+
+    rank: int
+    """1 = nearest."""
+    name: str
+    """Its name in the gallery."""
+    cosine: float
+    """With the query."""
+    file: str = ""
+    """Where it is from, if known."""
+    start_seconds: float | None = None
+    """Where in that file it starts, if it is a part of it."""
+    labels: tuple[str, ...] = ()
+    """Its classes, if known."""
 
 
 def results_page(

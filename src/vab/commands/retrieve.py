@@ -20,7 +20,7 @@ from vab import __version__
 from vab.commands.embedding import MediaEncoders, embed_file, embed_records, load_encoders
 from vab.commands.files import check_files
 from vab.commands.recall import By, Embeddings, check_list_flags, measure, read_embeddings, show
-from vab.commands.results_page import results_page, sound_of_codes
+from vab.commands.results_page import Hit, results_page, sound_of_codes
 from vab.data.inputs.listing import find_sources
 from vab.data.media.segments import MediaError, scan_packets
 from vab.data.reading.dataset import ShardDataset
@@ -55,24 +55,6 @@ class Gallery:
     """What is not in it, and why."""
     recordings: tuple[str, ...] | None = None
     """Of each the recording that it is cut from, where known."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One thing that was found."""
-
-    rank: int
-    """1 = nearest."""
-    name: str
-    """Its name in the gallery."""
-    cosine: float
-    """With the query."""
-    file: str = ""
-    """Where it is from, if known."""
-    start_seconds: float | None = None
-    """Where in that file it starts, if it is a part of it."""
-    labels: tuple[str, ...] = ()
-    """Its classes, if known."""
 
 
 def retrieve(
