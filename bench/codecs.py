@@ -7,7 +7,8 @@ import importlib.util
 import torch
 from torch import Tensor, nn
 
-from vab.frozen.codec import Codec, load_codec
+from vab.frozen.codec import load_codec
+from vab.frozen.protocols import Codec
 
 
 class RandomEncodec(Codec):

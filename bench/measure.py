@@ -16,7 +16,7 @@ from bench.codecs import fitted
 from bench.timing import Timed, measured, peak_memory, reset_peak_memory
 from vab.backbone import Backbone
 from vab.flops import pass_flops
-from vab.frozen.codec import Codec
+from vab.frozen.protocols import Codec
 from vab.spec import SegmentSpec
 from vab.tasks.pretrain import PretrainTask
 from vab.tokens.decoding import Sampler

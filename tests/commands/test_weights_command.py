@@ -82,7 +82,10 @@ def test_from_the_hub_to_codecs_without_a_network(server, places, tmp_path, monk
     )
     assert err.splitlines() == [
         "codec audiogen_16khz: weights under CC BY-NC 4.0: not for commercial use",
+        "fetching compression_state_dict.bin from facebook/audiogen-medium on the hub",
         "codec dac_16khz: weights under MIT licence",
+        "fetching config.json from descript/dac_16khz on the hub",
+        "fetching model.safetensors from descript/dac_16khz on the hub",
     ]
     names = [
         "audiogen_16khz/compression_state_dict.bin", "dac_16khz/config.json", "dac_16khz/model.safetensors",
@@ -150,7 +153,8 @@ def test_a_file_of_another_hash_than_the_hub_states_is_refused(server, places, m
     _, err, status = vab("weights", "fetch", "--names", "audiogen_16khz", "--out", places)
     assert status == 2
     assert (
-        f"gave a compression_state_dict.bin of hash {SHA}, expected {'0' * 64}: it was deleted; fetch it again" in err
+        f"gave another compression_state_dict.bin: its hash is {SHA}, expected {'0' * 64} as the hub says; it was "
+        "deleted, fetch it again" in err
     )
     assert not list(places.rglob("*.bin"))
 
@@ -207,7 +211,7 @@ def test_verify_names_what_was_changed_with_both_hashes(server, places, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"unchecked  {places}/own/mine.pth: unchecked, no hash is known",
         f"ok         {places}/vggish-10086976.pth: hash as published",
-        "1 of 2 files have the hash that is known of them; of the others none is",
+        "1 of 2 files have their known hash; the others have none",
     ]
     record = json.loads((places / "weights.json").read_text())
     record["files"] |= {"own/mine.pth": {"sha256": hashlib.sha256(b"mine").hexdigest()}, "gone.pth": {"sha256": SHA}}

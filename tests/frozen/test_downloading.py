@@ -68,7 +68,7 @@ def test_another_hash_is_refused_and_deleted(server, place):
 
 
 def test_a_server_that_falls_silent_is_given_up(server, place, monkeypatch):
-    monkeypatch.setattr("vab.frozen.downloading._SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr("vab.frozen.downloading._TIMEOUT_SECONDS", 0.2)
     server.hold["/w.bin"] = 1_000_000
     with pytest.raises(UserError, match=r"could not be fetched \(timed out\)"):
         download(f"{server.address}/w.bin", place, SHA)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from vab.frozen.golden import MOVED, SHIPPED, check, golden_sounds
-from vab.frozen.judges import Judge, JudgeOutput, load_judge
+from vab.frozen.judges import load_judge
+from vab.frozen.protocols import Judge, JudgeOutput
 from vab.spec import UserError
 
 

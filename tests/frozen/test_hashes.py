@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vab.frozen.hashes import check, digest_like, known_digest, read_record
+from vab.frozen.hashes import check, read_record
 from vab.spec import UserError
 
 CONTENT = b"some weights"
@@ -26,18 +26,17 @@ def record(folder, **files):
 def test_a_hash_of_git_is_gits(tmp_path):
     # printf 'test content\n' | git hash-object --stdin, as in git's own book
     path = put(tmp_path / "a", b"test content\n")
-    assert digest_like("d670460b4b4aece5915caf5c68d12f560a9fe3e4", path) == "d670460b4b4aece5915caf5c68d12f560a9fe3e4"
-    assert digest_like("12345678", path) == hashlib.sha256(b"test content\n").hexdigest()[:8]
+    blob = "d670460b4b4aece5915caf5c68d12f560a9fe3e4"
+    assert check(path, blob) == ("ok", blob, "as published", blob)
+    assert check(path, "12345678").got == hashlib.sha256(b"test content\n").hexdigest()[:8]
 
 
 def test_the_strongest_word_counts(tmp_path):
     path = put(tmp_path / f"a-{SHA[:8]}.pth")
-    assert known_digest(path) == (SHA[:8], "as its name says")
+    assert check(path) == ("ok", SHA[:8], "as its name says", SHA[:8])
     record(tmp_path, **{path.name: SHA})
-    assert known_digest(path) == (SHA, "as recorded at fetching")
-    assert known_digest(path, "0" * 64) == ("0" * 64, "as published")
-    assert check(path, "0" * 64).state == "changed"
-    assert check(path).state == "ok"
+    assert check(path) == ("ok", SHA, "as recorded at fetching", SHA)
+    assert check(path, "0" * 64) == ("changed", "0" * 64, "as published", SHA)
 
 
 def test_a_record_covers_folders_below_it(tmp_path):
@@ -47,7 +46,7 @@ def test_a_record_covers_folders_below_it(tmp_path):
     assert check(path).state == "ok"
     path.write_bytes(b"other")
     found = check(path)
-    assert (found.state, found.known.digest, found.got) == ("changed", SHA, hashlib.sha256(b"other").hexdigest())
+    assert (found.state, found.expected, found.got) == ("changed", SHA, hashlib.sha256(b"other").hexdigest())
 
 
 def test_the_hubs_cache_names_files_by_their_hash(tmp_path):
@@ -55,7 +54,7 @@ def test_the_hubs_cache_names_files_by_their_hash(tmp_path):
     (tmp_path / "snapshots" / "1").mkdir(parents=True)
     link = tmp_path / "snapshots" / "1" / "model.safetensors"
     link.symlink_to(blob)
-    assert check(link) == ("ok", (SHA, "as the hub says"), SHA)
+    assert check(link) == ("ok", SHA, "as the hub says", SHA)
     blob.write_bytes(b"damaged")
     assert check(link).state == "changed"
 
@@ -70,7 +69,7 @@ def test_a_name_that_ends_in_something_else_accuses_nobody(tmp_path):
 )
 def test_a_record_that_cannot_be_read_is_one_line(tmp_path, text):
     (tmp_path / "weights.json").write_text(text)
-    with pytest.raises(UserError, match=r"weights\.json, which should say what was fetched, cannot be read"):
+    with pytest.raises(UserError, match=r"weights\.json, the record of fetched weights, cannot be read"):
         read_record(tmp_path)
 
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from vab.frozen.codec import Codec, load_codec
+from vab.frozen.codec import load_codec
 from vab.frozen.judges import load_judge
 from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
+from vab.frozen.protocols import Codec
 from vab.spec import UserError
 
 RATE = 16_000

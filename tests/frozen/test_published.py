@@ -12,7 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 
 from vab.files import sha256_of
-from vab.frozen.downloading import fetch
+from vab.frozen.downloading import fetch, from_hub
 from vab.frozen.judges import JUDGES, load_judge
 from vab.frozen.published import AUDIOSET_FILE, Published, audioset_classes, read_checkpoint
 from vab.spec import UserError
@@ -63,7 +63,7 @@ def test_arrays_beside_the_weights_are_read(tmp_path):
 def test_a_hub_that_does_not_answer_is_one_whole_line(monkeypatch, capsys):
     log = hub_logging.get_logger("huggingface_hub.utils._http")
 
-    def without_network(*_):
+    def without_network(*_, cache_dir):
         log.warning("Retrying in 1s [Retry 1/5].")
         try:
             raise OSError("[Errno -2] Name or service not known")
@@ -73,10 +73,10 @@ def test_a_hub_that_does_not_answer_is_one_whole_line(monkeypatch, capsys):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(hub, "hf_hub_download", without_network)
     with pytest.raises(UserError) as caught:
-        fetch("owner/name", "file.bin", "codec x needs file.bin: it is not here", "give a folder")
+        fetch("codec x needs file.bin: it is not here", "give a folder", from_hub, "owner/name", ["file.bin"])
     assert str(caught.value) == (
-        "codec x needs file.bin: it is not here, and owner/name on the hub did not give it ([Errno -2] Name or service"
-        " not known); give a folder; with HF_HUB_OFFLINE=1 it is not tried"
+        "codec x needs file.bin: it is not here, and fetching it failed: owner/name on the hub did not give file.bin"
+        " ([Errno -2] Name or service not known); give a folder"
     )
     assert capsys.readouterr().err == "fetching file.bin from owner/name on the hub\n"
     assert log.isEnabledFor(logging.WARNING)
@@ -99,7 +99,7 @@ def test_what_could_run_code_is_refused(tmp_path, capsys):
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "a.pth"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="fetch it anew"):
+    with pytest.raises(UserError, match="fetch it again"):
         read_checkpoint(path)
 
 

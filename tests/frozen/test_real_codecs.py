@@ -326,11 +326,11 @@ def test_weights_are_found_in_the_hubs_cache(name, repository, weights, monkeypa
 
 
 def test_the_licence_is_said_once(weights, capsys, monkeypatch):
-    monkeypatch.setattr(published, "_told", set())
+    monkeypatch.setattr(published, "_printed", set())
     loaded("audiogen_16khz", weights[0])
     assert capsys.readouterr().err == "codec audiogen_16khz: weights under CC BY-NC 4.0: not for commercial use\n"
     loaded("audiogen_16khz", weights[0])
-    monkeypatch.setattr(published, "_told", set())
+    monkeypatch.setattr(published, "_printed", set())
     monkeypatch.setenv("RANK", "1")
     loaded("audiogen_16khz", weights[0])
     assert capsys.readouterr().err == ""

@@ -9,7 +9,7 @@ import yaml
 from vab.frozen import clip_files
 from vab.frozen.codec import CODECS
 from vab.frozen.judges import JUDGES
-from vab.frozen.registry import VISION, all_weights, files_in, published_as
+from vab.frozen.registry import VISION, all_weights, published_as
 from vab.spec import UserError
 
 RECIPES = Path(__file__).parents[2] / "configs" / "extract"
@@ -31,13 +31,13 @@ def test_the_vision_encoders_are_those_of_the_recipes():
 def test_what_lies_where_it_is_fetched_to_is_found(published, tmp_path, monkeypatch):
     monkeypatch.setenv("VAB_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    assert files_in(tmp_path, published) == []
+    assert published.files_in(tmp_path) == []
     place = tmp_path / published.names[0]
     paths = [place / name for name in published.files] if len(published.files) > 1 else [place]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert files_in(tmp_path, published) == paths
+    assert published.files_in(tmp_path) == paths
     assert published.local() == place
     assert published_as(published.name) is published
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from vab.frozen.judges import Judge
 from vab.frozen.listening import Impressions, class_columns, true_classes
+from vab.frozen.protocols import Judge
 from vab.metrics.agreement import class_agreement
 from vab.metrics.classification import confusion_matrix
 from vab.metrics.divergence import PairedDivergence

@@ -19,8 +19,9 @@ from vab.data.media.segments import MediaError, read_audio, read_frames
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.order import spread_evenly
 from vab.engines import is_sharded
-from vab.frozen.codec import Codec, load_codec
+from vab.frozen.codec import load_codec
 from vab.frozen.listening import sounds_of
+from vab.frozen.protocols import Codec
 from vab.metrics.health import Health, audio_statistics, health, warnings_for
 from vab.spec import Batch, UserError
 from vab.tasks import PretrainTask

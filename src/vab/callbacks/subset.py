@@ -16,8 +16,9 @@ from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.order import Share, evaluation_batches, spread_evenly
 from vab.frozen import device_named
 from vab.frozen.codec import load_codec
-from vab.frozen.judges import Judge, load_judge
+from vab.frozen.judges import load_judge
 from vab.frozen.listening import Impressions, listen, resampled, sounds_of
+from vab.frozen.protocols import Judge
 from vab.metrics.recall import CUTS
 from vab.metrics.synchrony import Synchrony, find_onsets
 from vab.spec import Batch, UserError

@@ -15,9 +15,9 @@ from packaging.version import Version
 from rich.console import Console
 
 from vab.commands.files import check_files
+from vab.commands.findings import Finding, Report, show
 from vab.commands.installation import requirements
 from vab.commands.installation.process import Answers, ask
-from vab.commands.installation.report import Finding, Report, show
 from vab.extras import install_hint, pip_install
 
 MEDIA = ("av", "soundfile", "soxr")

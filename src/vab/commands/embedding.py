@@ -18,8 +18,9 @@ from vab.data.extract.encode import encode_pictures, encode_sound
 from vab.data.media.open import MediaError
 from vab.data.reading.dataset import ShardDataset
 from vab.files import ProgressBar
-from vab.frozen.codec import Codec, load_codec
-from vab.frozen.vision import VisionEncoder, load_vision
+from vab.frozen.codec import load_codec
+from vab.frozen.protocols import Codec, VisionEncoder
+from vab.frozen.vision import load_vision
 from vab.spec import Batch, SegmentSpec, UserError
 from vab.tasks import AlignTask
 

@@ -27,8 +27,9 @@ from vab.commands.preparing import (
 )
 from vab.data.media import segments as media
 from vab.frozen import device_named
-from vab.frozen.codec import Codec, load_codec
-from vab.frozen.vision import VisionEncoder, load_vision
+from vab.frozen.codec import load_codec
+from vab.frozen.protocols import Codec, VisionEncoder
+from vab.frozen.vision import load_vision
 from vab.metrics.health import Health, health, warnings_for
 from vab.spec import UserError
 from vab.tasks import PretrainTask, load_task

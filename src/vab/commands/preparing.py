@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vab.commands.keeping import ROUNDING_SECONDS, parse_spans, steps_within
 from vab.data.media import segments as media
-from vab.frozen.codec import Codec
+from vab.frozen.protocols import Codec
 from vab.spec import SegmentSpec, UserError
 
 MIN_SECONDS = 0.02

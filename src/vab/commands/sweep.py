@@ -22,7 +22,8 @@ from vab.commands.measuring import Subset
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.order import spread_evenly
 from vab.files import ProgressBar, sha256_of, write_atomically
-from vab.frozen.judges import Judge, load_judge
+from vab.frozen.judges import load_judge
+from vab.frozen.protocols import Judge
 from vab.spec import UserError
 from vab.tasks.checkpoints import find_checkpoint
 from vab.tokens.sampler import Sampler, sampler_from

@@ -15,7 +15,7 @@ from vab.audio import log_mel_distance
 from vab.commands.generation import Generator
 from vab.data.reading.dataset import ShardDataset
 from vab.files import track, write_atomically
-from vab.frozen.codec import Codec
+from vab.frozen.protocols import Codec
 from vab.metrics.uncertainty import mean_and_error
 from vab.spec import Batch, UserError
 from vab.tasks.checkpoints import find_checkpoint

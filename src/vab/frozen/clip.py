@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from vab.files import sha256_of
 from vab.frozen import one_by_one
 from vab.frozen.clip_files import DTYPES, Place, package, parse, place_of
-from vab.frozen.published import read_weights, tell_licence
-from vab.frozen.vision import VisionEncoder
+from vab.frozen.protocols import VisionEncoder
+from vab.frozen.published import read_weights, refusing, tell_licence
 from vab.resizing import INTERPOLATIONS, MODES, Resizer
 from vab.spec import UserError
 
@@ -26,11 +26,6 @@ _AT_ONCE = 64
 """Pictures that go through the network together on a GPU."""
 _TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
 """A text half that costs nothing: open_clip makes no model without one, some out of what only the hub has."""
-_FAULTS = (
-    *(TypeError, ValueError, AttributeError, LookupError, RuntimeError),
-    *(AssertionError, ArithmeticError, NotImplementedError, OSError),
-)
-"""What open_clip and timm raise at a configuration or weights that are wrong: they check neither."""
 
 
 class OpenClip(VisionEncoder):
@@ -89,14 +84,10 @@ class OpenClip(VisionEncoder):
             + (", QuickGELU" if _has_quick_gelu(self.visual) else "")
         )
         height, width = self.resizer.size
-        try:
-            with torch.no_grad():
-                self.feature_dim = int(self._forward(torch.zeros(1, 3, height, width)).shape[-1])
-        except _FAULTS as error:
-            raise UserError(
-                f"{wanted.model} as {place.described_in} describes it does not take pictures of {height} x {width}: "
-                f"{_line(error)}; fetch its configuration anew"
-            ) from error
+        described = f"{wanted.model} as {place.described_in} describes it"
+        problem = f"{described} does not take pictures of {height} x {width}"
+        with refusing(problem, "; fetch its configuration again"), torch.no_grad():
+            self.feature_dim = int(self._forward(torch.zeros(1, 3, height, width)).shape[-1])
         self.visual.to(self.dtype)
         tell_licence(f"vision encoder {wanted.model}", place.licence)
 
@@ -169,21 +160,16 @@ def _model(place: Place, open_clip: Any) -> Any:
         UserError: If open_clip cannot make it.
     """
     halves = {"text_cfg": _TEXT} | ({"multimodal_cfg": _TEXT} if "multimodal_cfg" in place.config else {})
-    try:
-        with _quiet():
-            return open_clip.create_model(
-                place.model,
-                load_weights=False,
-                force_quick_gelu=place.quick_gelu,
-                force_preprocess_cfg=place.preprocessing,
-                pretrained_text=False,
-                **halves,
-            )
-    except _FAULTS as error:
-        raise UserError(
-            f"open_clip {open_clip.__version__} cannot make the model that {place.described_in} describes: "
-            f"{_line(error)}; fetch it anew, or install the version that it is for"
-        ) from error
+    problem = f"open_clip {open_clip.__version__} cannot make the model that {place.described_in} describes"
+    with refusing(problem, "; fetch it again, or install the version that it is for"), _quiet():
+        return open_clip.create_model(
+            place.model,
+            load_weights=False,
+            force_quick_gelu=place.quick_gelu,
+            force_preprocess_cfg=place.preprocessing,
+            pretrained_text=False,
+            **halves,
+        )
 
 
 def _fill(model: Any, contents: dict[str, Any], refused: str) -> None:
@@ -201,7 +187,7 @@ def _fill(model: Any, contents: dict[str, Any], refused: str) -> None:
     """
     from open_clip.convert import convert_state_dict
 
-    try:
+    with refusing(refused):
         state = contents.get("state_dict", contents)
         if all(key.startswith("module.") for key in state):  # as its trainer had them
             state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -215,20 +201,11 @@ def _fill(model: Any, contents: dict[str, Any], refused: str) -> None:
                     + (": it is for another image size" if _is_stretched(key, given[key], wanted[key]) else "")
                 )
         model.visual.load_state_dict(given)
-    except UserError:
-        raise
-    except _FAULTS as error:
-        raise UserError(f"{refused}: {_line(error)}") from error
 
 
 def _is_stretched(key: str, given: Tensor, wanted: Tensor) -> bool:
     """Whether two tensors of different shapes are the positions of one network at two image sizes."""
     return "pos" in key and given.ndim == wanted.ndim > 1 and given.shape[-1] == wanted.shape[-1]
-
-
-def _line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())[:300]
 
 
 def _plain(value: Any) -> Any:

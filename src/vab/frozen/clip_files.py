@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 
 from vab.extras import install_hint
-from vab.frozen.downloading import cached, fetch, is_offline
-from vab.frozen.published import Published, folders, is_torchscript
+from vab.frozen.downloading import cached, fetch, from_hub, is_offline
+from vab.frozen.published import Published, folders, is_torchscript, read_json
 from vab.spec import UserError
 
 _LAYERS = ("projected", "pooled")
@@ -183,13 +182,7 @@ def file_of_tag(wanted: Wanted, facts: dict[str, Any], open_clip: Any) -> Path:
     advice = f"put them into a folder named by VAB_WEIGHTS as {names[0]}"
     if (name := f"{wanted.model}/{wanted.tag}") in PUBLISHED:
         advice += f" (where there is a network: vab weights fetch --names {name} --out FOLDER)"
-    if is_offline():
-        raise UserError(f"{problem}, and HF_HUB_OFFLINE forbids to fetch them; {advice}")
-    try:
-        return Path(open_clip.download_pretrained(facts))
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-        raise UserError(f"{problem}, and fetching them failed ({reason}); {advice}") from error
+    return fetch(problem, advice, open_clip.download_pretrained, facts)
 
 
 def _not_torchscript(wanted: Wanted, path: Path, facts: dict[str, Any]) -> str:
@@ -214,12 +207,11 @@ def _hub_folder(repository: str) -> Path:
             return found
     advice = f"put {_CONFIG} and the weights into a folder {own} in a folder named by VAB_WEIGHTS"
     problem = f"vision encoder hf-hub:{repository} is not in the hub's cache"
-    folder = fetch(repository, _CONFIG, problem, advice).parent
+    fetch(problem, advice, from_hub, repository, [_CONFIG])
     for name in _WEIGHTS[:-1]:
-        with suppress(UserError):  # repositories have one of these, and do not say which
-            return fetch(repository, name, problem, advice).parent
-    fetch(repository, _WEIGHTS[-1], problem, advice)
-    return folder
+        with suppress(UserError):  # a repository has one of these files, and its configuration does not say which
+            return fetch(problem, advice, from_hub, repository, [_CONFIG, name])
+    return fetch(problem, advice, from_hub, repository, [_CONFIG, _WEIGHTS[-1]])
 
 
 def _of_folder(folder: Path, name: str = "") -> Place:
@@ -228,16 +220,12 @@ def _of_folder(folder: Path, name: str = "") -> Place:
     if not config.is_file():
         problem = f"there is no {config}, which says what the model is and how pixels are prepared"
         raise UserError(f"{name or folder}: {problem if folder.is_dir() else f'there is no folder {folder}'}")
-    try:
-        facts = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config} is not JSON: {error}; fetch it anew") from error
-    if not isinstance(facts, dict) or "model_cfg" not in facts:
-        got = ", ".join(facts) if isinstance(facts, dict) else f"a {type(facts).__name__}"
-        raise UserError(f"{config} lacks model_cfg, got {got}; fetch it anew")
+    facts = read_json(config)
+    if "model_cfg" not in facts:
+        raise UserError(f"{config} lacks model_cfg, got {', '.join(facts)}; fetch it again")
     parts = [_part(facts, key) for key in ("model_cfg", "preprocess_cfg")]
     if missing := [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in parts[0]]:
-        raise UserError(f"{config}: its model_cfg lacks {', '.join(missing)}; fetch it anew")
+        raise UserError(f"{config}: its model_cfg lacks {', '.join(missing)}; fetch it again")
     if not {"mean", "std"} <= parts[1].keys():
         raise UserError(
             f"{config} does not say how pixels are prepared (preprocess_cfg: mean, std, interpolation, resize_mode):"

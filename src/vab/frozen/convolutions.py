@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 Weights = dict[str, Tensor]
+PIECE_SECONDS = 30
+"""s. Longer sounds go through a codec's convolutions in pieces: less memory, the same result."""
 
 
 def down_reach(network: nn.Module) -> int:

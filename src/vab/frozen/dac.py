@@ -14,13 +14,14 @@ from torch import Tensor
 
 from vab.extras import install_hint
 from vab.files import sha256_of
-from vab.frozen.codec import PIECE_SECONDS, Codec, check_sample_rate
-from vab.frozen.convolutions import Weights, down_reach, fold_weight_norm, in_pieces, up_reach
+from vab.frozen.convolutions import PIECE_SECONDS, Weights, down_reach, fold_weight_norm, in_pieces, up_reach
+from vab.frozen.protocols import Codec
 from vab.frozen.published import (
     Published,
+    check_sample_rate,
     read_checkpoint,
     read_model_folder,
-    refusing_other_weights,
+    refusing,
     tell_licence,
 )
 from vab.spec import UserError
@@ -39,6 +40,12 @@ PUBLISHED = {
     )
     for rate, release in (("16khz", "0.0.5"), ("24khz", "0.0.4"), ("44khz", "0.0.1"))
 }
+NUMBERS: dict[str, tuple[int, float, int, int]] = {
+    "dac_16khz": (16000, 50.0, 12, 1024),
+    "dac_24khz": (24000, 75.0, 32, 1024),
+    "dac_44khz": (44100, 44100 / 512, 9, 1024),
+}
+"""As `vab.frozen.codec.NUMBERS`."""
 
 
 class Dac(Codec):
@@ -64,22 +71,17 @@ class Dac(Codec):
     def __init__(self, name: str = "dac_16khz", weights: Path | None = None) -> None:
         super().__init__()
         try:  # before the weights are looked for, and perhaps fetched
-            from huggingface_hub.errors import StrictDataclassError
             from transformers import DacConfig, DacModel
         except ImportError as error:
             raise UserError(f"codec {name} needs a package ({error}): {install_hint('dac')}") from error
         path = PUBLISHED[name].find(weights)
         settings, state, file = read_model_folder(path, "dac", "DAC") if path.is_dir() else _of_descript(path)
-        try:
+        problem = f"{path}: its configuration is of a network that transformers cannot make"
+        with refusing(problem, "; fetch it again, or take another folder"):
             config = DacConfig.from_dict(settings)
             self.network = DacModel(config)
-        except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, StrictDataclassError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{path}: its configuration is of a network that transformers cannot make ({reason}); fetch it anew"
-            ) from error
-        check_sample_rate(name, config.sampling_rate, file)
-        with refusing_other_weights(file, "a DAC"):
+        check_sample_rate(name, NUMBERS, config.sampling_rate, file)
+        with refusing(f"{file} does not hold the weights of a DAC"):
             self.network.load_state_dict(fold_weight_norm(state))
         self.name, self.weight_hash = name, sha256_of(file)
         self.sample_rate, self.hop = config.sampling_rate, math.prod(config.downsampling_ratios)

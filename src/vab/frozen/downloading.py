@@ -1,7 +1,7 @@
-"""Weights from a model hub or a web address: whole under their name, or not there.
+"""Weights from the model hub or a web address: a file is complete under its name, or it is not there.
 
-The download is the library's: huggingface_hub's, which resumes a broken connection, or torch.hub's, which checks the
-hash. Neither resumes what a killed process left, as files that processes share are corrupted where locks do not hold.
+huggingface_hub and torch.hub download. A broken connection to the hub is resumed. What a killed process left is not
+resumed, because a partial file that processes share is corrupted where locks do not work.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import socket
 import sys
 import textwrap
 import urllib.error
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,44 +21,69 @@ import torch
 
 from vab.extras import pip_install
 from vab.files import Lock
+from vab.frozen.hashes import check
 from vab.spec import UserError
 
 PARTIAL = ".partial"
 """Suffix of a file that torch.hub is downloading."""
-_SILENCE_SECONDS = 30
-"""Without a byte from the server, after which torch.hub, which has no limit of its own, gives up."""
+_TIMEOUT_SECONDS = 30
+"""Longest wait for the next byte of a web address; torch.hub has no timeout of its own."""
 
 
 def is_offline() -> bool:
-    """Whether the user forbids all fetching: ``HF_HUB_OFFLINE=1``, which other libraries respect, too."""
+    """Whether the user forbids all fetching, by ``HF_HUB_OFFLINE=1``, which other libraries respect, too."""
     return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
 
 
-def download(url: str, place: Path, sha256: str) -> None:
-    """Fetch a file, unless it is there; another process that fetches the same one is waited for.
+def fetch(problem: str, advice: str, download: Callable[..., Any], *arguments: Any) -> Path:
+    """Call ``download(*arguments)``, which gives the path of what it downloads, unless the user forbids fetching.
 
     Args:
-        url: Its address.
-        place: Where it goes; its folder is made.
-        sha256: Its hash, or the beginning of it.
+        problem: Which weights are needed and where they were not found, for the message.
+        advice: What to do instead, for the message.
+        download: `from_hub`, `download`, or a function of another package.
+        arguments: Arguments of ``download``.
 
     Raises:
-        UserError: If it cannot be fetched, or has another hash; nothing is at ``place`` then.
+        UserError: If the user forbids fetching, or it fails.
+    """
+    if is_offline():
+        raise UserError(f"{problem}, and HF_HUB_OFFLINE forbids to fetch it; {advice}")
+    try:
+        return Path(download(*arguments))
+    except (UserError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{problem}, and fetching it failed: {_reason(error)}; {advice}") from error
+
+
+def download(url: str, place: Path, sha256: str) -> Path:
+    """Download a file from a web address to ``place``, unless it is there; wait for a process that downloads it.
+
+    Args:
+        url: Address of the file.
+        place: Path of the file; its folder is created.
+        sha256: Hash of the file, or the beginning of it.
+
+    Returns:
+        ``place``.
+
+    Raises:
+        UserError: If the download fails, or the file has another hash; then ``place`` is not there.
         OSError: If the disk is full.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     while not place.exists():
-        # The lock's file is deleted after use: who waited for it then tries again.
+        # The lock's file is deleted after use: a process that waited for it tries again.
         with suppress(BlockingIOError), Lock(place.with_name(f".{place.name}.lock"), required=False, temporary=True):
             if not place.exists():
                 _download(url, place, sha256)
+    return place
 
 
 def _download(url: str, place: Path, sha256: str) -> None:
-    for left in place.parent.glob(f"{place.name}.*{PARTIAL}"):  # by processes that were killed
-        left.unlink()
+    for abandoned in place.parent.glob(f"{place.name}.*{PARTIAL}"):  # by processes that were killed
+        abandoned.unlink()
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SILENCE_SECONDS)
+    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
     try:
         torch.hub.download_url_to_file(url, str(place), sha256, progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:
@@ -70,49 +95,60 @@ def _download(url: str, place: Path, sha256: str) -> None:
         socket.setdefaulttimeout(before)
 
 
-@contextmanager
-def asking_hub(complain: Callable[[str], str]) -> Iterator[Any]:
-    """The module huggingface_hub, which does not print a line for each attempt in here.
+def from_hub(repository: str, files: Sequence[str], cache: Path | None = None) -> Path:
+    """Download files of a repository on the hub, unless they are in the cache, and check their hashes.
 
     Args:
-        complain: From why the hub did not answer, or not with what was asked for, to the message.
+        repository: ``owner/name``.
+        files: Names in the repository.
+        cache: Folder of the hub's cache; None takes the user's.
+
+    Returns:
+        As `cached`.
 
     Raises:
-        UserError: With that message, or if the package is not installed.
+        UserError: If the hub's package is not installed, the hub does not give a file, or a file has another hash than
+            the hub states; then the file is deleted.
     """
     try:
-        import huggingface_hub
+        import huggingface_hub as hub
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.utils import logging
     except ImportError as error:
         raise UserError(
-            f"{complain(f'which needs a package: {error}')}; {pip_install('huggingface_hub')} to fetch it"
+            f"the hub needs a package ({error}): {pip_install('huggingface_hub')} to fetch from {repository}"
         ) from error
-    # The hub's client raises what its own HTTP library does, and has had three of them.
+    # The hub's client also raises the exceptions of its HTTP library.
     problems: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # else there is a line for each attempt
     try:
-        yield huggingface_hub
+        for name in files:
+            print(f"fetching {name} from {repository} on the hub", file=sys.stderr)  # it tries for half a minute
+            path = Path(hub.hf_hub_download(repository, name, cache_dir=cache))
+            if (checked := check(path)).state == "changed":
+                for each in (path.resolve(), path):
+                    each.unlink(missing_ok=True)
+                raise UserError(f"{repository} gave another {name}: {checked}; it was deleted, fetch it again")
+    except UserError:
+        raise
     except problems as error:
-        raise UserError(complain(_reason(error))) from error
+        raise UserError(f"{repository} on the hub did not give {name} ({_reason(error)})") from error
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
+    return path if len(files) == 1 else path.parent
 
 
 def _reason(error: Exception) -> str:
-    """Why the hub did not give a file, in a few words."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    # The hub's client says at length that it has neither an answer nor a file; what it was raised from says why.
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+    """The first line of an exception's message; its cause's if the hub's client only says that it has no file."""
+    if type(error).__name__ == "LocalEntryNotFoundError" and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return textwrap.shorten(words, 150, placeholder=" ...")
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if isinstance(error, UserError) else textwrap.shorten(line, 150, placeholder=" ...")
 
 
-def cached(repository: str, files: tuple[str, ...]) -> Path | None:
-    """Files of a repository in the hub's cache: the file, or their folder if they are several; None if one is not."""
+def cached(repository: str, files: Sequence[str]) -> Path | None:
+    """The path of a repository's file in the hub's cache, or of the folder of several files; None if one is absent."""
     try:
         from huggingface_hub import constants, try_to_load_from_cache
     except ImportError:
@@ -122,27 +158,3 @@ def cached(repository: str, files: tuple[str, ...]) -> Path | None:
         return None
     first = Path(str(paths[0]))
     return first if len(paths) == 1 else first.parent
-
-
-def fetch(repository: str, name: str, wanted: str, advice: str) -> Path:
-    """A file of a repository on the hub, fetched into its cache.
-
-    Args:
-        repository: ``owner/name``.
-        name: Of the file.
-        wanted: What it is for and where it was not, for the message.
-        advice: What to do instead, likewise.
-
-    Raises:
-        UserError: If the user forbids it, or it does not succeed.
-    """
-    if is_offline():
-        raise UserError(f"{wanted}, and HF_HUB_OFFLINE forbids to fetch it from {repository}; {advice}")
-    with asking_hub(
-        lambda reason: (
-            f"{wanted}, and {repository} on the hub did not give it ({reason}); {advice};"
-            " with HF_HUB_OFFLINE=1 it is not tried"
-        )
-    ) as hub:
-        print(f"fetching {name} from {repository} on the hub", file=sys.stderr)  # it tries for half a minute
-        return Path(hub.hf_hub_download(repository, name))

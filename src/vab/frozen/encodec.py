@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from vab.extras import install_hint
 from vab.files import sha256_of
-from vab.frozen.codec import BANDWIDTHS, PIECE_SECONDS, Codec, check_sample_rate
-from vab.frozen.convolutions import Weights, down_reach, fold_weight_norm, in_pieces, up_reach
+from vab.frozen.convolutions import PIECE_SECONDS, Weights, down_reach, fold_weight_norm, in_pieces, up_reach
+from vab.frozen.protocols import Codec
 from vab.frozen.published import (
     Published,
+    check_sample_rate,
     read_checkpoint,
     read_model_folder,
-    refusing_other_weights,
+    refusing,
     tell_licence,
 )
 from vab.spec import UserError
@@ -57,11 +57,14 @@ PUBLISHED = {
         extra="encodec",
     ),
 }
-_NO_NETWORK = (
-    *(TypeError, ValueError, AttributeError, LookupError, RuntimeError),
-    *(AssertionError, ArithmeticError),
-)
-"""What the package raises at numbers of which there is no network; it checks none."""
+BANDWIDTHS = {"1.5": 2, "3": 4, "6": 8, "12": 16, "24": 32}
+"""Bandwidths of encodec_24khz, kbit/s, and the number of levels of each."""
+NUMBERS: dict[str, tuple[int, float, int, int]] = {
+    "audiogen_16khz": (16000, 50.0, 4, 2048),
+    "encodec_32khz": (32000, 50.0, 4, 2048),
+    **{f"encodec_24khz:{kbits}": (24000, 75.0, levels, 1024) for kbits, levels in BANDWIDTHS.items()},
+}
+"""As `vab.frozen.codec.NUMBERS`."""
 
 
 class EnCodec(Codec):
@@ -89,17 +92,10 @@ class EnCodec(Codec):
         published = PUBLISHED[kind]
         package_modules()  # before the weights are looked for, and perhaps fetched
         numbers, state, path = _read(published, published.find(weights))
-        check_sample_rate(name, numbers.sample_rate, path)
-        try:
+        check_sample_rate(name, NUMBERS, numbers.sample_rate, path)
+        problem = f"{path}: its configuration is of a network that the package encodec cannot make"
+        with refusing(problem, "; fetch it again, or take another file"):
             self.encoder, self.decoder, self.quantizer = networks(numbers)
-        except UserError:
-            raise
-        except _NO_NETWORK as error:
-            reason = str(error).strip().partition("\n")[0][:200]
-            raise UserError(
-                f"{path}: its configuration is of a network that the package encodec cannot make ({reason}); fetch it "
-                "anew, or take another file"
-            ) from error
         _fill(
             nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder, "quantizer": self.quantizer}), state, path
         )
@@ -142,27 +138,20 @@ class EnCodec(Codec):
         )
 
 
+@dataclass(frozen=True)
 class Numbers:
-    """What a SEANet and its quantiser are built from.
+    """The arguments from which a SEANet and its quantiser are built."""
 
-    Args:
-        sample_rate: Hz.
-        num_codebooks: K.
-        codebook_size: S.
-        seanet: Arguments of both halves of the network, as the package encodec calls them.
-        decoder: Further arguments of the decoder.
-    """
-
-    def __init__(
-        self,
-        sample_rate: int,
-        num_codebooks: int,
-        codebook_size: int,
-        seanet: dict[str, Any],
-        decoder: dict[str, Any] | None = None,
-    ) -> None:
-        self.sample_rate, self.num_codebooks, self.codebook_size = sample_rate, num_codebooks, codebook_size
-        self.seanet, self.decoder = seanet, decoder or {}
+    sample_rate: int
+    """Hz."""
+    num_codebooks: int
+    """K."""
+    codebook_size: int
+    """S."""
+    seanet: dict[str, Any]
+    """Arguments of both halves of the network, by their names in the package encodec."""
+    decoder: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the decoder."""
 
 
 def _read(published: Published, path: Path) -> tuple[Numbers, Weights, Path]:
@@ -241,7 +230,8 @@ def numbers_of(contents: dict[str, Any], path: Path) -> Numbers:
             f"{path} is not audiocraft's compression_state_dict.bin: expected xp.cfg and best_state, "
             f"got {', '.join(map(str, list(contents)[:5]))}"
         )
-    try:
+    remedy = "; fetch it again, or take another file"
+    with refusing(f"{path}: its xp.cfg does not say what the network is", remedy):
         # Its parts refer to each other (${channels}); they are read one by one, as others refer to what is not here.
         config = OmegaConf.create(contents["xp.cfg"])
         for name, expected in _AUDIOCRAFT:
@@ -253,15 +243,7 @@ def numbers_of(contents: dict[str, Any], path: Path) -> Numbers:
         if encoder:
             raise UserError(f"{path}: its encoder has settings of its own ({encoder}), which cannot be read")
         seanet.pop("disable_norm_outer_blocks", None)
-        numbers = Numbers(int(config["sample_rate"]), int(rvq["n_q"]), int(rvq["bins"]), seanet, decoder)
-    except UserError:
-        raise
-    except (OmegaConfBaseException, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"{path}: its xp.cfg does not say what the network is: {reason}; fetch it anew, or take another file"
-        ) from error
-    return numbers
+        return Numbers(int(config["sample_rate"]), int(rvq["n_q"]), int(rvq["bins"]), seanet, decoder)
 
 
 _TRANSFORMERS = {
@@ -296,16 +278,13 @@ def numbers_of_transformers(settings: dict[str, Any], state: Weights, folder: Pa
     for name, expected in _TRANSFORMERS_FIXED.items():
         if (value := settings.get(name, expected)) != expected:
             raise UserError(f"{folder / 'config.json'}: its {name} is {value!r}, only {expected!r} can be read")
-    try:
+    remedy = "; fetch it again, or take another folder"
+    with refusing(f"{folder / 'config.json'} does not say what the network is", remedy):
         seanet = {ours: settings[theirs] for theirs, ours in _TRANSFORMERS.items()}
         seanet["true_skip"] = not settings["use_conv_shortcut"]
         levels = sum(name.endswith(".codebook.embed") for name in state)
         numbers = int(settings["sampling_rate"]), levels, int(settings["codebook_size"])
         return Numbers(*numbers, seanet, {"trim_right_ratio": settings["trim_right_ratio"]})
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder / 'config.json'} does not say what the network is: {error}; fetch it anew, or take another folder"
-        ) from error
 
 
 def _in_transformers(name: str) -> str:
@@ -336,6 +315,6 @@ def _fill(network: nn.Module, state: Any, path: Path) -> None:
                 warnings.simplefilter("ignore", FutureWarning)
                 nn.utils.remove_weight_norm(layer)
     names = {_in_transformers(name): name for name in network.state_dict()}
-    with refusing_other_weights(path, "an EnCodec"):
+    with refusing(f"{path} does not hold the weights of an EnCodec"):
         folded = fold_weight_norm({name: value.float() for name, value in state.items()})
         network.load_state_dict({names.get(name, name): value for name, value in folded.items()})

@@ -19,7 +19,8 @@ from tempfile import NamedTemporaryFile
 import torch
 from torch import Tensor
 
-from vab.frozen.judges import Judge
+from vab.frozen.protocols import Judge
+from vab.frozen.tiny import TinyJudge
 from vab.spec import UserError
 
 SOUNDS = ("tone", "noise", "clicks")
@@ -145,8 +146,6 @@ def _write(judge: Judge, numbers: list[list[float]], path: Path) -> None:
 
 def main() -> None:
     """Write down what the tiny judge hears, into the package."""
-    from vab.frozen.tiny import TinyJudge
-
     judge = TinyJudge()
     _write(judge, _signature(_hear(judge)), SHIPPED / f"{judge.name}-{judge.weight_hash[:16]}.json")
 

@@ -1,4 +1,4 @@
-"""What is known of a file of weights: its hash, who stated it, and whether the file still has it."""
+"""Hashes of weight files: which hash a file should have, who states it, and whether the file has it."""
 
 from __future__ import annotations
 
@@ -12,93 +12,70 @@ from vab.files import sha256_of
 from vab.spec import UserError
 
 RECORD = "weights.json"
-"""Beside fetched weights: ``{"format", "files": {"NAME": {"sha256", "bytes", "source", "licence"}}}``; a NAME may have
-folders in it."""
+"""File beside fetched weights: ``{"format", "files": {"NAME": {"sha256", "bytes", "source", "licence"}}}``; a NAME may
+contain folders."""
 FORMAT = "vab-weights"
-_NAME = re.compile(r"-([0-9a-f]{8,64})\.[^.]+")
-"""A file that is called as torch.hub does it: the beginning of its SHA-256 is in its name."""
 _DEPTH = 3
-"""Folders above a file that may hold its record: names in one have two slashes at most."""
-
-
-class Known(NamedTuple):
-    """A hash that a file is said to have."""
-
-    digest: str
-    """Hex: 40 digits are git's of a blob; else SHA-256, or the beginning of it."""
-    source: str
-    """Who says so, in words."""
+"""Folders above a file that may contain its record: a NAME has two slashes at most."""
 
 
 class Checked(NamedTuple):
-    """A file held against what is known of it."""
+    """The result of comparing a file with its expected hash."""
 
     state: Literal["ok", "changed", "unchecked"]
-    known: Known | None
-    got: str
-    """What it has, as long as the known one; empty where none is known."""
+    expected: str = ""
+    """Hex: SHA-256 or the beginning of it, or 40 digits of a git blob; empty if no hash is known."""
+    source: str = ""
+    """Who states the expected hash, in words."""
+    got: str = ""
+    """The hash of the file, as long as the expected one."""
+
+    def __str__(self) -> str:
+        if self.state == "changed":
+            return f"its hash is {self.got}, expected {self.expected} {self.source}"
+        return f"hash {self.source}" if self.state == "ok" else "unchecked, no hash is known"
 
 
-def digest_like(known: str, path: Path) -> str:
-    """The hash of a file that is to be compared with a known one: of its kind, and of its length.
-
-    Args:
-        known: As in `Known.digest`.
-        path: Of the file.
-    """
-    if len(known) != 40:
-        return sha256_of(path)[: len(known)]
-    # What the hub and git call small files: no secret hangs on it.
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def is_digest(text: str) -> bool:
-    """Whether this can be a `Known.digest`."""
-    return re.fullmatch(r"[0-9a-f]{8,64}", text) is not None
-
-
-def known_digest(path: Path, declared: str = "") -> Known | None:
-    """What hash a file is known to have, or None.
+def check(path: Path, declared: str = "") -> Checked:
+    """Read a file and compare its hash with the one that is known.
 
     Args:
-        path: Of the file.
-        declared: What the package itself knows; empty if nothing.
+        path: Path of the file.
+        declared: The hash that this package states; if empty, the hash is looked up in a `RECORD` in the folders above
+            the file, in the file's name in the hub's cache, and in its name by the convention of torch.hub.
 
     Raises:
         UserError: If a record cannot be read.
     """
-    if declared:
-        return Known(declared, "as published")
+    expected, source = (declared, "as published") if declared else _stated(path)
+    got = _digest(path, len(expected)) if expected else ""
+    # The end of a name may be a date instead of a hash.
+    if not expected or (got != expected and source == "as its name says"):
+        return Checked("unchecked")
+    return Checked("ok" if got == expected else "changed", expected, source, got)
+
+
+def _stated(path: Path) -> tuple[str, str]:
     for folder in list(path.absolute().parents)[:_DEPTH]:
-        recorded = read_record(folder).get(path.absolute().relative_to(folder).as_posix())
-        if recorded is not None:
-            return Known(recorded["sha256"], "as recorded at fetching")
-    blob = path.resolve()  # the hub's cache calls its files by the hash that the hub stated
-    if blob.parent.name == "blobs" and len(blob.name) in (40, 64) and is_digest(blob.name):
-        return Known(blob.name, "as the hub says")
-    named = _NAME.search(path.name)
-    return Known(named[1], "as its name says") if named else None
+        if recorded := read_record(folder).get(path.absolute().relative_to(folder).as_posix()):
+            return recorded["sha256"], "as recorded at fetching"
+    blob = path.resolve()  # the hub's cache names files by the hash that the hub states
+    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+        return blob.name, "as the hub says"
+    named = re.search(r"-([0-9a-f]{8,64})\.[^.]+", path.name)  # torch.hub: the name contains the first digits
+    return (named[1], "as its name says") if named else ("", "")
 
 
-def check(path: Path, declared: str = "") -> Checked:
-    """Read a file and compare it with what is known of it; arguments are those of `known_digest`."""
-    known = known_digest(path, declared)
-    if known is None:
-        return Checked("unchecked", None, "")
-    got = digest_like(known.digest, path)
-    if got == known.digest:
-        return Checked("ok", known, got)
-    if known.source == "as its name says":
-        return Checked("unchecked", None, "")  # names may end in a date as well
-    return Checked("changed", known, got)
+def _digest(path: Path, digits: int) -> str:
+    """The hash of a file: of 40 digits git's hash of a blob, which the hub states for small files; else SHA-256."""
+    if digits != 40:
+        return sha256_of(path)[:digits]
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, dict[str, Any]]:
-    """The files of a folder's `RECORD` by name; none where there is no such file, or one of another program.
+    """The files of a folder's `RECORD` by name; empty if there is no such file, or it is another program's.
 
     Raises:
         UserError: If it cannot be read.
@@ -111,8 +88,9 @@ def read_record(folder: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(contents, dict) or contents.get("format") != FORMAT:
             return {}
         files: dict[str, dict[str, Any]] = contents["files"]
-        if wrong := [name for name, entry in files.items() if not is_digest(entry["sha256"])]:
-            raise ValueError(f"the hash of {wrong[0]} is none")
+        for name, entry in files.items():
+            if not re.fullmatch("[0-9a-f]{8,64}", entry["sha256"]):
+                raise ValueError(f"the hash of {name} is not hexadecimal")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}, which should say what was fetched, cannot be read ({error}): delete it") from error
+        raise UserError(f"{path}, the record of fetched weights, cannot be read ({error}): delete it") from error
     return files

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from vab.audio import resample
-from vab.frozen.codec import Codec
-from vab.frozen.judges import Judge
+from vab.frozen.protocols import Codec, Judge
 from vab.spec import UserError
 
 DECODED_AT_ONCE = 8

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vab.extras import install_hint
 from vab.files import sha256_of
-from vab.frozen.judges import Judge, JudgeOutput
+from vab.frozen.protocols import Judge, JudgeOutput
 from vab.frozen.published import Published, audioset_classes, fill
 from vab.spec import UserError
 

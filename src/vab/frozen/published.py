@@ -1,4 +1,4 @@
-"""Weights that others published: where their files are looked for, how they are read, and AudioSet's class names."""
+"""Weights that others published: where their files are searched, how they are read, and AudioSet's class names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pickle
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from vab.frozen.downloading import cached, download, fetch, is_offline
+from vab.frozen.downloading import cached, download, fetch, from_hub
 from vab.spec import UserError
 
 AUDIOSET_CLASSES = 527
@@ -34,76 +34,75 @@ class Published:
     """A file (or folder) of weights as its authors published it."""
 
     owner: str
-    """Whose it is, in words: "judge vggish"."""
+    """The network, in words: "judge vggish"."""
     names: tuple[str, ...]
-    """Under which it may lie on a disk, the authors' own first."""
+    """Names of the file or folder below a folder of weights, the authors' own first."""
     source: str
     """Who published it where, in words."""
     licence: str = ""
-    """Its licence and what that asks for, in words; empty where its authors name none."""
+    """Its licence and what that asks for, in words; empty if its authors state none."""
     repository: str = ""
-    """On the Hugging Face hub, ``owner/name``; empty if it is not there."""
+    """``owner/name`` on the Hugging Face hub; empty if it is not there."""
     files: tuple[str, ...] = ()
-    """What is needed of the repository: one file, or several that together are a folder."""
+    """Files that are needed of the repository: one, or several that make a folder."""
     url: str = ""
-    """Where else it can be fetched, a single file; empty if nowhere."""
+    """Address of a single file that is not on the hub."""
     sha256: str = ""
-    """Of that file, in hex, or the beginning of it, as its authors or several others state it."""
+    """Hash of that file, in hex, or the beginning of it, as its authors or several others state it."""
     extra: str = ""
-    """Which of this package's extras the network needs; empty if none."""
+    """The extra of this package that the network needs; empty if none."""
 
     @property
     def name(self) -> str:
-        """What ``vab weights fetch`` calls it."""
+        """Its name for ``vab weights fetch``."""
         return self.owner.rpartition(" ")[2]
 
     def find(self, weights: Path | None) -> Path:
-        """Where it is: at ``weights``, else in `folders`, else in the hub's cache; else it is fetched, unless offline.
+        """Get the path of the weights, and fetch them if they are absent, unless the user forbids it.
+
+        Args:
+            weights: File, folder or repository on the hub that the user names; if None, look in `folders` and in the
+                hub's cache.
 
         Raises:
-            UserError: If it is in none of these, and cannot be fetched.
+            UserError: If they are absent, and cannot be fetched.
         """
-        wanted = f"{self.owner} needs {self.names[0]}, published in {self.source}"
+        problem = f"{self.owner} needs {self.names[0]}, published in {self.source}"
         if weights:
             if weights.exists():
                 return weights
+            problem += f": there is no {weights}"
             if self.files and _may_be_repository(weights):
-                return self._of_hub(str(weights), f"{wanted}: there is no {weights}", "give a file or a folder")
-            raise UserError(f"{wanted}: there is no {weights}")
+                advice, name = "give a file or a folder", str(weights)
+                return cached(name, self.files) or fetch(problem, advice, from_hub, name, self.files)
+            raise UserError(problem)
         if place := self.local():
             return place
-        absent = f"it is not in {' or '.join(map(str, folders()[:-1]))}"
+        problem += f": it is not in {' or '.join(map(str, folders()[:-1]))}"
         advice = "put it there, or into a folder named by VAB_WEIGHTS"
         if self.repository or self.url:
             advice += f" (where there is a network: vab weights fetch --names {self.name} --out FOLDER)"
         if self.repository:
-            return self._of_hub(self.repository, f"{wanted}: {absent}", advice)
-        if self.url and not is_offline():
-            return self._download(f"{wanted}: {absent}", advice)
+            return fetch(problem, advice, from_hub, self.repository, self.files)
         if self.url:
-            absent += ", and HF_HUB_OFFLINE forbids to fetch it"
-        raise UserError(f"{wanted}: {absent}; {advice}")
+            return fetch(problem, advice, download, self.url, folders()[-2] / self.names[0], self.sha256)
+        raise UserError(f"{problem}; {advice}")
 
     def local(self) -> Path | None:
-        """Where it is on this machine, or None; nothing is fetched."""
+        """The path of the weights on this machine, or None; nothing is fetched."""
         for place in (folder / name for folder in folders() for name in self.names):
             if place.exists():
                 return place
         return cached(self.repository, self.files) if self.repository else None
 
-    def _of_hub(self, repository: str, wanted: str, advice: str) -> Path:
-        if found := cached(repository, self.files):
-            return found
-        paths = [fetch(repository, name, f"{wanted}, nor in the hub's cache", advice) for name in self.files]
-        return paths[0] if len(paths) == 1 else paths[0].parent
+    def files_at(self, place: Path) -> list[Path]:
+        """The files of the weights at one of their paths; empty if one is missing."""
+        paths = [place / name for name in self.files] if len(self.files) > 1 and not place.is_file() else [place]
+        return paths if all(path.is_file() for path in paths) else []
 
-    def _download(self, wanted: str, advice: str) -> Path:
-        place = Path(torch.hub.get_dir()) / "checkpoints" / self.names[0]
-        try:
-            download(self.url, place, self.sha256)
-        except (UserError, OSError) as error:
-            raise UserError(f"{wanted}, and {error}; {advice}") from error
-        return place
+    def files_in(self, folder: Path) -> list[Path]:
+        """The files of the weights in a folder such as $VAB_WEIGHTS, under any of their names; empty if incomplete."""
+        return next(filter(None, (self.files_at(folder / name) for name in self.names)), [])
 
 
 def _may_be_repository(name: Path) -> bool:
@@ -116,25 +115,25 @@ def _may_be_repository(name: Path) -> bool:
 
 
 def folders() -> list[Path]:
-    """Where files of weights are looked for: the folder $VAB_WEIGHTS if it is set, then torch.hub's folders."""
+    """Folders that are searched for weights: $VAB_WEIGHTS if it is set, then torch.hub's folders."""
     own = os.environ.get("VAB_WEIGHTS")
     hub = Path(torch.hub.get_dir())
     return [*([Path(own).expanduser()] if own else []), hub / "checkpoints", hub]
 
 
-_told: set[str] = set()
+_printed: set[str] = set()
 
 
 def tell_licence(owner: str, licence: str) -> None:
-    """Say on stderr, once in a process and on rank 0 alone, under which licence weights are used."""
+    """Print the licence of weights on stderr, once in a process and on rank 0 only."""
     rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
-    if licence and owner not in _told and rank == "0":
-        _told.add(owner)
+    if licence and owner not in _printed and rank == "0":
+        _printed.add(owner)
         print(f"{owner}: weights under {licence}", file=sys.stderr)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """The contents of a file of weights, safetensors by its name or else of torch.save; nothing in it can run code.
+    """Read a file of weights, safetensors by its suffix, else of torch.save; nothing in it can run code.
 
     Raises:
         UserError: If it is no such file.
@@ -148,12 +147,12 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 
 def read_model_folder(folder: Path, model_type: str, owner: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    """Configuration, weights and their file, of a folder as transformers writes it for the hub.
+    """Read a folder as transformers writes it for the hub: its configuration, its weights, and their path.
 
     Args:
-        folder: With config.json and model.safetensors, or pytorch_model.bin in its place.
-        model_type: What the configuration must say that it is of.
-        owner: Whose it should be, in words.
+        folder: A folder with config.json and model.safetensors, or pytorch_model.bin in its place.
+        model_type: The model type that the configuration must state.
+        owner: The expected network, in words.
 
     Raises:
         UserError: If a file is missing or cannot be read, or the folder is of another model.
@@ -163,27 +162,39 @@ def read_model_folder(folder: Path, model_type: str, owner: str) -> tuple[dict[s
         file = folder / "pytorch_model.bin"
     if missing := [path.name for path in (config, file) if not path.exists()]:
         raise UserError(f"{folder} is not {owner} as a hub has it: it lacks {' and '.join(missing)}")
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config} is not JSON: {error}; fetch it anew") from error
-    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    settings = read_json(config)
+    kind = settings.get("model_type")
     if kind != model_type:
         raise UserError(
-            f"{config} is of a model of type {kind!r}, expected {model_type!r}: fetch it anew, or give another folder"
+            f"{config} is of a model of type {kind!r}, expected {model_type!r}: fetch it again, or give another folder"
         )
     return settings, read_weights(file), file
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a file that torch.save wrote; nothing in it can run code.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the configuration of a model.
 
     Raises:
-        UserError: If it is no such file, or holds more than tensors, numbers, text and arrays.
+        UserError: If it is not a JSON object.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}; fetch it again") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} is not a JSON object: fetch it again")
+    return settings
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a file that torch.save wrote; nothing in it can run code.
+
+    Raises:
+        UserError: If it is no such file, or contains more than tensors, numbers, text and arrays.
     """
     if is_torchscript(path):
         raise UserError(f"{path} is TorchScript, which holds a program and is not read; take another form of it")
-    # Some authors left numpy arrays of their sampler's state beside the weights; an older numpy wrote them.
+    # Some files contain numpy arrays of a sampler's state, which an older numpy wrote.
     rebuild, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
     allowed: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
     for function, name in ((rebuild, "_reconstruct"), (scalar, "scalar")):
@@ -194,12 +205,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(contents, dict):
-        raise UserError(f"{path} holds a {type(contents).__name__}, expected weights by name; fetch it anew")
+        raise UserError(f"{path} holds a {type(contents).__name__}, expected weights by name; fetch it again")
     return contents
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a network with its program, as ``torch.jit.save`` writes it: to read it is to trust it."""
+    """Whether a file is a network with its program, as ``torch.jit.save`` writes it: reading it could run code."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as file:
@@ -207,7 +218,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    """Why a file of weights cannot be read, in a user's words."""
+    """The message for a file of weights that cannot be read."""
     if not path.is_file():
         return UserError(
             f"there is no file {path}{': it is a folder' if path.is_dir() else ''}; give a file of weights"
@@ -220,51 +231,75 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     elif begin.lstrip().startswith(b"<"):
         reason = "it is a web page"
     elif begin.startswith(b"version https://git-lfs"):
-        reason = "it only says where Git LFS has the file"
+        reason = "it is a pointer of Git LFS, not the file"
     elif isinstance(error, pickle.UnpicklingError):
         reason = f"it holds {named[1]}, which could run code" if named else "it is none"
     else:
         reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-    return UserError(f"{path} cannot be read as a file of weights: {reason}; fetch it anew")
+    return UserError(f"{path} cannot be read as a file of weights: {reason}; fetch it again")
 
 
 def fill(network: nn.Module, path: Path) -> None:
-    """Give a network all its weights: the very tensors of the file, so that there are never two of each in memory.
+    """Assign the tensors of a file to a network, without a copy in memory.
 
     Args:
-        network: On the CPU, with no buffers but those that its file holds.
-        path: Of a file with the weights by name, or with these under "model".
+        network: A network on the CPU, without buffers other than those in the file.
+        path: Path of a file with the weights by name, or with these under "model".
 
     Raises:
-        UserError: If the file cannot be read, or names or shapes are not the network's.
+        UserError: If the file cannot be read, or its names or shapes are not the network's.
     """
-    network.to("meta")  # its random weights go before the file is read
+    network.to("meta")  # frees its random weights before the file is read
     contents = read_checkpoint(path)
-    with refusing_other_weights(path, type(network).__name__):
+    with refusing(f"{path} does not hold the weights of {type(network).__name__}"):
         network.load_state_dict(contents.get("model", contents), assign=True)
     network.float()
 
 
 @contextmanager
-def refusing_other_weights(path: Path, owner: str) -> Iterator[None]:
-    """Say in a user's words that a file holds other weights than those of the network that is being filled.
+def refusing(problem: str, remedy: str = "") -> Iterator[None]:
+    """Turn the exceptions of a package at a wrong configuration or wrong weights, which it does not check, into one.
 
     Args:
-        path: Of the file.
-        owner: Whose weights are expected, in words.
+        problem: The beginning of the message, which the exception's own follows.
+        remedy: The end of the message.
 
     Raises:
-        UserError: If filling the network fails.
+        UserError: If the block fails.
     """
     try:
         yield
-    except (RuntimeError, AttributeError, TypeError, KeyError) as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])[:300] or str(error)
-        raise UserError(f"{path} does not hold the weights of {owner}: {reason}") from error
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"{problem}: {one_line(error)}{remedy}") from error
+
+
+def one_line(error: Exception) -> str:
+    """The message of an exception, in one line."""
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())[:300] or type(error).__name__
+
+
+def check_sample_rate(name: str, numbers: Mapping[str, tuple[int, float, int, int]], rate: int, path: Path) -> None:
+    """Refuse weights of another sample rate than the codec's.
+
+    Args:
+        name: Name of the codec.
+        numbers: The numbers of all codecs of this architecture by name; the first is the sample rate, Hz.
+        rate: Sample rate of the network in the file, Hz.
+        path: Path of the file, for the message.
+
+    Raises:
+        UserError: If they differ.
+    """
+    if rate != numbers[name][0]:
+        others = [other for other in numbers if numbers[other][0] == rate]
+        advice = f"load it as codec {others[0]}" if others else "take another file"
+        raise UserError(f"{path} is for {rate} Hz, codec {name} for {numbers[name][0]} Hz: {advice}")
 
 
 def audioset_classes(weights: Path) -> tuple[str, ...]:
-    """Names of AudioSet's classes in the order of the logits: from `AUDIOSET_FILE` beside the weights, else numbers.
+    """Names of AudioSet's classes in the order of the logits, from `AUDIOSET_FILE` beside the weights; else numbers.
 
     Raises:
         UserError: If the file there does not list the 527 classes in order.

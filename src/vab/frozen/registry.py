@@ -1,27 +1,25 @@
-"""All weights that the loaders can ask for, by name, and how they are put into a folder that needs no network.
+"""All weights of the networks that the loaders know, by name, and how to fetch them into a folder.
 
-Nothing here imports the packages that the networks are made of.
+This module does not import the packages that the networks are made of.
 """
 
 from __future__ import annotations
 
 import difflib
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vab.files import sha256_of
 from vab.frozen import clap, clip_files, dac, encodec, panns, passt, vggish
 from vab.frozen.codec import CODECS
-from vab.frozen.downloading import asking_hub, download
-from vab.frozen.hashes import digest_like, is_digest
+from vab.frozen.downloading import download, from_hub
 from vab.frozen.judges import JUDGES
 from vab.frozen.published import Published
 from vab.spec import UserError
 
 VISION: tuple[str, ...] = ("tiny", *clip_files.PUBLISHED)
-"""Vision encoders of the shipped recipes; there are many more (`vab.frozen.clip_files.parse`)."""
+"""Vision encoders of the shipped recipes; `vab.frozen.clip_files.parse` says which others there are."""
 _PUBLISHED: dict[str, dict[str, Published]] = {
     "codec": encodec.PUBLISHED | dac.PUBLISHED,
     "vision encoder": clip_files.PUBLISHED,
@@ -35,20 +33,19 @@ _PUBLISHED: dict[str, dict[str, Published]] = {
 }
 
 
-@dataclass(frozen=True)
-class Weights:
-    """One file, or folder, of weights, and the networks that are made from it."""
+class Weights(NamedTuple):
+    """One file, or folder, of weights, and the networks that use it."""
 
     kind: str
     """``codec``, ``vision encoder`` or ``judge``."""
     names: tuple[str, ...]
-    """What its loader calls the networks."""
+    """The loader's names of the networks."""
     published: Published | None
-    """None where it ships with the package."""
+    """None if the weights ship with the package."""
 
 
 def all_weights() -> list[Weights]:
-    """Everything that the loaders know by name, each file once."""
+    """The weights of all networks that the loaders know by name, each file once."""
     found = []
     for kind, names in (("codec", CODECS), ("vision encoder", VISION), ("judge", JUDGES)):
         files: dict[str, tuple[Published | None, list[str]]] = {}
@@ -60,7 +57,7 @@ def all_weights() -> list[Weights]:
 
 
 def published_as(name: str) -> Published:
-    """What is published under a name that a loader or `Published.name` gives it.
+    """The published weights of a network, by the loader's name or by `Published.name`.
 
     Raises:
         UserError: If there is no such name, or nothing to fetch.
@@ -80,53 +77,31 @@ def published_as(name: str) -> Published:
     return published
 
 
-def files_in(folder: Path, published: Published) -> list[Path]:
-    """The files of ``published`` in a folder where `fetch_into` puts them, or under another of its names.
-
-    Args:
-        folder: Such as $VAB_WEIGHTS.
-        published: Of which weights.
-
-    Returns:
-        All that are needed; empty if one is missing.
-    """
-    for place in (folder / name for name in published.names):
-        if files := files_of(place, published):
-            return files
-    return []
-
-
-def files_of(place: Path, published: Published) -> list[Path]:
-    """The files at a place that `Published.find` gives; empty if one is missing."""
-    if place.is_file():
-        return [place]
-    expected = [place / name for name in published.files] if len(published.files) > 1 else []
-    return expected if all(path.is_file() for path in expected) else []
-
-
 def fetch_into(folder: Path, published: Published) -> dict[str, dict[str, Any]]:
-    """Put weights where `Published.find` finds them once ``folder`` is $VAB_WEIGHTS.
+    """Fetch weights into a folder, where `Published.find` finds them if $VAB_WEIGHTS names it.
 
     Files of the hub are collected in a hidden folder until the last one is there.
 
     Returns:
-        By name in the folder what `vab.frozen.hashes.RECORD` says of each file.
+        For each file, by name in the folder, its entry in `vab.frozen.hashes.RECORD`.
 
     Raises:
-        UserError: If they cannot be fetched, or what came is not what was published.
+        UserError: If they cannot be fetched, or a file has another hash than the published one.
     """
     place = folder / published.names[0]
-    if not published.repository:
-        download(published.url, place, published.sha256)
-        sources = {place: published.url}
+    if published.url:
+        sources = {download(published.url, place, published.sha256): published.url}
     else:
-        beside = place.with_name(f".{place.name}.fetching")
-        names = {place if len(published.files) == 1 else place / name: name for name in published.files}
-        sources = {target: _from_hub(published.repository, name, beside) for target, name in names.items()}
-        for target, name in names.items():
+        cache = place.with_name(f".{place.name}.fetching")
+        got = from_hub(published.repository, published.files, cache)
+        snapshot = got.parent if len(published.files) == 1 else got  # its name is the commit
+        sources = {}
+        for name in published.files:
+            target = place if len(published.files) == 1 else place / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            (beside / name).replace(target)
-        shutil.rmtree(beside)
+            (snapshot / name).resolve().replace(target)
+            sources[target] = f"{published.repository}@{snapshot.name}/{name}"
+        shutil.rmtree(cache)
     return {
         target.relative_to(folder).as_posix(): {
             "sha256": sha256_of(target),
@@ -136,19 +111,3 @@ def fetch_into(folder: Path, published: Published) -> dict[str, dict[str, Any]]:
         }
         for target, source in sources.items()
     }
-
-
-def _from_hub(repository: str, name: str, folder: Path) -> str:
-    """Fetch a file of the hub into a folder, unless it is there; gives repository, commit and name.
-
-    Raises:
-        UserError: If the hub does not give it, or gives another file than it says.
-    """
-    with asking_hub(lambda reason: f"{repository} on the hub did not give {name} ({reason})") as hub:
-        stated = hub.get_hf_file_metadata(hub.hf_hub_url(repository, name))
-        path = Path(hub.hf_hub_download(repository, name, revision=stated.commit_hash, local_dir=folder))
-    digest = stated.etag or ""
-    if len(digest) in (40, 64) and is_digest(digest) and (got := digest_like(digest, path)) != digest:
-        path.unlink()
-        raise UserError(f"{repository} gave a {name} of hash {got}, expected {digest}: it was deleted; fetch it again")
-    return f"{repository}@{stated.commit_hash}/{name}"

@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 from vab.audio import log_mel
 from vab.frozen import single_threaded
-from vab.frozen.codec import Codec
-from vab.frozen.judges import Judge, JudgeOutput
-from vab.frozen.vision import VisionEncoder
+from vab.frozen.protocols import Codec, Judge, JudgeOutput, VisionEncoder
 from vab.resizing import Resizer
 from vab.spec import UserError
 
@@ -414,7 +412,7 @@ def _read_levels(path: Path, codec_hash: str) -> tuple[Tensor, str]:
     if belongs_to != codec_hash:
         raise UserError(
             f"{path} holds levels for a codec of weights {belongs_to[:12]}, but {codec_hash[:12]} is installed: "
-            "make them anew, with python -m vab.demo.weights --part codec8 --out DIR"
+            "make them again, with python -m vab.demo.weights --part codec8 --out DIR"
         )
     return load(contents)["codebooks"], hashlib.sha256(contents).hexdigest()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vab.files import sha256_of
-from vab.frozen.judges import Judge, JudgeOutput
+from vab.frozen.protocols import Judge, JudgeOutput
 from vab.frozen.published import Published, fill
 
 SAMPLE_RATE = 16000

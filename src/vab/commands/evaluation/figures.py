@@ -13,8 +13,8 @@ from vab import __version__
 from vab.commands.evaluation.sides import ONSET_RATE, Side
 from vab.data.extract.sounds import Listening
 from vab.data.shards.format import library_versions
-from vab.frozen.judges import Judge
 from vab.frozen.listening import Impressions
+from vab.frozen.protocols import Judge
 from vab.metrics.card import Figure, MetricCard
 from vab.metrics.divergence import EPSILON, paired_kl
 from vab.metrics.frechet import (

@@ -15,7 +15,7 @@ from vab.audio import log_mel
 from vab.commands.evaluation.figures import Comparison
 from vab.data.extract.sounds import Decoded, Listening, decode
 from vab.files import write_atomically
-from vab.frozen.judges import Judge
+from vab.frozen.protocols import Judge
 
 _RATE = 16000
 _EACH = 3

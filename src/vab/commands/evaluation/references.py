@@ -15,8 +15,8 @@ import torch
 from vab.commands.evaluation.sides import ONSET_RATE, Side
 from vab.data.extract.sounds import Listening
 from vab.files import write_atomically
-from vab.frozen.judges import Judge
 from vab.frozen.listening import Impressions
+from vab.frozen.protocols import Judge
 from vab.spec import UserError
 
 FORMAT = 1

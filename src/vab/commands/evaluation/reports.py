@@ -22,7 +22,7 @@ from vab.commands.evaluation.figures import Comparison, Measured
 from vab.commands.evaluation.report_file import FORMAT, number
 from vab.commands.evaluation.sides import Side
 from vab.files import write_atomically
-from vab.frozen.judges import Judge
+from vab.frozen.protocols import Judge
 from vab.metrics.by_class import ByClass, frechet_by_class, kld_by_class
 from vab.metrics.card import MetricCard
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from vab.commands.evaluation.folders import Folder
 from vab.data.extract.sounds import Decoded, Listening, Unusable, decode_all
 from vab.files import ProgressBar, as_utf8
-from vab.frozen.judges import Judge
 from vab.frozen.listening import Impressions, listen
+from vab.frozen.protocols import Judge
 from vab.metrics.synchrony import find_onsets
 from vab.spec import UserError
 

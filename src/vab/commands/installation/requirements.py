@@ -11,7 +11,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from vab import __version__
-from vab.commands.installation.report import Finding, State
+from vab.commands.findings import Finding, State
 from vab.extras import pip_install, reinstall_hint
 from vab.extras import requirements as requirements
 

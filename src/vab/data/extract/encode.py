@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from vab.data.extract.cutting import Segment
-from vab.frozen.codec import Codec
-from vab.frozen.vision import VisionEncoder
+from vab.frozen.protocols import Codec, VisionEncoder
 from vab.spec import SegmentSpec
 
 

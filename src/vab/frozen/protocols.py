@@ -1,0 +1,262 @@
+"""The protocols of frozen networks: audio codecs, vision encoders and judges."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vab.frozen import Frozen, full_precision, one_by_one
+from vab.resizing import Resizer
+from vab.spec import UserError
+
+
+class Codec(Frozen, ABC):
+    """Turns sound into K levels of codes, each level refining the sum of those above it (residual quantisation).
+
+    Equal waveforms of equal length give equal codes, alone or in any batch, and on a CPU with any number of threads.
+    Other devices, other kinds of processor and other versions of torch may round otherwise, and a few codes with it.
+    """
+
+    sample_rate: int
+    """Of the waveforms it takes and gives, Hz."""
+    code_rate: float
+    """Steps per second."""
+    num_codebooks: int
+    """K."""
+    codebook_size: int
+    """S."""
+    code_dim: int
+    """Width of the codebook vectors."""
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one step, exactly: ``sample_rate / code_rate`` may be off in its last digit."""
+        return round(self.sample_rate / self.code_rate)
+
+    @abstractmethod
+    def steps_for(self, samples: int) -> int:
+        """T for a waveform of `samples` samples."""
+
+    @abstractmethod
+    def codebooks(self) -> Tensor:
+        """(K, S, code_dim) float32: the decoder reads nothing of a step but the sum of its codes' vectors."""
+
+    @abstractmethod
+    def _encode(self, waveform: Tensor) -> Tensor:
+        """(B, 1, N) float32 -> (B, K, T) int64, in full precision and free of any effect of the batch."""
+
+    @abstractmethod
+    def _decode(self, codes: Tensor) -> Tensor:
+        """(B, k, T) int64, the first k levels -> (B, 1, at least the samples of T steps) float32."""
+
+    @torch.no_grad()
+    def encode(self, waveform: Tensor, sample_rate: int | None = None) -> Tensor:
+        """Sound to codes.
+
+        Args:
+            waveform: (B, 1, N) float32 in [-1, 1] at the codec's own rate, N >= 1. Cut or pad before batching.
+            sample_rate: The waveform's rate, Hz, where the caller knows it: another than the codec's is refused.
+
+        Returns:
+            (B, K, T) int64 in [0, S), with T = `steps_for(N)`.
+
+        Raises:
+            UserError: If the rate is not the codec's: nothing is resampled silently.
+            ValueError: If the shape is not (B, 1, N), or a sample is not finite.
+        """
+        if sample_rate is not None and sample_rate != self.sample_rate:
+            raise UserError(
+                f"codec {self.name} takes {self.sample_rate} Hz, got {sample_rate} Hz: "
+                f"resample first, with vab.audio.resample(x, {sample_rate}, {self.sample_rate})"
+            )
+        if waveform.ndim != 3 or waveform.shape[1] != 1 or waveform.shape[2] == 0:
+            raise ValueError(f"codec {self.name} takes a waveform (B, 1, N), N >= 1, got {tuple(waveform.shape)}")
+        if not bool(torch.isfinite(waveform).all()):
+            raise ValueError(f"codec {self.name}: the waveform has samples that are not finite")
+        with full_precision(waveform.device):
+            return one_by_one(self._encode, waveform.float())
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:
+        """Codes to sound. The first levels alone make a coarser sound, as if the finer ones added nothing.
+
+        Args:
+            codes: (B, k, T) int64 in [0, S): the first k levels, 1 <= k <= K.
+            samples: Length wanted, one for which `steps_for(samples)` is T; the whole of T steps if None.
+
+        Returns:
+            (B, 1, samples) float32, nominally in [-1, 1]: a decoder may overshoot, and writers clip.
+
+        Raises:
+            ValueError: If the shape is not (B, k, T), a code is outside [0, S), or T steps do not make `samples`.
+        """
+        if codes.ndim != 3 or not 1 <= codes.shape[1] <= self.num_codebooks or codes.shape[2] == 0:
+            raise ValueError(
+                f"codec {self.name} takes codes (B, k, T) of its first k levels, 1 <= k <= {self.num_codebooks}, "
+                f"got {tuple(codes.shape)}"
+            )
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
+            raise ValueError(
+                f"codec {self.name} takes codes in [0, {self.codebook_size}), "
+                f"got values from {int(codes.min())} to {int(codes.max())}"
+            )
+        if samples is not None and (samples < 1 or self.steps_for(samples) != codes.shape[2]):
+            raise ValueError(
+                f"codec {self.name}: {samples} samples are {self.steps_for(max(samples, 0))} steps, "
+                f"but the codes have {codes.shape[2]}"
+            )
+        with full_precision(codes.device):
+            waveform = self._decode(codes)
+        return waveform[..., :samples]
+
+
+class VisionEncoder(Frozen, ABC):
+    """Turns frames into feature vectors. Resizing is apart from encoding, so that decoding processes can do it.
+
+    The same frames, given together, have the same features bit for bit, on a CPU with any number of threads.
+    """
+
+    feature_dim: int
+    """C."""
+    precision: str = "float32"
+    """In which it computes."""
+    encodes_frames_alone: bool = False
+    """Whether a frame's features are the same, bit for bit, whichever frames are encoded with it."""
+    preprocessing: str
+    """In words, what `preprocess` does to a frame: part of what the features mean, so manifests record it."""
+    resizer: Resizer
+    """The first half of `preprocess`: frames (V, H, W, 3) uint8 to pixels (V, 3, h, w) uint8, without the network."""
+
+    @abstractmethod
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """The second half of `preprocess`: (M, 3, h, w) uint8 -> float32, on the device of the pixels."""
+
+    @abstractmethod
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """(M, 3, h, w) uint8, or normalised float32 -> (M, C) float32; on a CPU in one thread, or as if it were."""
+
+    def preprocessor(self) -> Resizer:
+        """What decoding processes do to frames."""
+        return self.resizer
+
+    def preprocess(self, frames: np.ndarray) -> Tensor:
+        """Make frames into what the network reads.
+
+        Args:
+            frames: (V, H, W, 3) uint8 RGB, any height and width.
+
+        Returns:
+            (V, 3, h, w) float32.
+
+        Raises:
+            ValueError: If the shape or the dtype is another.
+        """
+        return self.normalise(torch.from_numpy(self.resizer(frames)))
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Features of prepared frames.
+
+        Args:
+            pixels: (M, 3, h, w), uint8 from `resizer` or float32 from `preprocess`.
+
+        Returns:
+            (M, C) float32.
+
+        Raises:
+            ValueError: If the pixels are not (M, 3, h, w).
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"vision encoder {self.name} takes pixels (M, 3, h, w), got {tuple(pixels.shape)}")
+        with full_precision(pixels.device):
+            return self._encode(pixels)
+
+
+class JudgeOutput(NamedTuple):
+    """What a judge heard."""
+
+    embedding: Tensor
+    """(B, F, E) float32: F windows of each sound, one where the judge pools the whole."""
+    logits: Tensor
+    """(B, L) float32, scores of `Judge.classes` before softmax or sigmoid; (B, 0) where there are no classes."""
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(B, L) float32: softmax of the logits."""
+        return self.logits.softmax(dim=-1)
+
+
+class Judge(Frozen, ABC):
+    """Listens to whole waveforms of any length, by the convention of its field for short and long ones."""
+
+    sample_rate: int
+    """Of the waveforms it takes, Hz."""
+    classes: tuple[str, ...]
+    """Names of the L classes, in the order of the logits; none for a judge that only embeds."""
+    embedding_dim: int
+    """E, the width of an embedding."""
+    min_samples: int
+    """Shortest waveform that `forward` takes; `prepare` pads to it."""
+    conventions: dict[str, str | int | float | bool]
+    """The choices that numbers depend on, for metric cards: windows, padding, layer of the embedding, class link."""
+
+    @abstractmethod
+    def _listen(self, waveform: Tensor) -> JudgeOutput:
+        """Judge (B, 1, N) float32."""
+
+    def _fit(self, waveform: Tensor) -> Tensor:
+        """(N,) of at least `min_samples` -> (N',): windows, cuts; as it is, unless a judge says otherwise."""
+        return waveform
+
+    def prepare(self, waveform: Tensor) -> Tensor:
+        """Bring a sound of any length to one that `forward` takes, by the judge's own convention.
+
+        Args:
+            waveform: (N,) float32 in [-1, 1] at the judge's own rate, N >= 1.
+
+        Returns:
+            (N',) float32: short sounds followed by zeros, long ones cut as `conventions` says.
+
+        Raises:
+            UserError: If there are no samples, or some that are not finite.
+            ValueError: If the shape is not (N,).
+        """
+        if waveform.ndim != 1:
+            raise ValueError(f"judge {self.name} prepares one waveform (N,), got {tuple(waveform.shape)}")
+        if not len(waveform):
+            raise UserError(f"judge {self.name} was given a sound without samples: leave it out")
+        if not bool(torch.isfinite(waveform).all()):
+            raise UserError(f"judge {self.name} was given a sound with samples that are not finite: leave it out")
+        return self._fit(F.pad(waveform.float(), (0, max(0, self.min_samples - len(waveform)))))
+
+    @torch.no_grad()
+    def forward(self, waveform: Tensor, sample_rate: int | None = None) -> JudgeOutput:
+        """Judge each waveform of a batch, free of any effect of the others.
+
+        Args:
+            waveform: (B, 1, N) float32 in [-1, 1] at the judge's own rate, of a length that `prepare` gives.
+            sample_rate: The waveform's rate, Hz, where the caller knows it: another than the judge's is refused.
+
+        Raises:
+            UserError: If the rate is not the judge's, or the waveform is too short to judge.
+            ValueError: If the shape is not (B, 1, N).
+        """
+        if sample_rate is not None and sample_rate != self.sample_rate:
+            raise UserError(
+                f"judge {self.name} takes {self.sample_rate} Hz, got {sample_rate} Hz: "
+                f"resample first, with vab.audio.resample(x, {sample_rate}, {self.sample_rate})"
+            )
+        if waveform.ndim != 3 or waveform.shape[1] != 1:
+            raise ValueError(f"judge {self.name} takes a waveform (B, 1, N), got {tuple(waveform.shape)}")
+        if waveform.shape[2] < self.min_samples:
+            raise UserError(
+                f"judge {self.name} needs at least {self.min_samples / self.sample_rate:g} s of sound, "
+                f"got {waveform.shape[2] / self.sample_rate:g} s: Judge.prepare pads"
+            )
+        with full_precision(waveform.device):
+            return self._listen(waveform.float())
