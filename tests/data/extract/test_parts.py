@@ -1,6 +1,11 @@
 """Parts that others make, change or delete meanwhile, and inputs that come and go: nothing is lost in silence."""
 
+import hashlib
+import json
+import os
 import shutil
+import time
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -11,9 +16,9 @@ from small_media import video
 from vab.data.extract.cutting import Cutting
 from vab.data.extract.encode import Encoders
 from vab.data.extract.engines import LocalEngine
-from vab.data.extract.parts import Settings
+from vab.data.extract.parts import MISSING, UNKNOWN, Settings, describe, file_facts, text_hash
 from vab.data.extract.run import extract_parts
-from vab.data.inputs.listing import find_sources
+from vab.data.inputs.listing import Sources, find_sources
 from vab.data.reading.dataset import ShardDataset
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import read_manifest
@@ -49,14 +54,22 @@ class Telling(LocalEngine):
         return super().run(told(), *rest)
 
 
-def run(listed, out, before=lambda part: None, share=(1, 1), kind=Encoders, inputs_per_part=3, **settings):
+def run(
+    listed,
+    out,
+    before=lambda part: None,
+    share=(1, 1),
+    kind=Encoders,
+    inputs_per_part=3,
+    watch=lambda *_: None,
+    **settings,
+):
     vision = load_vision("tiny")
     encoders = kind(load_codec("tiny"), vision, torch.device("cpu"))
     cutting = Cutting(0.64, 16_000, 12.5, "all", 0.64, 0.2, -60.0, "keep", vision.preprocessor())
     settings = Settings(0, 1, 60.0, inputs_per_part, **settings)
-    return extract_parts(
-        find_sources(listed), OutFolder(out), Telling(before, encoders, cutting), settings, share=share
-    )
+    engine = Telling(before, encoders, cutting)
+    return extract_parts(find_sources(listed), OutFolder(out), engine, settings, watch=watch, share=share)
 
 
 def listing(tmp_path, *names):
@@ -174,3 +187,99 @@ def test_inputs_that_are_away_are_no_reason_to_delete_what_was_made_of_them(medi
         UserError, match=r"1 inputs that are not there now, such as .*media/0\.mp4: check that the disk"
     ):
         run(listed, tmp_path / "listed")
+
+
+def test_each_file_is_asked_for_once_however_often_it_is_listed(media, monkeypatch):
+    sources = Sources(str(media))
+    for number in range(30_000):
+        sources.add(f"{number % 7}.mp4", number / 10)  # of which 6.mp4 is missing
+    shutil.copy(media / "1.mp4", media / "5.mp4")
+    asked, stat = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **rest: asked.append(path) or stat(path, **rest))
+    facts = file_facts(sources)
+    monkeypatch.undo()
+    assert sorted(asked) == [f"{media}/{number}.mp4" for number in range(7)]
+    assert facts.sizes[:7].tolist() == [*((media / f"{number}.mp4").stat().st_size for number in range(6)), MISSING]
+    sizes = facts.sizes[:6].tolist()
+    assert facts.shares_size[:7].tolist() == [*(sizes.count(size) > 1 for size in sizes), False]
+    assert facts.shares_size[[1, 5, 8]].all()
+    assert all(np.array_equal(column[:-7], column[7:]) for column in facts)
+
+
+def test_a_fingerprint_is_the_hash_of_the_list_as_json():
+    sources, sizes = Sources("media"), [5, MISSING, 7, UNKNOWN]
+    for row in (("a.mp4",), ("b\udcff é.mp4", 1 / 3, ("x", 'y"')), ("c.mp4", 1e-7, (), "id"), ("c.mp4", 12345678.0)):
+        sources.add(*row)
+    rows = [[source.name, source.start, source.labels, size if size >= 0 else None] + [source.given_id] * (number == 2)
+            for number, (source, size) in enumerate(zip(sources, sizes, strict=True))]  # fmt: skip
+    found = describe(sources, np.array(sizes))
+    assert found.text == f"4 sha256:{hashlib.sha256(json.dumps(rows).encode()).hexdigest()}"
+    assert found.inputs.tolist() == [text_hash(json.dumps(row)) for row in rows]
+
+
+def test_a_run_reads_what_it_needs_of_parts_and_inputs_once(media, tmp_path, monkeypatch):
+    opened, described = [], []
+    read_bytes, blake2b = Path.read_bytes, hashlib.blake2b
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or read_bytes(path))
+    monkeypatch.setattr(hashlib, "blake2b", lambda text, **rest: described.append(text) or blake2b(text, **rest))
+
+    def counts(**settings):
+        opened.clear()
+        described.clear()
+        run(listed, tmp_path / "out", inputs_per_part=1, **settings)
+        return opened.count("000001.json"), sum(b'"media/1.mp4"' in text for text in described)
+
+    listed = listing(tmp_path, *(f"{number}.mp4" for number in range(6)), "missing.mp4")
+    assert counts() == (2, 1)  # to join it, and to see that it is still the one that was joined
+    assert counts() == (0, 1)
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert counts() == (3, 1)  # to see that it is of the same inputs, too
+
+
+def test_a_retry_that_is_killed_before_the_manifest_keeps_the_data_set_whole(media, tmp_path, monkeypatch):
+    out, listed = tmp_path / "out", listing(tmp_path, "0.mp4", "late.mp4", "1.mp4")
+    run(listed, out)
+    (media / "late.mp4").write_bytes(b"no video")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vab.data.extract.run.publish_data_set", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(listed, out)
+    monkeypatch.undo()
+    report = run(listed, out)
+    assert [(left.source, left.reason) for left in report.left_out] == [("media/late.mp4", "unreadable")]
+    assert verify(out) == []
+
+
+def test_versions_of_a_killed_retry_are_those_that_the_first_run_had(media, tmp_path, monkeypatch):
+    out, listed = tmp_path / "out", listing(tmp_path, "0.mp4", "late.mp4")
+    monkeypatch.setattr("vab.data.extract.run.library_versions", lambda packages: {"torch": "old"})
+    run(listed, out)
+    monkeypatch.setattr("vab.data.extract.run.library_versions", lambda packages: {"torch": "new"})
+    video(media / "late.mp4", 0.64, seed=9)
+    (out / "manifest.json").unlink()  # as the retry is killed when it replaces the manifest
+    run(listed, out)
+    manifest, _ = read_manifest(out)
+    assert (manifest["versions"], manifest["appended"]) == ({"torch": "old"}, {"torch": "new"})
+
+
+def test_the_progress_of_a_task_begins_with_the_inputs_of_parts_that_are_done(media, tmp_path):
+    seen = []
+    run(media, tmp_path / "out", share=(1, 3), inputs_per_part=1, watch=lambda done, here, _: seen.append((done, here)))
+    assert seen == [(1, 1), (2, 2)]
+    seen.clear()
+    run(media, tmp_path / "out", share=(2, 3), inputs_per_part=1, watch=lambda done, here, _: seen.append((done, here)))
+    assert seen == [(3, 1), (4, 2)]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_file_dated_in_the_future_is_no_changed_file(media, tmp_path, finished):
+    later = time.time() + 1e6
+    os.utime(media / "1.mp4", (later, later))
+    share = (1, 1 if finished else 2)
+    run(media, tmp_path / "out", share=share)
+    assert run(media, tmp_path / "out").touched == []
+    os.utime(media / "1.mp4", (later + 1, later + 1))
+    assert run(media, tmp_path / "out").touched == ["1.mp4"]

@@ -8,6 +8,7 @@ from threading import Thread
 import fsspec
 import pytest
 
+from vab.data.extract.parts import file_facts
 from vab.data.inputs.listing import Source, find_sources
 from vab.data.inputs.tables import Table, read_columns
 from vab.data.reading.labels import read_keys, read_vocabulary
@@ -197,3 +198,23 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"^gs:// needs the package gcsfs: .*pip install gcsfs$"):
         find_sources("gs://bucket/videos")
+
+
+def test_files_of_a_list_in_the_working_folder_are_looked_for_there(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").write_bytes(b"12345")
+    (tmp_path / "list.csv").write_text("file\na.mp4\n")
+    monkeypatch.chdir(tmp_path)
+    assert file_facts(find_sources("list.csv")).sizes.tolist() == [5]
+
+
+def test_twins_are_named_by_the_first_that_comes_again(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("file,start\na.mp4,1\nb.mp4,1\nc.mp4,2\nb.mp4,1\na.mp4,1\na.mp4,1.0\n")
+    with pytest.raises(UserError, match=r"lists 'b\.mp4@1' more than once \(2 such\)"):
+        find_sources(path)
+    path.write_text("file,start\na.mp4,1\na.mp4,2\na.mp3,2\na.mp4,1.0001\n")
+    with pytest.raises(UserError, match=r"gives the id 'a' and one start to several inputs \(2 such\)"):
+        find_sources(path)
+    path.write_text("file,start\na.mp4,1\nb.mp4,2\nb.mp4,\n")
+    with pytest.raises(UserError, match=r"lists 'b' both whole and with a start"):
+        find_sources(path)

@@ -10,7 +10,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
@@ -391,7 +391,7 @@ class RayEngine:
 
 
 def _absolute(source: Source) -> Source:
-    return replace(source, root=os.path.abspath(source.root))
+    return source._replace(root=os.path.abspath(source.root))
 
 
 class _Desk:

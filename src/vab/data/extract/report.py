@@ -121,9 +121,9 @@ def report_of(out: OutFolder, manifest: dict[str, Any]) -> ExtractionReport:
 
     Args:
         out: Its folder.
-        manifest: As read, or as ``ShardWriter.finish`` gives it.
+        manifest: As ``ShardWriter.finish`` or ``parse_manifest`` of its path gives it.
     """
-    left_out = [entry if isinstance(entry, Left) else Left.of(entry) for entry in manifest["left_out"]]
+    left_out: list[Left] = manifest["left_out"]
     counts = manifest["counts"]
     whole = sum(entry.start_seconds is None for entry in left_out)
     steps = np.load(out.path(INDEX), mmap_mode="r", allow_pickle=False)["steps"].sum(dtype=np.int64)
@@ -185,7 +185,9 @@ def nothing_made(
     )
 
 
-def finished_before(out: OutFolder, head: dict[str, Any], sources: Sources, *inputs: str) -> ExtractionReport:
+def finished_before(
+    out: OutFolder, head: dict[str, Any], sources: Sources, *inputs: str, manifest: dict[str, Any] | None = None
+) -> ExtractionReport:
     """The report of a folder that is complete, unless it is not what was asked for now.
 
     Args:
@@ -193,11 +195,12 @@ def finished_before(out: OutFolder, head: dict[str, Any], sources: Sources, *inp
         head: Spec, label vocabulary and rules that were asked for.
         sources: What the records were to be made from.
         *inputs: Their fingerprint, or several, any of which may be that of the folder.
+        manifest: Of the folder, where it is read already.
 
     Raises:
         UserError: With what is different.
     """
-    manifest = parse_manifest(out.path(MANIFEST).read_bytes(), out.place)
+    manifest = parse_manifest(out.path(MANIFEST), out.place) if manifest is None else manifest
     asked = json.loads(json.dumps(head))
     then = asked["extraction"]["inputs"] = manifest["extraction"].get("inputs")
     differences = (
@@ -220,7 +223,7 @@ def _other_inputs(out: OutFolder, manifest: dict[str, Any], sources: Sources) ->
     """In what the inputs differ from those of a finished data set, as far as its keys tell, in words."""
     keys = np.load(out.path(INDEX), mmap_mode="r", allow_pickle=False)["key"]
     known = {key.rpartition(b"_")[0].decode() for key in keys.tolist()}  # without the start
-    left_out = {entry["source"] for entry in manifest["left_out"]}
+    left_out = {entry.source for entry in manifest["left_out"]}
     new = (
         source.name
         for source in sources

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vab.data.extract.encode import Encoders
 from vab.data.extract.engines import Engine, Facts, LocalEngine
 from vab.data.extract.parts import (
     MISSING,
+    Described,
     Part,
     Result,
     Settings,
@@ -23,7 +25,6 @@ from vab.data.extract.parts import (
     describe,
     file_facts,
     head_hash,
-    shares_size,
     write_part,
 )
 from vab.data.extract.report import (
@@ -38,7 +39,7 @@ from vab.data.extract.report import (
 from vab.data.inputs.listing import Sources
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import HEAD, MANIFEST, Left, library_versions, parse_manifest
-from vab.data.shards.writer import begin_folder, part_name, publish_data_set, read_part, rows_of_part
+from vab.data.shards.writer import Rows, begin_folder, part_name, publish_data_set, read_part, rows_of_part
 from vab.spec import UserError
 
 _JOINS = 5
@@ -122,8 +123,15 @@ class _Extraction:
         self.watch, self.share = watch, share
         self.facts: Facts = engine.facts
         self.head = self.facts.head(labels or sorted(sources.labels), settings)
-        self.sizes, self.times = file_facts(sources)
+        self.sizes, self.times, self.shares_size = file_facts(sources)
         self.size = settings.inputs_per_part
+        self._unread: dict[str, str] = {}  # names of inputs that a finished data set lacks and may get, with reasons
+        self._listed: dict[str, Any] = {}  # tars of a finished data set
+
+    @cached_property
+    def known(self) -> Described:
+        """What tells the inputs from others."""
+        return describe(self.sources, self.sizes)
 
     def run(self) -> ExtractionReport | None:
         finished = self._manifest()
@@ -131,31 +139,34 @@ class _Extraction:
             report = self._finished_before(finished)
             if not self.out.has(HEAD):
                 return report
-            self.size = json.loads(self.out.path(HEAD).read_bytes()).get("inputs_per_part", self.size)
         else:
             self._begin()
-        self.known = describe(self.sources, self.sizes)
-        self._shares: np.ndarray | None = None
+        begun = json.loads(self.out.path(HEAD).read_bytes())
+        self.size = begun.get("inputs_per_part", self.size)
         self.count = -(-len(self.sources) // self.size)
-        again, is_stale = self._again(finished)
-        done = self.out.parts()
+        done = self.out.parts() & {*range(self.count)}
+        again, is_newer, touched = self._look(done, finished is not None)
+        tried_again = len(self._unread) if again else 0
         first, step = self.share
         to_do = [number for number in range(first - 1, self.count, step) if number not in done or number in again]
-        touched = self._touched(done)
-        is_new = self._work(to_do, again)
-        if finished is not None and not (is_new or is_stale):
+        self._work(to_do, again, done)
+        if finished is not None and not (
+            is_newer or any(self._is_newer(read_part(self.out, number)) for number in to_do)
+        ):
             self._remove_old_tars(finished)
-            return replace(report, touched=touched, tried_again=self._unread_before)
+            return replace(report, touched=touched, tried_again=tried_again)
         if len(there := self.out.parts() & {*range(self.count)}) < self.count:
             print(
                 f"{self.out}: {len(to_do)} parts done by this task ({first}/{step}), {len(there)} of {self.count} parts"
                 " are there; the task that ends last joins them (or the same command without --part)"
             )
             return None
-        manifest = self._join(finished)
+        now = library_versions(self.facts.packages)
+        then = begun.get("versions") or (now if finished is None else finished["versions"])
+        manifest = self._join({"versions": then} | ({} if now == then else {"appended": now}))
         report = replace(report_of(self.out, manifest), ignored=self.sources.ignored, touched=touched)
         assert report.inputs == len(self.sources), f"{report.inputs} inputs accounted for"
-        report = replace(report, tried_again=self._unread_before)
+        report = replace(report, tried_again=tried_again)
         write_report(report, self._tracebacks)
         return report
 
@@ -164,7 +175,7 @@ class _Extraction:
         listed = {tar["name"] for tar in finished["shards"]}
         for name in self.out.own_tars():
             if name not in listed and (number := int(name[6:-4].partition("-")[0])) in self.out.parts():
-                self.out.remove_versions(number, read_part(self.out, number, labels=False)["version"])
+                self.out.remove_versions(number, self._version(number)[0])
 
     def _begin(self) -> None:
         """Check the folder and the inputs of an extraction that is not finished."""
@@ -179,54 +190,74 @@ class _Extraction:
                 " folder that the files of a CSV are in"
             )
         refuse_foreign_report(self.out)
-        begin_folder(self.out, {**self.head, "inputs_per_part": self.size})
+        versions = library_versions(self.facts.packages)
+        begin_folder(self.out, {**self.head, "inputs_per_part": self.size, "versions": versions})
         self.out.remove(REPORT)  # of a run that gave no record
 
     def _manifest(self) -> dict[str, Any] | None:
         if not self.out.has(MANIFEST):
             return None
-        return parse_manifest(self.out.path(MANIFEST).read_bytes(), self.out.place)
+        return parse_manifest(self.out.path(MANIFEST), self.out.place)
 
-    def _finished_before(self, manifest: Mapping[str, Any]) -> ExtractionReport:
+    def _finished_before(self, manifest: dict[str, Any]) -> ExtractionReport:
         """The report of a complete folder, unless it is not what was asked for now."""
-        unread = {left.source for left in map(Left.of, manifest["left_out"]) if left.may_pass}
-        is_unread = np.fromiter((source.name in unread for source in self.sources), bool, len(self.sources))
-        # Data sets of earlier versions have the sizes of all files in their fingerprint.
-        texts = [describe(self.sources, sizes).text for sizes in (np.where(is_unread, MISSING, self.sizes), self.sizes)]
+        self._unread = _may_pass(manifest["left_out"])
+        self._listed = {tar["name"]: tar for tar in manifest["shards"]}
+        texts = [self._text(self._unread)]
         if manifest["extraction"].get("inputs") not in texts:
-            self._refuse_absent(np.flatnonzero((self.sizes < 0) & ~is_unread).tolist())
-        return finished_before(self.out, self.head, self.sources, *texts)
+            texts.append(self.known.text)  # earlier versions put the sizes of unread files into their fingerprint, too
+        if manifest["extraction"].get("inputs") not in texts:
+            self._refuse_absent([number for number in np.flatnonzero(self.sizes < 0).tolist()
+                                 if self.sources[number].name not in self._unread])  # fmt: skip
+        return finished_before(self.out, self.head, self.sources, *texts, manifest=manifest)
 
-    def _again(self, finished: Mapping[str, Any] | None) -> tuple[dict[int, frozenset[int]], bool]:
-        """Parts with inputs to try again, and their places; and whether parts are newer than the manifest.
+    def _text(self, unread: Container[str]) -> str:
+        """The fingerprint of the inputs. Files that could not be read are in it without their size."""
+        pairs = enumerate(zip(self.sources, self.sizes.tolist(), strict=True)) if unread else ()
+        places = [place for place, (source, size) in pairs if size >= 0 and source.name in unread]
+        sizes = self.sizes.copy()
+        sizes[places] = MISSING
+        return describe(self.sources, sizes).text if places else self.known.text
+
+    def _look(self, done: Set[int], is_finished: bool) -> tuple[dict[int, frozenset[int]], bool, list[str]]:
+        """Read the parts that are done, once; of a finished data set, those that may need work.
+
+        Returns:
+            Parts with inputs to try again, and their places; whether a part is newer than the manifest; and names of
+            inputs whose files are newer than their part.
 
         Raises:
             UserError: If parts are of other inputs.
         """
-        found, is_stale, self._unread_before, changed = {}, False, 0, list[int]()
-        there = self.out.parts()
-        numbers = sorted(there & {*range(self.count)})
-        if finished is not None:
-            unread = {left.source for left in map(Left.of, finished["left_out"]) if left.may_pass}
-            places = [number for number, source in enumerate(self.sources) if source.name in unread]
-            numbers = sorted({place // self.size for place in places} & there)  # one that is not there is done anew
-        for number in numbers:
-            part = read_part(self.out, number, labels=False)
-            failed = {left.source for left in part["left_out"] if left.may_pass}
-            if finished is None:
-                changed += self._changed(number, part, failed)
+        again, is_newer, touched, changed = {}, False, list[str](), list[int]()
+        for number in sorted(done):
             begin = number * self.size
-            own = self.sources[begin : begin + self.size]
-            if finished is not None:
-                is_stale |= any(source.name in unread and source.name not in failed for source in own)
-            places = [place for place, source in enumerate(own)
-                      if source.name in failed and self.sizes[begin + place] != MISSING]  # fmt: skip
+            own = slice(begin, begin + self.size)
+            newer = np.flatnonzero(self.times[own] > self.out.time(part_name(number))).tolist()
+            names = [source.name for source in self.sources[own]]
+            if is_finished and not newer and self._unread.keys().isdisjoint(names):
+                continue
+            part = read_part(self.out, number)
+            failed = _may_pass(part["left_out"])
+            if not is_finished:
+                changed += self._changed(number, part, names, failed)
+            else:
+                is_newer |= self._is_newer(part)
+            touched += [names[place] for place in newer if names[place] not in failed
+                        and part["future"].get(str(place)) != int(self.times[begin + place])]  # fmt: skip
+            sizes = self.sizes[own].tolist()
+            places = frozenset(place for place, name in enumerate(names) if name in failed and sizes[place] != MISSING)
             if places and self.settings.retries:
-                found[number] = frozenset(places)
+                again[number] = places
         self._refuse_changed(changed)
-        if finished is not None and found:
-            self._unread_before = len(unread)
-        return found, is_stale
+        return again, is_newer, touched
+
+    def _is_newer(self, part: Mapping[str, Any]) -> bool:
+        """Whether a part was written again after the manifest."""
+        tar, failed = part["tar"], _may_pass(part["left_out"])
+        return (tar is not None and self._listed.get(tar["name"]) != tar) or any(
+            self._unread.get(name) != failed.get(name) for name in part["sources"]
+        )
 
     def _refuse_changed(self, changed: Sequence[int]) -> None:
         """Refuse inputs that are not what they were when their parts were made."""
@@ -246,15 +277,12 @@ class _Extraction:
                 " the same command again"
             )
 
-    def _changed(self, number: int, part: Mapping[str, Any], failed: set[str]) -> list[int]:
+    def _changed(self, number: int, part: Mapping[str, Any], names: Sequence[str], failed: Container[str]) -> list[int]:
         """Numbers of a part's inputs that are not what they were when it was made.
 
         Raises:
             UserError: If it was made of inputs of other names.
         """
-        begin = number * self.size
-        own = self.sources[begin : begin + self.size]
-        names = [source.name for source in own]
         if names != part["sources"]:
             lost = sorted({*part["sources"]} - {*names})
             raise UserError(
@@ -264,7 +292,7 @@ class _Extraction:
             )
         inputs = self._hashes(number)
         return [
-            begin + place
+            number * self.size + place
             for place, (name, then, now) in enumerate(zip(names, part["inputs"], inputs, strict=True))
             if then != now and name not in failed
         ]
@@ -274,40 +302,23 @@ class _Extraction:
         return [f"{value:016x}" for value in self.known.inputs[begin : begin + self.size].tolist()]
 
     def _part(self, number: int, again: frozenset[int] | None = None) -> Part:
-        if self._shares is None:
-            self._shares = shares_size(self.sources, self.sizes)
         own = slice(number * self.size, (number + 1) * self.size)
-        sizes, wants = self.sizes[own].tolist(), self._shares[own].tolist()
+        sizes, wants = self.sizes[own].tolist(), self.shares_size[own].tolist()
         return Part(number, self.sources[own], sizes, self._hashes(number), wants, again)
 
-    def _work(self, to_do: Sequence[int], again: Mapping[int, frozenset[int]]) -> bool:
-        """Do parts; whether one of them has changed."""
-        here, seconds, is_new = 0, 0.0, False
-        sizes = {number: len(again.get(number, range(self.size))) for number in to_do}
-        before = len(self.sources) - sum(sizes.values())
-        if to_do:
-            parts = (self._part(number, again.get(number)) for number in to_do)
-            for done in self.engine.run(parts, self.out, self.head, self.settings):
-                here, seconds, is_new = here + done.inputs, seconds + done.seconds, is_new or done.is_new
-                self.watch(max(0, before) + here, here, seconds)
-        return is_new
+    def _work(self, to_do: Sequence[int], again: Mapping[int, frozenset[int]], done: Set[int]) -> None:
+        """Do parts."""
+        if not to_do:
+            return
+        before = sum(min(self.size, len(self.sources) - number * self.size) for number in done)
+        before -= sum(len(again.get(number, ())) for number in to_do)
+        here, seconds = 0, 0.0
+        parts = (self._part(number, again.get(number)) for number in to_do)
+        for part in self.engine.run(parts, self.out, self.head, self.settings):
+            here, seconds = here + part.inputs, seconds + part.seconds
+            self.watch(before + here, here, seconds)
 
-    def _touched(self, done: set[int]) -> list[str]:
-        """Inputs of parts that are done whose files are newer than the part."""
-        found = []
-        for number in sorted(done):
-            begin = number * self.size
-            times = self.times[begin : begin + self.size]
-            newer = np.flatnonzero(times > self.out.time(part_name(number)))
-            part = read_part(self.out, number, labels=False) if len(newer) else {}
-            unread = {left.source for left in part.get("left_out", ()) if left.may_pass}
-            for place in newer.tolist():
-                name = self.sources[begin + place].name
-                if part["future"].get(str(place)) != int(times[place]) and name not in unread:
-                    found.append(name)
-        return found
-
-    def _join(self, finished: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _join(self, versions: Mapping[str, Any]) -> dict[str, Any]:
         """Index, manifest and all from the parts; again where another task has written a part meanwhile.
 
         Raises:
@@ -319,7 +330,7 @@ class _Extraction:
             if not (self.out.has(HEAD) and {*range(self.count)} <= self.out.parts()):
                 break
             try:
-                tars, manifest = self._join_once(finished)
+                tars, manifest = self._join_once(versions)
                 if tars != [self._version(number) for number in range(self.count)]:
                     continue
             except FileNotFoundError as error:  # another task has joined, too, and deleted what it wrote again
@@ -338,10 +349,10 @@ class _Extraction:
 
     def _version(self, number: int) -> tuple[int, Any]:
         """What tells a part from what it was before: its version, and its tar."""
-        part = read_part(self.out, number, labels=False)
+        part = read_part(self.out, number)
         return part["version"], part["tar"]
 
-    def _join_once(self, finished: Mapping[str, Any] | None) -> tuple[list[tuple[int, Any]], dict[str, Any]]:
+    def _join_once(self, versions: Mapping[str, Any]) -> tuple[list[tuple[int, Any]], dict[str, Any]]:
         duplicates = self._duplicates()
         if self.settings.leaves_out_duplicates:
             for number in sorted({place // self.size for place in duplicates}):
@@ -349,52 +360,45 @@ class _Extraction:
                 own = {place - begin: first for place, first in duplicates.items() if place // self.size == number}
                 results = {place: self._duplicate(begin + place, *first) for place, first in own.items()}
                 write_part(self.out, self._part(number, frozenset(own)), self.head, results)
-        tars, left_out, num_records, self._tracebacks = [], list[Left](), 0, {}
+        tars, tables, left_out, self._tracebacks = [], list[Rows](), list[Left](), {}
         changed: list[int] = []
         for number in range(self.count):
-            part = read_part(self.out, number, labels=False)
+            part = read_part(self.out, number)
             if part["head"] != head_hash(self.head):
                 raise UserError(
                     f"{self.out} has parts of several settings, such as {part_name(number)}: delete it, then run again"
                 )
-            changed += self._changed(number, part, {left.source for left in part["left_out"] if left.may_pass})
+            names = [source.name for source in self.sources[number * self.size : (number + 1) * self.size]]
+            changed += self._changed(number, part, names, _may_pass(part["left_out"]))
             tars.append((part["version"], part["tar"]))
-            num_records += part["tar"]["records"] if part["tar"] is not None else 0
+            if (rows := rows_of_part(self.out, number, part)) is not None:
+                tables.append(rows)
             for entry in part["left_out"]:
                 if entry.traceback:
                     self._tracebacks[entry.source] = entry.traceback
                 left_out.append(entry._replace(traceback=""))
         self._refuse_changed(changed)  # tasks that do other parts may have listed other inputs
-        if not num_records:
+        if not tables:
             self.out.remove_parts()  # so that mended files are looked at again
             raise nothing_made(self.out, self.sources, left_out, self._tracebacks)
-        unread = {entry.source for entry in left_out if entry.may_pass}
-        inputs = self.known.text
-        if unread:
-            is_unread = np.fromiter((source.name in unread for source in self.sources), bool, len(self.sources))
-            inputs = describe(self.sources, np.where(is_unread, MISSING, self.sizes)).text
+        inputs = self._text(_may_pass(left_out))
         head = self.head | {"extraction": self.head["extraction"] | {"inputs": inputs}}
-        further: dict[str, Any] = {"versions": library_versions(self.facts.packages)}
-        if finished is not None and finished["versions"] != further["versions"]:
-            further = {"versions": finished["versions"], "appended": further["versions"]}
+        further: dict[str, Any] = dict(versions)
         if duplicates and not self.settings.leaves_out_duplicates:
             further["duplicates"] = {self.sources[own].name: self.sources[first].name
                                      for own, (first, _) in duplicates.items()}  # fmt: skip
-        tables = [rows for number in range(self.count) if (rows := rows_of_part(self.out, number)) is not None]
         return tars, publish_data_set(
             self.out, head, tables, self.facts.codebooks, left_out, len(self.sources), further
         )
 
     def _duplicates(self) -> dict[int, tuple[int, bytes]]:
         """Inputs that have the bytes, and the start, of one before them: number, and that one's, and the digest."""
-        if self._shares is None:
-            self._shares = shares_size(self.sources, self.sizes)
         first: dict[tuple[bytes, float | None], int] = {}
         found = {}
         for number in range(self.count):
             begin = number * self.size
-            places = np.flatnonzero(self._shares[begin : begin + self.size]).tolist()
-            part = read_part(self.out, number, labels=False) if places else {}
+            places = np.flatnonzero(self.shares_size[begin : begin + self.size]).tolist()
+            part = read_part(self.out, number) if places else {}
             lacking = {
                 left.source
                 for left in part.get("left_out", ())
@@ -417,6 +421,11 @@ class _Extraction:
         source, other = self.sources[number], self.sources[first]
         labels = "" if other.labels == source.labels else f", whose labels are {', '.join(other.labels) or 'none'}"
         return Result([], [Left(source.name, "duplicate", f"has the very bytes of {other.name}{labels}")], digest)
+
+
+def _may_pass(left_out: Iterable[Left]) -> dict[str, str]:
+    """Names of the inputs that are left out for a reason that may be gone later, each with its reason."""
+    return {left.source: left.reason for left in left_out if left.may_pass}
 
 
 def check_numbers(rules: Mapping[str, Any], settings: Settings) -> None:

@@ -7,10 +7,9 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn, TypeVar, overload
+from typing import NamedTuple, NoReturn, overload
 from urllib.parse import quote
 
 import numpy as np
@@ -43,8 +42,7 @@ _NAMED = 3
 """Files that are named of those with a suffix that is not media's."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """One input of an extraction."""
 
     root: str
@@ -160,22 +158,27 @@ class Sources(Sequence[Source]):
     def __len__(self) -> int:
         return len(self._files)
 
+    def __iter__(self) -> Iterator[Source]:
+        return self._between(0, len(self))
+
     @overload
     def __getitem__(self, number: int) -> Source: ...
     @overload
     def __getitem__(self, number: slice) -> list[Source]: ...
     def __getitem__(self, number: int | slice) -> Source | list[Source]:
         if isinstance(number, slice):
-            return [self[place] for place in range(len(self))[number]]
-        start, size = self._starts[number], self._sizes[number]
-        return Source(
-            self.root,
-            self._files[number],
-            None if math.isnan(start) else start,
-            self._labels[self._label_numbers[number]],
-            self._ids[number],
-            None if size < 0 else size,
-        )
+            begin, end, step = number.indices(len(self))
+            return list(self._between(begin, end))[::step]
+        place = range(len(self))[number]
+        return next(self._between(place, place + 1))
+
+    def _between(self, begin: int, end: int) -> Iterator[Source]:
+        """Sources ``begin`` to ``end``, made from slices of the columns: twice as fast as one by one."""
+        columns = (self._files, self._starts, self._label_numbers, self._ids, self._sizes)
+        labels = self._labels
+        for file, start, number, given_id, size in zip(*(column[begin:end] for column in columns), strict=True):
+            known_start = None if start != start else start  # NaN
+            yield Source(self.root, file, known_start, labels[number], given_id, None if size < 0 else size)
 
 
 def find_sources(
@@ -330,7 +333,7 @@ def _from_csv(path: str, labels_from: str, root: str | None, by_id: bool = False
         remote = Remote(f"{folder}{mark}{query}")
         content, path = remote.read(name), f"{remote.shown}/{name}"
         root = f"{folder}{mark}{query}" if root is None else root
-    root = os.path.dirname(path) if root is None else root
+    root = (os.path.dirname(path) or os.curdir) if root is None else root
     table = Table(path, _COLUMNS, any_bytes=True, content=content)
     rows = iter(table)
     plain = len(table.first) == 2 and os.path.splitext(table.first[0])[1].lower() in MEDIA_SUFFIXES
@@ -437,38 +440,34 @@ def _start(text: str, table: Table, line: int) -> float | None:
 
 def _refuse_twins(media: str | Path, sources: Sequence[Source]) -> None:
     """Two inputs of one name, or whose records would have one key, cannot be told apart afterwards."""
-    if twins := _repeated(lambda: (source.name for source in sources)):
-        raise UserError(f"{media} lists {twins[0]!r} more than once ({len(twins)} such): name each file and start once")
-    # To the millisecond, as keys have it.
-    if same := _repeated(
-        lambda: ((source.id, None if source.start is None else round(source.start * 1000)) for source in sources)
-    ):
+    # Hashes alone are compared: a million texts would take a tenth of a gigabyte. Starts count to the millisecond, as
+    # keys have it.
+    columns: np.ndarray = np.fromiter(
+        ((hash(source.name), hash(source.id), -1 if source.start is None else round(source.start * 1000))
+         for source in sources),
+        np.dtype((np.int64, 3)), len(sources),
+    )  # fmt: skip
+    if len(twins := _repeated(columns[:, :1])):
+        name = sources[twins[0]].name
+        raise UserError(f"{media} lists {name!r} more than once ({len(twins)} such): name each file and start once")
+    if len(same := _repeated(columns[:, 1:])):
         raise UserError(
-            f"{media} gives the id {same[0][0]!r} and one start to several inputs ({len(same)} such): ids must differ,"
-            " or starts by a millisecond"
+            f"{media} gives the id {sources[same[0]].id!r} and one start to several inputs ({len(same)} such): ids must"
+            " differ, or starts by a millisecond"
         )
-    whole = {hash(source.id) for source in sources if source.start is None}
-    both = next((source for source in sources if source.start is not None and hash(source.id) in whole), None)
-    if both is not None:
+    is_whole, ids = columns[:, 2] < 0, columns[:, 1]
+    if len(both := np.flatnonzero(~is_whole & np.isin(ids, ids[is_whole]))):
         raise UserError(
-            f"{media} lists {both.id!r} both whole and with a start: their records could be the same; give one an id"
+            f"{media} lists {sources[int(both[0])].id!r} both whole and with a start: their records could be the same;"
+            " give one an id"
         )
 
 
-K = TypeVar("K", bound=Hashable)
-
-
-def _repeated(keys: Callable[[], Iterable[K]]) -> list[K]:
-    """Those that come again. Hashes alone are compared, so two keys of one hash would be taken for one."""
-    hashes = np.fromiter(map(hash, keys()), np.int64)  # an array: a set of a million takes a tenth of a gigabyte
-    values, counts = np.unique(hashes, return_counts=True)
-    several = set(values[counts > 1].tolist())
-    seen: set[int] = set()
-    again: dict[K, None] = {}
-    for key in keys() if several else ():
-        number = hash(key)
-        if number in seen:
-            again[key] = None
-        if number in several:
-            seen.add(number)
-    return list(again)
+def _repeated(rows: np.ndarray) -> list[int]:
+    """Where each of the rows (N, columns) that come several times comes for the second time, sorted."""
+    order = np.lexsort(rows.T)  # stable
+    is_like_last = np.zeros(len(rows), bool)
+    is_like_last[1:] = (rows[order[1:]] == rows[order[:-1]]).all(1)
+    is_second = is_like_last & ~np.concatenate([[False], is_like_last[:-1]])
+    seconds: list[int] = np.sort(order[is_second]).tolist()
+    return seconds

@@ -207,7 +207,11 @@ def read_json_lines(path: Path, **long: Callable[[Any], Any] | None) -> dict[str
                     break
                 if make is not None:
                     lists[name].append(make(json.loads(line.rstrip(",\n"))))
-    values: dict[str, Any] = json.loads("".join(head).rstrip(",\n") + "}")
+    try:
+        values: dict[str, Any] = json.loads("".join(head).rstrip(",\n") + "}")
+    except ValueError:  # another program has written it again, in lines of its own
+        values = json.loads(path.read_bytes())
+        lists = {name: [*map(make, values.get(name, ()))] for name, make in long.items() if make is not None}
     return values | lists
 
 
@@ -302,11 +306,12 @@ def read_manifest(folder: str | Path) -> tuple[dict[str, Any], str]:
     return parse_manifest(text, folder), hashlib.sha256(text).hexdigest()
 
 
-def parse_manifest(text: bytes, folder: str | Path) -> dict[str, Any]:
+def parse_manifest(text: bytes | Path, folder: str | Path) -> dict[str, Any]:
     """The manifest of a data set.
 
     Args:
-        text: Of the file.
+        text: Of the file. Or its path: then it is read line by line, as a million inputs may be left out, and
+            ``left_out`` are ``Left``.
         folder: Where it lies, or the address there, for messages.
 
     Raises:
@@ -322,7 +327,7 @@ def parse_manifest(text: bytes, folder: str | Path) -> dict[str, Any]:
         )
     )
     try:
-        manifest = json.loads(text)
+        manifest = json.loads(text) if isinstance(text, bytes) else read_json_lines(text, left_out=Left.of)
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): {remedy}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

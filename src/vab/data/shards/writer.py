@@ -46,7 +46,6 @@ from vab.data.shards.format import (
     json_lines,
     library_versions,
     part_name,
-    read_json_lines,
     rows_name,
     save_array,
     shard_name,
@@ -289,14 +288,14 @@ class PartWriter:
         return explain_full_disk(error, Path(self.out.place), self._offset)
 
 
-def read_part(out: OutFolder, number: int, labels: bool = True) -> dict[str, Any]:
+def read_part(out: OutFolder, number: int) -> dict[str, Any]:
     """What ``PartWriter.publish`` wrote of a part: its values, ``sources``, ``labels`` and ``left_out``.
 
     Raises:
         UserError: If its tar is not there, or not whole.
     """
-    keep: Callable[[Any], Any] = list
-    part = read_json_lines(out.path(part_name(number)), sources=str, labels=keep if labels else None, left_out=Left.of)
+    part: dict[str, Any] = json.loads(out.path(part_name(number)).read_bytes())
+    part["left_out"] = [*map(Left.of, part["left_out"])]
     tar = part["tar"]
     if tar is not None and (size := out.size(tar["name"])) != tar["bytes"]:
         raise UserError(
@@ -365,9 +364,9 @@ def concatenate(tables: Sequence[Rows]) -> np.ndarray:
     return index
 
 
-def rows_of_part(out: OutFolder, number: int) -> Rows | None:
-    """The rows of a part; None if it has no record."""
-    part = read_part(out, number)
+def rows_of_part(out: OutFolder, number: int, part: Mapping[str, Any] | None = None) -> Rows | None:
+    """The rows of a part; None if it has no record. ``part`` is as ``read_part`` gives it."""
+    part = read_part(out, number) if part is None else part
     if part["tar"] is None:
         return None
     load = partial(read_rows, out, number, {"version": part["version"]})
@@ -462,7 +461,7 @@ def begin_folder(out: OutFolder, head: Mapping[str, Any]) -> None:
 
     Args:
         out: The data set's folder.
-        head: ``spec``, ``labels`` and ``extraction``, and other JSON values.
+        head: ``spec``, ``labels`` and ``extraction``, and other JSON values. ``versions`` may differ.
 
     Raises:
         UserError: If the folder holds parts of another data set, or files of another maker that would be replaced.
@@ -477,7 +476,7 @@ def begin_folder(out: OutFolder, head: Mapping[str, Any]) -> None:
                 f"{out}/{HEAD} is none of an extraction's and would be replaced: give another folder, or take it"
                 " elsewhere"
             ) from error
-        names = sorted({*theirs, *mine} - {"spec", "labels", "extraction"})
+        names = sorted({*theirs, *mine} - {"spec", "labels", "extraction", "versions"})
         differences += [f"{name}: {theirs.get(name)} != {mine.get(name)}" for name in names
                         if theirs.get(name) != mine.get(name)]  # fmt: skip
         if differences:
