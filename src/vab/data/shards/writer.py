@@ -556,7 +556,7 @@ class ShardWriter:
             begin_folder(self.out, self._head)
             self.out.sweep()
             for number in sorted(self.out.parts()):
-                part = read_part(self.out, number, labels=False)
+                part = read_part(self.out, number)
                 again = {entry.source for entry in part["left_out"] if entry.may_pass}
                 finished = [name for name in part["sources"] if name not in again]
                 self.done.update(finished)
