@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from loopback import serving
-from vab.frozen.downloading import download
+from vab.frozen.downloading import fetch, from_address
 from vab.spec import UserError
 
 CONTENT = random.Random(0).randbytes(3_000_001)
@@ -28,6 +28,10 @@ def place(tmp_path):
     return tmp_path / "deep" / "w.bin"
 
 
+def download(*arguments):
+    return fetch("w.bin is not there", "put it there", from_address, *arguments)
+
+
 def names(folder):
     return [path.name for path in folder.iterdir()]
 
@@ -40,12 +44,12 @@ def test_a_file_comes_whole(server, place, capsys):
     download(f"{server.address}/w.bin", place, SHA)  # it is there: nobody is asked
     assert len(server.log) == 1
     assert socket.getdefaulttimeout() is None
-    assert capsys.readouterr().err == ""  # no progress bar where there is no terminal
+    assert capsys.readouterr().err == f"fetching {server.address}/w.bin\n" * 2  # no progress bar without a terminal
 
 
 def test_what_ends_early_leaves_nothing(server, place):
     server.cut["/w.bin"] = 1_000_000
-    with pytest.raises(UserError, match=rf"w\.bin could not be fetched \(invalid hash value .*{SHA[:8]}"):
+    with pytest.raises(UserError, match=rf"w\.bin failed: invalid hash value .*{SHA[:8]}"):
         download(f"{server.address}/w.bin", place, SHA)
     assert names(place.parent) == []
     download(f"{server.address}/w.bin", place, SHA)
@@ -62,7 +66,7 @@ def test_what_a_killed_process_left_is_deleted(server, place):
 
 
 def test_another_hash_is_refused_and_deleted(server, place):
-    with pytest.raises(UserError, match=rf"could not be fetched \(invalid hash value \(expected \"{'0' * 8}\", got"):
+    with pytest.raises(UserError, match=rf"failed: invalid hash value \(expected \"{'0' * 8}\", got"):
         download(f"{server.address}/w.bin", place, "0" * 8)
     assert names(place.parent) == []
 
@@ -70,13 +74,13 @@ def test_another_hash_is_refused_and_deleted(server, place):
 def test_a_server_that_falls_silent_is_given_up(server, place, monkeypatch):
     monkeypatch.setattr("vab.frozen.downloading._TIMEOUT_SECONDS", 0.2)
     server.hold["/w.bin"] = 1_000_000
-    with pytest.raises(UserError, match=r"could not be fetched \(timed out\)"):
+    with pytest.raises(UserError, match=r"failed: timed out; put it there"):
         download(f"{server.address}/w.bin", place, SHA)
     assert names(place.parent) == []
 
 
 def test_what_is_not_there_leaves_nothing(server, place):
-    with pytest.raises(UserError, match=r"/absent could not be fetched \(Not Found\)"):
+    with pytest.raises(UserError, match=r"/absent failed: HTTP Error 404: Not Found"):
         download(f"{server.address}/absent", place, SHA)
     assert names(place.parent) == []
 

@@ -75,10 +75,10 @@ def test_a_hub_that_does_not_answer_is_one_whole_line(monkeypatch, capsys):
     with pytest.raises(UserError) as caught:
         fetch("codec x needs file.bin: it is not here", "give a folder", from_hub, "owner/name", ["file.bin"])
     assert str(caught.value) == (
-        "codec x needs file.bin: it is not here, and fetching it failed: owner/name on the hub did not give file.bin"
-        " ([Errno -2] Name or service not known); give a folder"
+        "codec x needs file.bin: it is not here, and fetching it from owner/name failed: [Errno -2] Name or"
+        " service not known; give a folder"
     )
-    assert capsys.readouterr().err == "fetching file.bin from owner/name on the hub\n"
+    assert capsys.readouterr().err == "fetching owner/name\n"
     assert log.isEnabledFor(logging.WARNING)
 
 

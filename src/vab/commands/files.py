@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vab import UserError  # not from vab.spec, which needs torch
+from vab.files import Lock
 
 
 def check_files(outputs: Mapping[str, tuple[str | None, str]], inputs: Sequence[Path | str], overwrite: bool) -> None:
@@ -31,3 +32,29 @@ def check_files(outputs: Mapping[str, tuple[str | None, str]], inputs: Sequence[
             raise UserError(f"--{flag} {path} is there already: give another name, or --overwrite true")
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"--{flag} {path} cannot be written: {folder} is not a folder to write in")
+
+
+def lock_folder(folder: Path, command: str, alone: bool = True, share: bool = False) -> Lock:
+    """Create a folder, and lock it against other runs of a command, also against those whose first process was killed.
+
+    Args:
+        folder: The value of ``--out``.
+        command: The command, for the message.
+        alone: Whether no other process may hold the lock.
+        share: Share the lock, once it is taken, with processes that ask for it with ``alone=False``.
+
+    Raises:
+        UserError: If the folder cannot be created or written to, or another run holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"--out {folder} cannot be written: its permissions, or its disk's, forbid it")
+        lock = Lock(folder, shared=not alone, wait=False, required=False)
+        if share:
+            lock.share()
+    except BlockingIOError as error:
+        raise UserError(f"another {command} is writing to {folder}: wait until it has ended, or end it") from error
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from error
+    return lock

@@ -22,7 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vab.files import Lock, explain_full_disk, sync_folder, write_atomically
+from vab.commands.files import lock_folder
+from vab.files import explain_full_disk, sync_folder, write_atomically
 from vab.spec import UserError
 
 SETTINGS, TABLE = "generations.json", "generations.csv"
@@ -82,19 +83,7 @@ class Ledger:
         Raises:
             UserError: If another run is at work there, or the folder cannot be made.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.folder, os.W_OK):
-                raise UserError(f"--out {self.folder} cannot be written: its permissions, or its disk's, forbid it")
-            lock = Lock(self.folder, shared=not alone, wait=False, required=False)
-            lock.share()  # with the other ranks of this run
-        except BlockingIOError as error:
-            raise UserError(
-                f"another vab generate is writing to {self.folder}: wait until it has ended, or end it"
-            ) from error
-        except OSError as error:
-            raise UserError(f"--out {self.folder} cannot be written: {error.strerror or error}") from error
-        with lock:
+        with lock_folder(self.folder, "vab generate", alone, share=True):
             yield
 
     def begin(self, settings: Mapping[str, Any], about: Mapping[str, Any], overwrite: bool = False) -> set[str]:

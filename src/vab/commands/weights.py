@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from vab.commands.files import lock_folder
 from vab.commands.findings import Finding, show_findings
-from vab.files import Lock, write_atomically
+from vab.files import write_atomically
 from vab.frozen.downloading import PARTIAL, is_offline
 from vab.frozen.hashes import FORMAT, RECORD, check, read_record
 from vab.frozen.published import Published, tell_licence
@@ -40,7 +40,7 @@ def fetch_weights(names: list[str], out: str) -> None:
     if not wanted:
         raise UserError("--names is empty: vab weights list shows what there is")
     folder = Path(out).expanduser()
-    with _lock(folder):
+    with lock_folder(folder, "vab weights fetch"):
         if (folder / RECORD).is_file() and not read_record(folder):
             raise UserError(f"{folder / RECORD} is of another program, and vab needs that name: take another folder")
         absent = [published for published in wanted if not _is_there(folder, published)]
@@ -166,20 +166,3 @@ def _is_there(folder: Path, published: Published) -> bool:
         if (checked := check(path, published.sha256)).state == "changed":
             raise UserError(f"{path} is there, but {checked}: delete it, and type the same command again")
     return bool(paths)
-
-
-def _lock(folder: Path) -> Lock:
-    """Create a folder, and lock it against other fetches.
-
-    Raises:
-        UserError: If it cannot be created or written to, or another fetch is at work there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise UserError(f"--out {folder} cannot be written: its permissions, or its disk's, forbid it")
-        return Lock(folder, wait=False, required=False)
-    except BlockingIOError as error:
-        raise UserError(f"another vab weights fetch is writing to {folder}: wait until it has ended") from error
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from error

@@ -182,7 +182,7 @@ def file_of_tag(wanted: Wanted, facts: dict[str, Any], open_clip: Any) -> Path:
     advice = f"put them into a folder named by VAB_WEIGHTS as {names[0]}"
     if (name := f"{wanted.model}/{wanted.tag}") in PUBLISHED:
         advice += f" (where there is a network: vab weights fetch --names {name} --out FOLDER)"
-    return fetch(problem, advice, open_clip.download_pretrained, facts)
+    return fetch(problem, advice, lambda _: open_clip.download_pretrained(facts), where)
 
 
 def _not_torchscript(wanted: Wanted, path: Path, facts: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 import textwrap
-import urllib.error
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -35,27 +34,39 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
 
 
-def fetch(problem: str, advice: str, download: Callable[..., Any], *arguments: Any) -> Path:
-    """Call ``download(*arguments)``, which gives the path of what it downloads, unless the user forbids fetching.
+def fetch(problem: str, advice: str, download: Callable[..., Any], source: str, *arguments: Any) -> Path:
+    """Call ``download(source, *arguments)``, which gives a path, unless the user forbids fetching.
 
     Args:
         problem: Which weights are needed and where they were not found, for the message.
         advice: What to do instead, for the message.
-        download: `from_hub`, `download`, or a function of another package.
-        arguments: Arguments of ``download``.
+        download: `from_hub`, `from_address`, or a function of another package.
+        source: Repository or address.
+        arguments: Further arguments of ``download``.
 
     Raises:
         UserError: If the user forbids fetching, or it fails.
+        OSError: If the disk is full.
     """
     if is_offline():
-        raise UserError(f"{problem}, and HF_HUB_OFFLINE forbids to fetch it; {advice}")
+        raise UserError(f"{problem}, and HF_HUB_OFFLINE forbids to fetch it from {source}; {advice}")
+    print(f"fetching {source}", file=sys.stderr)  # a hub that does not answer is tried for half a minute
     try:
-        return Path(download(*arguments))
-    except (UserError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{problem}, and fetching it failed: {_reason(error)}; {advice}") from error
+        return Path(download(source, *arguments))
+    except Exception as error:  # the hub's client also raises the exceptions of its HTTP library
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{problem}, and fetching it from {source} failed: {_reason(error)}; {advice}") from error
 
 
-def download(url: str, place: Path, sha256: str) -> Path:
+def _reason(error: BaseException) -> str:
+    if type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__:
+        error = error.__cause__  # the hub's client only says that it has no file; the cause says why
+    message = str(error).strip() or type(error).__name__
+    return message if isinstance(error, UserError) else textwrap.shorten(message, 200, placeholder=" ...")
+
+
+def from_address(url: str, place: Path, sha256: str) -> Path:
     """Download a file from a web address to ``place``, unless it is there; wait for a process that downloads it.
 
     Args:
@@ -67,32 +78,24 @@ def download(url: str, place: Path, sha256: str) -> Path:
         ``place``.
 
     Raises:
-        UserError: If the download fails, or the file has another hash; then ``place`` is not there.
-        OSError: If the disk is full.
+        OSError: If the download fails; then ``place`` is not there.
+        RuntimeError: If the file has another hash; it is deleted.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
+    before = socket.getdefaulttimeout()
     while not place.exists():
         # The lock's file is deleted after use: a process that waited for it tries again.
         with suppress(BlockingIOError), Lock(place.with_name(f".{place.name}.lock"), required=False, temporary=True):
-            if not place.exists():
-                _download(url, place, sha256)
+            if place.exists():
+                break
+            for abandoned in place.parent.glob(f"{place.name}.*{PARTIAL}"):  # by processes that were killed
+                abandoned.unlink()
+            socket.setdefaulttimeout(_TIMEOUT_SECONDS)
+            try:
+                torch.hub.download_url_to_file(url, str(place), sha256, progress=sys.stderr.isatty())
+            finally:
+                socket.setdefaulttimeout(before)
     return place
-
-
-def _download(url: str, place: Path, sha256: str) -> None:
-    for abandoned in place.parent.glob(f"{place.name}.*{PARTIAL}"):  # by processes that were killed
-        abandoned.unlink()
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
-    try:
-        torch.hub.download_url_to_file(url, str(place), sha256, progress=sys.stderr.isatty())
-    except (OSError, RuntimeError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        reason = getattr(error, "reason", "") if isinstance(error, urllib.error.URLError) else str(error)
-        raise UserError(f"{url} could not be fetched ({str(reason or type(error).__name__)[:150]})") from error
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def from_hub(repository: str, files: Sequence[str], cache: Path | None = None) -> Path:
@@ -107,44 +110,26 @@ def from_hub(repository: str, files: Sequence[str], cache: Path | None = None) -
         As `cached`.
 
     Raises:
-        UserError: If the hub's package is not installed, the hub does not give a file, or a file has another hash than
-            the hub states; then the file is deleted.
+        UserError: If the hub's package is not installed, or a file has another hash than the hub states; it is deleted.
+        Exception: Of the hub's client, if it does not get a file.
     """
     try:
         import huggingface_hub as hub
-        from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.utils import logging
     except ImportError as error:
-        raise UserError(
-            f"the hub needs a package ({error}): {pip_install('huggingface_hub')} to fetch from {repository}"
-        ) from error
-    # The hub's client also raises the exceptions of its HTTP library.
-    problems: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, ValueError, RuntimeError)
+        raise UserError(f"the hub needs a package ({error}): {pip_install('huggingface_hub')}") from error
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # else there is a line for each attempt
     try:
         for name in files:
-            print(f"fetching {name} from {repository} on the hub", file=sys.stderr)  # it tries for half a minute
             path = Path(hub.hf_hub_download(repository, name, cache_dir=cache))
             if (checked := check(path)).state == "changed":
                 for each in (path.resolve(), path):
                     each.unlink(missing_ok=True)
-                raise UserError(f"{repository} gave another {name}: {checked}; it was deleted, fetch it again")
-    except UserError:
-        raise
-    except problems as error:
-        raise UserError(f"{repository} on the hub did not give {name} ({_reason(error)})") from error
+                raise UserError(f"{repository} gave another {name}: {checked}; it was deleted")
     finally:
         logging.set_verbosity(verbosity)
     return path if len(files) == 1 else path.parent
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an exception's message; its cause's if the hub's client only says that it has no file."""
-    if type(error).__name__ == "LocalEntryNotFoundError" and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line if isinstance(error, UserError) else textwrap.shorten(line, 150, placeholder=" ...")
 
 
 def cached(repository: str, files: Sequence[str]) -> Path | None:

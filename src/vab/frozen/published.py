@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from vab.frozen.downloading import cached, download, fetch, from_hub
+from vab.frozen.downloading import cached, fetch, from_address, from_hub
 from vab.spec import UserError
 
 AUDIOSET_CLASSES = 527
@@ -85,7 +85,7 @@ class Published:
         if self.repository:
             return fetch(problem, advice, from_hub, self.repository, self.files)
         if self.url:
-            return fetch(problem, advice, download, self.url, folders()[-2] / self.names[0], self.sha256)
+            return fetch(problem, advice, from_address, self.url, folders()[-2] / self.names[0], self.sha256)
         raise UserError(f"{problem}; {advice}")
 
     def local(self) -> Path | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from vab.files import sha256_of
 from vab.frozen import clap, clip_files, dac, encodec, panns, passt, vggish
 from vab.frozen.codec import CODECS
-from vab.frozen.downloading import download, from_hub
+from vab.frozen.downloading import fetch, from_address, from_hub
 from vab.frozen.judges import JUDGES
 from vab.frozen.published import Published
 from vab.spec import UserError
@@ -88,12 +88,14 @@ def fetch_into(folder: Path, published: Published) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: If they cannot be fetched, or a file has another hash than the published one.
     """
+    problem, advice = f"{published.name} is not in {folder}", "type the same command again"
     place = folder / published.names[0]
     if published.url:
-        sources = {download(published.url, place, published.sha256): published.url}
+        fetch(problem, advice, from_address, published.url, place, published.sha256)
+        sources = {place: published.url}
     else:
         cache = place.with_name(f".{place.name}.fetching")
-        got = from_hub(published.repository, published.files, cache)
+        got = fetch(problem, advice, from_hub, published.repository, published.files, cache)
         snapshot = got.parent if len(published.files) == 1 else got  # its name is the commit
         sources = {}
         for name in published.files:
