@@ -9,5 +9,5 @@ from vab.spec import UserError
 def test_machines_that_nothing_names_are_not_waited_for(monkeypatch):
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=r"--num_nodes 2: nothing here says where the other machines are; .* torchrun"):
+    with pytest.raises(UserError, match=r"--num_nodes 2: MASTER_ADDR and MASTER_PORT are not set, .* torchrun"):
         ranks.start_ranks("cpu", 1, 2)

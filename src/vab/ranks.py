@@ -1,4 +1,4 @@
-"""The processes of one command: one by itself, or several on many devices and machines, started by Lightning Fabric."""
+"""The processes of one command: a single one, or several on many devices and nodes, started by Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ENDED_EARLY = (
-    "another process of this command has ended too early, see its message: mend that and run the same command again,"
-    " what is done is kept"
+    "another process of this command stopped early, see its message: correct the cause and run the same command again;"
+    " finished work is kept"
 )
 
-# Ranks end when their share is done, the first perhaps days before the last.
+# Ranks stop when their share is done, the first perhaps days before the last.
 _PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the command. They share no tensors, only what was done and what went wrong."""
+    """This process among those of the command. They exchange results and errors, but no tensors."""
 
     rank: int
-    """Of this process, over all machines."""
+    """Rank of this process over all nodes."""
     world_size: int
-    """Processes in all."""
+    """Number of processes over all nodes."""
     device: str
-    """Of this process."""
+    """Device of this process."""
     fabric: Fabric | None = None
-    """None for a process by itself, which needs no ``torch.distributed``."""
+    """None for a single process, which needs no ``torch.distributed``."""
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
+        """The value of rank 0, on every rank."""
         if self.fabric is None:
             return value
         with _end_of_others():
             return self.fabric.broadcast(value)
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in order, on every rank; waits for all of them."""
+        """The values of all ranks, in order, on every rank; waits for all of them."""
         if self.fabric is None:
             return [value]
         import torch.distributed
@@ -59,11 +59,11 @@ class Ranks:
         return values  # type: ignore[return-value]
 
     def agree(self, error: UserError | None) -> None:
-        """Go on only if no rank met an error; waits for all of them.
+        """Continue only if no rank has an error; waits for all of them.
 
         Raises:
-            UserError: On rank 0, the first one that any rank met.
-            SystemExit: On the other ranks, silently: one line is enough.
+            UserError: On rank 0, the first error of any rank.
+            SystemExit: On the other ranks, silently, so that the error is printed once.
         """
         if self.fabric is None:
             if error is not None:
@@ -72,54 +72,53 @@ class Ranks:
         words = [text for text in self.gather(None if error is None else str(error)) if text is not None]
         if not words:
             return
-        self._part()
+        self._leave()
         if self.rank == 0:
             raise error if error is not None else UserError(words[0])
         raise SystemExit(0)
 
     @contextmanager
     def ending_together(self) -> Iterator[None]:
-        """Let no rank outlive the first one, and say no word twice."""
+        """Stop the ranks that this process started when it stops, and print each error once."""
         try:
             yield
-            self._part()
+            self._leave()
         except BaseException as error:
             if self.fabric is not None and self.rank == 0:
                 for process in getattr(self.fabric.strategy.launcher, "procs", ()):
                     process.terminate()
             is_started_by_other = self.fabric is not None and os.environ.get("LOCAL_RANK", "0") != "0"
             if isinstance(error, KeyboardInterrupt) and is_started_by_other:
-                # The process that started this one speaks for both; Fabric would kill it if this one failed first.
+                # The process that started this one reports for both; Fabric would kill it if this one failed first.
                 raise SystemExit(0) from None
             raise
 
-    def _part(self) -> None:
-        """Leave the other ranks, once nothing is left to say; it waits for them.
+    def _leave(self) -> None:
+        """Wait for the other ranks and close the process group.
 
-        Left to the end of the interpreter, a thread of the connection may still be at work there, and abort the
-        process.
+        If it is left to the exit of the interpreter, a thread of the connection may still run and abort the process.
         """
         import torch.distributed
 
         if self.fabric is not None and torch.distributed.is_initialized():
-            with suppress(RuntimeError):  # one that is gone already has nothing to say
+            with suppress(RuntimeError):  # a rank may have stopped already
                 torch.distributed.barrier()
             torch.distributed.destroy_process_group()
 
 
 def start_ranks(device: str, devices: int, num_nodes: int) -> Ranks:
-    """Start the other processes, if there are to be any, by running this one's command line once more for each.
+    """Start the other processes, if any, by running this command line once more for each.
 
-    On several machines, or under torchrun or SLURM, the processes are there already; they find each other by the
-    environment, as for training.
+    On several nodes, or under torchrun or SLURM, the processes run already. They find each other through the
+    environment variables, as in training.
 
     Args:
-        device: As a user names it: auto, cpu, cuda, and for a single process cuda:1.
-        devices: Processes on each machine.
-        num_nodes: Machines.
+        device: auto, cpu, cuda, or for a single process a device such as cuda:1.
+        devices: Processes per node.
+        num_nodes: Number of nodes.
 
     Raises:
-        UserError: If there are not as many devices, or the environment says otherwise.
+        UserError: If there are fewer devices, or the environment does not match.
     """
     for name, count in (("devices", devices), ("num_nodes", num_nodes)):
         if count < 1:
@@ -135,21 +134,21 @@ def start_ranks(device: str, devices: int, num_nodes: int) -> Ranks:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     before = logging.root.manager.disable
-    logging.disable(logging.INFO)  # how the processes meet is of no interest
+    logging.disable(logging.INFO)  # hide how the processes connect
     try:
-        # gloo, which needs nothing of a GPU: some words are all that is exchanged.
+        # gloo needs no GPU; only small objects are exchanged.
         strategy = DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE)
         fabric = Fabric(accelerator=where.type, devices=devices, num_nodes=num_nodes, strategy=strategy)
         by_hand = isinstance(strategy.cluster_environment, LightningEnvironment)
         if num_nodes > 1 and by_hand and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-            # They would wait for each other, each at an address of its own.
+            # They would wait for each other, each at its own address.
             raise ValueError(
-                "nothing here says where the other machines are; on each of them, with"
+                "MASTER_ADDR and MASTER_PORT are not set, so the nodes cannot find each other; on each of them, with"
                 f" --node_rank 0, 1, ..., type: torchrun --nnodes {num_nodes} --node_rank 0 --nproc_per_node {devices}"
                 " --master_addr HOST --master_port 29500 -m vab, then the command (under SLURM: srun vab)"
             )
         fabric.launch()
-    except (MisconfigurationException, ValueError, RuntimeError) as error:  # Lightning's words for wrong settings
+    except (MisconfigurationException, ValueError, RuntimeError) as error:  # Lightning's errors for wrong settings
         raise UserError(f"--devices {devices} --num_nodes {num_nodes}: {' '.join(str(error).split())}") from error
     finally:
         logging.disable(before)
@@ -158,7 +157,7 @@ def start_ranks(device: str, devices: int, num_nodes: int) -> Ranks:
 
 @contextmanager
 def _end_of_others() -> Iterator[None]:
-    """Say in a user's words that another process has gone, which shows as a broken connection."""
+    """Report a lost connection as what it is to the user: another process has stopped."""
     try:
         yield
     except RuntimeError as error:

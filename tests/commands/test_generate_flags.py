@@ -161,7 +161,7 @@ class Generate:
     devices = "tests/commands/test_batch.py::test_two_ranks_make_what_one_makes"
 
     def num_nodes(self):
-        with pytest.raises(UserError, match="--num_nodes 2: nothing here says where the other machines are"):
+        with pytest.raises(UserError, match="--num_nodes 2: MASTER_ADDR and MASTER_PORT are not set"):
             self.run("nodes", video=str(self.folder / "in"), format="wav", num_nodes=2)
 
     def overwrite(self):

@@ -51,7 +51,7 @@ def test_a_broken_list_is_refused(tmp_path, text, words):
 
 
 def test_no_list_at_all_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"cannot be read as a list of classes: there is no such file$"):
+    with pytest.raises(UserError, match=r"none\.csv: there is no such file$"):
         read_vocabulary(tmp_path / "none.csv")
 
 

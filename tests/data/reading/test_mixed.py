@@ -60,7 +60,6 @@ def test_records_are_numbered_through(folders, mixed):
     assert not mixed.read([14]).ragged
     assert mixed.labels_per_record().tolist() == [*large.labels_per_record(), *small.labels_per_record()]
     assert mixed.label_counts().tolist() == (large.label_counts() + small.label_counts()).tolist()
-    assert mixed.frames([15, 2]).tolist() == [4, 4]
     assert mixed.without_video() == 0
     assert str(mixed.folder) == f"{folders[0]} + {folders[1]}"
     for wrong in ([19], [-1], []):

@@ -1,9 +1,8 @@
-"""Augmentation of training records as they are stored: two segments spliced, a segment rolled.
+"""Augmentation of stored training records: splice two segments, or roll one.
 
-Both change sound and picture at the same whole second, so that what is seen is still what is heard: a frame begins at
-that second, and the codec step that begins nearest is at most half a step away (5.8 ms for DAC of 44.1 kHz). What
-happens to a record follows from the seed, the epoch and its place in the epoch's order alone, not from the batch, rank
-or worker that it comes to.
+Both cut sound and picture at the same whole second, so that they stay in sync: a frame begins at that second, and the
+nearest codec step begins at most half a step away (5.8 ms for DAC at 44.1 kHz). What happens to a record depends only
+on the seed, the epoch and its position in the epoch's order, not on the batch, rank or worker.
 
 Source: the data loading of VATT, by the authors of VAB.
 """
@@ -20,14 +19,14 @@ from vab.data.reading.order import CHANGES, Changes
 from vab.spec import SegmentSpec, UserError
 
 _TOLERANCE = 1e-6
-"""How far a number of frames may be from a whole one: rates such as 1 / 3 are not exact."""
+"""How far a number of frames may be from an integer: rates such as 1 / 3 are not exact."""
 
 
 def cut_seconds(spec: SegmentSpec) -> np.ndarray:
     """Whole seconds inside a segment at which a frame begins.
 
     Returns:
-        (n,) int64, ascending; empty if there is none.
+        (n,) int64, ascending; possibly empty.
     """
     seconds = np.arange(1, int(np.ceil(spec.segment_seconds)))
     steps, frames = spec.code_rate * seconds, spec.video_fps * seconds
@@ -40,15 +39,14 @@ class Augmentation:
     """Which records are changed, and how.
 
     Args:
-        spec: Of the records.
-        seed: Of the order of records.
-        splice: Probability in [0, 1] that at a whole second a segment changes to another record's.
-        roll: Probability in [0, 1] that a segment is moved on by a whole number of seconds, its end coming round to
-            its beginning.
+        spec: Spec of the records.
+        seed: Seed of the order of records.
+        splice: Probability in [0, 1] that a segment changes to that of another record at a whole second.
+        roll: Probability in [0, 1] that a segment is shifted by whole seconds, its end wrapping around to its start.
 
     Raises:
-        UserError: If a probability is none, or the segment has no second at which a frame begins, or its steps and its
-            frames end a step or more apart.
+        UserError: If a probability is not in [0, 1], no frame begins at a whole second inside the segment, or the
+            segment's steps and frames end a step or more apart.
     """
 
     def __init__(self, spec: SegmentSpec, seed: int, splice: float, roll: float) -> None:
@@ -66,32 +64,32 @@ class Augmentation:
         sound, picture = spec.num_steps / spec.code_rate, spec.num_frames / spec.video_fps
         if roll and abs(sound - picture) * spec.code_rate > 1 - _TOLERANCE:
             raise UserError(
-                f"data.roll must be 0 here: of a segment the steps last {sound:g} s and the frames {picture:g} s, and "
-                "what comes round would not be in time"
+                f"data.roll must be 0 here: in a segment the steps last {sound:g} s and the frames {picture:g} s, so "
+                "sound and picture would not stay in sync"
             )
 
     @property
     def on(self) -> bool:
-        """Whether anything is changed at all."""
+        """Whether any record may be changed."""
         return self.splice > 0 or self.roll > 0
 
     def changes(self, epoch: int, places: np.ndarray, order: np.ndarray) -> Changes:
-        """What happens to the records at some places of an epoch.
+        """How the records at some positions of an epoch are augmented.
 
-        A partner is the record at another place of the epoch, each with the same chance: it comes from the mixture,
-        or the draws by class, that the epoch is.
+        The partner of a record is drawn uniformly from the other positions of the epoch. So it follows the mixture of
+        data sets, or the class balance, of the epoch.
 
         Args:
             epoch: From 0.
-            places: (B,) int64, one after the other, of ``order``.
+            places: (B,) int64: consecutive positions in ``order``.
             order: (n,) int64: the record numbers of the whole epoch.
         """
         key = np.random.SeedSequence([self.seed, epoch, CHANGES]).generate_state(2, np.uint64)
-        # A counter of Philox gives four words: the record at each place has a counter of its own.
+        # Philox makes four words per counter value, and each position has its own counter value.
         words = np.random.Philox(key=key, counter=int(places[0])).random_raw(4 * len(places)).reshape(-1, 4)
         chance = (words >> np.uint64(32)).astype(np.float64) * 2.0**-32  # [0, 1)
         choice = (words & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        ahead = choice[:, 1] % max(1, len(order) - 1) + 1  # places to the partner's, going round
+        ahead = choice[:, 1] % max(1, len(order) - 1) + 1  # positions to the partner's, wrapping around
         partners = order[(places + ahead) % len(order)]
         spliced = (chance[:, 0] < self.splice) & (partners != order[places])
         number = max(1, len(self.seconds))
@@ -102,13 +100,13 @@ class Augmentation:
 def augment(packed: PackedBatch, dataset: Records, changes: Changes) -> None:
     """Splice and roll the records of a batch, in place.
 
-    Only whole records take part: one that is shorter than the segment, or has no picture, stays as it is, and none is
-    continued with such a one. A spliced record has the labels of both; number and ``source`` are those of the first.
+    Records that are shorter than the segment or have no picture are neither changed nor used as partners. A spliced
+    record has the labels of both; its ``index`` and ``source`` are those of the first.
 
     Args:
-        packed: As gathered.
-        dataset: That it was gathered from, and partners are.
-        changes: One for each record.
+        packed: The batch.
+        dataset: The data set of the batch and of the partners.
+        changes: One entry for each record.
     """
     arrays, spec = packed.arrays(), dataset.spec
     whole = _whole(arrays, spec)
@@ -133,14 +131,14 @@ def _whole(arrays: Mapping[str, np.ndarray], spec: SegmentSpec) -> np.ndarray:
 
 
 def _at(spec: SegmentSpec, second: int) -> tuple[int, int]:
-    """The step that begins nearest to a second, and the frame that begins at it."""
+    """The codec step that begins nearest to a second, and the frame that begins at it."""
     return round(second * spec.code_rate), round(second * spec.video_fps)
 
 
 def _rolled(codes: np.ndarray, spec: SegmentSpec, second: int) -> np.ndarray:
-    """(K, T) moved on by a second; the end of the picture comes round to its beginning, and so does its sound.
+    """(K, T) codes shifted by ``second`` seconds; the end of the picture and its sound wrap around to the start.
 
-    A segment's steps may last longer than its picture, by less than a step: the last step may then be left out.
+    The steps of a segment may last up to a step longer than its frames: the last step may then be dropped.
     """
     step = _at(spec, second)[0]
     begin = min(round((spec.num_frames / spec.video_fps - second) * spec.code_rate), spec.num_steps - step)

@@ -1,4 +1,4 @@
-"""A batch in one piece of memory: filled in place, handed over by a worker as one handle, pinned by one copy."""
+"""A batch in one buffer: filled in place, passed between processes as one handle, pinned by one copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 from vab.spec import Batch, SegmentSpec
 
 _ALIGNMENT = 64
-"""Bytes: a cache line, and more than any type of an array needs."""
+"""Bytes: a cache line, more than any array type needs."""
 
 _TYPES = {
     np.dtype(kind): torch.from_numpy(np.empty(0, kind)).dtype for kind in ("?", "u1", "<u2", "<i4", "<i8", "<f2", "<f4")
@@ -26,9 +26,9 @@ class Part(NamedTuple):
     """Where one array of a batch lies in the buffer."""
 
     name: str
-    """Of the batch's tensor."""
+    """Field of ``Batch``."""
     start: int
-    """Of its first byte."""
+    """Offset in bytes."""
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -37,22 +37,22 @@ class Part(NamedTuple):
 
 @dataclass
 class PackedBatch:
-    """The tensors of a ``Batch`` one after the other, in the types in which they are stored."""
+    """The tensors of a ``Batch`` one after the other, in the types stored in the tars."""
 
     buffer: Tensor
     """(bytes,) uint8."""
     parts: tuple[Part, ...]
     """In the order of the buffer."""
     ragged: bool = False
-    """As in the batch."""
+    """``Batch.ragged``."""
 
     @classmethod
     def of_records(
         cls, count: int, spec: SegmentSpec, num_labels: int, codes: np.dtype[Any], features: np.dtype[Any]
     ) -> PackedBatch:
-        """Room for ``count`` records, codes and features in the types in which they are stored.
+        """An uninitialised batch of ``count`` records, with codes and features of the given types.
 
-        In a loader's worker it is memory that the main process shares, so that nothing is copied.
+        In a worker of a loader the buffer is shared memory, so that the main process need not copy it.
         """
         size, parts = _layout(count, spec, num_labels, codes, features)
         if get_worker_info() is None:
@@ -61,13 +61,13 @@ class PackedBatch:
         return cls(torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,), (1,)), parts)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays, which are parts of the buffer."""
+        """Views of the buffer as numpy arrays."""
         whole = self.buffer.numpy()
         return {part.name: np.ndarray(part.shape, part.dtype, whole, part.start) for part in self.parts}
 
     def unpack(self) -> Batch:
-        """The batch, whose tensors are parts of the buffer."""
-        # Views by torch, not by numpy: they keep the page-locked buffer in use until the copy to a GPU is done.
+        """The batch, whose tensors are views of the buffer."""
+        # Views by torch, not numpy: they keep the page-locked buffer alive until the copy to a GPU has finished.
         typed = {dtype: self.buffer.view(_TYPES[dtype]) for dtype in {part.dtype for part in self.parts}}
         tensors = {
             part.name: typed[part.dtype].as_strided(part.shape, part.strides, part.start // part.dtype.itemsize)
@@ -76,7 +76,7 @@ class PackedBatch:
         return Batch(**tensors, ragged=self.ragged)
 
     def pin_memory(self) -> PackedBatch:
-        """The batch in page-locked memory, from which copies to a GPU overlap with work there; ``DataLoader`` asks."""
+        """Copy to page-locked memory, so that copies to a GPU overlap with its work. ``DataLoader`` calls this."""
         return PackedBatch(self.buffer.pin_memory(), self.parts, self.ragged)
 
 
@@ -84,7 +84,7 @@ class PackedBatch:
 def _layout(
     count: int, spec: SegmentSpec, num_labels: int, codes: np.dtype[Any], features: np.dtype[Any]
 ) -> tuple[int, tuple[Part, ...]]:
-    """Bytes of a batch of so many records, and where its arrays lie."""
+    """Size of a batch of ``count`` records in bytes, and the place of each array."""
     arrays = {
         "codes": (codes, (count, spec.num_codebooks, spec.num_steps)),
         "features": (features, (count, spec.num_frames, spec.feature_dim)),

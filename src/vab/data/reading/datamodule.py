@@ -1,4 +1,4 @@
-"""The datamodule: which records each rank gets at each step, and where a resumed run continues."""
+"""The datamodule: which records each rank reads at each step, and where a resumed run continues."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LIMITS = ("limit_train_batches", "limit_val_batches", "overfit_batches")
 class _TrainLoader(Loader):
     """The rest of the current epoch.
 
-    Its length is that of a whole epoch even when less is left, because the trainer adds the steps that are done.
+    Its length is that of a whole epoch even if less is left, because the trainer counts the finished steps as well.
     """
 
     def __init__(self, data: ShardDataModule, trainer: Trainer, pin_memory: bool) -> None:
@@ -71,7 +71,7 @@ class _TrainLoader(Loader):
             )
 
     def _rest_of_epoch(self) -> Iterator[Batch]:
-        # Runs at the first batch, not before: until then a checkpoint is one of the end of the last epoch.
+        # Runs at the first batch: until then a checkpoint belongs to the end of the last epoch.
         position = self._data.position
         if not self._data.steps_left(position.start):
             position.epoch, position.start = position.epoch + 1, 0
@@ -90,46 +90,47 @@ class ShardDataModule(LightningDataModule):
 
     Args:
         train: Folder of the training data set, or its address elsewhere: ``s3://bucket/train``,
-            ``https://host/train``, ``gs://``, ``hf://datasets/owner/name/train``, ...; or several of these and their
-            weights, such as {A: 3, B: 1}, of which each gives its share of every epoch, exact to a record.
-        val: Folder of the validation data set, or its address.
-        test: Folder of the test data set, or its address; opened when it is needed.
+            ``https://host/train``, ``gs://``, ``hf://datasets/owner/name/train``, ...; or several of these with
+            weights, such as {A: 3, B: 1}. Each data set then gives exactly its share of the records of every epoch.
+        val: Folder or address of the validation data set.
+        test: Folder or address of the test data set; opened when needed.
         batch_size: Records per step on each device.
-        val_batch_size: Records per step on each device in validation and testing; as batch_size where not given.
-        num_workers: Processes that read ahead; 0 reads in the training process.
-        seed: Of the order of records.
+        val_batch_size: Records per step on each device in validation and testing; default: batch_size.
+        num_workers: Processes that prefetch batches; 0 reads in the training process.
+        seed: Seed of the order of records.
         val_records: Validate on the first so many records only.
         check_crc: Compare everything read with its checksum.
-        data_resume: What to do when a checkpoint was made with another training data set or seed. "error" refuses;
+        data_resume: What to do if a checkpoint was made with another training data set or seed: "error" stops;
             "restart" begins a new epoch on the new data.
-        levels: Read only the first so many codebooks of each record: a coarse model's; all where not given.
-        order: "shuffled": each record once an epoch; "class_balanced": an epoch is as many draws with replacement, a
-            record's chance the sum of 1 / (records of the label) over its labels (AST's and CAV-MAE's rule).
-        vocabulary: File with the names of the classes in their order, such as AudioSet's or VGGSound's
-            class_labels_indices.csv; by default the labels that the shards have.
+        levels: Read only the first so many codebooks of each record, for a coarse model; default: all.
+        order: "shuffled": each record once per epoch. "class_balanced": draws with replacement, as many as there are
+            records; the weight of a record is the sum of 1 / (records with the label) over its labels, as in AST and
+            CAV-MAE.
+        vocabulary: File that lists the class names in order, such as class_labels_indices.csv of AudioSet or VGGSound;
+            default: the labels in the shards.
         fold: For cross-validation on one data set, given as ``train`` and as ``val``: validate on this fold, train on
             the others.
-        fold_pattern: Regular expression whose group is the fold's number, searched in a record's id; ESC-50's by
-            default, whose names begin with it.
-        cache: Folder for copies of data sets that lie elsewhere; the environment's VAB_CACHE, else ~/.cache/vab, where
-            not given.
-        cache_gb: Limit of all copies together, 10^9 bytes; those used longest ago make room for new ones. Nothing is
-            deleted where not given.
-        cache_local: Copy local folders into the cache, too: from a shared disk to one of the machine's own, or with
+        fold_pattern: Regular expression, searched in a record's id, whose group is the number of the fold; the default
+            fits the file names of ESC-50, which begin with it.
+        cache: Folder for copies of remote data sets; default: the environment variable VAB_CACHE, else ~/.cache/vab.
+        cache_gb: Size limit of all copies together, in 10^9 bytes; the least recently used are deleted to make room.
+            Default: nothing is deleted.
+        cache_local: Copy local folders into the cache as well: from a shared disk to a disk of this machine, or with
             ``cache=/dev/shm/vab`` into memory.
-        records_per_epoch: Length of an epoch; as many records as the training data have where not given. The next
-            epoch continues each data set where this one stopped.
+        records_per_epoch: Records in an epoch; default: as many as the training data have. The next epoch continues
+            each data set where this one stopped.
         splice: Probability that a training record changes to another one at a whole second, sound and picture together;
             0.5 in the authors' follow-up (VATT).
-        roll: Probability that a training record is moved on by whole seconds, its end coming round to its beginning;
-            0.1 in the authors' follow-up.
+        roll: Probability that a training record is shifted by whole seconds, its end wrapping around to its start; 0.1
+            in the authors' follow-up.
         allow_tiny: Train on shards of the codec or vision encoder "tiny", toy networks for the synthetic world. Recipes
             for real data set it to false.
 
     Raises:
-        UserError: If a folder holds no data set, one cannot be fetched, the data sets differ in a number or in their
-            labels, their records have fewer than ``levels`` codebooks, a label is not in the vocabulary, a fold is
-            empty, segments have no second to be spliced at, or the shards are of a toy network and must not be.
+        UserError: If a folder holds no data set, a data set cannot be downloaded, the data sets differ in a number or
+            in their labels, their records have fewer than ``levels`` codebooks, a label is not in the vocabulary, a
+            fold is empty, segments have no second at which they can be spliced, or shards of a toy network are not
+            allowed.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class ShardDataModule(LightningDataModule):
         self.train_dataset, self.train_parts, self.records_of_parts = open_training(
             train, records_per_epoch, self._open
         )
-        """The training data, the data sets of which they consist, how many records of each make an epoch."""
+        """The training data, the data sets that they consist of, and the records of each in an epoch."""
         if not allow_tiny:
             refuse_tiny(self.train_dataset)
         mixed = isinstance(self.train_dataset, MixedDataset)
@@ -215,7 +216,7 @@ class ShardDataModule(LightningDataModule):
 
     @cached_property
     def test_dataset(self) -> ShardDataset | None:
-        """The test data, opened when first asked for: training does not need them. None where none are given.
+        """The test data, opened on first access because training does not need them. None if not given.
 
         Raises:
             UserError: As for the other data sets.
@@ -223,7 +224,7 @@ class ShardDataModule(LightningDataModule):
         return None if self._test is None else self._open_evaluated(self._test)
 
     def _open_evaluated(self, folder: str) -> ShardDataset:
-        """Open data to validate or test on; their labels are numbered as those of the training data."""
+        """Open data to validate or test on, with labels numbered as in the training data."""
         dataset, train = self._open(folder), self.train_dataset
         if self._vocabulary is not None:
             dataset.use_vocabulary(self._vocabulary)
@@ -237,7 +238,7 @@ class ShardDataModule(LightningDataModule):
 
     @property
     def codebooks(self) -> torch.Tensor:
-        """(K, S, code_dim) float32 of the codec that made the training data."""
+        """(K, S, code_dim) float32: codebooks of the codec that made the training data."""
         return self.train_dataset.codebooks
 
     @property
@@ -247,7 +248,7 @@ class ShardDataModule(LightningDataModule):
 
     @property
     def records_per_epoch(self) -> int:
-        """Records of an epoch of training."""
+        """Records in an epoch of training."""
         return sum(self.records_of_parts)
 
     @property
@@ -256,29 +257,29 @@ class ShardDataModule(LightningDataModule):
         return self._weights is not None or self.records_of_parts != tuple(map(len, self.train_parts))
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """(records_per_epoch,) int64: what an epoch of training reads, one record after the other."""
+        """(records_per_epoch,) int64: record numbers in the order in which an epoch of training reads them."""
         if self._weights is not None:
             return weighted_draws(self.seed, epoch, self._weights, self.records_per_epoch)
         return mixed_order(self.seed, epoch, [len(part) for part in self.train_parts], self.records_of_parts)
 
     def steps_left(self, consumed: int) -> int:
-        """Batches for each rank left in an epoch, a whole one being cut by the trainer's ``limit_train_batches``.
+        """Batches left for each rank in an epoch, which the trainer's ``limit_train_batches`` may shorten.
 
         Args:
-            consumed: Records of the epoch that all ranks together have had.
+            consumed: Records of the epoch that all ranks together have read.
         """
         trainer = self._trainer()
         world_size = trainer.world_size
         whole = steps_per_epoch(self.records_per_epoch, self.batch_size, world_size)
         limit = trainer.limit_train_batches
         steps = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
-        # Uncut, the records that sit out this epoch may make a step after all if a checkpoint of other ranks left them.
+        # With another number of ranks, the records that a whole epoch leaves over may be enough for another step.
         records = self.records_per_epoch if steps == whole else steps * self.global_batch_size
         left = steps_per_epoch(records, self.batch_size, world_size, consumed)
-        return left - left % trainer.accumulate_grad_batches  # an epoch is whole optimizer steps
+        return left - left % trainer.accumulate_grad_batches  # an epoch holds whole optimizer steps
 
     def forget_unfinished(self) -> None:
-        """Repeat a batch whose step was ended by an exception."""
+        """Repeat the batch whose step was stopped by an exception."""
         position = self.position
         if position.handed:
             position.handed = min(position.handed, processed_steps(self._trainer()) - position.processed)
@@ -294,7 +295,7 @@ class ShardDataModule(LightningDataModule):
             trainer.callbacks[:] = [*others, LoopCounters(self)]  # type: ignore[attr-defined]
 
     def _what_all_ranks_share(self, trainer: Trainer, stage: str) -> dict[str, Any]:
-        """What decides the number and the content of steps, by the names of the flags."""
+        """Everything that decides the number and the content of steps, by the names of the flags."""
         folders: dict[str, Records] = {"train": self.train_dataset, "val": self.val_dataset}
         if stage in ("test", "predict") and self.test_dataset is not None:
             folders["test"] = self.test_dataset
@@ -311,7 +312,7 @@ class ShardDataModule(LightningDataModule):
             "data.splice": self.augmentation.splice,
             "data.roll": self.augmentation.roll,
             "data.levels": self.spec.num_codebooks,
-            # A trainer that validates by the clock has no interval in steps.
+            # A trainer that validates at time intervals has no interval in steps.
             **{f"trainer.{name}": getattr(trainer, name, None) for name in (*limits, *_LIMITS)},
         }
 
@@ -341,7 +342,7 @@ class ShardDataModule(LightningDataModule):
                 "--trainer.accumulate_grad_batches"
             )
         if isinstance(limit, float) and limit != 1.0:
-            # The trainer takes its share of the loader's length, which is cut already: of batches, nothing is to do.
+            # The trainer would apply its fraction to the length of the loader, which is shortened already.
             trainer.limit_train_batches = int(steps_per_epoch(num_records, self.batch_size, trainer.world_size) * limit)
         if len(self.train_parts) > 1:
             given = zip(self.train_parts, self.records_of_parts, strict=True)
@@ -349,7 +350,7 @@ class ShardDataModule(LightningDataModule):
             rank_zero_info(f"records of an epoch: {', '.join(shares)}")
         rank_zero_info(
             f"an epoch: {num_records} records / ({takes}) = {steps} steps;"
-            f" {num_records - steps * per_step} records, others each time, sit out"
+            f" {num_records - steps * per_step} records are left over, different ones in each epoch"
         )
         return _TrainLoader(self, trainer, self._pin_memory())
 
@@ -368,11 +369,11 @@ class ShardDataModule(LightningDataModule):
         return self._evaluation_loader(self.test_dataset, len(self.test_dataset))
 
     def predict_dataloader(self) -> EvaluationLoader:
-        """The test records, or the validation records where there is no test data set, each once."""
+        """The test records, each once; the validation records if there is no test data set."""
         return self.val_dataloader() if self.test_dataset is None else self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copy to the device in the stored types; from page-locked memory the copy overlaps with computation."""
+        """Copy to the device in the stored types; copies from page-locked memory overlap with computation."""
         if isinstance(batch, Batch):
             return batch.to(device, non_blocking=device.type == "cuda").widened()
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
@@ -380,8 +381,8 @@ class ShardDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The position in the order for the checkpoint: plain numbers and strings.
 
-        It counts the records of finished optimizer steps only, not those that workers have prefetched or whose
-        gradients are still being accumulated.
+        It counts the records of finished optimizer steps only, not prefetched records or those whose gradients are
+        still being accumulated.
         """
         position, done, pending = self.position, self.position.handed, 0
         if done:
@@ -398,7 +399,7 @@ class ShardDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the position that a checkpoint holds.
+        """Continue at the position of a checkpoint.
 
         Raises:
             UserError: If it was made with another data set or seed and ``data_resume`` is "error".
@@ -417,18 +418,18 @@ class ShardDataModule(LightningDataModule):
             rank_zero_warn(f"a new epoch begins on {self.train_dataset.folder} (checkpoint != now: {differences})")
             self.position = Position(state_dict["epoch"] + 1)
         elif not state_dict["steps_left"]:
-            # With fewer ranks a step might fit into what sat out, but that epoch is over for the trainer.
+            # With fewer ranks the records left over may be enough for a step, but the trainer has ended the epoch.
             self.position = Position(state_dict["epoch"] + 1)
         else:
             self.position = Position(state_dict["epoch"], state_dict["records_consumed"])
 
     def starts_anew(self, state: dict[str, Any]) -> bool:
-        """Whether the position of a checkpoint is of other data or another seed, so that a new epoch must begin."""
+        """Whether a checkpoint belongs to other data or another seed, so that a new epoch must begin."""
         return bool(self._differences(state))
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """What the order depends on."""
+        """Everything that the order depends on."""
         return {
             "manifest_hash": self.train_dataset.manifest_hash,
             "seed": self.seed,
@@ -437,26 +438,20 @@ class ShardDataModule(LightningDataModule):
         }
 
     def _differences(self, state: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-        """Name, value in the checkpoint and value here, where they differ. Older checkpoints lack some names."""
+        """Name, value in the checkpoint and value here of each difference. Older checkpoints lack some names."""
         before = {"order": "shuffled", "records_per_epoch": [len(self.train_dataset)]}
         theirs = before | state
         return [(name, theirs.get(name), mine) for name, mine in self._identity.items() if theirs.get(name) != mine]
 
     def _evaluation_loader(self, dataset: ShardDataset, num_records: int) -> EvaluationLoader:
         trainer = self._trainer()
-        return EvaluationLoader(
-            dataset,
-            num_records,
-            self.val_batch_size,
-            (trainer.world_size, trainer.global_rank),
-            self.num_workers,
-            self._pin_memory(),
-        )
+        plan = num_records, self.val_batch_size, trainer.world_size, trainer.global_rank
+        return EvaluationLoader(dataset, self.num_workers, self._pin_memory(), *plan)
 
     def _pin_memory(self) -> bool:
         return self._trainer().strategy.root_device.type == "cuda"
 
     def _trainer(self) -> Trainer:
         if self.trainer is None:
-            raise RuntimeError("a datamodule gives batches to a trainer; without one, read from its data sets")
+            raise RuntimeError("a datamodule needs a trainer; without one, read from its data sets")
         return self.trainer

@@ -1,4 +1,4 @@
-"""Reading records by their place in the tars: a whole batch at once, nothing is streamed or unpacked."""
+"""Read records by their offsets in the tars, a whole batch at once. Nothing is streamed or unpacked."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vab.data.reading.batch import PackedBatch
 from vab.data.reading.labels import Vocabulary
-from vab.data.reading.tars import Tars
+from vab.data.reading.tars import Tars, broken_file
 from vab.data.remote import Cache, local_copy
 from vab.data.shards.format import (
     CODE_TYPES,
@@ -31,6 +29,7 @@ from vab.data.shards.format import (
     LABEL_STARTS,
     check_codebooks,
     make_key,
+    read_codebooks,
     read_manifest,
 )
 from vab.files import sha256_of
@@ -38,13 +37,13 @@ from vab.spec import Batch, SegmentSpec, UserError
 
 _ROWS = 16384
 _BETWEEN = 65536
-"""Bytes between a record's codes and its features that are read along, as one call is quicker than two."""
+"""Up to this many bytes between codes and features are read and dropped: one system call is faster than two."""
 _START_LENGTH = len("_00000000")
 """Length of the start time that ``make_key`` appends to a recording's name."""
 
 
 class BatchDataset(Dataset[Batch]):
-    """Records that are read by their numbers, a whole batch at once."""
+    """A map-style dataset that reads a whole batch of records at once."""
 
     spec: SegmentSpec
     labels: tuple[str, ...]
@@ -54,11 +53,11 @@ class BatchDataset(Dataset[Batch]):
 
     @property
     def stored_types(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
-        """Types in which codes and features are stored."""
+        """Array types of codes and features in the tars."""
         raise NotImplementedError
 
     def fill(self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray) -> bool:
-        """Read records into a batch: all but ``index``, ``valid`` and ``draw``. True if one is short."""
+        """Read records into a batch, all arrays but ``index``, ``valid`` and ``draw``. True if a record is short."""
         raise NotImplementedError
 
     def __getitem__(self, number: int) -> Batch:
@@ -66,7 +65,7 @@ class BatchDataset(Dataset[Batch]):
         return self.read([number])
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
-        """The batch of these records; ``DataLoader`` calls it with a list (``collate_fn`` has nothing left to do)."""
+        """The batch of these records. ``DataLoader`` calls it with a list; there is nothing left to collate."""
         return self.read(numbers)
 
     def read(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> Batch:
@@ -74,17 +73,16 @@ class BatchDataset(Dataset[Batch]):
 
         Args:
             numbers: Record numbers, 0 to ``len(self) - 1``.
-            valid: (B,) bool, handed on in the batch; True where not given.
+            valid: (B,) bool, copied into the batch; True by default.
 
         Raises:
             IndexError: If a number is out of range.
-            UserError: If there is a code that the codebook does not have, or ``check_crc`` finds an array that is not
-                what was written.
+            UserError: If a code is not below the codebook's size, or if ``check_crc`` is set and a CRC-32 differs.
         """
         return self.gather(numbers, valid).unpack().widened()
 
     def gather(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> PackedBatch:
-        """As ``read``, in the types that are stored and in one piece of memory: what workers hand on."""
+        """Like ``read``, in the stored types and in one buffer, as workers return it."""
         index = as_numbers(numbers)
         packed = PackedBatch.of_records(len(index), self.spec, len(self.labels), *self.stored_types)
         arrays = packed.arrays()
@@ -96,26 +94,26 @@ class BatchDataset(Dataset[Batch]):
 class ShardDataset(BatchDataset):
     """The records of a finished data set, in the order in which they were written.
 
-    Opening reads the manifest and maps the index; tars are opened when a process first reads from them, so the data
-    set can be handed to forked and to spawned workers.
+    Opening reads the manifest and maps the index into memory. Each process opens a tar when it first reads from it, so
+    forked and spawned workers can share the object.
 
     Args:
-        folder: Written by ``vab extract`` or ``vab shards index``; or an address such as ``s3://bucket/train``, fetched
-            once.
-        check_crc: Compare each array with its CRC-32. Takes about as much time again as reading.
+        folder: Written by ``vab extract`` or ``vab shards index``, or an address such as ``s3://bucket/train``, which
+            is downloaded once.
+        check_crc: Compare each array with its CRC-32. Reading then takes about twice as long.
         levels: Read only the first ``levels`` codebooks of each record, for a coarse model; all by default.
-        cache: Where copies of data sets at addresses are kept; the default one where not given.
+        cache: Where copies of remote data sets are kept; the default cache if not given.
 
     Attributes:
-        folder: Of the data set on this machine.
+        folder: Local folder of the data set.
         spec: The numbers of every record as it is read: ``num_codebooks`` is ``levels``.
-        labels: Vocabulary; empty where the data set has no labels.
-        manifest: The whole of ``manifest.json``.
-        manifest_hash: SHA-256 of that file, and of which records are used: the data set's name in checkpoints.
+        labels: Vocabulary; empty if the data set has no labels.
+        manifest: Content of ``manifest.json``.
+        manifest_hash: SHA-256 of that file and of the chosen records; identifies the data set in checkpoints.
 
     Raises:
-        UserError: If the folder is no finished data set, of another format version, files are missing or cut, the
-            records have fewer than ``levels`` codebooks, or it cannot be fetched.
+        UserError: If the folder is not a finished data set, has another format version, lacks files or holds truncated
+            ones, has fewer than ``levels`` codebooks, or cannot be downloaded.
     """
 
     def __init__(
@@ -148,26 +146,25 @@ class ShardDataset(BatchDataset):
         return len(self._index) if self._chosen is None else len(self._chosen)
 
     def choose(self, numbers: Sequence[int] | np.ndarray) -> None:
-        """Use these records only, in this order: they become records 0, 1, ...
+        """Keep only these records, in this order: they become records 0, 1, ...
 
         Args:
-            numbers: Record numbers before the choice.
+            numbers: Current record numbers.
 
         Raises:
-            UserError: If there is none.
+            UserError: If there are no numbers.
         """
         if not len(numbers):
             raise UserError(f"no record of {self.folder} was chosen")
-        chosen = self._rows(numbers)
-        self._chosen = chosen
-        text = self.manifest_hash.encode() + chosen.astype("<i8").tobytes()
+        self._chosen = self._rows(numbers)
+        text = self.manifest_hash.encode() + self._chosen.astype("<i8").tobytes()
         self.manifest_hash = hashlib.sha256(text).hexdigest()
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Number the labels as a vocabulary does. It must have all of them and may have more.
+        """Number the labels as in a vocabulary, which must contain all of them and may contain more.
 
         Raises:
-            UserError: If a label of the data set is not in it.
+            UserError: If the vocabulary lacks a label of the data set.
         """
         try:
             numbers = [vocabulary.number(label) for label in self.manifest["labels"]]
@@ -177,19 +174,19 @@ class ShardDataset(BatchDataset):
 
     @property
     def stored_types(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
-        """Types of codes and features, as in the tars."""
+        """Array types of codes and features in the tars."""
         return self._layouts["codes"][0], self._layouts["features"][0]
 
     def fill(self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, places: np.ndarray | None = None) -> bool:
-        """Read records into some places of a batch: all but ``index``, ``valid`` and ``draw``, the caller's.
+        """Read records into a batch, all arrays but ``index``, ``valid`` and ``draw``, which the caller fills.
 
         Args:
-            arrays: Of a ``PackedBatch``, of these types or wider ones.
+            arrays: Arrays of a ``PackedBatch``, in the stored types or wider ones.
             numbers: (n,) int64 record numbers.
-            places: (n,) int64: where in the batch each goes; 0 to n - 1 where not given.
+            places: (n,) int64 positions in the batch; 0 to n - 1 by default.
 
         Returns:
-            Whether one of them is shorter than the segment.
+            Whether a record is shorter than the segment.
         """
         numbers = self._rows(numbers)
         rows = self._index[numbers]
@@ -212,7 +209,7 @@ class ShardDataset(BatchDataset):
         return bool((rows["steps"] < self.spec.num_steps).any() or (rows["frames"] < self.spec.num_frames).any())
 
     def sources(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(B,) int64: of each record the number of its recording, as ``Batch.source``."""
+        """(B,) int64: number of each record's recording, as in ``Batch.source``."""
         return self._sources[self._rows(numbers)]
 
     def key(self, number: int) -> str:
@@ -229,7 +226,7 @@ class ShardDataset(BatchDataset):
         return meta
 
     def record_id(self, number: int) -> str:
-        """The id of record ``number``, or its key if it has no id, as in shards made elsewhere."""
+        """The id of record ``number``, or its key if it has none, as in shards made by other programs."""
         return str(self.record(number).get("id", self.key(number)))
 
     def label_names(self, number: int) -> list[str]:
@@ -252,7 +249,7 @@ class ShardDataset(BatchDataset):
     def class_weights(self) -> np.ndarray:
         """(records,) float64: the sum over a record's labels of 1 / how many records have the label.
 
-        If records have one label, drawing by these weights gives each class equally often. AST's and CAV-MAE's rule.
+        If every record has one label, drawing by these weights gives each class equally often, as AST and CAV-MAE do.
 
         Raises:
             UserError: If no record has a label.
@@ -272,23 +269,19 @@ class ShardDataset(BatchDataset):
         return int((self.frames(np.arange(len(self))) == 0).sum())
 
     def index_row(self, number: int) -> dict[str, Any]:
-        """Where record ``number`` lies: the columns of ``index_dtype``."""
+        """Row of the index for record ``number``: the columns of ``index_dtype``."""
         row = self._index[self._row(number)]
         return {name: row[name].item() for name in INDEX_COLUMNS} | {"key": self.key(number)}
 
     @property
     def codebooks(self) -> Tensor:
         """(K, S, code_dim) float32: the vectors whose sum over levels the codec's decoder reads."""
-        path = self.folder / CODEBOOKS
-        try:
-            codebooks = safetensors.torch.load_file(path)["codebooks"]
-        except (safetensors.SafetensorError, KeyError) as error:
-            raise UserError(f"{path} is damaged ({error}): type: vab shards verify {self.folder}") from error
+        codebooks = read_codebooks(self.folder / CODEBOOKS)
         check_codebooks(codebooks, self._stored_spec)
         return codebooks[: self.spec.num_codebooks]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Maps and open files do not travel to another process (pickling a map would copy the file); it opens its own.
+        # Another process opens its own files; pickling a memory map would copy the file.
         maps = ("_index", "_label_starts", "_label_ids", "_tars", "_between", "_sources")
         return {name: value for name, value in self.__dict__.items() if name not in maps}
 
@@ -297,11 +290,11 @@ class ShardDataset(BatchDataset):
         self._open()
 
     def _keys_are_ours(self) -> bool:
-        """Whether keys were made by ``make_key``; those of shards that were made elsewhere and indexed need not be."""
+        """Whether ``make_key`` made the keys, which need not be so in shards that another program wrote."""
         try:
             first = self.record(0)
             return make_key(first["id"], first["start_seconds"]) == self.key(0)
-        except (KeyError, TypeError, ValueError):  # what is damaged is said when it is read
+        except (KeyError, TypeError, ValueError):  # damage is reported when the record is read
             return False
 
     def _check_files(self) -> None:
@@ -312,13 +305,10 @@ class ShardDataset(BatchDataset):
             got = path.stat().st_size if path.is_file() else None
             if got != size:
                 found = "is missing" if got is None else f"has {got} bytes instead of {size}"
-                raise UserError(f"{path} {found}: for all that is wrong, type: vab shards verify {self.folder}")
+                raise broken_file(self.folder, name, found)
         for name, entry in self.manifest["files"].items() if self.check_crc else ():
             if sha256_of(self.folder / name) != entry["sha256"]:
-                raise UserError(
-                    f"{self.folder / name} is not what was written: for all that is wrong, type: vab shards verify "
-                    f"{self.folder}"
-                )
+                raise broken_file(self.folder, name, "is not what was written")
 
     def _open(self) -> None:
         try:
@@ -331,22 +321,22 @@ class ShardDataset(BatchDataset):
         # Plain views: numpy's memmap subclass makes each slice several times slower.
         self._index, self._label_starts, self._label_ids = (array.view(np.ndarray) for array in arrays)
         self._tars = Tars(self.folder, self.manifest["shards"])
-        self._between = memoryview(bytearray(_BETWEEN))  # what is read along and not wanted
+        self._between = memoryview(bytearray(_BETWEEN))  # bytes that are read and dropped
 
     def _check_index(self) -> None:
-        """Refuse an index that would read beyond a tar; the tars' own content is for ``verify``."""
-        index, count = self._index, self.manifest["counts"]["records"]
+        """Refuse an index that points beyond a tar. ``vab shards verify`` checks the content of the tars."""
+        index, ends, count = self._index, self._label_starts, self.manifest["counts"]["records"]
         names = (*INDEX_COLUMNS, "key")
         problem = None
         if index.dtype.names != names:
             problem = f"columns {index.dtype.names} instead of {names}"
-        elif len(index) != count or len(self._label_starts) != count + 1:
+        elif len(index) != count or len(ends) != count + 1:
             problem = f"{len(index)} records instead of {count}"
         elif count and index["shard"].max() >= len(self.manifest["shards"]):
             problem = f"shard {index['shard'].max()} of {len(self.manifest['shards'])}"
         elif len(self._label_ids) and not 0 <= self._label_ids.min() <= self._label_ids.max() < len(self.labels):
             problem = f"labels {self._label_ids.min()} to {self._label_ids.max()} of {len(self.labels)}"
-        elif self._label_starts[0] or self._label_starts[-1] != len(self._label_ids) or self._falls(self._label_starts):
+        elif (ends[0], ends[-1]) != (0, len(self._label_ids)) or (ends[1:] < ends[:-1]).any():
             problem = f"{LABEL_STARTS} does not rise from 0 to {len(self._label_ids)}"
         else:
             limits = np.array([shard["bytes"] for shard in self.manifest["shards"]], dtype=np.uint64)[index["shard"]]
@@ -359,16 +349,15 @@ class ShardDataset(BatchDataset):
         if problem:
             raise UserError(f"index of {self.folder} is wrong ({problem}): type: vab shards index {self.folder}")
 
-    @staticmethod
-    def _falls(starts: np.ndarray) -> bool:
-        return bool((starts[1:] < starts[:-1]).any())
-
     def _gather(self, rows: np.ndarray, arrays: Mapping[str, np.ndarray], places: np.ndarray) -> None:
-        """Copy these records' arrays, as many levels as there is room for, to these places of ``arrays`` (B, ...)."""
+        """Read codes and features of these rows to these positions of ``arrays`` (B, ...), and check their CRC-32.
+
+        Of the codes as many levels are read as ``arrays`` has room for.
+        """
         codes, features = (arrays[name].view(np.uint8).reshape(len(arrays[name]), -1) for name in self._layouts)
         width, height = codes.shape[1], features.shape[1]
         starts = rows["codes_offset"].astype(np.int64)
-        # Between the two lie headers, and the levels that are not wanted.
+        # Headers and levels that are not wanted lie between codes and features.
         gaps = (rows["features_offset"].astype(np.int64) - starts - width).tolist()
         between = {gap: self._between[:gap] for gap in set(gaps) if 0 <= gap <= _BETWEEN}
         read = self._tars.read_into
@@ -377,7 +366,7 @@ class ShardDataset(BatchDataset):
         ):
             if gap in between:
                 read(shard, start, [codes[place], between[gap], features[place]], width + gap + height)
-            else:  # as shards made elsewhere may have them
+            else:  # shards of another program may have another order
                 read(shard, start, [codes[place]], width)
                 read(shard, start + width + gap, [features[place]], height)
         for name, bytes_of in (("codes", codes), ("features", features)) if self.check_crc else ():
@@ -388,16 +377,16 @@ class ShardDataset(BatchDataset):
                     raise self._damaged(row, name)
 
     def _check_range(self, rows: np.ndarray, codes: np.ndarray, places: np.ndarray) -> None:
-        """Refuse a code that the codebook does not have; in a network it would be an error that names no file."""
+        """Refuse codes beyond the codebook: in the network they would fail without naming the file."""
         size = self.spec.codebook_size
-        codes = codes.view(f"u{codes.itemsize}")  # a negative one is too large, too
+        codes = codes.view(f"u{codes.itemsize}")  # as unsigned numbers, negative codes are too large as well
         own = codes if len(places) == len(codes) else codes[places]
         if own.max(initial=0) >= size:
             wrong = (codes[places].reshape(len(places), -1) >= size).any(1)
             raise self._damaged(rows[wrong.argmax()], "codes")
 
     def _label_table(self, rows: np.ndarray) -> np.ndarray:
-        """(B, L) float32 of 0 and 1, of these rows of the index."""
+        """(B, L) float32 of 0 and 1: labels of these rows of the index."""
         table = np.zeros((len(rows), len(self.labels)), dtype=np.float32)
         if self.labels:
             starts = self._label_starts[rows]
@@ -408,11 +397,11 @@ class ShardDataset(BatchDataset):
         return table
 
     def _named(self, stored: np.ndarray) -> np.ndarray:
-        """Label numbers as stored, as numbers of ``labels``."""
+        """Stored label numbers as positions in ``labels``."""
         return stored if self._renamed is None else self._renamed[stored]
 
     def _rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Rows of the index at which these records are."""
+        """Rows of these records in the index."""
         index = as_numbers(numbers)
         if not len(index) or index.min() < 0 or index.max() >= len(self):
             raise IndexError(f"record numbers must be in 0..{len(self) - 1}, got {list(numbers)[:8]}")
@@ -422,30 +411,28 @@ class ShardDataset(BatchDataset):
         return int(self._rows([number])[0])
 
     def _in_parts(self) -> Iterator[np.ndarray]:
-        """The rows of all records, in parts of the size that a table of labels may have."""
+        """Rows of all records, in parts small enough for a table of their labels."""
         for start in range(0, len(self), _ROWS):
             yield self._rows(np.arange(start, min(start + _ROWS, len(self))))
 
     @cached_property
     def _sources(self) -> np.ndarray:
-        """(rows of the index,) int64: ``Batch.source`` of each, once for all batches (0.25 s for a million)."""
+        """(rows of the index,) int64: ``Batch.source`` of each. Computed once: 0.25 s for a million rows."""
         keys = self._index["key"]
         parts = (keys[start : start + _ROWS] for start in range(0, len(keys), _ROWS))
         return np.concatenate([sources_of(part, self._keys_have_starts) for part in parts])
 
     def _damaged(self, row: np.void, name: str) -> UserError:
-        tar = self.folder / self.manifest["shards"][int(row["shard"])]["name"]
-        return UserError(
-            f"{tar}: {name} of record {bytes(row['key']).decode()} is not what was written:"
-            f" for all that is wrong, type: vab shards verify {self.folder}"
-        )
+        tar = self.manifest["shards"][int(row["shard"])]["name"]
+        what = f"{tar}: {name} of record {bytes(row['key']).decode()}"
+        return broken_file(self.folder, what, "is not what was written")
 
 
 def as_numbers(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
     """(B,) int64 record numbers.
 
     Raises:
-        TypeError: If they are none, such as a mask, whose True would be record 1.
+        TypeError: If they are not integers, such as a boolean mask, whose True would mean record 1.
     """
     index = np.asarray(numbers)
     if len(index) and index.dtype.kind not in "iu":
@@ -456,24 +443,25 @@ def as_numbers(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def sources_of(keys: np.ndarray, with_starts: bool = True) -> np.ndarray:
-    """A number for the recording that each record is cut from: 64 bits of a hash of its key without the start.
+    """A number for the recording of each record: a 64-bit hash of its key without the start time.
 
     Args:
         keys: (B,) bytes (``S``) of any length.
-        with_starts: Whether they end with a start, as those of ``make_key`` do. Others may end with a number, too.
+        with_starts: Whether keys end with a start time, as those of ``make_key`` do. Other keys may end with a number.
 
     Returns:
-        (B,) int64; equal for keys of one recording whatever the length of the longest key.
+        (B,) int64; equal for keys of one recording, whatever the length of the longest key.
     """
     length = -(-keys.dtype.itemsize // 8) * 8
     letters = keys.astype(f"S{length}").view(np.uint8).reshape(len(keys), length)
     ends = np.count_nonzero(letters, axis=1)
     tails = letters[np.arange(len(keys))[:, None], np.maximum(ends[:, None] + np.arange(-_START_LENGTH, 0), 0)]
-    digits = tails[:, 1:] - np.uint8(ord("0")) < 10  # below "0" comes round to more
+    digits = tails[:, 1:] - np.uint8(ord("0")) < 10  # characters below "0" wrap around
     has_start = (ends > _START_LENGTH) & (tails[:, 0] == ord("_")) & digits.all(1)
     kept = ends - _START_LENGTH * (has_start & with_starts)
     words = (letters * (np.arange(length) < kept[:, None])).view(np.uint64)  # (B, length / 8)
-    # Each word by its place, then well mixed (splitmix64's finaliser, which leaves 0 as it is: more room, same number).
+    # Multiply each word by a factor of its position, then apply the finaliser of splitmix64. It maps 0 to 0, so padding
+    # does not change the sum.
     words = words * (2 * np.arange(words.shape[1], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         words = (words ^ (words >> np.uint64(shift))) * np.uint64(factor)

@@ -1,4 +1,4 @@
-"""Lists that data sets are published with: the names of classes, which records make a split or a gallery."""
+"""Lists published with data sets: class names, and the keys of a retrieval gallery."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from vab.data.inputs.tables import Table
 from vab.spec import UserError
 
 _INDEX, _ID, _NAME = "index", "mid", "display_name"
-"""Columns of the class lists of AudioSet, and of VGGSound's and ESC-50's in its form."""
+"""Columns of AudioSet's class list, and of those of VGGSound and ESC-50 in the same form."""
 _USUAL = ("key", "video_id", "id", "file")
-"""What columns of keys are called."""
+"""Usual names of a column of keys."""
 _TABLES = (".csv", ".tsv")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The classes of a data set in their order."""
+    """The ordered classes of a data set."""
 
     path: str
-    """The file that names them."""
+    """The file that lists them."""
     names: tuple[str, ...]
     """L different names."""
     numbers: dict[str, int] = field(repr=False)
-    """Every way in which a class is written to its number: its name, its id, its name with commas for underscores."""
+    """Number of each class by its name, its id, and its name with commas instead of underscores."""
 
     def number(self, label: str) -> int:
         """The number of a class, by its name or its id.
 
-        VGGSound's class list writes "bird chirping_ tweeting" for what its other lists call "bird chirping, tweeting":
-        both are found.
+        VGGSound's class list has "bird chirping_ tweeting" where its other lists have "bird chirping, tweeting"; both
+        are accepted.
 
         Raises:
             UserError: If there is no such class.
@@ -50,21 +50,20 @@ class Vocabulary:
 
 
 def read_vocabulary(path: str | Path) -> Vocabulary:
-    """Read the names of classes from the list that a data set is published with, as it is.
+    """Read class names from the list that a data set is published with.
 
     Args:
         path: A .csv with the columns index, mid and display_name (AudioSet, VGGSound, ESC-50; in the order of index);
-            a .csv without such a line, whose first column is the name; or text with one name a line. A .csv may have
+            a .csv without a header, whose first column is the name; or text with one name per line. A .csv may have
             tabs or semicolons instead of commas.
 
     Raises:
-        UserError: If there is no such file, it cannot be read so, a line is broken, or a class is there twice.
+        UserError: If the file is missing or cannot be read, a line is malformed, or a class is listed twice.
     """
-    content = _read(path, "a list of classes")
     if Path(path).suffix.lower() not in _TABLES:
-        rows = [[line.strip()] for line in _text(path, content, "a list of classes").splitlines() if line.strip()]
+        rows = [[line.strip()] for line in _text(path).splitlines() if line.strip()]
     else:
-        table, rows = Table(path, (_INDEX, _ID, _NAME), content=content), []
+        table, rows = Table(path, (_INDEX, _ID, _NAME)), []
         for line, row in table:
             if rows and len(row) != len(rows[0]):
                 raise table.wrong(
@@ -85,7 +84,7 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
         if twice := [value for value, count in Counter(values).items() if count > 1]:
             raise UserError(f"{path}: the {kind} {twice[0]!r} is there more than once ({len(twice)} such)")
     numbers = {name.replace("_ ", ", "): number for number, name in enumerate(names)}
-    for known in (ids, names):  # names last: they count most
+    for known in (ids, names):  # names last: they take precedence
         numbers |= {name: number for number, name in enumerate(known)}
     return Vocabulary(str(path), tuple(names), numbers)
 
@@ -108,24 +107,24 @@ def _from_table(path: str | Path, header: list[str], rows: list[list[str]]) -> t
 
 
 def read_keys(path: str, key_column: str | None, class_column: str | None, per_class: int | None) -> tuple[str, ...]:
-    """Keys of a gallery from a file that names them, in its order.
+    """Keys of a retrieval gallery from a file, in the file's order.
 
     Args:
-        path: Text with one key a line, .csv, or .json (a list, or {"data": list}, of keys or of tables).
-        key_column: Where the keys are in a .csv (a name from its first line, or a number from 0 for one without such a
-            line) or in the tables of a .json; None where one is called key or video_id, or the only one id or file.
-        class_column: Where the classes are.
-        per_class: How many keys of each class there must be.
+        path: Text with one key per line, a .csv, or a .json (a list, or {"data": list}, of keys or of objects).
+        key_column: Column of the keys: a name from the header of a .csv, a number from 0 for a .csv without a header,
+            or a field of the objects in a .json. None if a column is called key or video_id, or if there is only one.
+        class_column: Column of the classes.
+        per_class: Required number of keys of each class.
 
     Raises:
-        UserError: If the file is none of these, a key is there twice, or a class has another number of keys.
+        UserError: If the file has another form, a key is listed twice, or a class has another number of keys.
     """
-    suffix, content = Path(path).suffix.lower(), _read(path, "a list of keys")
+    suffix = Path(path).suffix.lower()
     named = [name for name in (key_column, class_column) if name is not None]
     if suffix == ".json":
-        entries = _json_entries(path, _text(path, content, "a list of keys"))
+        entries = _json_entries(path, _text(path))
     elif suffix in _TABLES:
-        entries = _table_entries(Table(path, (*_USUAL, *named), content=content), named)
+        entries = _table_entries(Table(path, (*_USUAL, *named)), named)
         if entries and key_column is None and len(entries[0]) == 1 and (first := next(iter(entries[0]))) not in _USUAL:
             raise UserError(
                 f"{path}: is its first line, {first!r}, a name or a key? Say --key_column {first!r} or --key_column 0"
@@ -133,8 +132,7 @@ def read_keys(path: str, key_column: str | None, class_column: str | None, per_c
     else:
         if named:
             raise UserError(f"{path} is read as one key a line and has no columns: name it .csv or .json if it has")
-        lines = _text(path, content, "a list of keys").splitlines()
-        entries = [{"key": line.strip()} for line in lines if line.strip()]
+        entries = [{"key": line.strip()} for line in _text(path).splitlines() if line.strip()]
     if not entries:
         raise UserError(f"{path} names no key")
     column = key_column if key_column is not None else _usual_column(path, entries[0])
@@ -151,10 +149,10 @@ def read_keys(path: str, key_column: str | None, class_column: str | None, per_c
 
 
 def refuse_duplicates(path: str, keys: Sequence[str]) -> None:
-    """Refuse keys of which one is there twice.
+    """Refuse duplicate keys.
 
     Raises:
-        UserError: With the first few.
+        UserError: With the first few duplicates.
     """
     repeated = [key for key, number in Counter(keys).items() if number > 1]
     if repeated:
@@ -166,21 +164,15 @@ def first_of(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _read(path: str | Path, what: str) -> bytes:
+def _text(path: str | Path) -> str:
+    """Text of a file in UTF-8, or in UTF-16 with a byte order mark."""
     try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path} cannot be read as {what}: there is no such file") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as {what}: {error}") from error
-
-
-def _text(path: str | Path, content: bytes, what: str) -> str:
-    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
+        content = Path(path).read_bytes()
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return content.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} cannot be read as {what}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        raise UserError(f"{path} cannot be read as text in UTF-8: {reason}") from error
 
 
 def _json_entries(path: str, text: str) -> list[dict[str, Any]]:
@@ -198,7 +190,7 @@ def _json_entries(path: str, text: str) -> list[dict[str, Any]]:
 
 def _table_entries(table: Table, named: Sequence[str]) -> list[dict[str, Any]]:
     rows = [cells for _, cells in table]
-    if rows and named and all(name.isdecimal() for name in named):  # numbers of columns: no line names them
+    if rows and named and all(name.isdecimal() for name in named):  # columns are given by number: there is no header
         rows.insert(0, [str(number) for number in range(len(rows[0]))])
     return [dict(zip(rows[0], row, strict=False)) for row in rows[1:]]
 

@@ -1,4 +1,4 @@
-"""Batches from worker processes that prefetch them, in our own order."""
+"""Batches in our own order, prefetched by worker processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vab.spec import Batch, UserError
 
 
 class _Shares(Dataset[PackedBatch | UserError]):
-    """What workers call: it takes a rank's share of a step and returns the batch."""
+    """The data set that workers read from: indexed by a rank's share of a step, it returns the batch."""
 
     def __init__(self, dataset: Records) -> None:
         self.dataset = dataset
@@ -30,12 +30,12 @@ class _Shares(Dataset[PackedBatch | UserError]):
             if share.changes is not None:
                 augment(packed, self.dataset, share.changes)
         except UserError as error:
-            return error  # raised in a worker, it would arrive with the worker's traceback
+            return error  # if raised in a worker, it would arrive with the worker's traceback
         return packed
 
 
 def _begin(worker: int) -> None:
-    """Initialise a worker. Ctrl-C goes to all processes of a terminal; only the main one reacts to it."""
+    """Initialise a worker. Ctrl-C reaches all processes of a terminal; only the main process reacts to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -50,9 +50,9 @@ def _checked(result: PackedBatch | UserError) -> PackedBatch:
 
 
 class Loader:
-    """Batches in our own order. Not a ``DataLoader``, because the trainer rebuilds those with samplers of its own.
+    """Batches in our own order. Not a ``DataLoader``, because the trainer replaces the samplers of those.
 
-    Workers start at the first batch and stay for the passes that follow.
+    Workers start at the first batch and are kept for later passes.
     """
 
     def __init__(self, dataset: Records, num_workers: int, pin_memory: bool) -> None:
@@ -61,13 +61,13 @@ class Loader:
         self._workers: DataLoader[PackedBatch | UserError] | None = None
 
     def shares(self) -> Iterator[Share]:
-        """What this rank reads in the pass that begins now."""
+        """This rank's shares of the pass that begins now."""
         raise NotImplementedError
 
     @property
     def _iterator(self) -> Any:
-        # The name by which the trainer finds the workers of a DataLoader to end them, also after an exception.
-        # Workers that are left to the garbage collector can delay those of the next run by many seconds.
+        # The trainer stops the workers of a DataLoader through this name, also after an exception. Workers that are
+        # left to the garbage collector can delay those of the next run by many seconds.
         return None if self._workers is None else self._workers._iterator
 
     @_iterator.setter
@@ -77,7 +77,7 @@ class Loader:
     def batches(self) -> Iterator[Batch]:
         """The batches of those shares, in the stored types."""
         read = _Shares(self.dataset)
-        if not self._settings["num_workers"]:  # a tenth quicker than a DataLoader without workers
+        if not self._settings["num_workers"]:  # about a tenth faster than a DataLoader without workers
             for share in self.shares():
                 packed = _checked(read.__getitems__(share))
                 yield (packed.pin_memory() if self._settings["pin_memory"] else packed).unpack()
@@ -89,7 +89,7 @@ class Loader:
                 collate_fn=_as_it_is,
                 worker_init_fn=_begin,
                 persistent_workers=True,
-                # Without it each pass draws a number from torch's global generator, which changes the dropout.
+                # Otherwise each pass draws a number from torch's global generator, which changes the dropout.
                 generator=torch.Generator(),
                 **self._settings,
             )
@@ -98,19 +98,11 @@ class Loader:
 
 
 class EvaluationLoader(Loader):
-    """Each of the first ``num_records`` records once, over all ranks."""
+    """Each of the first records once, over all ranks; ``plan`` holds the arguments of ``evaluation_batches``."""
 
-    def __init__(
-        self,
-        dataset: Records,
-        num_records: int,
-        batch_size: int,
-        ranks: tuple[int, int],
-        num_workers: int,
-        pin_memory: bool,
-    ) -> None:
+    def __init__(self, dataset: Records, num_workers: int, pin_memory: bool, *plan: int) -> None:
         super().__init__(dataset, num_workers, pin_memory)
-        self._plan = (num_records, batch_size, *ranks)
+        self._plan = plan
 
     def __len__(self) -> int:
         return evaluation_steps(*self._plan[:3])
@@ -124,7 +116,7 @@ class EvaluationLoader(Loader):
 
 
 class _Sampler:
-    """The loader's order, as something that ``DataLoader`` can iterate over again and again."""
+    """The loader's order as a batch sampler, which ``DataLoader`` iterates over once per pass."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader

@@ -1,4 +1,4 @@
-"""Several data sets read as one, with continuous record numbers and one vocabulary."""
+"""Several data sets read as one, with consecutive record numbers and one vocabulary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vab.data.reading.dataset import BatchDataset, ShardDataset, as_numbers
+from vab.data.reading.dataset import BatchDataset, ShardDataset
 from vab.data.reading.labels import Vocabulary
 from vab.spec import UserError
 
@@ -18,7 +18,7 @@ from vab.spec import UserError
 class MixedDataset(BatchDataset):
     """The records of several data sets: those of the second follow those of the first. Read like ``ShardDataset``.
 
-    Records that are cut from one recording have equal ``source`` numbers also where they are in two data sets.
+    Records of one recording have equal ``source`` numbers even if they are in two data sets.
 
     Args:
         datasets: Two or more, in the order in which records are numbered.
@@ -26,9 +26,9 @@ class MixedDataset(BatchDataset):
     Attributes:
         folder: Names of all folders, for messages.
         spec: The numbers of every record.
-        labels: The vocabulary that all share, or else all their labels in alphabetical order.
-        vocabulary: The same, to number other data sets' labels by.
-        manifest_hash: SHA-256 over the hashes of all.
+        labels: The common vocabulary, or all labels in alphabetical order if the vocabularies differ.
+        vocabulary: The same, to number the labels of other data sets.
+        manifest_hash: SHA-256 over the hashes of all data sets.
 
     Raises:
         UserError: If the data sets differ in a number or in their codebooks.
@@ -52,7 +52,7 @@ class MixedDataset(BatchDataset):
                     "different things: extract both with the same codec"
                 )
         self.manifest_hash = hashlib.sha256("+".join(one.manifest_hash for one in datasets).encode()).hexdigest()
-        self._starts = np.cumsum([0, *map(len, datasets)])  # (data sets + 1,): number of the first record of each
+        self._starts = np.cumsum([0, *map(len, datasets)])  # (data sets + 1,): number of the first record
         codes, features = zip(*(dataset.stored_types for dataset in datasets), strict=True)
         self._types = np.result_type(*codes), np.result_type(*features)
         names = first.labels
@@ -65,10 +65,10 @@ class MixedDataset(BatchDataset):
         return int(self._starts[-1])
 
     def use_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Number the labels as a vocabulary does, which has them all and may have more.
+        """Number the labels as in a vocabulary, which must contain all of them and may contain more.
 
         Raises:
-            UserError: If a label of a data set is not in it.
+            UserError: If the vocabulary lacks a label of a data set.
         """
         for dataset in self.datasets:
             dataset.use_vocabulary(vocabulary)
@@ -76,11 +76,11 @@ class MixedDataset(BatchDataset):
 
     @property
     def stored_types(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
-        """Types of codes and features; the wider ones where they differ."""
+        """Array types of codes and features; the wider ones if they differ."""
         return self._types
 
     def fill(self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray) -> bool:
-        """As ``ShardDataset.fill``."""
+        """Like ``ShardDataset.fill``."""
         owners, own = self._places(numbers)
         short = []
         for owner in np.unique(owners).tolist():
@@ -115,21 +115,13 @@ class MixedDataset(BatchDataset):
         """Number of records without video."""
         return sum(dataset.without_video() for dataset in self.datasets)
 
-    def frames(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(B,) int64: number of valid frames of these records; 0 for a record without video."""
-        owners, own = self._places(as_numbers(numbers))
-        frames = np.empty(len(owners), dtype=np.int64)
-        for owner in np.unique(owners).tolist():
-            frames[owners == owner] = self.datasets[owner].frames(own[owners == owner])
-        return frames
-
     @property
     def codebooks(self) -> Tensor:
-        """(K, S, code_dim) float32 of the codec that made all of the data."""
+        """(K, S, code_dim) float32: codebooks of the codec, the same for all data sets."""
         return self.datasets[0].codebooks
 
     def _places(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B,) data set of each record, (B,) its number there."""
+        """(B,) position of each record's data set in ``datasets``, and (B,) its number there."""
         if not len(index) or index.min() < 0 or index.max() >= len(self):
             raise IndexError(f"record numbers must be in 0..{len(self) - 1}, got {index[:8].tolist()}")
         owners = np.searchsorted(self._starts, index, side="right") - 1
@@ -141,4 +133,4 @@ class MixedDataset(BatchDataset):
 
 
 Records = ShardDataset | MixedDataset
-"""What training reads from."""
+"""What training reads."""

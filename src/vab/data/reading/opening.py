@@ -1,4 +1,4 @@
-"""Opening the data sets that a datamodule names: mixtures and folds, and what must agree."""
+"""Open the data sets of a datamodule, mixtures and folds included, and check that they fit together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vab.data.reading.mixed import MixedDataset, Records
 from vab.data.reading.order import apportion
 from vab.spec import UserError
 
-_SHOWN = 100  # characters of a value that ranks do not agree on
+_SHOWN = 100  # characters of a value that differs between ranks
 
 
 def open_training(
@@ -27,15 +27,15 @@ def open_training(
 
     Args:
         train: A folder, or folders and their weights.
-        records_per_epoch: How many records an epoch has; as many as there are where not given.
+        records_per_epoch: Records in an epoch; default: all.
         open_one: Opens a folder.
 
     Returns:
-        What is read from, the data sets of which it consists, and how many records of each make an epoch.
+        The training data, the data sets that they consist of, and the records of each in an epoch.
 
     Raises:
-        UserError: If a folder is no data set, a weight is no number above 0 or so small that its data set would give
-            no record, or the data sets do not go together.
+        UserError: If a folder is not a data set, a weight is not above 0 or is so small that its data set would give no
+            record, or the data sets do not fit together.
     """
     if isinstance(train, str) and train.lstrip().startswith("{"):
         raise UserError(f"data.train must be a folder, or folders and numbers as in {{A: 3, B: 1}}; got {train}")
@@ -62,7 +62,7 @@ def open_training(
 
 
 def _resolved(name: str) -> str:
-    """A folder's name with ``${oc.env:...}`` read from the environment, which YAML readers do for values alone."""
+    """A folder's name with ``${oc.env:...}`` resolved, which YAML readers do for values only, not for keys."""
     try:
         return str(OmegaConf.create([name])[0])
     except OmegaConfBaseException as error:
@@ -73,7 +73,7 @@ def refuse_tiny(train: Records) -> None:
     """Refuse shards of the toy networks.
 
     Raises:
-        UserError: If codec or vision encoder is called ``tiny``.
+        UserError: If the name of the codec or vision encoder begins with ``tiny``.
     """
     kinds = {"codec": train.spec.codec, "vision encoder": train.spec.vision}
     toys = [f"{kind} {name}" for kind, name in kinds.items() if name.startswith("tiny")]
@@ -86,7 +86,7 @@ def refuse_tiny(train: Records) -> None:
 
 
 def require_alike(train: Records, other: ShardDataset) -> None:
-    """Compare data to validate or test on with the training data.
+    """Compare validation or test data with the training data.
 
     Raises:
         UserError: If they differ in a number or in their labels.
@@ -107,10 +107,10 @@ def require_alike(train: Records, other: ShardDataset) -> None:
 
 
 def divide(train: ShardDataset, val: ShardDataset, fold: int, pattern: str) -> None:
-    """Leave a fold to validation and the others to training.
+    """Use one fold for validation and the others for training.
 
     Raises:
-        UserError: If the pattern is none or finds no fold in a record's id, or a side is left with nothing.
+        UserError: If the pattern is invalid or does not match the id of a record, or if one side is empty.
     """
     for dataset, of_fold in ((train, False), (val, True)):
         folds = folds_of(dataset, pattern)
@@ -127,11 +127,11 @@ def folds_of(dataset: ShardDataset, pattern: str) -> list[int]:
     """The fold of each record.
 
     Args:
-        dataset: Its records' ids name it.
+        dataset: The ids of its records contain the number of the fold.
         pattern: ``fold_pattern`` of ``ShardDataModule``.
 
     Raises:
-        UserError: If the pattern is none or finds no fold in a record's id.
+        UserError: If the pattern is invalid or does not match the id of a record.
     """
     try:
         search = re.compile(pattern).search
@@ -151,10 +151,10 @@ def folds_of(dataset: ShardDataset, pattern: str) -> list[int]:
 
 
 def require_same_on_all_ranks(trainer: Trainer, mine: dict[str, Any]) -> None:
-    """Compare with the other ranks, before any of them can wait for the others in vain.
+    """Compare settings and data over all ranks, before a rank can wait for others that read fewer batches.
 
     Raises:
-        UserError: On every rank, if any two differ; it names what in.
+        UserError: On every rank, with the differences, if any two ranks differ.
     """
     if trainer.world_size == 1 or not torch.distributed.is_initialized():
         return

@@ -1,16 +1,16 @@
-"""Which record is read when, as pure functions: of seed, epoch, position, number of ranks and rank.
+"""Which record is read when, as pure functions of seed, epoch, position, number of ranks and rank.
 
-Training: one permutation of all records per epoch; global batch t is the slice of it from t * batch_size * world_size
-on, and rank r takes the r-th ``batch_size`` of the slice. A run can resume at any position of the epoch without
-reading again what came before, and with another number of ranks.
+Training: one permutation of all records per epoch. Global batch t is the slice of it that begins at
+t * batch_size * world_size, and rank r reads the r-th ``batch_size`` records of the slice. A run can resume at any
+position of the epoch without reading the earlier records again, also with another number of ranks.
 
-Several data sets: each gives a fixed number of records to every epoch. It reads its own permutations one after the
-other, across epochs, so that no record comes a second time before all others have come. A permutation of the epoch
-says at which positions each data set gives its next record.
+Several data sets: each gives a fixed number of records to every epoch. Each data set's own permutations follow one
+another across epochs, so that no record is repeated before all others have been read. A permutation of the epoch
+decides at which positions each data set gives its next record.
 
-Class-balanced training: the epoch's order is draws with replacement, by weight.
+Class-balanced training: the epoch's order is drawn with replacement, by weight.
 
-Evaluation: each record once, in the data set's order, the same number of steps on every rank.
+Evaluation: each record once, in the order of the data set, with the same number of steps on every rank.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Third number of a seed, after seed and epoch: what the random numbers are for. A permutation of all records has none.
-# The values are part of every order. Never 0: numpy pads seeds with zeros, so that [seed, epoch, 0] is [seed, epoch].
+# Purpose of the random numbers, the third number after seed and epoch; a permutation of all records has none. Changing
+# a value changes the orders. Never 0: numpy pads seeds with zeros, so that [seed, epoch, 0] equals [seed, epoch].
 _DRAWS, _PLACES, CHANGES, _DATA_SETS = 1, 2, 3, 4
 
 
 class Changes(NamedTuple):
-    """How the records of a share are augmented: B entries each (``vab.data.reading.augment``)."""
+    """How the records of a share are augmented (``vab.data.reading.augment``)."""
 
     spliced: np.ndarray
-    """(B,) bool: from second ``cuts`` on it is another record."""
+    """(B,) bool: whether another record replaces it from second ``cuts`` on."""
     partners: np.ndarray
-    """(B,) int64: that record's number."""
+    """(B,) int64: number of the other record."""
     cuts: np.ndarray
     """(B,) int64, seconds."""
     shifts: np.ndarray
-    """(B,) int64, seconds by which all of it is moved on, its end coming round to its beginning; 0: not at all."""
+    """(B,) int64: seconds by which it is shifted, its end wrapping around to its start; 0 for no shift."""
 
 
 class Share(NamedTuple):
@@ -45,11 +45,11 @@ class Share(NamedTuple):
     numbers: np.ndarray
     """(B,) int64 record numbers."""
     valid: np.ndarray
-    """(B,) bool: False for a place that is only filled so that all ranks have as many; it must not be scored."""
+    """(B,) bool: False for padding that gives all ranks equally many records; it must not be scored."""
     draws: np.ndarray | None = None
-    """(B,) int64: how often each came before in the epoch; None where no record comes twice."""
+    """(B,) int64: how often each was drawn before in the epoch; None if no record is repeated."""
     changes: Changes | None = None
-    """None where nothing is augmented."""
+    """None if nothing is augmented."""
 
 
 def permutation(seed: int, epoch: int, num_records: int, stream: int | None = None) -> np.ndarray:
@@ -58,10 +58,10 @@ def permutation(seed: int, epoch: int, num_records: int, stream: int | None = No
     It sorts raw generator output, which numpy keeps fixed across versions; numpy's own ``permutation`` may change.
 
     Args:
-        seed: Of the run, 0 or more.
+        seed: Seed of the run, 0 or more.
         epoch: From 0.
-        num_records: In the data set.
-        stream: 1 or more: permutations of different streams are unrelated.
+        num_records: Records in the data set.
+        stream: 1 or more; permutations of different streams are independent.
 
     Returns:
         (num_records,) int64.
@@ -72,14 +72,14 @@ def permutation(seed: int, epoch: int, num_records: int, stream: int | None = No
 
 
 def passes(seed: int, num_records: int, start: int, count: int, stream: int | None = None) -> np.ndarray:
-    """A part of the endless sequence of a data set's permutations, one after the other.
+    """A slice of the endless sequence of a data set's permutations, one after the other.
 
     Args:
-        seed: Of the run, 0 or more.
-        num_records: In the data set.
-        start: Records that came before.
-        count: How many come.
-        stream: As ``permutation``'s, whose epochs these passes are.
+        seed: Seed of the run, 0 or more.
+        num_records: Records in the data set.
+        start: Position in the sequence.
+        count: Length of the slice.
+        stream: As in ``permutation``, whose epochs are these passes.
 
     Returns:
         (count,) int64.
@@ -90,14 +90,14 @@ def passes(seed: int, num_records: int, start: int, count: int, stream: int | No
 
 
 def apportion(weights: Sequence[float], total: int) -> tuple[int, ...]:
-    """Whole numbers that add up to ``total`` and are nearest to their shares of it: by largest remainder.
+    """Integers that add up to ``total`` in proportion to ``weights``, by the largest-remainder method.
 
     Args:
         weights: Above 0; only their ratios count.
         total: 0 or more.
 
     Returns:
-        For each weight its share, rounded down or up. Of equal remainders the first goes up.
+        For each weight its share, rounded down or up. Of equal remainders the first is rounded up.
     """
     exact = [Fraction(weight) for weight in weights]
     quotas = [total * weight / sum(exact) for weight in exact]
@@ -109,13 +109,13 @@ def apportion(weights: Sequence[float], total: int) -> tuple[int, ...]:
 
 
 def mixed_order(seed: int, epoch: int, sizes: Sequence[int], counts: Sequence[int]) -> np.ndarray:
-    """The order of one epoch of several data sets. Of one, whole, it is ``permutation``.
+    """The order of one epoch of several data sets. For a single one, read whole, it equals ``permutation``.
 
     Args:
-        seed: Of the run, 0 or more.
+        seed: Seed of the run, 0 or more.
         epoch: From 0.
-        sizes: Records of each data set. Records are numbered through: those of the second follow on the first's.
-        counts: How many each gives to every epoch, 0 or more.
+        sizes: Records of each data set. Record numbers are consecutive: those of the second follow the first's.
+        counts: Records that each gives to every epoch, 0 or more.
 
     Returns:
         (sum of counts,) int64.
@@ -134,7 +134,7 @@ def mixed_order(seed: int, epoch: int, sizes: Sequence[int], counts: Sequence[in
 
 
 def earlier_draws(order: np.ndarray) -> np.ndarray:
-    """How many times each record of an epoch has come before in the same epoch.
+    """How often each record of an epoch was read before in the same epoch.
 
     Args:
         order: (n,) int64.
@@ -144,7 +144,7 @@ def earlier_draws(order: np.ndarray) -> np.ndarray:
     """
     by_record = np.argsort(order, kind="stable")
     records = order[by_record]
-    begins = np.flatnonzero(np.diff(records, prepend=records[:1] - 1))  # of each record's run
+    begins = np.flatnonzero(np.diff(records, prepend=records[:1] - 1))  # of the run of each record
     lengths = np.diff(begins, append=len(records))
     earlier = np.empty_like(order)
     earlier[by_record] = np.arange(len(order)) - np.repeat(begins, lengths)
@@ -154,13 +154,13 @@ def earlier_draws(order: np.ndarray) -> np.ndarray:
 def weighted_draws(seed: int, epoch: int, weights: np.ndarray, count: int | None = None) -> np.ndarray:
     """Records drawn with replacement by weight: one epoch of a class-balanced order.
 
-    The same on every machine: raw generator output, and one comparison of sums for each draw.
+    The same on every machine: it compares raw generator output with cumulative sums.
 
     Args:
-        seed: Of the run, 0 or more.
+        seed: Seed of the run, 0 or more.
         epoch: From 0.
-        weights: (num_records,) float64, 0 or more, not all 0. A record's chance is its share of the sum.
-        count: How many; as many as there are where not given.
+        weights: (num_records,) float64, 0 or more, not all 0. A record's probability is its share of the sum.
+        count: Number of draws; default: ``num_records``.
 
     Returns:
         (count,) int64.
@@ -174,16 +174,16 @@ def weighted_draws(seed: int, epoch: int, weights: np.ndarray, count: int | None
 
 
 def steps_per_epoch(num_records: int, batch_size: int, world_size: int, consumed: int = 0) -> int:
-    """Steps that are left in an epoch of which ``consumed`` records are done.
+    """Steps left in an epoch after ``consumed`` records.
 
-    A step takes ``batch_size * world_size`` records. Fewer records than that are left at the end of an epoch; they are
-    not read in this epoch. They differ from epoch to epoch.
+    A step reads ``batch_size * world_size`` records. If fewer are left at the end, they are not read in this epoch;
+    which ones differs from epoch to epoch.
 
     Args:
-        num_records: In an epoch.
+        num_records: Records in an epoch.
         batch_size: Records per rank and step.
-        world_size: Ranks.
-        consumed: Records of this epoch that all ranks together have had.
+        world_size: Number of ranks.
+        consumed: Records of this epoch that all ranks together have read.
     """
     return max(0, num_records - consumed) // (batch_size * world_size)
 
@@ -194,9 +194,9 @@ def train_batches(order: np.ndarray, batch_size: int, world_size: int, rank: int
     Args:
         order: (num_records,) int64 from ``mixed_order`` or ``weighted_draws``.
         batch_size: Records per rank and step.
-        world_size: Ranks.
+        world_size: Number of ranks.
         rank: 0 to ``world_size - 1``.
-        consumed: Records of this epoch that all ranks together have had; any number.
+        consumed: Records of this epoch that all ranks together have read; any number.
 
     Yields:
         ``steps_per_epoch`` shares of ``batch_size``, all valid.
@@ -213,28 +213,26 @@ def evaluation_steps(num_records: int, batch_size: int, world_size: int) -> int:
 
 
 def evaluation_batches(num_records: int, batch_size: int, world_size: int, rank: int) -> Iterator[Share]:
-    """One rank's batches of an evaluation in which all ranks together see each record exactly once.
+    """One rank's batches of an evaluation in which all ranks together read each record exactly once.
 
-    Every rank has the same number of steps and, at each step, the same number of places. In the last step the records
-    that are left are spread evenly; a rank with one fewer gets the data set's last record once more, marked not valid.
-    Valid records of rank 0, 1, ... put one behind the other, step by step, are the data set in order.
+    All ranks have the same number of steps and, at each step, equally many records. In the last step the remaining
+    records are spread evenly; a rank with one fewer is padded with the last record, marked not valid. Step by step,
+    the valid records of rank 0, 1, ... are the data set in order.
 
     Args:
-        num_records: To score: records 0 to ``num_records - 1``.
-        batch_size: Records per rank and step, at most.
-        world_size: Ranks.
+        num_records: Records 0 to ``num_records - 1`` are read.
+        batch_size: Maximum of records per rank and step.
+        world_size: Number of ranks.
         rank: 0 to ``world_size - 1``.
     """
     for step in range(evaluation_steps(num_records, batch_size, world_size)):
         start = step * batch_size * world_size
-        left = min(num_records - start, batch_size * world_size)
-        places = -(-left // world_size)
-        # As numpy.array_split: the first left % world_size ranks get one more.
-        share, longer = divmod(left, world_size)
-        first = start + rank * share + min(rank, longer)
-        index = np.arange(first, first + places, dtype=np.int64)
-        valid = np.arange(places) < share + (rank < longer)
-        yield Share(np.where(valid, index, num_records - 1), valid)
+        left = np.arange(start, min(start + batch_size * world_size, num_records), dtype=np.int64)
+        shares = np.array_split(left, world_size)  # the first ranks get one more
+        valid = np.arange(len(shares[0])) < len(shares[rank])
+        numbers = np.full(len(valid), num_records - 1, dtype=np.int64)
+        numbers[valid] = shares[rank]
+        yield Share(numbers, valid)
 
 
 def spread_evenly(count: int, total: int) -> list[int]:

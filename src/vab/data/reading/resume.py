@@ -28,17 +28,17 @@ class Resumable(Protocol):
     """A datamodule that knows its position in the order."""
 
     def steps_left(self, consumed: int) -> int:
-        """Steps left in an epoch of which so many records are consumed."""
+        """Steps left in an epoch after ``consumed`` records."""
 
     def starts_anew(self, state: dict[str, Any]) -> bool:
-        """Whether the position of a checkpoint is of other data or another seed."""
+        """Whether a checkpoint belongs to other data or another seed."""
 
     def forget_unfinished(self) -> None:
-        """Repeat a batch whose step was ended by an exception."""
+        """Repeat the batch whose step was stopped by an exception."""
 
 
 class LoopCounters(Callback):
-    """Corrects the trainer's counters when it loads a checkpoint, so that they agree with the records that are left.
+    """Corrects the trainer's counters when it loads a checkpoint, so that they agree with the remaining records.
 
     Five things go wrong without it:
 
@@ -99,7 +99,7 @@ class LoopCounters(Callback):
             self._data.forget_unfinished()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin an epoch, where the checkpoint was taken between two."""
+        """Begin an epoch if the checkpoint was written between two epochs."""
         if self._new_epoch:
             # The epoch begins as it would have without the interruption.
             trainer.fit_loop.epoch_loop.restarting = False
@@ -107,5 +107,5 @@ class LoopCounters(Callback):
 
 
 def processed_steps(trainer: Trainer) -> int:
-    """Training steps of the current epoch, as the trainer counts it, that are finished up to the weights' update."""
+    """Training steps of the trainer's current epoch that are finished, weight update included."""
     return int(trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]

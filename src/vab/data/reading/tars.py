@@ -1,4 +1,4 @@
-"""Reading pieces of tars into memory that is there already: one system call per record."""
+"""Read parts of tars into existing memory, with one system call per record."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import numpy as np
 from vab.spec import UserError
 
 Buffer = memoryview | bytearray | np.ndarray
+_preadv = getattr(os, "preadv", None)  # not on Windows, and on macOS since 11
 _SHARE = 8
-"""One data set keeps at most this fraction (1 / 8) of the files open that the process may have."""
+"""A data set uses at most this fraction (1 / 8) of the files that the process may open."""
 
 
 class Tars:
     """The tars of a data set, each opened when a process first reads from it.
 
-    They are read, not mapped. A mapped file that is cut off during a run kills the process with SIGBUS, and a map reads
-    192 KiB from a cold disk for a record of 20 KiB.
+    They are not mapped into memory. A mapped file that is truncated during a run kills the process with SIGBUS, and a
+    map reads 192 KiB from a cold disk for a record of 20 KiB.
 
     Args:
-        folder: Of the data set.
-        shards: Entries of the manifest: name and bytes of each tar.
+        folder: Folder of the data set.
+        shards: Entries of the manifest: name and size of each tar.
     """
 
     def __init__(self, folder: Path, shards: Sequence[dict[str, Any]]) -> None:
@@ -33,34 +34,34 @@ class Tars:
         self._most = max(1, _allowed_files(_SHARE * len(shards)) // _SHARE)
 
     def read_into(self, shard: int, start: int, buffers: list[Buffer], size: int) -> None:
-        """Fill buffers one after the other with the bytes of a tar.
+        """Fill buffers one after the other with consecutive bytes of a tar.
 
         Args:
-            shard: Its number.
-            start: Of the first byte.
-            buffers: To fill.
+            shard: Number of the tar.
+            start: Offset of the first byte.
+            buffers: Filled in place.
             size: Bytes of all buffers together.
 
         Raises:
-            UserError: If the tar has vanished, ends too early or cannot be read.
+            UserError: If the tar is missing, truncated or unreadable.
         """
         handle = self._handles.get(shard)
         try:
             if handle is None:
                 handle = self._opened(shard)
-            if _preadv(handle, buffers, start) == size or read_in_turn(handle, buffers, start) == size:
+            if _preadv is not None and _preadv(handle, buffers, start) == size:
                 return
-            problem = f"has {os.fstat(handle).st_size} bytes instead of {self._shards[shard]['bytes']}"
+            path = self._folder / self._shards[shard]["name"]
+            if read_from(path, buffers, start) == size:
+                return
+            problem = f"has {path.stat().st_size} bytes instead of {self._shards[shard]['bytes']}"
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
             problem = "is missing" if missing else f"cannot be read at byte {start} ({error.strerror})"
-        raise UserError(
-            f"{self._folder / self._shards[shard]['name']} {problem}: for all that is wrong, type: vab shards verify "
-            f"{self._folder}"
-        )
+        raise broken_file(self._folder, self._shards[shard]["name"], problem)
 
     def read(self, shard: int, start: int, size: int) -> bytearray:
-        """So many bytes of a tar, from ``start`` on. Raises as ``read_into``."""
+        """``size`` bytes of a tar from offset ``start``. Raises the same errors as ``read_into``."""
         buffer = bytearray(size)
         self.read_into(shard, start, [buffer], size)
         return buffer
@@ -78,38 +79,29 @@ class Tars:
             os.close(handle)
 
 
-def read_in_turn(handle: int, buffers: Sequence[Buffer], start: int) -> int:
-    """Fill buffers piece by piece: where the system has no ``preadv``, or it gave less than was asked for.
+def broken_file(folder: Path, what: str, problem: str) -> UserError:
+    """The error for a file of a data set, or for something in it, that is not as it was written."""
+    return UserError(f"{folder / what} {problem}: for a full report, type: vab shards verify {folder}")
+
+
+def read_from(path: Path, buffers: Sequence[Buffer], start: int) -> int:
+    """Fill buffers one by one from a file that is opened for it: without ``preadv``, and after an incomplete read.
 
     Args:
-        handle: Of an open file.
-        buffers: To fill.
-        start: Of the first byte.
+        path: Opened again, because processes that share a descriptor also share its position.
+        buffers: Filled in place.
+        start: Offset of the first byte.
 
     Returns:
-        How many bytes there were.
+        Number of bytes read; fewer than asked for at the end of the file.
     """
-    done = 0
-    for buffer in buffers:
-        place, view = 0, memoryview(buffer)  # type: ignore[arg-type]
-        while place < len(view):
-            if hasattr(os, "pread"):
-                piece = os.pread(handle, len(view) - place, start + done)
-            else:  # Windows, where no other process reads through this handle
-                os.lseek(handle, start + done, os.SEEK_SET)
-                piece = os.read(handle, len(view) - place)
-            if not piece:
-                return done
-            view[place : place + len(piece)] = piece
-            place, done = place + len(piece), done + len(piece)
-    return done
-
-
-_preadv = getattr(os, "preadv", read_in_turn)  # macOS has it from 11 on
+    with path.open("rb") as file:
+        file.seek(start)
+        return sum(file.readinto(buffer) for buffer in buffers)  # type: ignore[arg-type, misc]
 
 
 def _allowed_files(wanted: int) -> int:
-    """How many files this process may have open; the limit is raised towards ``wanted`` as far as the system allows."""
+    """Raise the limit of open files towards ``wanted`` as far as the system allows; return the limit."""
     try:
         import resource
     except ImportError:  # Windows
