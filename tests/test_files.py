@@ -84,17 +84,47 @@ def test_a_temporary_lock_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_on_a_file_that_its_holder_deleted_is_none(tmp_path, monkeypatch):
-    path = tmp_path / "lock"
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_temporary_lock_whose_file_its_last_holder_deletes_is_taken_again(tmp_path, monkeypatch, wait):
+    path, taken = tmp_path / "lock", []
     take = Lock._take
 
     def after_another(lock, shared, wait):
-        path.unlink()
+        if not taken:
+            path.unlink()
+        taken.append(path)
         take(lock, shared, wait)
 
     monkeypatch.setattr(Lock, "_take", after_another)
-    with pytest.raises(BlockingIOError):
-        Lock(path, temporary=True)
+    with Lock(path, temporary=True, wait=wait):
+        assert len(taken) == 2
+        monkeypatch.undo()
+        with pytest.raises(BlockingIOError):
+            Lock(path, wait=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def keep_taking(path, count, pipe):
+    try:
+        for _ in range(count):
+            with Lock(path, temporary=True):
+                pass
+        pipe.send("done")
+    except BaseException as error:
+        pipe.send(repr(error))
+
+
+def test_processes_that_wait_for_a_temporary_lock_all_get_it(tmp_path):
+    ends = []
+    for _ in range(3):
+        mine, its = FORK.Pipe()
+        process = FORK.Process(target=keep_taking, args=(tmp_path / "lock", 300, its))
+        process.start()
+        ends.append((process, mine))
+    for process, mine in ends:
+        assert mine.poll(60)
+        assert mine.recv() == "done"
+        process.join()
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):

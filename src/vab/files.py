@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vab import UserError
 
@@ -134,19 +134,22 @@ class Lock:
         self, path: Path, *, shared: bool = False, wait: bool = True, required: bool = True, temporary: bool = False
     ) -> None:
         self.path, self._required = path, required
-        self._handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
         self._to_delete: list[Path] = []  # what to delete on closing
-        self.close = weakref.finalize(self, _close, self._handle, self._to_delete)
-        try:
-            self._take(shared, wait)
-            # A holder that deleted the file on closing leaves a lock on a file without a name.
-            if temporary and not (path.exists() and os.path.samestat(path.stat(), os.fstat(self._handle))):
-                raise BlockingIOError(errno.EAGAIN, "another process has just released the lock", str(path))
-        except BaseException:
-            self.close()
-            raise
-        if temporary:
-            self._to_delete.append(path)
+        while True:
+            self._handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+            self.close = weakref.finalize(self, _close, self._handle, self._to_delete)
+            try:
+                self._take(shared, wait)
+            except BaseException:
+                self.close()
+                raise
+            if not temporary:
+                return
+            with suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(self._handle)):
+                    break
+            self.close()  # the lock is on a file that its last holder has deleted in the meantime
+        self._to_delete.append(path)
 
     def _take(self, shared: bool, wait: bool) -> None:
         from filelock import lock_descriptor
@@ -207,6 +210,9 @@ class ProgressBar:
         completed: How many are done at the start.
         show: False to show nothing, as on all ranks but one.
         transient: Remove the line at the end.
+
+    Attributes:
+        is_shown: Whether there is a terminal that shows it.
     """
 
     def __init__(
@@ -218,20 +224,17 @@ class ProgressBar:
         show: bool = True,
         transient: bool = False,
     ) -> None:
-        self._unit, self._note, self._bar = unit, "", None
-        if not show or total == 0:
-            return
         from rich import progress
         from rich.console import Console
 
         console = Console(stderr=True)
-        if not console.is_terminal:
-            return
+        self.is_shown = show and total != 0 and console.is_terminal
         counts: tuple[progress.ProgressColumn, ...] = (
             (progress.DownloadColumn(), progress.TransferSpeedColumn())
             if unit == "bytes"
             else (progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[rate]}"))
         )
+        self._unit = unit
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
@@ -242,37 +245,22 @@ class ProgressBar:
             console=console,
             redirect_stdout=sys.stdout.isatty(),  # else it would write what goes to stdout to stderr
             transient=transient,
+            disable=not self.is_shown,
         )
         self._task = self._bar.add_task(words, total=total, completed=completed, rate="", note="")
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether there is a terminal that shows it."""
-        return self._bar is not None
+        self.start, self.stop = self._bar.start, self._bar.stop
 
     def advance(self, count: float = 1) -> None:
         """So many more are done; a negative number of those to be done again."""
-        if self._bar is not None:
-            self._bar.advance(self._task, count)
-            self.update()
+        self._bar.advance(self._task, count)
+        self.update()
 
     def update(self, completed: float | None = None, total: float | None = None, note: str | None = None) -> None:
-        """Set how many are done, how many there are, or what is written behind; what is None stays."""
-        if self._bar is not None:
-            speed = self._bar.tasks[0].speed
-            rate = f"{speed:.2f} {self._unit}/s" if self._unit and speed else ""
-            self._note = self._note if note is None else note
-            self._bar.update(self._task, completed=completed, total=total, rate=rate, note=self._note)
-
-    def start(self) -> None:
-        """Show it."""
-        if self._bar is not None:
-            self._bar.start()
-
-    def stop(self) -> None:
-        """Leave it as it is."""
-        if self._bar is not None:
-            self._bar.stop()
+        """Set how many are done, how many there are, or the text behind; what is None stays."""
+        speed = self._bar.tasks[0].speed
+        fields: dict[str, Any] = {} if note is None else {"note": note}
+        fields["rate"] = f"{speed:.2f} {self._unit}/s" if self._unit and speed else ""
+        self._bar.update(self._task, completed=completed, total=total, **fields)
 
     def __enter__(self) -> ProgressBar:
         self.start()

@@ -23,6 +23,7 @@ from vab.data.reading.dataset import ShardDataset
 from vab.data.shards import format as shard_format
 from vab.data.shards import verify as indexing
 from vab.data.shards.format import Left, is_complete, make_key
+from vab.data.shards.merge import merge
 from vab.data.shards.writer import ShardWriter
 from vab.spec import UserError
 
@@ -302,6 +303,20 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, small_spec, codebooks, 
                 write(writer, make_record(number))
         writer.finish(codebooks)
     assert indexing.verify(tmp_path) == []
+
+
+def test_a_merge_onto_a_full_disk_says_so_and_resumes_when_there_is_space(small_disk, tmp_path, make_shards):
+    folders = [make_shards(tmp_path / f"{start}", 10, start) for start in (0, 10)]  # of about 50 kB each
+    before = [contents(folder) for folder in folders]
+    out = small_disk / "merged"
+    with pytest.raises(UserError, match=rf"no space left in {out}: the next file needs [\d,]+ bytes"):
+        merge(folders, out)
+    assert not is_complete(out)
+    assert not [path for path in out.rglob("*") if ".tmp" in path.name]
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    merge(folders, out)
+    assert indexing.verify(out) == []
+    assert [contents(folder) for folder in folders] == before
 
 
 def test_keys_are_readable_and_never_shared():

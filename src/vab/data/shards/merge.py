@@ -109,6 +109,9 @@ def _link(old: Path, new: Path, out: Path) -> None:
         os.link(old.resolve(), new)
     except OSError:  # another file system, or one without links
         try:
-            shutil.copyfile(old, new)
+            with old.open("rb") as source, new.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+                target.flush()
+                os.fsync(target.fileno())
         except OSError as error:
             raise explain_full_disk(error, out, old.stat().st_size) from error
