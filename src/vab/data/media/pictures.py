@@ -151,7 +151,7 @@ def _upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
     except ValueError:  # PyAV 18 stumbles over side data that it does not know, such as EXIF
         return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
     if matrix is None:
-        return pixels
+        return np.ascontiguousarray(pixels)  # its rows can have padding, with which Pillow copies it ten times slower
     # (x, y) goes to (a x + c y, b x + d y).
     a, b, _, c, d = np.frombuffer(bytes(matrix), "<i4")[:5]
     if abs(int(a)) + abs(int(d)) < abs(int(b)) + abs(int(c)):
