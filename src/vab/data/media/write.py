@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import heapq
 import io
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import av
 import av.error
 import numpy as np
 import soundfile
-from av import AudioStream, Packet
+from av import AudioStream, Packet, VideoStream
+from av.container import OutputContainer
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
 from vab import UserError
 from vab.audio import resample
 from vab.data.media.open import MediaError, OpenMedia
-from vab.files import TEMPORARY_SUFFIX, explain_full_disk, fitting_name, sync_folder, write_atomically
+from vab.files import write_atomically
 
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 """Hz. Source: ISO/IEC 14496-3, table 1.18."""
+_IN_MEMORY = 64 << 20
+"""Bytes. Larger files are put together on the disk."""
 
 
 def write_video(
@@ -36,7 +41,7 @@ def write_video(
     sample_rate: int,
     crf: int = 20,
 ) -> None:
-    """Write an MP4 (H.264 4:2:0 and mono AAC) that any player shows; equal input gives equal bytes.
+    """Write an MP4 (H.264 4:2:0 and mono AAC) for any player; equal input gives equal bytes.
 
     Args:
         path: Ends in .mp4. The file is there whole or not at all.
@@ -58,7 +63,7 @@ def write_video(
     if sample_rate not in _AAC_RATES:
         raise ValueError(f"AAC has the sample rates {_AAC_RATES} Hz, got {sample_rate}")
     sound = None if waveform is None else _mono_float(waveform)
-    with _replacing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with _container(path, "mp4") as container:
         # One thread: for small pictures more are slower, and callers run one process per core.
         # Without mbtree: on small pictures x264's AVX-512 code for it gives other bytes from run to run.
         options = {"preset": "veryfast", "crf": str(crf), "threads": "1", "x264-params": "mbtree=0"}
@@ -100,10 +105,10 @@ def replace_audio(video_path: str | Path, waveform: np.ndarray, sample_rate: int
     sound = _mono_float(waveform)
     if sample_rate not in _AAC_RATES:
         sound, sample_rate = resample(sound, sample_rate, 48000), 48000
-    with OpenMedia(video_path, generate_pts=True) as source, _replacing(out) as temporary:
+    with OpenMedia(video_path, generate_pts=True) as source:
         if source.video is None:
             raise MediaError("no_video", source.path, "has no video track")
-        with av.open(str(temporary), "w", format=container_format) as container:
+        with _container(out, container_format) as container:
             way_out = "give an output that ends in .mkv" if container_format == "mp4" else "convert it to H.264 first"
             refusal = UserError(
                 f"{source.path}: {container_format} cannot hold {source.video.codec_context.name} video: {way_out}"
@@ -114,26 +119,13 @@ def replace_audio(video_path: str | Path, waveform: np.ndarray, sample_rate: int
                 container.start_encoding()
             except (ValueError, FFmpegError) as error:
                 raise refusal from error
-            new_sound = _encoded(audio, sound, sample_rate)
-            pending = next(new_sound, None)
+            # By decoding time: a player that streams the file needs the sound of each picture before it.
+            sounds = _encoded(audio, sound, sample_rate)
             try:
-                for packet in source.packets():
-                    if packet.size == 0 or packet.time_base is None or packet.stream.index != source.video.index:
-                        continue  # the end marker, which only decoders need; old sound
-                    shift = round(source.zero / packet.time_base)
-                    packet.pts = None if packet.pts is None else packet.pts - shift
-                    packet.dts = None if packet.dts is None else packet.dts - shift
-                    # Sound up to this picture first: a player that streams the file needs both at once.
-                    while pending is not None and _time(pending) <= _time(packet):
-                        container.mux(pending)
-                        pending = next(new_sound, None)
-                    packet.stream = video
+                for packet in heapq.merge(sounds, _video_packets(source, video), key=_time):
                     container.mux(packet)
             except (av.error.InvalidDataError, av.error.ArgumentError) as error:
                 raise source.unreadable(f"its video packets cannot be put into {container_format}") from error
-            while pending is not None:
-                container.mux(pending)
-                pending = next(new_sound, None)
 
 
 def write_wav(path: str | Path, waveform: np.ndarray, sample_rate: int, subtype: str = "PCM_16") -> None:
@@ -154,11 +146,8 @@ def write_wav(path: str | Path, waveform: np.ndarray, sample_rate: int, subtype:
     content = stream.getvalue()
     if (peak := content.find(b"PEAK", 0, 200)) >= 0:  # libsndfile notes the time there: equal sounds, equal files
         content = content[: peak + 12] + bytes(4) + content[peak + 16 :]
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with _writing_to(Path(path)):
         write_atomically(Path(path), content)
-    except OSError as error:
-        raise _unwritable(Path(path), error) from error
 
 
 def _mono_float(waveform: np.ndarray) -> np.ndarray:
@@ -177,6 +166,18 @@ def _encoded(stream: AudioStream, samples: np.ndarray, sample_rate: int) -> Iter
     yield from stream.encode(None)
 
 
+def _video_packets(source: OpenMedia, copy: VideoStream) -> Iterator[Packet[Any]]:
+    """The packets of a file's pictures, for a stream of another file, on the timeline of the first."""
+    for packet in source.packets():
+        if packet.size == 0 or packet.time_base is None or packet.stream != source.video:
+            continue  # the end marker, which only decoders need; old sound
+        shift = round(source.zero / packet.time_base)
+        packet.pts = None if packet.pts is None else packet.pts - shift
+        packet.dts = None if packet.dts is None else packet.dts - shift
+        packet.stream = copy
+        yield packet
+
+
 def _time(packet: Packet[Any]) -> float:
     """When the packet is decoded, s."""
     time = packet.dts if packet.dts is not None else packet.pts
@@ -184,25 +185,20 @@ def _time(packet: Packet[Any]) -> float:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name to write under; the file gets its own name once it is whole and on disk."""
-    temporary = path.with_name(fitting_name(f".{path.name}", TEMPORARY_SUFFIX))
+def _container(path: Path, container_format: str) -> Iterator[OutputContainer]:
+    """A media file to write, which appears at its path whole or not at all."""
+    with _writing_to(path), SpooledTemporaryFile(_IN_MEMORY, dir=str(path.parent)) as file:
+        with av.open(file, "w", format=container_format) as container:
+            yield container
+        file.seek(0)
+        write_atomically(path, iter(partial(file.read, 1 << 20), b""))
+
+
+@contextmanager
+def _writing_to(path: Path) -> Iterator[None]:
+    """Make the folder; what the system says against writing there becomes a ``UserError``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise _unwritable(path, error) from error
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        explained = explain_full_disk(error, path.parent, temporary.stat().st_size if temporary.exists() else 0)
-        raise explained if isinstance(explained, UserError) else _unwritable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be written: {error.strerror or error}")
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
