@@ -9,9 +9,9 @@ from test_media import RATE, numbers, painted, sampling, shown, write
 
 from small_media import read_segment
 from vab.data.media import segments as media
+from vab.data.media.frames import PictureTrack
 from vab.data.media.scan import Scan
 from vab.data.media.segments import MediaError, read_segments, scan_packets
-from vab.data.media.tracks import PictureTrack
 from vab.data.media.write import write_video
 
 B_FRAMES = {"bf": "3", "b-adapt": "0", "preset": "medium", "g": "48"}

@@ -23,15 +23,16 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from vab.data.media.frames import Convert, PictureTrack, frame_times
 from vab.data.media.open import MediaError, OpenMedia
 from vab.data.media.pictures import is_picture, read_picture
 from vab.data.media.scan import Scan, scan_packets
-from vab.data.media.tracks import Convert, MediaSegment, PictureTrack, SoundTrack
+from vab.data.media.sound import SoundTrack
+from vab.data.media.tracks import MediaSegment
 
 __all__ = [
     "MediaError",
     "MediaSegment",
-    "frame_times",
     "is_picture",
     "read_audio",
     "read_frames",
@@ -193,11 +194,6 @@ def stream_frames(path: str | Path, times: np.ndarray) -> Iterator[MediaSegment]
         if isinstance(segment, MediaError):
             raise segment
         yield segment
-
-
-def frame_times(fps: float, start: float, count: int) -> np.ndarray:
-    """(V,) s: the middles of frames at an even rate."""
-    return start + (np.arange(count) + 0.5) / fps
 
 
 def _read_span(path: str | Path, start: float, open_tracks: _OpenTracks, restarts: bool | None = None) -> MediaSegment:

@@ -34,7 +34,7 @@ from vab.data.extract.report import (
     write_report,
 )
 from vab.data.inputs.listing import Source, Sources
-from vab.data.media.segments import frame_times
+from vab.data.media.frames import frame_times
 from vab.data.media.tracks import SAME_TIME
 from vab.data.shards.arrays import ArrayError, ArrayReader, Arrays, CodecInfo, Cut
 from vab.data.shards.folder import OutFolder
