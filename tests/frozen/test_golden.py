@@ -41,7 +41,7 @@ def test_the_tiny_judge_ships_with_its_numbers(cache):
     assert shipped["weight_hash"] == judge.weight_hash
     assert not cache.exists()
     judge.network.embed.bias.data += 0.05 * judge.network.embed.weight.abs().max()
-    with pytest.raises(UserError, match=r"judge tiny .* hears otherwise than remembered in .*then with .*torch"):
+    with pytest.raises(UserError, match=r"judge tiny .* gives other numbers than those in .*then with .*torch"):
         check(judge)
 
 
@@ -60,10 +60,10 @@ def test_numbers_are_remembered_by_weights(cache):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (torch.ones_like, "hears tone, noise, clicks alike"),
-        (lambda heard: heard * 0, "hears tone, noise, clicks alike"),
+        (torch.ones_like, "equal embeddings for tone, noise, clicks"),
+        (lambda heard: heard * 0, "equal embeddings for tone, noise, clicks"),
         (lambda heard: heard / 0 - heard / 0, "not finite"),
-        (lambda heard: heard / heard.mean(), "otherwise in a batch than alone"),
+        (lambda heard: heard / heard.mean(), "another embedding in a batch than alone"),
     ],
 )
 def test_useless_judges_are_refused(cache, spoil, reason):
@@ -75,7 +75,7 @@ def test_useless_judges_are_refused(cache, spoil, reason):
 def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match=r"cannot remember what judge ear hears .* set XDG_CACHE_HOME"):
+    with pytest.warns(UserWarning, match=r"cannot store the numbers of judge ear .* set XDG_CACHE_HOME"):
         check(Ear())
 
 
@@ -83,7 +83,7 @@ def test_a_damaged_memory_is_named(cache):
     check(Ear())
     (path,) = cache.iterdir()
     path.write_text(path.read_text()[:40])
-    with pytest.raises(UserError, match=r"judge ear heard before, cannot be read: delete it"):
+    with pytest.raises(UserError, match=r"the stored numbers of judge ear, cannot be read: delete it"):
         check(Ear())
 
 

@@ -14,7 +14,8 @@ from huggingface_hub.utils import logging as hub_logging
 from vab.files import sha256_of
 from vab.frozen.downloading import fetch, from_hub
 from vab.frozen.judges import JUDGES, load_judge
-from vab.frozen.published import AUDIOSET_FILE, Published, audioset_classes, read_checkpoint
+from vab.frozen.published import Published
+from vab.frozen.weight_files import AUDIOSET_FILE, audioset_classes, read_checkpoint
 from vab.spec import UserError
 
 WANTED = Published("judge some", ("some=1.pth", "some%3D1.pth"), "a place")

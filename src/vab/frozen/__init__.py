@@ -1,8 +1,8 @@
 """Networks that are used and never trained: codecs, vision encoders, judges.
 
-Each kind has one protocol and one loader, by name: `vab.frozen.codec.load_codec`, `vab.frozen.vision.load_vision`,
-`vab.frozen.judges.load_judge`. What they share is here: being frozen, and computing in full precision, on a CPU with
-one result for any number of threads.
+Each kind has a protocol in `vab.frozen.protocols` and a loader by name: `vab.frozen.codec.load_codec`,
+`vab.frozen.vision.load_vision`, `vab.frozen.judges.load_judge`. This module has what they share: they are frozen,
+compute in full precision, and on a CPU give the same result for any number of threads.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from vab.files import sha256_of
 from vab.frozen import one_by_one
 from vab.frozen.clip_files import DTYPES, Place, package, parse, place_of
 from vab.frozen.protocols import VisionEncoder
-from vab.frozen.published import read_weights, refusing, tell_licence
+from vab.frozen.published import tell_licence
+from vab.frozen.weight_files import read_weights, refusing
 from vab.resizing import INTERPOLATIONS, MODES, Resizer
 from vab.spec import UserError
 

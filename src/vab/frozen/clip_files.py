@@ -11,7 +11,8 @@ import torch
 
 from vab.extras import install_hint
 from vab.frozen.downloading import cached, fetch, from_hub, is_offline
-from vab.frozen.published import Published, folders, is_torchscript, read_json
+from vab.frozen.published import Published, folders
+from vab.frozen.weight_files import is_torchscript, read_json
 from vab.spec import UserError
 
 _LAYERS = ("projected", "pooled")

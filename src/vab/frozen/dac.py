@@ -16,14 +16,8 @@ from vab.extras import install_hint
 from vab.files import sha256_of
 from vab.frozen.convolutions import PIECE_SECONDS, Weights, down_reach, fold_weight_norm, in_pieces, up_reach
 from vab.frozen.protocols import Codec
-from vab.frozen.published import (
-    Published,
-    check_sample_rate,
-    read_checkpoint,
-    read_model_folder,
-    refusing,
-    tell_licence,
-)
+from vab.frozen.published import Published, tell_licence
+from vab.frozen.weight_files import check_sample_rate, read_checkpoint, read_model_folder, refusing
 from vab.spec import UserError
 
 # Release 0.0.1 calls its file weights.pth; the package descript-audio-codec saves it under the last of these names.

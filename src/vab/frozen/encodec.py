@@ -17,14 +17,8 @@ from vab.extras import install_hint
 from vab.files import sha256_of
 from vab.frozen.convolutions import PIECE_SECONDS, Weights, down_reach, fold_weight_norm, in_pieces, up_reach
 from vab.frozen.protocols import Codec
-from vab.frozen.published import (
-    Published,
-    check_sample_rate,
-    read_checkpoint,
-    read_model_folder,
-    refusing,
-    tell_licence,
-)
+from vab.frozen.published import Published, tell_licence
+from vab.frozen.weight_files import check_sample_rate, read_checkpoint, read_model_folder, refusing
 from vab.spec import UserError
 
 _NON_COMMERCIAL = "CC BY-NC 4.0: not for commercial use"

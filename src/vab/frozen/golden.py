@@ -1,8 +1,8 @@
-"""Whether a judge that was just loaded hears what it should, before its first number is believed.
+"""The check of a judge after it is loaded.
 
-Three sounds that every machine makes alike are listened to. A network that hears them all alike has collapsed; one
-that hears a sound otherwise in company mixes its batch; and one whose numbers moved since they were first written down,
-with the same weights, was changed by a library. ``python -m vab.frozen.golden`` writes down those of the tiny judge.
+The judge embeds three sounds that are the same on every machine. It is refused if their embeddings are equal (the
+network has collapsed), if an embedding depends on the batch, or if the embeddings differ from those that were stored
+for the same weights (a library has changed). ``python -m vab.frozen.golden`` stores those of the tiny judge.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import warnings
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -26,12 +27,12 @@ from vab.spec import UserError
 SOUNDS = ("tone", "noise", "clicks")
 SECONDS = 1.0
 COLLAPSED = 1e-3
-"""Embeddings nearer to each other than this share of their length are one and the same."""
+"""Embeddings are equal if their distance is at most this share of their length."""
 MOVED = 1e-3
-"""Largest change of a remembered number, as a share of the largest number: libraries and devices differ by a hundredth
-of it, another computation by more."""
+"""Largest change of a stored number, as a share of the largest number: libraries and devices differ by a hundredth of
+it, another computation by more."""
 KEPT = 16
-"""Numbers remembered of each embedding: sums of it with fixed signs, so that each depends on all of it."""
+"""Numbers stored for each embedding: weighted sums of all its elements."""
 SHIPPED = Path(__file__).parent / "weights" / "golden"
 
 
@@ -48,15 +49,15 @@ def golden_sounds(sample_rate: int) -> Tensor:
 
 
 def check(judge: Judge) -> None:
-    """Refuse a judge that collapsed, mixes its batch, or gives other numbers than those remembered.
+    """Refuse a judge that collapsed, mixes its batch, or gives other numbers than the stored ones.
 
-    Its numbers are compared with those that ship with the package, else with those in the user's cache; where there are
-    none yet, they are written into the cache.
+    Its numbers are compared with those that ship with the package, else with those in the user's cache; if there are
+    none, they are written into the cache.
 
     Raises:
-        UserError: If it is refused, with what was heard and what to do.
+        UserError: If it is refused, with the reason and what to do.
     """
-    embedding = _hear(judge)
+    embedding = _embed(judge)
     numbers = _signature(embedding)
     name = f"{judge.name}-{judge.weight_hash[:16]}.json"
     for path in (SHIPPED / name, _cache() / name):
@@ -66,7 +67,7 @@ def check(judge: Judge) -> None:
     _write(judge, numbers, _cache() / name)
 
 
-def _hear(judge: Judge) -> Tensor:
+def _embed(judge: Judge) -> Tensor:
     """(3, E) float64 on the CPU: mean embedding of each sound."""
     device = next(judge.parameters()).device
     sounds = torch.stack([judge.prepare(sound) for sound in golden_sounds(judge.sample_rate)]).unsqueeze(1).to(device)
@@ -79,11 +80,11 @@ def _hear(judge: Judge) -> Tensor:
     apart = max(float((embedding[i] - embedding[j]).norm()) for i, j in ((0, 1), (0, 2), (1, 2)))
     if not apart > COLLAPSED * size:
         raise _refused(
-            judge, f"hears {', '.join(SOUNDS)} alike (embeddings differ by {apart / size if size else 0:.1e})"
+            judge, f"gives equal embeddings for {', '.join(SOUNDS)} (they differ by {apart / size if size else 0:.1e})"
         )
     moved = float((alone.embedding.double().mean(dim=1).cpu() - embedding[1:2]).norm())
     if moved > MOVED * size:
-        raise _refused(judge, f"hears a sound otherwise in a batch than alone (by {moved / size:.1e})")
+        raise _refused(judge, f"gives another embedding in a batch than alone (by {moved / size:.1e})")
     return embedding
 
 
@@ -97,16 +98,16 @@ def _signature(embedding: Tensor) -> list[list[float]]:
 
 def _compare(judge: Judge, numbers: list[list[float]], path: Path) -> None:
     try:
-        remembered = json.loads(path.read_text())
-        then, now = torch.tensor(remembered["numbers"]), torch.tensor(numbers)
-        versions = dict(remembered["versions"])
+        stored = json.loads(path.read_text())
+        then, now = torch.tensor(stored["numbers"]), torch.tensor(numbers)
+        versions = dict(stored["versions"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}, what judge {judge.name} heard before, cannot be read: delete it") from error
+        raise UserError(f"{path}, the stored numbers of judge {judge.name}, cannot be read: delete it") from error
     moved = float((now - then).abs().max() / then.abs().max()) if then.shape == now.shape else math.inf
     if not moved <= MOVED:
         had, have = (", ".join(f"{k} {v}" for k, v in side.items()) for side in (versions, _versions()))
         raise _refused(
-            judge, f"hears otherwise than remembered in {path} (by {moved:.1e}): then with {had}, now with {have}",
+            judge, f"gives other numbers than those in {path} (by {moved:.1e}): then with {had}, now with {have}",
             "; delete that file if the present numbers are right",
         )  # fmt: skip
 
@@ -124,10 +125,8 @@ def _cache() -> Path:
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in ("vab", "torch", "torchlibrosa", "transformers", "hear21passt"):
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -140,14 +139,14 @@ def _write(judge: Judge, numbers: list[list[float]], path: Path) -> None:
         Path(file.name).chmod(0o644)  # others may share the cache
         Path(file.name).replace(path)
     except OSError as error:
-        # The judge passed: a folder that cannot be written to is no reason to do without its numbers.
-        warnings.warn(f"cannot remember what judge {judge.name} hears ({error}): set XDG_CACHE_HOME", stacklevel=2)
+        # The judge passed: a folder that cannot be written to is no reason to refuse it.
+        warnings.warn(f"cannot store the numbers of judge {judge.name} ({error}): set XDG_CACHE_HOME", stacklevel=2)
 
 
 def main() -> None:
-    """Write down what the tiny judge hears, into the package."""
+    """Store the numbers of the tiny judge in the package."""
     judge = TinyJudge()
-    _write(judge, _signature(_hear(judge)), SHIPPED / f"{judge.name}-{judge.weight_hash[:16]}.json")
+    _write(judge, _signature(_embed(judge)), SHIPPED / f"{judge.name}-{judge.weight_hash[:16]}.json")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from vab.extras import install_hint
 from vab.files import sha256_of
 from vab.frozen.protocols import Judge, JudgeOutput
-from vab.frozen.published import Published, audioset_classes, fill
+from vab.frozen.published import Published
+from vab.frozen.weight_files import audioset_classes, fill
 from vab.spec import UserError
 
 SAMPLE_RATE = 32000

@@ -16,14 +16,14 @@ from vab.spec import UserError
 
 
 class Codec(Frozen, ABC):
-    """Turns sound into K levels of codes, each level refining the sum of those above it (residual quantisation).
+    """Encodes waveforms to K levels of codes, each level refining the sum of the previous ones (residual quantisation).
 
-    Equal waveforms of equal length give equal codes, alone or in any batch, and on a CPU with any number of threads.
-    Other devices, other kinds of processor and other versions of torch may round otherwise, and a few codes with it.
+    Equal waveforms give equal codes, alone or in any batch, and on a CPU with any number of threads. Rounding differs
+    between devices, kinds of processor and versions of torch, and may change a few codes.
     """
 
     sample_rate: int
-    """Of the waveforms it takes and gives, Hz."""
+    """Hz."""
     code_rate: float
     """Steps per second."""
     num_codebooks: int
@@ -31,11 +31,11 @@ class Codec(Frozen, ABC):
     codebook_size: int
     """S."""
     code_dim: int
-    """Width of the codebook vectors."""
+    """Dimension of the codebook vectors."""
 
     @property
     def samples_per_step(self) -> int:
-        """Samples of one step, exactly: ``sample_rate / code_rate`` may be off in its last digit."""
+        """Samples of one step, exactly; ``sample_rate / code_rate`` may be inexact in its last digit."""
         return round(self.sample_rate / self.code_rate)
 
     @abstractmethod
@@ -44,11 +44,11 @@ class Codec(Frozen, ABC):
 
     @abstractmethod
     def codebooks(self) -> Tensor:
-        """(K, S, code_dim) float32: the decoder reads nothing of a step but the sum of its codes' vectors."""
+        """(K, S, code_dim) float32; the decoder's input at a step is the sum of the vectors of its codes."""
 
     @abstractmethod
     def _encode(self, waveform: Tensor) -> Tensor:
-        """(B, 1, N) float32 -> (B, K, T) int64, in full precision and free of any effect of the batch."""
+        """(B, 1, N) float32 -> (B, K, T) int64, in full precision and independent of the batch."""
 
     @abstractmethod
     def _decode(self, codes: Tensor) -> Tensor:
@@ -56,11 +56,11 @@ class Codec(Frozen, ABC):
 
     @torch.no_grad()
     def encode(self, waveform: Tensor, sample_rate: int | None = None) -> Tensor:
-        """Sound to codes.
+        """Encode waveforms to codes.
 
         Args:
             waveform: (B, 1, N) float32 in [-1, 1] at the codec's own rate, N >= 1. Cut or pad before batching.
-            sample_rate: The waveform's rate, Hz, where the caller knows it: another than the codec's is refused.
+            sample_rate: The waveform's rate, Hz, if known; a rate other than the codec's is refused.
 
         Returns:
             (B, K, T) int64 in [0, S), with T = `steps_for(N)`.
@@ -83,11 +83,11 @@ class Codec(Frozen, ABC):
 
     @torch.no_grad()
     def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:
-        """Codes to sound. The first levels alone make a coarser sound, as if the finer ones added nothing.
+        """Decode codes to waveforms. The first levels alone give a coarser sound.
 
         Args:
             codes: (B, k, T) int64 in [0, S): the first k levels, 1 <= k <= K.
-            samples: Length wanted, one for which `steps_for(samples)` is T; the whole of T steps if None.
+            samples: Length of the result, with `steps_for(samples)` equal to T; the length of T steps if None.
 
         Returns:
             (B, 1, samples) float32, nominally in [-1, 1]: a decoder may overshoot, and writers clip.
@@ -116,19 +116,19 @@ class Codec(Frozen, ABC):
 
 
 class VisionEncoder(Frozen, ABC):
-    """Turns frames into feature vectors. Resizing is apart from encoding, so that decoding processes can do it.
+    """Encodes frames to feature vectors. Resizing is separate from encoding, so that decoding processes can do it.
 
-    The same frames, given together, have the same features bit for bit, on a CPU with any number of threads.
+    The same batch of frames gives the same features bit for bit, on a CPU with any number of threads.
     """
 
     feature_dim: int
     """C."""
     precision: str = "float32"
-    """In which it computes."""
+    """Floating-point type of the computation."""
     encodes_frames_alone: bool = False
-    """Whether a frame's features are the same, bit for bit, whichever frames are encoded with it."""
+    """Whether the features of a frame are independent of the batch, bit for bit."""
     preprocessing: str
-    """In words, what `preprocess` does to a frame: part of what the features mean, so manifests record it."""
+    """What `preprocess` does to a frame, in words, for the manifest."""
     resizer: Resizer
     """The first half of `preprocess`: frames (V, H, W, 3) uint8 to pixels (V, 3, h, w) uint8, without the network."""
 
@@ -141,11 +141,11 @@ class VisionEncoder(Frozen, ABC):
         """(M, 3, h, w) uint8, or normalised float32 -> (M, C) float32; on a CPU in one thread, or as if it were."""
 
     def preprocessor(self) -> Resizer:
-        """What decoding processes do to frames."""
+        """The part of `preprocess` that decoding processes do."""
         return self.resizer
 
     def preprocess(self, frames: np.ndarray) -> Tensor:
-        """Make frames into what the network reads.
+        """Resize and normalise frames for the network.
 
         Args:
             frames: (V, H, W, 3) uint8 RGB, any height and width.
@@ -154,7 +154,7 @@ class VisionEncoder(Frozen, ABC):
             (V, 3, h, w) float32.
 
         Raises:
-            ValueError: If the shape or the dtype is another.
+            ValueError: If the frames have another shape or dtype.
         """
         return self.normalise(torch.from_numpy(self.resizer(frames)))
 
@@ -178,12 +178,12 @@ class VisionEncoder(Frozen, ABC):
 
 
 class JudgeOutput(NamedTuple):
-    """What a judge heard."""
+    """Embeddings and class scores of a batch of sounds."""
 
     embedding: Tensor
-    """(B, F, E) float32: F windows of each sound, one where the judge pools the whole."""
+    """(B, F, E) float32: F windows of each sound; F is 1 if the judge pools the whole sound."""
     logits: Tensor
-    """(B, L) float32, scores of `Judge.classes` before softmax or sigmoid; (B, 0) where there are no classes."""
+    """(B, L) float32, scores of `Judge.classes` before softmax or sigmoid; (B, 0) if there are no classes."""
 
     @property
     def probabilities(self) -> Tensor:
@@ -192,35 +192,35 @@ class JudgeOutput(NamedTuple):
 
 
 class Judge(Frozen, ABC):
-    """Listens to whole waveforms of any length, by the convention of its field for short and long ones."""
+    """Embeds and classifies waveforms of any length, each judge with its usual treatment of short and long ones."""
 
     sample_rate: int
-    """Of the waveforms it takes, Hz."""
+    """Hz."""
     classes: tuple[str, ...]
-    """Names of the L classes, in the order of the logits; none for a judge that only embeds."""
+    """Names of the L classes, in the order of the logits; empty for a judge that only embeds."""
     embedding_dim: int
     """E, the width of an embedding."""
     min_samples: int
-    """Shortest waveform that `forward` takes; `prepare` pads to it."""
+    """Length of the shortest waveform that `forward` accepts; `prepare` pads to it."""
     conventions: dict[str, str | int | float | bool]
-    """The choices that numbers depend on, for metric cards: windows, padding, layer of the embedding, class link."""
+    """Choices that affect the metrics, for metric cards: windows, padding, layer of the embedding, class link."""
 
     @abstractmethod
     def _listen(self, waveform: Tensor) -> JudgeOutput:
         """Judge (B, 1, N) float32."""
 
     def _fit(self, waveform: Tensor) -> Tensor:
-        """(N,) of at least `min_samples` -> (N',): windows, cuts; as it is, unless a judge says otherwise."""
+        """Cut (N,) of at least `min_samples` to (N',); by default unchanged."""
         return waveform
 
     def prepare(self, waveform: Tensor) -> Tensor:
-        """Bring a sound of any length to one that `forward` takes, by the judge's own convention.
+        """Pad or cut a sound to a length that `forward` accepts, as the judge's `conventions` state.
 
         Args:
             waveform: (N,) float32 in [-1, 1] at the judge's own rate, N >= 1.
 
         Returns:
-            (N',) float32: short sounds followed by zeros, long ones cut as `conventions` says.
+            (N',) float32: short sounds followed by zeros, long ones cut.
 
         Raises:
             UserError: If there are no samples, or some that are not finite.
@@ -236,11 +236,11 @@ class Judge(Frozen, ABC):
 
     @torch.no_grad()
     def forward(self, waveform: Tensor, sample_rate: int | None = None) -> JudgeOutput:
-        """Judge each waveform of a batch, free of any effect of the others.
+        """Judge each waveform of a batch, independently of the others.
 
         Args:
             waveform: (B, 1, N) float32 in [-1, 1] at the judge's own rate, of a length that `prepare` gives.
-            sample_rate: The waveform's rate, Hz, where the caller knows it: another than the judge's is refused.
+            sample_rate: The waveform's rate, Hz, if known; a rate other than the judge's is refused.
 
         Raises:
             UserError: If the rate is not the judge's, or the waveform is too short to judge.

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vab.files import sha256_of
 from vab.frozen.protocols import Judge, JudgeOutput
-from vab.frozen.published import Published, fill
+from vab.frozen.published import Published
+from vab.frozen.weight_files import fill
 
 SAMPLE_RATE = 16000
 WINDOW = 400
