@@ -11,7 +11,7 @@ import torch
 
 from vab.commands.cores import usable_cores
 from vab.commands.progress import files_progress
-from vab.data.extract.engines import DevicesEngine, Engine, LocalEngine, RayEngine, Recipe
+from vab.data.extract.engines import DevicesEngine, LocalEngine, RayEngine, Recipe
 from vab.data.extract.parts import Settings
 from vab.data.extract.report import ExtractionReport
 from vab.data.extract.run import check_numbers, extract_parts
@@ -140,7 +140,7 @@ def extract(
     torch.set_num_threads(encoding)
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
-        does: Engine
+        does: LocalEngine | DevicesEngine | RayEngine
         if engine == "ray":
             does = RayEngine(recipe, device, actors)
             stack.callback(does.close)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import queue
 import signal
 import threading
+import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +23,6 @@ from torch import Tensor
 from vab.data.extract.cutting import Cutting
 from vab.data.extract.encode import Encoders
 from vab.data.extract.parts import Done, Part, PartsWorker, Settings
-from vab.data.inputs.listing import Source
 from vab.data.shards.folder import OutFolder
 from vab.extras import install_hint
 from vab.frozen import device_named
@@ -30,8 +31,7 @@ from vab.frozen.vision import load_vision
 from vab.spec import UserError
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """What the networks and rules of an extraction are."""
 
     spec: dict[str, Any]
@@ -69,17 +69,17 @@ class Facts:
         return {"spec": self.spec, "labels": list(labels), "extraction": rules}
 
 
-def _require_equal(where: str, facts: Facts, others: Facts) -> None:
-    """Refuse networks and rules that differ from process to process: their records would be mixed.
+def _require_equal(worker: object, found: Facts, first: Facts) -> None:
+    """Refuse a worker whose networks or rules differ from the first one's: their records would be mixed.
 
     Raises:
         UserError: If they differ.
     """
-    if (facts.spec, facts.extraction) != (others.spec, others.extraction):
-        names = [name for name, value in (facts.spec | facts.extraction).items()
-                 if (others.spec | others.extraction).get(name) != value]  # fmt: skip
+    here, there = found.spec | found.extraction, first.spec | first.extraction
+    if names := sorted(name for name in here | there if here.get(name) != there.get(name)):
         raise UserError(
-            f"{where} has loaded other networks or has another precision than the first ({', '.join(names)})"
+            f"{worker} has other networks or another precision than the first worker"
+            f" ({'; '.join(f'{name}: {here.get(name)} != {there.get(name)}' for name in names)})"
         )
 
 
@@ -115,17 +115,6 @@ class Recipe:
         return encoders, Cutting(sample_rate=codec.sample_rate, preprocess=preprocess, **self.rules)
 
 
-class Engine(Protocol):
-    """Does parts."""
-
-    @property
-    def facts(self) -> Facts:
-        """Of its networks."""
-
-    def run(self, parts: Iterator[Part], out: OutFolder, head: Mapping[str, Any], settings: Settings) -> Iterator[Done]:
-        """Do parts; yields each when it is written."""
-
-
 class LocalEngine:
     """Does parts in this process.
 
@@ -143,11 +132,123 @@ class LocalEngine:
 
 
 _TRIES = 3
-"""How often a part may be in a process that dies."""
+"""How often a part may be in a worker that dies, and a worker may die before its networks are loaded."""
+_NEXT, _IDLE = "next", "idle"
+"""What a worker sends to get its next part, and when it has none left."""
 
 
-class DevicesEngine:
-    """Does parts in one process for each device. A process that dies is started again, and its parts are done again.
+class _DiedError(Exception):
+    """A worker died; the message says how."""
+
+
+class WorkersEngine:
+    """Does parts in workers, each with networks and decoders of its own.
+
+    A worker asks for its next part as soon as one of its decoders is free. If it dies, it is started again, and its
+    parts are done again, by any worker. Where workers wait for machines of a cluster, the others begin without them.
+
+    Args:
+        workers: At least one, not started.
+        ready: Waits until some of the given workers have sent something or died, and returns these.
+
+    Raises:
+        UserError: If the first one cannot load its networks.
+    """
+
+    def __init__(self, workers: Sequence[_Process | _Actor], ready: Callable[[Any], list[Any]]) -> None:
+        self._workers, self._ready = workers, ready
+        try:
+            for worker in workers:
+                worker.start()
+            self.facts: Facts = _checked(workers[0].receive())
+        except BaseException as error:
+            self.close()
+            if not isinstance(error, _DiedError):
+                raise
+            raise UserError(
+                f"{workers[0]} died before its networks were loaded ({error}): in a script of your own, call extract"
+                ' under if __name__ == "__main__":'
+            ) from None
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.stop()
+
+    def run(self, parts: Iterator[Part], out: OutFolder, head: Mapping[str, Any], settings: Settings) -> Iterator[Done]:
+        """Do parts, once; yields each when it is written.
+
+        Raises:
+            UserError: If a worker says so, has other networks or another precision than the first, or dies again and
+                again.
+        """
+        work = (out.place, dict(head), settings)
+        again, tries, are_left = deque[Part](), Counter[Any](), True
+        busy = list(self._workers)
+        busy[0].send(work)
+        while are_left or again or any(worker.parts for worker in busy):
+            for worker in self._ready(busy):
+                try:
+                    message = _checked(worker.receive())
+                except _DiedError as died:
+                    keys = list(worker.parts) or [worker]
+                    tries.update(keys)
+                    if worst := [key for key in keys if tries[key] >= _TRIES]:
+                        when = f"in part {worst[0]}" if worker.parts else "before it had a part"
+                        raise UserError(f"{worker} died {_TRIES} times {when} ({died})") from None
+                    again.extend(worker.parts.values())
+                    worker.parts.clear()
+                    worker.start()
+                    for idle in [other for other in self._workers if again and other not in busy]:
+                        idle.send(work)
+                        busy.append(idle)
+                    continue
+                if isinstance(message, Facts):
+                    _require_equal(worker, message, self.facts)
+                    worker.send(work)
+                elif isinstance(message, Done):
+                    del worker.parts[message.number]
+                    yield message
+                elif message == _IDLE:
+                    busy.remove(worker)
+                else:
+                    part = again.popleft() if again else next(parts, None)
+                    are_left = part is not None
+                    if part is not None:
+                        worker.parts[part.number] = part
+                    worker.send(part)
+
+
+def _checked(message: Any) -> Any:
+    if isinstance(message, UserError):
+        raise message
+    return message
+
+
+def _serve(send: Callable[[Any], object], receive: Callable[[], Any], recipe: Recipe, device: str) -> None:
+    """The life of a worker: load the networks, ask for parts, do them."""
+
+    def next_part() -> Part | None:
+        send(_NEXT)
+        part: Part | None = receive()
+        return part
+
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    try:
+        loaded = recipe.load(device)
+        send(Facts.of(*loaded))
+        while True:
+            place, head, settings = receive()
+            for done in PartsWorker(*loaded, settings, OutFolder(place), head).run(iter(next_part, None)):
+                send(done)
+            send(_IDLE)
+    except UserError as error:
+        send(error)
+
+
+class DevicesEngine(WorkersEngine):
+    """Does parts in one process for each device.
 
     Args:
         recipe: What each process loads.
@@ -158,152 +259,58 @@ class DevicesEngine:
     """
 
     def __init__(self, recipe: Recipe, devices: Sequence[str]) -> None:
-        self._processes = [_Process(recipe, device) for device in devices]
-        try:
-            facts = [process.facts() for process in self._processes]  # all of them must have loaded
-            self.facts = facts[0]
-            for process, other in zip(self._processes, facts, strict=True):
-                _require_equal(process.device, other, self.facts)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """End the processes."""
-        for process in self._processes:
-            process.stop()
-
-    def run(self, parts: Iterator[Part], out: OutFolder, head: Mapping[str, Any], settings: Settings) -> Iterator[Done]:
-        """Do parts; yields each when it is written.
-
-        Raises:
-            UserError: If a process says so, or a part ends its process again and again.
-        """
-        again: deque[Part] = deque()
-        tries: Counter[int] = Counter()
-        work = (out.place, dict(head), settings)
-        for process in self._processes:
-            process.send(work)
-        busy = list(self._processes)
-        while busy or again:
-            for process in busy or [*self._processes]:
-                if process not in busy:  # a part came back after this process had ended
-                    busy.append(process)
-                    process.send(work)
-            ready = wait([process.connection for process in busy])
-            for process in [process for process in busy if process.connection in ready]:
-                try:
-                    message = process.connection.recv()
-                except (EOFError, OSError):
-                    lost, code = process.restart()
-                    tries.update(part.number for part in lost)
-                    if worst := [part.number for part in lost if tries[part.number] >= _TRIES]:
-                        raise UserError(
-                            f"the process of device {process.device} died {_TRIES} times in part {worst[-1]} (exit"
-                            f" code {code}{', for want of memory?' if code == -signal.SIGKILL else ''})"
-                        ) from None
-                    again.extend(lost)
-                    process.send(work)
-                    continue
-                if isinstance(message, UserError):
-                    raise message
-                if isinstance(message, Done):
-                    del process.taken[message.number]
-                    yield message
-                elif message == _ENDED:
-                    busy.remove(process)
-                else:
-                    part = again.popleft() if again else next(parts, None)
-                    if part is not None:
-                        process.taken[part.number] = part
-                    process.send(part)
-
-
-_NEXT, _ENDED = "next", "ended"
-"""What a process asks for, and what it says when it has got no part."""
+        super().__init__([_Process(recipe, device) for device in devices], _Process.ready)
 
 
 @dataclass(eq=False)
 class _Process:
-    """One process, and what it is at."""
-
     recipe: Recipe
     device: str
-    taken: dict[int, Part] = field(default_factory=dict)
+    parts: dict[int, Part] = field(default_factory=dict)
     connection: Connection[Any, Any] = field(init=False)
     process: SpawnProcess = field(init=False)
 
-    def __post_init__(self) -> None:
-        self._start()
+    def __str__(self) -> str:
+        return f"the process of device {self.device}"
 
-    def _start(self) -> None:
+    def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.recipe, self.device))
+        self.process = context.Process(target=_serve_process, args=(theirs, self.recipe, self.device))
         self.process.start()
         theirs.close()  # so that the process's death is seen as the end of the pipe
-
-    def facts(self) -> Facts:
-        """What it has loaded."""
-        try:
-            message = self.connection.recv()
-        except EOFError:
-            self.process.join()
-            raise UserError(
-                f"the process of device {self.device} ended before it began (exit code {self.process.exitcode}): in a"
-                ' script of your own, call extract under if __name__ == "__main__":'
-            ) from None
-        if isinstance(message, UserError):
-            raise message
-        assert isinstance(message, Facts)
-        return message
-
-    def send(self, message: Any) -> None:
-        """Send it; that the process has died meanwhile is noticed when the next message of it is awaited."""
-        with suppress(OSError):
-            self.connection.send(message)
-
-    def restart(self) -> tuple[list[Part], int | None]:
-        """Start it again; gives the parts that it had not done, and its exit code."""
-        self.stop()
-        code, lost, self.taken = self.process.exitcode, list(self.taken.values()), {}
-        self._start()
-        self.facts()
-        return lost, code
 
     def stop(self) -> None:
         self.process.kill()
         self.process.join()
         self.connection.close()
 
+    def send(self, message: Any) -> None:
+        with suppress(OSError):
+            self.connection.send(message)
 
-def _serve(connection: Connection[Any, Any], recipe: Recipe, device: str) -> None:
-    """The life of a device's process: load the networks, ask for parts, do them."""
+    def receive(self) -> Any:
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(5.0)  # else its exit code would be that of the next line
+            self.stop()
+            code = self.process.exitcode
+            raise _DiedError(f"exit code {code}{', out of memory?' if code == -signal.SIGKILL else ''}") from None
+
+    @staticmethod
+    def ready(workers: Sequence[_Process]) -> list[_Process]:
+        """Those that have sent something, or died."""
+        connections = wait([worker.connection for worker in workers])
+        return [worker for worker in workers if worker.connection in connections]
+
+
+def _serve_process(connection: Connection[Any, Any], recipe: Recipe, device: str) -> None:
     with suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
-
-    def parts() -> Iterator[Part]:
-        while True:
-            connection.send(_NEXT)
-            if (part := connection.recv()) is None:
-                return
-            yield part
-
-    try:
-        encoders, cutting = recipe.load(device)
-        connection.send(Facts.of(encoders, cutting))
-        while True:
-            place, head, settings = connection.recv()
-            for done in PartsWorker(encoders, cutting, settings, OutFolder(place), head).run(parts()):
-                connection.send(done)
-            connection.send(_ENDED)
-    except UserError as error:
-        connection.send(error)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _serve(connection.send, connection.recv, recipe, device)
 
 
 def _end_with_parent() -> None:
@@ -312,11 +319,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-class RayEngine:
-    """Does parts on Ray: actors, each with networks and decoders of its own, which ask for parts.
-
-    Ray starts an actor that died again, also on another machine, and the parts that it had are done again. Where the
-    cluster scales itself, actors wait for machines and then join in.
+class RayEngine(WorkersEngine):
+    """Does parts in Ray actors, also on other machines. Where the cluster scales itself, actors wait for machines.
 
     Args:
         recipe: What each actor loads.
@@ -334,102 +338,81 @@ class RayEngine:
             raise UserError(f"--engine ray needs a package ({error}): {install_hint('ray')}") from error
         if actors is not None and actors < 1:
             raise UserError(f"--actors must be 1 or more, got {actors}")
-        self._ray: Any = ray
-        self._is_own = not ray.is_initialized()
-        if self._is_own:
+        self._shutdown = (lambda: None) if ray.is_initialized() else ray.shutdown
+        if not ray.is_initialized():
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0)) if device != "cpu" else 0
         count = actors or gpus or 1
-        self.cores = max(2, int(there.get("CPU", 1)) // count)
+        cores = int(there.get("CPU", 1)) // count
+        self.cores = max(2, cores)
         """Of each actor, one of them for the encoders."""
-        options = {"num_cpus": max(1, int(there.get("CPU", 1)) // count), "num_gpus": int(gpus > 0)}
-        worker = self._ray.remote(max_restarts=-1, max_task_retries=-1, **options)(_RayWorker)
-        self._actors = [worker.remote(recipe, device) for _ in range(count)]
-        self.facts = self._get(self._actors[0].facts.remote())
+        kind = ray.remote(num_cpus=max(1, cores), num_gpus=int(gpus > 0))(_RayWorker)
+        workers = [_Actor(ray, lambda: kind.remote(recipe, device, os.getcwd()), number) for number in range(count)]
+        super().__init__(workers, _Actor.ready)
 
     def close(self) -> None:
         """End the actors, and Ray if this has started it."""
-        for actor in self._actors:
-            self._ray.kill(actor)
-        if self._is_own:
-            self._ray.shutdown()
+        super().close()
+        self._shutdown()
 
-    def run(self, parts: Iterator[Part], out: OutFolder, head: Mapping[str, Any], settings: Settings) -> Iterator[Done]:
-        """Do parts; yields each when it is written.
 
-        Raises:
-            UserError: If an actor says so, or actors die again and again.
-        """
-        place = os.path.abspath(out.place)  # actors work in folders of their own
-        waiting = {part.number: part._replace(sources=[_absolute(source) for source in part.sources]) for part in parts}
-        for _ in range(_TRIES):
-            desk = self._ray.remote(num_cpus=0)(_Desk).remote(list(waiting.values()))
-            running = [actor.run.remote(desk, place, dict(head), settings, self.facts) for actor in self._actors]
-            while running:
-                ended, running = self._ray.wait(running, timeout=0.5)
-                for done in self._get(desk.collect.remote()):
-                    if waiting.pop(done.number, None) is not None:
-                        yield done
-                for reference in ended:
-                    self._get(reference)
-            for done in self._get(desk.collect.remote()):
-                if waiting.pop(done.number, None) is not None:
-                    yield done
-            self._ray.kill(desk)
-            if not waiting:  # else an actor died, and what it had is done again
-                return
-        raise UserError(f"{len(waiting)} parts, such as {min(waiting)}, were not done in {_TRIES} tries: actors died")
+@dataclass(eq=False)
+class _Actor:
+    ray: Any
+    make: Callable[[], Any]
+    number: int
+    parts: dict[int, Part] = field(default_factory=dict)
+    actor: Any = None
+    reply: Any = None
 
-    def _get(self, reference: Any) -> Any:
+    def __str__(self) -> str:
+        return f"Ray actor {self.number}"
+
+    def start(self) -> None:
+        self.actor, self.reply = self.make(), None
+
+    def stop(self) -> None:
+        self.ray.kill(self.actor)
+
+    def send(self, message: Any) -> None:
+        self.reply = self.actor.talk.remote(message)
+
+    def receive(self) -> Any:
+        reply, self.reply = self.reply or self.actor.talk.remote(), None
         try:
-            return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from None
-            raise
+            return self.ray.get(reply)
+        except self.ray.exceptions.RayActorError:
+            raise _DiedError("Ray's logs say why") from None
 
-
-def _absolute(source: Source) -> Source:
-    return source._replace(root=os.path.abspath(source.root))
-
-
-class _Desk:
-    """Where actors get parts and say what is done."""
-
-    def __init__(self, parts: list[Part]) -> None:
-        self._parts, self._done = deque(parts), list[Done]()
-
-    def take(self) -> Part | None:
-        return self._parts.popleft() if self._parts else None
-
-    def note(self, done: Done) -> None:
-        self._done.append(done)
-
-    def collect(self) -> list[Done]:
-        done, self._done = self._done, []
-        return done
+    @staticmethod
+    def ready(workers: Sequence[_Actor]) -> list[_Actor]:
+        """Those that have sent something, or died."""
+        for worker in workers:
+            worker.reply = worker.reply or worker.actor.talk.remote()
+        replies, _ = workers[0].ray.wait([worker.reply for worker in workers])
+        return [worker for worker in workers if worker.reply in replies]
 
 
 class _RayWorker:
-    """An actor."""
+    """What an actor is: ``_serve`` in a thread, and a method that hands on its messages."""
 
-    def __init__(self, recipe: Recipe, device: str) -> None:
-        if recipe.threads is not None:
-            torch.set_num_threads(recipe.threads)
-        self._loaded = recipe.load(device)
+    def __init__(self, recipe: Recipe, device: str, folder: str) -> None:
+        with suppress(OSError):  # another machine need not have it, where inputs and output are at addresses
+            os.chdir(folder)  # paths may be relative to it
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, args=(recipe, device), daemon=True).start()
 
-    def facts(self) -> Facts:
-        return Facts.of(*self._loaded)
+    def talk(self, *messages: Any) -> Any:
+        """Take messages, and wait for the next one of the worker."""
+        for message in messages:
+            self._inbox.put(message)
+        return self._outbox.get()
 
-    def run(self, desk: Any, place: str, head: dict[str, Any], settings: Settings, facts: Facts) -> None:
-        import ray
-
-        _require_equal("an actor", self.facts(), facts)
-
-        def parts() -> Iterator[Part]:
-            while (part := ray.get(desk.take.remote())) is not None:
-                yield part
-
-        for done in PartsWorker(*self._loaded, settings, OutFolder(place), head).run(parts()):
-            ray.get(desk.note.remote(done))
+    def _serve(self, recipe: Recipe, device: str) -> None:
+        try:
+            _serve(self._outbox.put, self._inbox.get, recipe, device)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)

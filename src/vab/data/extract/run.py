@@ -14,7 +14,7 @@ import numpy as np
 from vab.data.extract.cutting import Cutting, check_segments
 from vab.data.extract.decoders import digest_of
 from vab.data.extract.encode import Encoders
-from vab.data.extract.engines import Engine, Facts, LocalEngine
+from vab.data.extract.engines import Facts, LocalEngine, WorkersEngine
 from vab.data.extract.parts import (
     MISSING,
     Described,
@@ -79,7 +79,7 @@ def extract_sources(
 def extract_parts(
     sources: Sources,
     out: OutFolder,
-    engine: Engine,
+    engine: LocalEngine | WorkersEngine,
     settings: Settings,
     labels: Sequence[str] | None = None,
     watch: Watch = lambda done, here, seconds: None,
@@ -113,7 +113,7 @@ class _Extraction:
         self,
         sources: Sources,
         out: OutFolder,
-        engine: Engine,
+        engine: LocalEngine | WorkersEngine,
         settings: Settings,
         labels: Sequence[str] | None,
         watch: Watch,
