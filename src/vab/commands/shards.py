@@ -38,7 +38,7 @@ def index_shards(folder: str, spec: str | None = None) -> None:
 
     Args:
         folder: Holds the tars; their records have the fields codes.npy, features.npy and json.
-        spec: A JSON file with the segment spec, or the manifest.json of another data set that was extracted likewise,
+        spec: A JSON file with the segment spec, or the manifest.json of another data set of the same settings,
             where the folder has no manifest.json, or a damaged one.
     """
     manifest = index_folder(folder, spec)

@@ -692,7 +692,7 @@ def test_codebooks_do_without_the_codecs_weights(two_folders, tmp_path):
         ({"name": "tiny", "weight_hash": "ff"}, "--codec_hash must be a SHA-256, .*got 'ff'"),
         ({"name": "tiny", "weight_hash": "f" * 64}, f"--codec_hash is {'f' * 64}, but the weights have "),
         ({"name": "tiny", "codebooks": "x.npy"}, "codec tiny ships with its weights: leave out --codebooks"),
-        ({"name": "dac_16khz", "codebooks": "x.npy", "weights": "y"}, "say the same: leave one out"),
+        ({"name": "dac_16khz", "codebooks": "x.npy", "weights": "y"}, "both give the codebooks: leave one out"),
         ({"name": "dac_16khz", "codebooks": "x.npy"}, "codebooks x.npy cannot be read: .*No such file"),
         ({"name": "dac_16khz", "codebooks": "x.pt"}, "must be a .npy or .safetensors file"),
         (

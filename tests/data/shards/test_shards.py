@@ -234,7 +234,7 @@ def test_folder_that_cannot_be_written_to_is_refused(tmp_path, ten, small_spec, 
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "a.tar").write_bytes(b"precious")
-    with pytest.raises(UserError, match="tars that no extraction here left"):
+    with pytest.raises(UserError, match="tars that vab did not write"):
         ShardWriter(foreign, small_spec)
     assert contents(foreign) == {"a.tar": b"precious"}
     begun = tmp_path / "begun"

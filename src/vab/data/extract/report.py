@@ -161,7 +161,7 @@ def refuse_foreign_report(out: OutFolder) -> None:
     if not out.has(REPORT):
         return
     try:
-        values = read_json_lines(out.path(REPORT), left_out=None)
+        values = read_json_lines(out.path(REPORT), "left_out", None)
     except (OSError, ValueError):
         values = {}
     if not {"reasons", "folder", "inputs", "kept", "records"} <= {*values}:

@@ -1,6 +1,6 @@
-"""Arrays of others, one for each recording, read from .npy, .npz or hdf5 files and brought to one layout.
+"""Arrays that others have extracted: one for each recording, read from .npy, .npz or hdf5, brought to one layout.
 
-Nothing that is read can run code: pickled arrays are refused, and a file leads to no other file.
+Reading runs no code: pickled arrays are refused, and links from a file to another file are not followed.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ class CodecInfo:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a recording's arrays become segments."""
+    """How the arrays of a recording are cut into segments."""
 
     segment_seconds: float
     """Length of a segment."""
@@ -241,7 +241,7 @@ class Cut:
     min_seconds: float
     """Least length of a recording and of a last segment, which is padded to a whole one."""
     max_difference_seconds: float
-    """By which a recording's codes and features may differ in length; more is taken for a wrong rate or pair."""
+    """How much a recording's codes and features may differ in length. More means a wrong rate or a wrong pair."""
     without_video: str = "leave_out"
     """``keep``, or ``leave_out``: recordings that have codes alone."""
 
@@ -258,7 +258,7 @@ class Cut:
         if not self.video_fps <= self.source_fps < float("inf"):
             raise UserError(
                 f"--target_video_fps {self.video_fps:g} is more than the {self.source_fps:g} frames per second that"
-                " there are: nothing to make the others from"
+                " there are: give at most that many"
             )
         if not 0 <= self.max_difference_seconds < float("inf"):
             raise UserError(f"--max_difference_seconds must be 0 or more, got {self.max_difference_seconds:g}")
@@ -287,7 +287,7 @@ class ArrayReader:
         cut: Rates and tolerances.
 
     Attributes:
-        is_ready: Whether ``find_axes`` has found a recording that is whole. Its axes are those of all others, and
+        is_ready: Whether ``find_axes`` has found a usable recording. Its axes are those of all others, and
             ``feature_dim`` is known. Until then the shape of each array must tell which of its axes is time.
         codes_axis: Time is axis 0: (T, K); 1: (K, T).
         features_axis: Time is axis 0: (V, C); 1: (C, V); None where there are no features.
@@ -303,10 +303,10 @@ class ArrayReader:
         self.features_axis: int | None = None
 
     def find_axes(self, names: Iterable[str]) -> list[ArrayError]:
-        """Take the layout of the first recording that is whole for that of all.
+        """Find the layout of the first usable recording; all others must have it, too.
 
         Returns:
-            What is wrong with the recordings before it, or with all of them if none is whole.
+            What is wrong with the recordings before it, or with all of them if none is usable.
         """
         problems: list[ArrayError] = []
         for name in names:
@@ -391,7 +391,7 @@ class ArrayReader:
 
 
 def _two_axes(arrays: Arrays, name: str, kinds: str, words: str) -> np.ndarray:
-    """An array of these kinds of types, without axes of length 1 that are too many."""
+    """An array with two axes and a type of these kinds; further axes of length 1 are removed."""
     array = arrays.read(name)
     while array.ndim > 2 and 1 in array.shape:
         array = array.squeeze(array.shape.index(1))
@@ -403,7 +403,7 @@ def _two_axes(arrays: Arrays, name: str, kinds: str, words: str) -> np.ndarray:
 
 
 def _time_axis(arrays: Arrays, name: str, array: np.ndarray, fits: Sequence[int], known: int | None, rule: str) -> int:
-    """Which axis is time: of those that fit, the one of all other recordings, or the only one."""
+    """Which axis is time: the one known from other recordings if it fits, else the only one that fits."""
     possible = [axis for axis in fits if known in (None, axis)]
     if len(possible) == 1:
         return possible[0]

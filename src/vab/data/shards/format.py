@@ -11,17 +11,18 @@ A finished folder::
     label_starts.npy, label_ids.npy    labels of record i: label_ids[label_starts[i]:label_starts[i + 1]]
     codebooks.safetensors  "codebooks" (K, S, code_dim) float32
 
-    parts/                 what is done, for a resumed or repeated extraction; readers do not need it
+    parts/                 which parts are done, to resume or repeat an extraction; readers do not need it
 
 ``manifest.json`` is written last: a folder that has one is complete. A data set is written in parts, each of at most
-one tar: ``parts/head.json`` says what they share, and ``parts/000000.json``, written last of a part, which sources are
-done. After a kill the writer skips what is done.
+one tar. ``parts/head.json`` holds what all parts share. ``parts/000000.json`` is written last of a part and lists its
+sources. After a kill the writer skips the parts that are done.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import re
 import sys
@@ -45,19 +46,19 @@ LABEL_STARTS, LABEL_IDS = "label_starts.npy", "label_ids.npy"
 PARTS = "parts"
 HEAD = f"{PARTS}/head.json"
 SIDE_FILES = (INDEX, LABEL_STARTS, LABEL_IDS, CODEBOOKS)
-"""What is written when all shards are there, the manifest apart."""
+"""The files that are written once all tars exist, except the manifest."""
 FIELDS = ("codes.npy", "features.npy", "json")
-"""The only members a record may have; a data set of others is refused, so nothing in a shard can run code."""
+"""The only members that a record may have. Others are refused: nothing in a shard can run code."""
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 # A tar header of the plain kind (ustar) holds names of 100 characters; ".features.npy" is the longest field.
 MAX_KEY_LENGTH = 100 - len(".features.npy")
 
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
-"""Files of a manifest lie in its folder: others may have written it, and must not make vab read elsewhere."""
+"""Names that a manifest may list: files of its own folder. A manifest of others must not make vab read elsewhere."""
 
 KEY_SECONDS = 0.001
-"""How fine a key tells when its record starts."""
+"""s. Resolution of the start time in a key."""
 
 INDEX_COLUMNS = {
     "shard": "<u4",
@@ -93,7 +94,7 @@ def index_dtype(key_length: int) -> np.dtype[Any]:
 
 
 def shard_name(number: int, version: int = 0) -> str:
-    """File name of shard ``number``; of one that was written again, with another version."""
+    """File name of shard ``number``. A shard that is written again has a higher ``version``."""
     return f"shard-{number:06d}{f'-{version}' if version else ''}.tar"
 
 
@@ -133,27 +134,27 @@ def make_key(record_id: str, start_seconds: float) -> str:
 
 
 MAY_PASS = frozenset(("missing", "unreadable", "error"))
-"""Reasons for which an input is left out that may be gone when the command is typed again: a disk that was away, a
-decoder that was killed or hung, a version of a library. Other reasons are what the input is."""
+"""Reasons for leaving an input out that may be gone in the next run: a disk that was not mounted, a decoder that was
+killed or hung, a version of a library. All other reasons lie in the input itself."""
 
 
 class Left(NamedTuple):
     """Something that is not in a data set."""
 
     source: str
-    """Of which input."""
+    """Name of the input."""
     reason: str
-    """One word, by which they are counted."""
+    """One word. Reports count by it."""
     detail: str = ""
-    """For people, one line."""
+    """One line for people."""
     start_seconds: float | None = None
     """s, of the excerpt that is left out; None for the whole input."""
     traceback: str = ""
-    """Of an exception that nobody foresaw."""
+    """Of an unexpected exception."""
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Left:
-        """From a JSON value; equal texts become one object, as there can be millions."""
+        """From a JSON value. Equal texts become one object, as there can be millions."""
         reason, detail = entry["reason"], entry.get("detail", "")
         return cls(entry["source"], sys.intern(reason), sys.intern(detail), entry.get("start_seconds"),
                    entry.get("traceback", ""))  # fmt: skip
@@ -164,7 +165,7 @@ class Left(NamedTuple):
         return self.start_seconds is None and self.reason in MAY_PASS
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON value, without what it does not have."""
+        """As a JSON value, without empty fields."""
         return {name: value for name, value in self._asdict().items() if value not in ("", None)}
 
 
@@ -186,37 +187,30 @@ def json_lines(values: Mapping[str, Any], *long: str) -> Iterator[bytes]:
     yield b"\n}\n"
 
 
-def read_json_lines(path: Path, **long: Callable[[Any], Any] | None) -> dict[str, Any]:
-    """What ``json_lines`` wrote.
+def read_json_lines(path: Path, name: str, make: Callable[[Any], Any] | None) -> dict[str, Any]:
+    """Read what ``json_lines`` wrote, entry by entry of its last list.
 
     Args:
         path: Of the file.
-        long: What to make of each entry of a list, by its name; None to skip the list. In the order of the file.
+        name: Name of the last list.
+        make: What to make of each of its entries; None to skip them all.
+
+    Raises:
+        ValueError: If the file is not JSON.
     """
-    head: list[str] = []
-    lists: dict[str, list[Any]] = {}
-    with path.open(encoding="utf-8") as file:
-        for name, make in long.items():
-            for line in file:
-                if line == f' "{name}": [\n':
-                    break
-                head.append(line if not lists else "")
-            lists[name] = []
-            for line in file:
-                if not line.startswith("  "):
-                    break
-                if make is not None:
-                    lists[name].append(make(json.loads(line.rstrip(",\n"))))
     try:
-        values: dict[str, Any] = json.loads("".join(head).rstrip(",\n") + "}")
-    except ValueError:  # another program has written it again, in lines of its own
+        with path.open(encoding="utf-8") as file:
+            head = "".join(itertools.takewhile(lambda line: line != f' "{name}": [\n', file))
+            entries = [make(json.loads(line.rstrip(",\n"))) for line in file if make and line.startswith("  ")]
+        values: dict[str, Any] = json.loads(head.rstrip(",\n") + "}")
+    except ValueError:  # another program has written the file again, with other line breaks
         values = json.loads(path.read_bytes())
-        lists = {name: [*map(make, values.get(name, ()))] for name, make in long.items() if make is not None}
-    return values | lists
+        entries = [*map(make, values.get(name, ()))] if make else []
+    return values | {name: entries}
 
 
 def array_pieces(array: np.ndarray) -> list[bytes | memoryview]:
-    """An array as a .npy file: its header, and its bytes where they are."""
+    """An array as a .npy file: its header, and its own memory."""
     array, stream = np.ascontiguousarray(array), io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
     return [stream.getvalue(), array.reshape(-1).view(np.uint8).data]
@@ -228,11 +222,11 @@ def save_array(array: np.ndarray) -> bytes:
 
 
 def library_versions(further: Iterable[str] = ()) -> dict[str, str]:
-    """Versions of what shapes a data set's bytes, for the manifest.
+    """Versions of the packages that determine a data set's bytes, for the manifest.
 
     Args:
-        further: Distributions besides those that always do, such as ``vab.frozen.Frozen.packages``; ``NOT_STATED`` for
-            one that is installed under another name, as forks are.
+        further: More distributions, such as ``vab.frozen.Frozen.packages``. The version is ``NOT_STATED`` for one that
+            is installed under another name, as forks are.
     """
     versions = {name: version(name) for name in ("vab", "torch", "numpy", "webdataset", "av", "soxr")}
     for name in further:
@@ -322,12 +316,12 @@ def parse_manifest(text: bytes | Path, folder: str | Path) -> dict[str, Any]:
         "upload it again"
         if "://" in str(folder)
         else (
-            f"restore it from a copy; or, with the {MANIFEST} of another data set that was extracted likewise, type:"
+            f"restore it from a copy; or, with the {MANIFEST} of another data set of the same settings, type:"
             f" vab shards index {folder} --spec OTHER/{MANIFEST}"
         )
     )
     try:
-        manifest = json.loads(text) if isinstance(text, bytes) else read_json_lines(text, left_out=Left.of)
+        manifest = json.loads(text) if isinstance(text, bytes) else read_json_lines(text, "left_out", Left.of)
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): {remedy}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -350,7 +344,7 @@ def parse_manifest(text: bytes | Path, folder: str | Path) -> dict[str, Any]:
 
 
 def head_differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """What of two heads (``spec``, ``extraction``, ``labels``) is not the same, in words."""
+    """Differences between two heads (``spec``, ``extraction``, ``labels``), in words."""
     found = SegmentSpec.from_dict(theirs["spec"]).differences(SegmentSpec.from_dict(mine["spec"]))
     rules = sorted({*theirs["extraction"], *mine["extraction"]})
     pairs = [(name, theirs["extraction"].get(name), mine["extraction"].get(name)) for name in rules]

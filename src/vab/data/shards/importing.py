@@ -1,12 +1,12 @@
 """Codes and features that others have extracted, imported into shards.
 
 Arrays of a recording are paired by its name, brought to one layout, and cut into segments as ``vab extract`` cuts
-media. No network runs, so two things differ from an extraction. Codes are cut where they are, not encoded again from a
-segment's own waveform. And steps after the end of a recording repeat its last codes, as nobody has encoded the silence
-that would be there: they are padding, which a record's valid length tells.
+media. No network runs, so two things differ from an extraction. Codes are cut as they are, not encoded again from the
+waveform of the segment. Steps after the end of a recording repeat its last codes, as there is no code of silence to
+use: they are padding, and the record's valid length excludes them.
 
-An array does not tell which weights made it. The manifest states what the user says of them; where a hash is not given,
-``NOT_STATED``, which no network's hash equals.
+An array does not say which weights made it. The manifest states the hash that the user gives, or ``NOT_STATED``, which
+equals no network's hash.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def import_arrays(
     if not reader.is_ready:
         if is_finished:
             raise UserError(
-                f"{out} already holds a finished data set, and none of these recordings is whole ({problems[0]})"
+                f"{out} already holds a finished data set, and none of these recordings can be used ({problems[0]})"
             )
         raise nothing_made(folder, sources, [_left(*pair) for pair in zip(sources, problems, strict=True)])
     spec = _spec(reader, vision)
@@ -182,8 +182,8 @@ def _segments(
 ) -> Iterator[Record]:
     """Cut a recording.
 
-    Features are taken for a video of ``source_fps`` frames per second, and of this, as in extraction, what is shown in
-    the middle of each frame wanted.
+    Features are read as a video of ``source_fps`` frames per second. As in extraction, a frame is the picture that is
+    shown in its middle.
     """
     sound_end = codes.shape[1] / spec.code_rate
     video_end = float("inf") if features is None else len(features) / cut.source_fps
@@ -207,7 +207,7 @@ def _segments(
             if not frames:
                 raise ArrayError("too_short", f"its features end at {video_end:.2f} s, before the first frame wanted")
             places = np.floor(times * cut.source_fps + SAME_TIME).astype(np.int64)
-            # After the end its last picture, as in extraction.
+            # After the end the last picture is repeated, as in extraction.
             taken = features[np.minimum(places, min(places[frames - 1], len(features) - 1))]
         meta = {
             "id": source.id,
@@ -270,7 +270,7 @@ def _head(
 
 
 def _fingerprint(sources: Sources, reader: ArrayReader) -> str:
-    """Tells one list of inputs from another: how many, and a hash of their names, labels and sizes."""
+    """Fingerprint of a list of inputs: how many, and a hash of their names, labels and sizes."""
     ids = [source.id for source in sources]
     codes = reader.codes.sizes(ids)
     features: Sequence[int | None] = [None] * len(ids) if reader.features is None else reader.features.sizes(ids)
@@ -281,7 +281,7 @@ def _fingerprint(sources: Sources, reader: ArrayReader) -> str:
 
 
 def _ahead(function: Callable[[Source], _T], sources: Iterable[Source]) -> Iterator[tuple[Source, _T]]:
-    """Each recording with its result, in order, while threads are at work on the next few."""
+    """Each recording with its result, in order; threads work on the next few meanwhile."""
     waiting: deque[tuple[Source, Future[_T]]] = deque()
     with ThreadPoolExecutor(_THREADS) as threads:
         for source in sources:
@@ -298,7 +298,7 @@ class VisionInfo:
     """What shards need of the vision encoder that made their features."""
 
     name: str
-    """As the user calls it; where media shall be encoded later, as ``load_vision`` takes it."""
+    """As the user calls it. To encode media later, it must be a name that ``load_vision`` takes."""
     weight_hash: str
     """SHA-256 of its weights, or ``NOT_STATED``."""
     feature_dim: int | None
@@ -315,9 +315,9 @@ def codec_info(
     Args:
         name: As ``load_codec`` takes it.
         weights: Its file or folder, as ``load_codec`` takes it.
-        codebooks: Instead of the weights: ``codebooks.safetensors`` of another data set, whose manifest beside it then
-            states the rest, or any .npy or .safetensors with (K, S, code_dim).
-        weight_hash: SHA-256 of the weights, where they are not here.
+        codebooks: Instead of the weights: ``codebooks.safetensors`` of another data set, whose manifest states the
+            other numbers, or any .npy or .safetensors with (K, S, code_dim).
+        weight_hash: SHA-256 of the weights, where their file is not on this machine.
 
     Raises:
         UserError: If the codec is unknown, or what is given is absent, damaged or contradictory.
@@ -329,12 +329,12 @@ def codec_info(
         try:
             codec = load_codec(name, "cpu", weights)
         except UserError as error:
-            hint = "; its codebooks alone do, too: --codebooks FILE" if name in NUMBERS and weights is None else ""
+            hint = "; or give its codebooks alone: --codebooks FILE" if name in NUMBERS and weights is None else ""
             raise UserError(f"{error}{hint}") from error
         _require_same("codec", codec.weight_hash, weight_hash)
         return CodecInfo(name, codec.weight_hash, codec.sample_rate, codec.code_rate, codec.codebooks().cpu())
     if weights is not None:
-        raise UserError("--codec_weights and --codebooks say the same: leave one out")
+        raise UserError("--codec_weights and --codebooks both give the codebooks: leave one out")
     if name not in NUMBERS:
         raise UserError(f"codec {name} ships with its weights: leave out --codebooks {codebooks}")
     path = Path(codebooks)
@@ -366,7 +366,7 @@ def vision_info(
     Args:
         name: What made the features, in the user's words or as ``load_vision`` takes it.
         weights: Its file or folder, as ``load_vision`` takes it.
-        weight_hash: SHA-256 of the weights, where they are not here.
+        weight_hash: SHA-256 of the weights, where their file is not on this machine.
         feature_dim: C.
 
     Raises:

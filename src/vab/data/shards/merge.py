@@ -1,4 +1,4 @@
-"""Joining finished data sets: nothing is decoded or encoded again."""
+"""Joining finished data sets into one, without decoding or encoding anything again."""
 
 from __future__ import annotations
 

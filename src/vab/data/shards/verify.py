@@ -1,4 +1,4 @@
-"""Reading whole tars: to check a data set against its manifest, or to index tars that were made elsewhere."""
+"""Reading whole tars: to compare a data set with its manifest, or to index tars that others have made."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Writing a data set: records in, tars with an index and a manifest out, whole even if the writer is killed.
+"""Writing a data set: records in, tars with an index and a manifest out. A kill leaves nothing half written.
 
-What the files hold is said in ``vab.data.shards.format``. A data set is written part by part. A part is one tar, or
-none if it has no record, the rows of its index (``parts/000000.npy``), and ``parts/000000.json``, which is written last
-and marks the part done. ``concatenate`` makes the index of the data set from those of its parts.
+``vab.data.shards.format`` describes the files. A data set is written part by part. A part is one tar (none if it has no
+record), the rows of its index (``parts/000000.npy``), and ``parts/000000.json``, which is written last and marks the
+part done. ``concatenate`` joins the rows of all parts to the index of the data set.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class _HashedFile:
 
 
 class PartWriter:
-    """A part in the making, in a work folder.
+    """Writes a part in a work folder, then publishes it.
 
     Args:
         out: Where it is published.
@@ -245,12 +245,12 @@ class PartWriter:
         self._labels.append(record.labels)
 
     def publish(self, sources: Sequence[str], left_out: Sequence[Left], further: Mapping[str, Any]) -> None:
-        """The part is whole: make it last.
+        """Finish the part and move its files to the data set's folder.
 
         Args:
             sources: Names of its inputs.
-            left_out: Of these, what is left out.
-            further: Other JSON values for its description.
+            left_out: What of them is left out.
+            further: Other JSON values of the part.
 
         Raises:
             UserError: If the disk is full.
@@ -289,7 +289,7 @@ class PartWriter:
 
 
 def read_part(out: OutFolder, number: int) -> dict[str, Any]:
-    """What ``PartWriter.publish`` wrote of a part: its values, ``sources``, ``labels`` and ``left_out``.
+    """The JSON values that ``PartWriter.publish`` wrote, with ``sources``, ``labels`` and ``left_out``.
 
     Raises:
         UserError: If its tar is not there, or not whole.
@@ -457,7 +457,7 @@ def write_data_set(
 
 
 def begin_folder(out: OutFolder, head: Mapping[str, Any]) -> None:
-    """Note what the parts of a data set share, or check that those that are there were made with the same.
+    """Write down what all parts of a data set share, or check that existing parts were made with the same.
 
     Args:
         out: The data set's folder.
@@ -473,8 +473,7 @@ def begin_folder(out: OutFolder, head: Mapping[str, Any]) -> None:
             differences = head_differences(theirs, mine)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{out}/{HEAD} is none of an extraction's and would be replaced: give another folder, or take it"
-                " elsewhere"
+                f"{out}/{HEAD} was not written by vab and would be replaced: give another folder, or move the file"
             ) from error
         names = sorted({*theirs, *mine} - {"spec", "labels", "extraction", "versions"})
         differences += [f"{name}: {theirs.get(name)} != {mine.get(name)}" for name in names
@@ -487,14 +486,14 @@ def begin_folder(out: OutFolder, head: Mapping[str, Any]) -> None:
         return
     if tars := out.foreign_tars():
         raise UserError(
-            f"{out} holds tars that no extraction here left behind ({tars[0]}, ...):"
-            " give another folder; to use these, type: vab shards index"
+            f"{out} holds tars that vab did not write ({tars[0]}, ...): give another folder;"
+            f" to use these tars, type: vab shards index {out}"
         )
     others = [name for name in SIDE_FILES if out.has(name)]
     if others := others + ([PARTS] if out.path(PARTS).is_file() else [part_name(number) for number in out.parts()][:1]):
         raise UserError(
-            f"{out} holds a file that no extraction here left behind and that would be replaced"
-            f" ({', '.join(others)}): give another folder, or take it elsewhere"
+            f"{out} holds files that vab did not write and would replace ({', '.join(others)}):"
+            " give another folder, or move them"
         )
     with out.work() as work:
         write_atomically(work / HEAD, json.dumps(mine).encode())
