@@ -43,7 +43,7 @@ def fitting_name(name: str, suffix: str = "") -> str:
 
 
 def as_utf8(text: str) -> bytes:
-    """Text with names of files as UTF-8; names that are not UTF-8 keep their bytes."""
+    """Text with file names as UTF-8; names that are not UTF-8 keep their bytes."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half a character of UTF-16, as JSON may have
@@ -51,7 +51,7 @@ def as_utf8(text: str) -> bytes:
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview | Iterable[bytes | memoryview]) -> None:
-    """Put ``content``, in one piece or in several, at ``path`` whole or not at all, also across a kill or a power cut.
+    """Write ``content``, one piece or several, to ``path``: whole or not at all, also after a kill or a power cut.
 
     Text is written as ``as_utf8`` gives it.
 
@@ -251,12 +251,12 @@ class ProgressBar:
         self.start, self.stop = self._bar.start, self._bar.stop
 
     def advance(self, count: float = 1) -> None:
-        """So many more are done; a negative number of those to be done again."""
+        """Count so many more as done; a negative number for items that are to be done again."""
         self._bar.advance(self._task, count)
         self.update()
 
     def update(self, completed: float | None = None, total: float | None = None, note: str | None = None) -> None:
-        """Set how many are done, how many there are, or the text behind; what is None stays."""
+        """Set how many are done, how many there are, or the note behind; None leaves a value as it is."""
         speed = self._bar.tasks[0].speed
         fields: dict[str, Any] = {} if note is None else {"note": note}
         fields["rate"] = f"{speed:.2f} {self._unit}/s" if self._unit and speed else ""
