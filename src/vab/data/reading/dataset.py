@@ -83,7 +83,7 @@ class BatchDataset(Dataset[Batch]):
 
     def gather(self, numbers: Sequence[int] | np.ndarray, valid: np.ndarray | None = None) -> PackedBatch:
         """Like ``read``, in the stored types and in one buffer, as workers return it."""
-        index = as_numbers(numbers)
+        index = as_numbers(numbers, len(self))
         packed = PackedBatch.of_records(len(index), self.spec, len(self.labels), *self.stored_types)
         arrays = packed.arrays()
         arrays["index"][:], arrays["valid"][:], arrays["draw"][:] = index, True if valid is None else valid, 0
@@ -402,9 +402,7 @@ class ShardDataset(BatchDataset):
 
     def _rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """Rows of these records in the index."""
-        index = as_numbers(numbers)
-        if not len(index) or index.min() < 0 or index.max() >= len(self):
-            raise IndexError(f"record numbers must be in 0..{len(self) - 1}, got {list(numbers)[:8]}")
+        index = as_numbers(numbers, len(self))
         return index if self._chosen is None else self._chosen[index]
 
     def _row(self, number: int) -> int:
@@ -428,10 +426,11 @@ class ShardDataset(BatchDataset):
         return broken_file(self.folder, what, "is not what was written")
 
 
-def as_numbers(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(B,) int64 record numbers.
+def as_numbers(numbers: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+    """(B,) int64 numbers of records of a data set that has ``count`` records.
 
     Raises:
+        IndexError: If there are none, or one is out of range.
         TypeError: If they are not integers, such as a boolean mask, whose True would mean record 1.
     """
     index = np.asarray(numbers)
@@ -439,6 +438,8 @@ def as_numbers(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         raise TypeError(
             f"record numbers must be whole numbers, got {index.dtype}: of a mask, give np.flatnonzero(mask)"
         )
+    if not len(index) or index.min() < 0 or index.max() >= count:
+        raise IndexError(f"record numbers must be in 0..{count - 1}, got {index[:8].tolist()}")
     return index.astype(np.int64, copy=False)
 
 

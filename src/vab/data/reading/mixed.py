@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vab.data.reading.dataset import BatchDataset, ShardDataset
+from vab.data.reading.dataset import BatchDataset, ShardDataset, as_numbers
 from vab.data.reading.labels import Vocabulary
 from vab.spec import UserError
 
@@ -122,13 +122,11 @@ class MixedDataset(BatchDataset):
 
     def _places(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B,) position of each record's data set in ``datasets``, and (B,) its number there."""
-        if not len(index) or index.min() < 0 or index.max() >= len(self):
-            raise IndexError(f"record numbers must be in 0..{len(self) - 1}, got {index[:8].tolist()}")
         owners = np.searchsorted(self._starts, index, side="right") - 1
         return owners, index - self._starts[owners]
 
     def _place(self, number: int) -> tuple[ShardDataset, int]:
-        owners, own = self._places(np.array([number]))
+        owners, own = self._places(as_numbers([number], len(self)))
         return self.datasets[int(owners[0])], int(own[0])
 
 
