@@ -15,7 +15,7 @@ import torch
 
 from small_media import tone, video
 from vab.commands.extract import extract
-from vab.data.extract.cutting import Cutting, LeftOut, Segment, decode
+from vab.data.extract.cutting import Cutting, LeftOut, Segment
 from vab.data.extract.decoders import Again, DecodingPool, Ended, Job
 from vab.data.extract.encode import Encoders
 from vab.data.extract.parts import Settings
@@ -279,7 +279,7 @@ def test_a_long_file_whose_sound_no_decoder_knows_is_left_out_alone(tmp_path):
         at = content.rindex(known)
         content = content[:at] + b"zzzz" + content[at + 4 :]
     path.write_bytes(content)
-    items = list(decode(path, None, cutting()))
+    items = list(cutting().decode(path, None))
     assert items
     assert {(item.reason, "there is no decoder for its audio track" in item.detail) for item in items} == {
         ("unreadable", True)
@@ -288,7 +288,7 @@ def test_a_long_file_whose_sound_no_decoder_knows_is_left_out_alone(tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".mp4", "nul\0.mp4"])
 def test_names_that_no_disk_takes_are_unreadable(tmp_path, name):
-    (item,) = decode(tmp_path / name, None, cutting())
+    (item,) = cutting().decode(tmp_path / name, None)
     assert (item.reason, item.detail.startswith("cannot be read: ")) == ("unreadable", True)
 
 
@@ -301,12 +301,12 @@ def test_a_picture_is_still_or_not_whatever_its_size(tmp_path):
         write_video(tmp_path / name, frames, 16, tone(1.0), 16_000)
     leave_out = cutting(still_pictures="leave_out")
     kinds = {
-        name: [getattr(item, "reason", "kept") for item in decode(tmp_path / name, 0.0, leave_out)]
+        name: [getattr(item, "reason", "kept") for item in leave_out.decode(tmp_path / name, 0.0)]
         for name in ("still.mp4", "moving.mp4")
     }
     assert kinds == {"still.mp4": ["still"], "moving.mp4": ["kept"]}
-    (kept,) = decode(tmp_path / "moving.mp4", 0.0, leave_out)
-    (same,) = decode(tmp_path / "moving.mp4", 0.0, cutting())
+    (kept,) = leave_out.decode(tmp_path / "moving.mp4", 0.0)
+    (same,) = cutting().decode(tmp_path / "moving.mp4", 0.0)
     assert np.array_equal(kept.pixels, same.pixels)
 
 

@@ -1,4 +1,4 @@
-"""The two frozen networks of an extraction."""
+"""Encode segments: sound to codec tokens, frames to features."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Encoders:
     vision: VisionEncoder
     """Frames to features."""
     device: torch.device
-    """Where both are."""
+    """On which both compute."""
 
     def spec(self, segment_seconds: float, video_fps: float) -> SegmentSpec:
-        """The numbers of segments of this length."""
+        """The spec of segments of this length."""
         return SegmentSpec(
             segment_seconds=segment_seconds,
             sample_rate=self.codec.sample_rate,
@@ -48,7 +48,7 @@ class Encoders:
     def encode(self, segments: Sequence[Segment], num_frames: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Codes (K, T) uint16 and features (V, C) float16 of each segment; all waveforms have one length.
 
-        Neither depends on which segments come together, which differs after a resume, nor, on a CPU, on the number of
+        Neither depends on which segments are in a batch, which differs after a resume, nor, on a CPU, on the number of
         threads.
         """
         codes = encode_sound(self.codec, segments, self.device)
@@ -65,11 +65,11 @@ def encode_sound(codec: Codec, segments: Sequence[Segment], device: torch.device
 def encode_pictures(
     vision: VisionEncoder, segments: Sequence[Segment], num_frames: int, device: torch.device
 ) -> np.ndarray:
-    """Features (B, V, C) float16 of segments: after a video's end those of its last picture, without video zeros."""
+    """Features (B, V, C) float16 of segments; the last picture's after the video's end, zeros without video."""
     features = np.zeros((len(segments), num_frames, vision.feature_dim), np.float16)
     seen = [number for number, segment in enumerate(segments) if segment.valid_frames]
     pixels = [torch.from_numpy(segments[number].pixels) for number in seen]
-    # All pictures at once, unless a picture's features depend on those beside it: then segment by segment.
+    # All pictures in one batch, unless features depend on the other pictures of a batch: then segment by segment.
     together = [torch.cat(pixels)] if pixels and vision.encodes_frames_alone else pixels
     encoded = [vision.encode(_moved(some, device)).cpu().numpy().astype(np.float16) for some in together]
     ends = np.cumsum([len(some) for some in pixels])[:-1]
@@ -80,5 +80,5 @@ def encode_pictures(
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device; to a GPU without waiting for the copy."""
+    """A copy on the device. A copy to a GPU is asynchronous."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,6 +1,6 @@
-"""Sound files to waveforms: in decoding processes, in order, never more of them in memory than a look-ahead.
+"""Decode folders of sound files to waveforms, in worker processes, in order and with bounded memory.
 
-For listening to whole folders. Each process imports this module: it must not import torch.
+The worker processes import this module: it must not import torch.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from vab.data.media.segments import MediaError, read_audio
 from vab.files import sha256_of
 
 LEAST_SECONDS = 0.05
-"""Less is no sound that anything could be said of."""
+"""A shorter sound is not evaluated."""
 PATIENCE_SECONDS = 300
 _GRACE = 0.02
-"""s. A file shorter than what is wanted by less than a frame of sound is not short."""
+"""s. A file that is shorter than asked for by less than this, a frame of sound, is not short."""
 
 Short = Literal["keep", "pad", "refuse"]
 
 
 @dataclass(frozen=True)
 class Listening:
-    """What is decoded of each file; the same for both sides."""
+    """What is decoded of each file; the same for generated and for real sounds."""
 
     rates: tuple[int, ...]
-    """Sample rates wanted, Hz, each once, at least one."""
+    """Sample rates of the waveforms, Hz, without duplicates, at least one."""
     seconds: float | None
     """The first so many seconds; None for all."""
     short: Short
-    """Shorter files: as long as they are, followed by silence, or refused."""
+    """Shorter files are kept as they are, padded with silence, or refused."""
     remove_mean: bool
     """Whether the mean over time of the whole file is subtracted, before resampling and cutting."""
 
@@ -68,9 +68,9 @@ class Decoded:
     waveforms: dict[int, np.ndarray]
     """By sample rate, (N,) float32."""
     seconds: float
-    """Of sound heard, without padding."""
+    """Length without padding, s."""
     level_db: float
-    """dBFS of that; -inf for silence."""
+    """dBFS without padding; -inf for silence."""
     sha256: str
     """Of the file's bytes."""
 
@@ -82,13 +82,13 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Unusable:
-    """Why a file gives no sound."""
+    """A file that gives no sound, and why."""
 
     reason: str
 
 
 def decode(path: Path, listening: Listening) -> Decoded | Unusable:
-    """Decode one file. Whatever is wrong with it is returned, not raised."""
+    """Decode one file. Faults of the file are returned, not raised."""
     try:
         waveforms = {}
         for rate in listening.rates:
@@ -119,10 +119,10 @@ def decode_all(
 
     Args:
         paths: The files.
-        listening: What is wanted of them.
-        num_workers: Processes; 0 decodes in this one, where a file that crashes the decoder takes all with it.
-        ahead: Files that may wait decoded.
-        patience: s after which a file that a worker has not decoded is given up, and its worker with it.
+        listening: What is decoded of each.
+        num_workers: Processes; 0 decodes in this one, which a file that crashes the decoder then ends.
+        ahead: Most files that are decoded in advance.
+        patience: s after which a file that is still being decoded is given up and its worker is killed.
 
     Raises:
         UserError: If worker processes cannot be started.
