@@ -1,1 +1,1 @@
-"""A file to the sound and the pictures of the same seconds, and back to a file."""
+"""Read the sound and the pictures of the same seconds from media files, and write such files."""

@@ -1,6 +1,6 @@
-"""Files whose clock starts again (joined transport streams, chained Ogg): their packets are put on one clock.
+"""Put the packets of files whose clock starts again (joined transport streams, chained Ogg) on one clock.
 
-Packets whose time goes back get an offset that puts them behind what came before, as ``ffmpeg`` does.
+Packets whose time goes back get an offset that puts them after the packets before, as ``ffmpeg`` does.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 from av import Packet
 
 _BACKWARDS = 0.1
-"""s. A decoding time so far before the last one of its stream begins a new clock. Source: FFmpeg's ffmpeg_demux.c."""
+"""s. A decoding time this far before the last one of its stream begins a new clock. Source: FFmpeg's ffmpeg_demux.c."""
 _REORDERED = 1.0
-"""s. The same where decoding times are presentation times or guessed from them, which are in another order."""
+"""s. The same if decoding times are presentation times or guessed from them, which are in another order."""
 _FORWARDS = 10.0
-"""s. Where a container can change its clock, all streams jumping ahead by this begin a new one. Source: the same."""
+"""s. If a container can change its clock, a jump ahead of all streams by this begins a new one. Source: the same."""
 _APART = 2.0
-"""s. In MPEG streams, what is shown at the same time is no further apart in the file (by its decoding times)."""
+"""s. In MPEG streams, packets shown at the same time are no further apart in the file (by their decoding times)."""
 
 
 def is_one_segment(path: Path) -> bool:
@@ -53,7 +53,7 @@ class Clock:
 
     def __init__(self, can_change: bool, is_mpeg: bool) -> None:
         self.can_change, self.is_mpeg = can_change, is_mpeg
-        self.is_split = False  # whether a stream goes on where another one has started again
+        self.is_split = False  # whether a stream continues on the old clock after another one has started again
         self.offsets = [0.0]  # s, by start of the clock
         self._units: dict[int, float] = {}  # by stream, s
         self._current: dict[int, int] = {}  # by stream, which start of the clock it is at
@@ -76,14 +76,14 @@ class Clock:
             return
         back = _BACKWARDS if self.can_change and packet.dts is not None else _REORDERED
         newest = len(self.offsets) - 1
-        current = self._current.get(stream, newest)  # a stream that comes later is where the others are
+        current = self._current.get(stream, newest)  # a stream that appears later is on the newest clock
         last, now = self._last.get(stream), time * unit + self.offsets[current]
         if last is None:
             current += self._is_behind(now)
-        # The first half is quick, for every packet.
+        # The first condition is quick: it is checked for every packet.
         elif not last - back <= now <= last + _FORWARDS and self._is_jump(stream, now, back):
             current = max(current + 1, newest)
-            if current == newest:  # another stream began it, perhaps some parts later
+            if current == newest:  # another stream began it, perhaps several clocks later
                 now = time * unit + self.offsets[current]
                 current += self._is_jump(stream, now, _REORDERED) or self._is_behind(now)
         self._current[stream] = current

@@ -1,4 +1,4 @@
-"""What a file holds that FFmpeg cannot read, or of which it silently reads less than was recorded."""
+"""Check files without FFmpeg: WAV files that are cut off, and files that are not media at all."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _PIPED = (1 << 31) - (1 << 16)
 """Bytes. Tools that write to a pipe put 0 or more than this into the header: 0x7FFFF024 (sox), 0x80000024 (arecord),
 2^31 - 1, 2^32 - 1 (FFmpeg)."""
 _SLACK = 9
-"""Bytes. Some writers count the 8 bytes before the size, too, or leave out the last pad byte."""
+"""Bytes. Some writers also count the 8 bytes before the size, or omit the last padding byte."""
 
 
 def missing_bytes(path: Path) -> int:
-    """How many bytes a WAV or AIFF file lacks of what its header promises: decoders take what is there, silently.
+    """How many bytes a WAV or AIFF file is shorter than its header says; decoders read the rest without an error.
 
     Raises:
         OSError: If the file cannot be read.
@@ -32,11 +32,11 @@ def missing_bytes(path: Path) -> int:
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _HEAD_BYTES = 512
 _QUOTED = 60
-"""Characters of a text that is shown."""
+"""Characters of a text file that an error message shows."""
 
 
 def explain_content(path: Path) -> str:
-    """What a file is that FFmpeg cannot read, where it is one of the things that downloads leave; else nothing."""
+    """Say what a file is that FFmpeg cannot read, if it is a usual leftover of a download; else ""."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)

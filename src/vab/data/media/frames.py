@@ -16,16 +16,16 @@ from vab.data.media.pictures import display_size, to_rgb
 from vab.data.media.tracks import SAME_TIME, MediaSegment, Track
 
 Convert = Callable[[np.ndarray], np.ndarray]
-"""What is kept of a picture, (H, W, 3) uint8 RGB."""
+"""Makes of a picture, (H, W, 3) uint8 RGB, what is stored in its place."""
 
 
 class PictureTrack(Track):
-    """The pictures that are shown at the times of each span; only these become RGB.
+    """The pictures that are shown at the times of each span; only these are converted to RGB.
 
     Args:
         source: The file.
         times: Of each span, (V,) s, rising.
-        convert: What is kept of a picture, (H, W, 3) uint8 RGB; all of it if None.
+        convert: Applied to each chosen picture; None keeps the picture.
         unwanted: Presentation times, in the stream's units, of pictures that need not be decoded if no other depends
             on them.
         repeat_last: Whether a span behind the end of the video gets the last picture, instead of an error.
@@ -81,11 +81,11 @@ class PictureTrack(Track):
     is_done = is_complete
 
     def is_harmless(self, packet: Packet[Any]) -> bool:
-        """Never: pictures depend on those before."""
+        """Never: pictures depend on earlier ones."""
         return False
 
     def see_packet(self, packet: Packet[Any]) -> None:
-        """Let the decoder leave out a picture that nobody wants and no other picture is built on."""
+        """Let the decoder skip a picture that is not asked for and that no other picture depends on."""
         super().see_packet(packet)
         skips = packet.pts in self.unwanted
         if skips != self._skips and self.stream.codec_context is not None:

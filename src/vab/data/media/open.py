@@ -1,7 +1,6 @@
-"""An open media file: its streams, its timeline, and what can be wrong with it.
+"""Open a media file: choose its streams, place its timeline, and check it for damage.
 
-``vab.data.media.segments`` says what the timeline is, ``vab.data.media.clocks`` what becomes of clocks that
-start again.
+``vab.data.media.segments`` defines the timeline; ``vab.data.media.clocks`` handles clocks that start again.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from vab import UserError
 from vab.data.media.clocks import Clock, is_one_segment
 from vab.data.media.content import explain_content, missing_bytes
 
-# What FFmpeg has to say reaches the user as one MediaError, not as lines across a progress bar.
+# The user sees one MediaError per file; FFmpeg's log would run across the progress bar.
 av.logging.set_level(None)
 
 _NEW_CLOCKS = frozenset(("mpegts", "mpeg", "ogg"))
@@ -34,12 +33,12 @@ S = TypeVar("S", VideoStream, AudioStream)
 
 
 class MediaError(UserError):
-    """A file that cannot give what was asked for.
+    """A file from which the requested sound or pictures cannot be read.
 
     Attributes:
         reason: One word for reports: ``missing``, ``unreadable``, ``no_audio``, ``no_video`` or ``too_short``.
         path: The file.
-        detail: For people, what is wrong with it.
+        detail: A sentence for users: what is wrong with it.
     """
 
     def __init__(self, reason: str, path: Path, detail: str) -> None:
@@ -60,13 +59,13 @@ class OpenMedia:
             lack = missing_bytes(self.path) if is_file else 0
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MediaError("missing", self.path, "there is no such file") from error
-        except (OSError, ValueError) as error:  # no access, a name that is too long, a disk that does not answer
+        except (OSError, ValueError) as error:  # no access, a name that is too long, a disk that is gone
             raise MediaError("unreadable", self.path, f"cannot be read: {_said(error)}") from error
         if not is_file:
             raise MediaError("unreadable", self.path, "is not a file")
         if lack:
             raise MediaError("unreadable", self.path, f"is cut off: {lack} bytes fewer than its header says")
-        # A media file can refer to others, also over the network: files alone are followed.
+        # A media file can refer to others, also over the network: only local files are opened.
         options = {"protocol_whitelist": "file"} | ({"fflags": "+genpts"} if generate_pts else {})
         try:
             self.container = av.open(f"file:{self.path}", options=options, metadata_errors="replace")
@@ -109,7 +108,7 @@ class OpenMedia:
         return len(self._clock.offsets) > 1
 
     def _best(self, kind: Literal["video", "audio"], candidates: Sequence[S]) -> S | None:
-        """FFmpeg's choice, unless it cannot be decoded and another one can."""
+        """The stream that FFmpeg chooses, unless it has no decoder and another one has."""
         best = self.container.streams.best(kind)
         # False sorts before True, and equals stay in the order of the file.
         order = sorted(candidates, key=lambda s: (s.codec_context is None, best is None or s.index != best.index))
@@ -152,10 +151,10 @@ class OpenMedia:
             yield packet
 
     def unreadable(self, error: Exception | str) -> MediaError:
-        """What to raise when FFmpeg gives up."""
+        """The error to raise when FFmpeg cannot continue."""
         return MediaError("unreadable", self.path, explain_content(self.path) or f"cannot be read: {_said(error)}")
 
 
 def _said(error: Exception | str) -> str:
-    """What an error says, without its number."""
+    """The message of an error, without its number."""
     return error if isinstance(error, str) else (getattr(error, "strerror", None) or str(error))

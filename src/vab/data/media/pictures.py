@@ -1,4 +1,4 @@
-"""Pixels as they are to be seen: still pictures, and the frames of a video in RGB."""
+"""Pixels as a viewer shows them: still pictures, and the frames of a video in RGB."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from vab.data.media.content import explain_content
 from vab.data.media.open import MediaError
 
 PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-"""Files that are taken for still pictures."""
+"""Suffixes of files that are read as still pictures."""
 _PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 _SQUARE = 0.01
-"""Pixels whose sides differ by less are square: 448/447 is a rounded size, no shape."""
+"""Pixels whose sides differ by less are square: 448/447 comes from a rounded size."""
 _LONGEST_PIXEL = 5
-"""A sample aspect ratio beyond this is damage."""
+"""A sample aspect ratio beyond this is taken for damage."""
 _PQ, _HLG = 16, 18
 """Transfer characteristics of HDR. Source: ITU-T H.273, table 3."""
 _WHITE = 203.0
 """cd/m2 of diffuse white in HDR. Source: ITU-R BT.2408."""
 _KNEE = 0.75
-"""Of diffuse white. Light above this is compressed into what is left of the range."""
+"""Share of diffuse white. Brighter light is compressed into the rest of the range."""
 _BT2020_TO_BT709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
 )
@@ -39,12 +39,12 @@ _BT2020_TO_BT709 = np.array(
 
 
 def is_picture(path: str | Path) -> bool:
-    """Whether a file is taken for a still picture, by its suffix."""
+    """Whether a file is read as a still picture, by its suffix."""
     return Path(path).suffix.lower() in PICTURE_SUFFIXES
 
 
 def read_picture(path: str | Path) -> tuple[np.ndarray, bool]:
-    """A still picture as it is to be looked at: upright, without transparency.
+    """Read a still picture as a viewer shows it: upright, without transparency.
 
     Args:
         path: A PNG, JPEG, WebP, BMP, TIFF or PPM of any colour model that Pillow decodes.
@@ -78,7 +78,7 @@ def read_picture(path: str | Path) -> tuple[np.ndarray, bool]:
 
 
 def display_size(width: int, height: int, pixel: Fraction | None) -> tuple[int, int]:
-    """Width and height of a picture with square pixels: the longer side of a pixel is stretched to, nothing is shrunk.
+    """Width and height of a picture with square pixels. One side is stretched, none is shrunk.
 
     Args:
         width: As stored.
@@ -91,12 +91,12 @@ def display_size(width: int, height: int, pixel: Fraction | None) -> tuple[int, 
 
 
 def to_rgb(frame: VideoFrame, size: tuple[int, int], reformatter: VideoReformatter) -> np.ndarray:
-    """(H, W, 3) uint8 of a frame: stretched to a size, tone-mapped if it is HDR, turned by its display matrix.
+    """Convert a frame to (H, W, 3) uint8: stretched to a size, tone-mapped if it is HDR, turned by its display matrix.
 
     Args:
         frame: Of any pixel format.
         size: Width and height before it is turned.
-        reformatter: Kept from frame to frame, as making one takes time.
+        reformatter: Reused for all frames, as making one takes time.
     """
     hdr = int(frame.color_trc or 0) in (_PQ, _HLG)
     # One thread: with several, swscale's last columns of a row can land in the row that another one has done.
@@ -105,7 +105,7 @@ def to_rgb(frame: VideoFrame, size: tuple[int, int], reformatter: VideoReformatt
 
 
 def tone_mapped(pixels: np.ndarray, transfer: int) -> np.ndarray:
-    """HDR for a screen that is not: what is darker than white keeps its brightness, what is brighter is compressed.
+    """Map HDR to a standard screen: light below white keeps its brightness, brighter light is compressed.
 
     FFmpeg's ``tonemap`` filter needs zscale, which PyAV's build does not have, and swscale's takes 9 s per file.
 
@@ -151,7 +151,7 @@ def _upright(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
     except ValueError:  # PyAV 18 stumbles over side data that it does not know, such as EXIF
         return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
     if matrix is None:
-        return np.ascontiguousarray(pixels)  # its rows can have padding, with which Pillow copies it ten times slower
+        return np.ascontiguousarray(pixels)  # rows can be padded, and Pillow copies padded rows ten times slower
     # (x, y) goes to (a x + c y, b x + d y).
     a, b, _, c, d = np.frombuffer(bytes(matrix), "<i4")[:5]
     if abs(int(a)) + abs(int(d)) < abs(int(b)) + abs(int(c)):

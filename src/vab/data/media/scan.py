@@ -1,4 +1,4 @@
-"""What the packets of a file tell without being decoded: where its streams end, and when each picture is shown."""
+"""Read a file without decoding it: where its streams end, and when each picture is shown."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ class Scan:
     """What is known of a file before it is decoded; times are on the file's timeline."""
 
     video_end: float | None
-    """s; None without video, inf where it was not looked for."""
+    """s; None without video, inf if the packets were not read."""
     audio_end: float | None
-    """The same of the sound."""
+    """The same for the sound."""
     pictures: np.ndarray | None = None
-    """(F,) int64: when each picture is shown, in the stream's own units, rising; None where that cannot be told, or
-    where the codec does not say on which pictures no other depends."""
+    """(F,) int64: when each picture is shown, in the stream's own units, rising; None if a packet has no time, or if
+    the codec does not mark pictures that no other depends on."""
     time_base: Fraction = Fraction(1)
     """s per unit."""
     zero: float = 0.0
     """s, on the stream's clock, of the beginning of the timeline."""
     restarts: bool | None = None
-    """Whether the clock starts again; None where it was not looked for."""
+    """Whether the clock starts again; None if the packets were not read."""
 
     def unwanted(self, times: np.ndarray) -> frozenset[int]:
-        """Pictures of which none is shown at one of these times, s; empty where that cannot be told."""
+        """Times of the pictures that are not shown at any of these times, s; empty if ``pictures`` is not known."""
         if self.pictures is None or not len(self.pictures):
             return frozenset()
         shown = self.pictures * self.time_base.numerator / self.time_base.denominator - self.zero
         chosen = np.searchsorted(shown, times + SAME_TIME, side="right") - 1
         is_wanted = np.zeros(len(shown), bool)
         is_wanted[np.maximum(chosen, 0)] = True
-        is_wanted[[0, -1]] = True  # these say where the video begins and ends
+        is_wanted[[0, -1]] = True  # the first and the last say where the video begins and ends
         return frozenset(self.pictures[~is_wanted].tolist()) - frozenset(self.pictures[is_wanted].tolist())
 
 
 def scan_streams(path: str | Path) -> Scan:
-    """Which streams a file has, found without reading it: they end nowhere (inf), and their pictures are not known.
+    """Find which streams a file has, without reading its packets: their ends are inf, their pictures are not known.
 
     Raises:
         MediaError: If the file is missing or unreadable.
@@ -65,25 +65,25 @@ def scan_packets(path: str | Path) -> Scan:
         ends = {stream.index: 0 for stream in source.used if stream.frames}
         pictures: list[int] = []
         codec = None if source.video is None else source.video.codec_context
-        told = codec is not None and codec.name == "h264" and source.has_pts
+        is_known = codec is not None and codec.name == "h264" and source.has_pts
         for packet in source.packets():
             if packet.size == 0 or packet.is_discard:
-                continue  # the mark of the end; what is not shown of MP4, whose times are those of shown pictures
+                continue  # the end marker; MP4 packets that are not shown, whose times are those of shown pictures
             number, time = packet.stream.index, packet.pts if packet.pts is not None else packet.dts
             if time is None:
                 ends.setdefault(number, 0)
-                told = False
+                is_known = False
                 continue
             ends[number] = max(ends.get(number, 0), time + (packet.duration or 0))
-            if told and source.video is not None and number == source.video.index:
+            if is_known and source.video is not None and number == source.video.index:
                 pictures.append(time)
-                told = packet.pts is not None and bool(packet.duration)
+                is_known = packet.pts is not None and bool(packet.duration)
         video, audio = (
             None
             if stream is None or stream.index not in ends
             else max(0.0, float(ends[stream.index] * (stream.time_base or 0)) - source.zero)
             for stream in (source.video, source.audio)
         )
-        order = np.sort(np.array(pictures, np.int64)) if told else None
+        order = np.sort(np.array(pictures, np.int64)) if is_known else None
         unit = source.video.time_base if source.video is not None else None
         return Scan(video, audio, order, unit or Fraction(1), source.zero, source.restarts)

@@ -1,4 +1,4 @@
-"""Video and audio files, read: the sound and the frames of the same seconds.
+"""Read the sound and the frames of the same seconds from video and audio files.
 
 One timeline per file, in seconds. Its zero is the earliest start of the two streams that are used (the picture's and
 the sound's), never before the container's own zero: what lies before that is priming of an audio codec, or cut off by
@@ -47,8 +47,8 @@ _SEEK_BEYOND = 5.0
 _PREROLL = 1.0
 """s. How far before the wanted time a seek aims: decoders need some packets to settle (AAC overlap, MP3 reservoir)."""
 _MOST_WAITING = 4
-"""Spans that may wait for one of their two streams, beyond those that overlap, before a file counts as interleaved so
-badly that its pictures would fill the memory."""
+"""Spans, beyond those that overlap, that may wait for one of their two streams. If more wait, sound and picture are so
+far apart in the file that the waiting pictures would fill the memory."""
 _CHUNK_FRAMES, _CHUNK_BYTES = 64, 64 << 20
 """Pictures that ``stream_frames`` yields at once: as many as this, or as fill this much memory."""
 
@@ -130,9 +130,9 @@ def read_segments(
         video_fps: Frames wanted per second; None for sound alone, whose segments have no frames.
         starts: s, on the file's timeline, rising.
         seconds: Length of each segment; V is ``round(seconds * video_fps)``.
-        convert: What is kept of a picture, (H, W, 3) uint8 RGB; ``frames`` is a stack of it. All of it if None.
-        scan: Of the file, if it is known: then pictures that nobody wants and no other depends on are not decoded,
-            and the file is not read again to find out whether it can be sought in.
+        convert: Applied to each picture, (H, W, 3) uint8 RGB; ``frames`` is a stack of the results. None keeps it.
+        scan: Of the file, if there is one. Then pictures that are not asked for and that no other depends on are not
+            decoded, and the file is not read again to find out whether seeking works in it.
 
     Yields:
         For each start, in order, the segment, or why there is none.
@@ -197,17 +197,17 @@ def stream_frames(path: str | Path, times: np.ndarray) -> Iterator[MediaSegment]
 
 
 def _read_span(path: str | Path, start: float, open_tracks: _OpenTracks, restarts: bool | None = None) -> MediaSegment:
-    """Read a single span: a pass over the file, from near the start on, until there is enough.
+    """Read a single span: from shortly before its start, if seeking works in the file, until it is complete.
 
     Raises:
-        MediaError: If the file, or a stream before its span was complete, cannot be decoded; or if nothing is there.
+        MediaError: If the file cannot be decoded up to the end of the span, or ends before the span.
     """
     segment: MediaSegment | MediaError | None = None
     if start > _SEEK_BEYOND:
         try:
             segment = next(_read_pass(path, open_tracks, seek=start - _PREROLL, restarts=restarts))
         except MediaError as error:
-            # Otherwise the seek failed (no index, a false keyframe, timestamps guessed): read from the beginning.
+            # Otherwise the seek failed (no index, a false keyframe, guessed timestamps): read from the beginning.
             if error.reason in ("missing", "no_audio", "no_video"):
                 raise
     segment = segment or next(_read_pass(path, open_tracks))

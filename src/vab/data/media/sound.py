@@ -17,11 +17,11 @@ from vab.data.media.open import MediaError, OpenMedia
 from vab.data.media.tracks import MediaSegment, Track
 
 _JITTER = 0.02
-"""s. Timestamps this near to the end of the sound so far continue it: coarse clocks (1 ms in MKV, FLV) are not gaps."""
+"""s. A frame whose time is this near to the end of the last one continues it: 1 ms steps (MKV) are no gaps."""
 _OVERLAP = 0.1
-"""s. Sound that would replace more than this of sound whose packets had no times is put behind it."""
+"""s. A frame that would overlap sound without timestamps by more than this is placed after it."""
 _CONTEXT = 0.05
-"""s. Sound decoded on both sides of a span, so that the resampler's filter sees what is really there."""
+"""s. Sound decoded on both sides of a span, so that the resampler's filter reads real samples there."""
 _HARMLESS = 1.5
 """s. Damaged sound that lies this long before a span does not reach into it."""
 _LONGEST_GAP = 600.0
@@ -89,7 +89,7 @@ class SoundTrack(Track):
         return self._position is not None and self._position >= self._stops[span]
 
     def see_packet(self, packet: Packet[Any]) -> None:
-        """Note where the packet ends: the last one's padding is decoded too, but its duration does not count it."""
+        """Note where the packet ends: its duration excludes padding, which is decoded too."""
         super().see_packet(packet)
         if packet.pts is not None and packet.duration and not packet.is_discard:
             self._last_packet = max(self._last_packet, self.time_of(packet.pts + packet.duration))

@@ -1,7 +1,7 @@
-"""What the sound track and the video track of a file have in common, and the segment that they fill.
+"""The base of ``SoundTrack`` and ``PictureTrack``, and the segment that they fill.
 
-A span is a part of the timeline that is wanted. A track knows all spans of a reading from the beginning, in order of
-their starts. It keeps only what a span needs, and puts it into a segment as soon as the span is complete.
+A span is a part of the timeline that the caller asks for. A track is given all spans of a reading when it is made, in
+order of their starts. It keeps only what the spans need, and fills a segment as soon as a span is complete.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Track:
         self._numerator, self._denominator = base.numerator, base.denominator  # PyAV makes a Fraction for each frame
 
     def prepare(self) -> None:
-        """Set the decoder up.
+        """Set up the decoder.
 
         Raises:
             MediaError: If there is none.
@@ -57,7 +57,7 @@ class Track:
         self.stream.codec_context.thread_count = 1
 
     def see_packet(self, packet: Packet[Any]) -> None:
-        """Take note of a packet before it is decoded."""
+        """Inspect a packet before it is decoded."""
         self.has_packets = self.has_packets or packet.size > 0
 
     def length(self, units: int) -> float:

@@ -1,4 +1,4 @@
-"""Sound and pictures to media files: WAV, MP4, a video with another sound track."""
+"""Write media files: WAV, MP4, and videos with a new sound track."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vab.files import write_atomically
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 """Hz. Source: ISO/IEC 14496-3, table 1.18."""
 _IN_MEMORY = 64 << 20
-"""Bytes. Larger files are put together on the disk."""
+"""Bytes. Larger files are assembled on the disk."""
 
 
 def write_video(
@@ -41,14 +41,14 @@ def write_video(
     sample_rate: int,
     crf: int = 20,
 ) -> None:
-    """Write an MP4 (H.264 4:2:0 and mono AAC) for any player; equal input gives equal bytes.
+    """Write an MP4 file (H.264 4:2:0 and mono AAC) that any player shows. Equal input gives equal bytes.
 
     Args:
-        path: Ends in .mp4. The file is there whole or not at all.
+        path: Ends in .mp4. The file appears whole or not at all.
         frames: (F, H, W, 3) uint8 RGB, F >= 1; H and W even.
         fps: Frames per second.
         waveform: (N,) float in [-1, 1], or None for a file without a sound track.
-        sample_rate: Of the waveform, Hz; one that AAC has.
+        sample_rate: Of the waveform, Hz; a rate that AAC supports.
         crf: x264's quality, 0 (lossless) to 51.
 
     Raises:
@@ -83,16 +83,16 @@ def write_video(
 
 
 def replace_audio(video_path: str | Path, waveform: np.ndarray, sample_rate: int, out: str | Path) -> None:
-    """Give a video another sound track: its pictures are copied packet by packet, never encoded again.
+    """Write a video with another sound track. Its video packets are copied, not encoded again.
 
     The sound begins at the zero of the file's timeline, as in ``read_frames``; rotation is kept; other tracks
-    (old sound, subtitles, cover art) are not.
+    (old sound, subtitles, cover art) are dropped.
 
     Args:
         video_path: Any file with video, with or without sound.
         waveform: (N,) float in [-1, 1]; the new track has its length, whatever the video's.
-        sample_rate: Of the waveform, Hz. A rate that AAC lacks is resampled to 48 kHz.
-        out: Ends in .mp4 or .mkv; there whole or not at all. May be ``video_path`` itself.
+        sample_rate: Of the waveform, Hz. Rates that AAC does not support are resampled to 48 kHz.
+        out: Ends in .mp4 or .mkv; appears whole or not at all. May be ``video_path`` itself.
 
     Raises:
         MediaError: If the video is missing, unreadable, or has no video track.
@@ -167,7 +167,7 @@ def _encoded(stream: AudioStream, samples: np.ndarray, sample_rate: int) -> Iter
 
 
 def _video_packets(source: OpenMedia, copy: VideoStream) -> Iterator[Packet[Any]]:
-    """The packets of a file's pictures, for a stream of another file, on the timeline of the first."""
+    """The video packets of a file, on its timeline, for a stream of another file."""
     for packet in source.packets():
         if packet.size == 0 or packet.time_base is None or packet.stream != source.video:
             continue  # the end marker, which only decoders need; old sound
@@ -186,7 +186,7 @@ def _time(packet: Packet[Any]) -> float:
 
 @contextmanager
 def _container(path: Path, container_format: str) -> Iterator[OutputContainer]:
-    """A media file to write, which appears at its path whole or not at all."""
+    """An open media file to write to; it appears at its path whole or not at all."""
     with _writing_to(path), SpooledTemporaryFile(_IN_MEMORY, dir=str(path.parent)) as file:
         with av.open(file, "w", format=container_format) as container:
             yield container
@@ -196,7 +196,7 @@ def _container(path: Path, container_format: str) -> Iterator[OutputContainer]:
 
 @contextmanager
 def _writing_to(path: Path) -> Iterator[None]:
-    """Make the folder; what the system says against writing there becomes a ``UserError``."""
+    """Make the folder of a file; turn errors of the system into a ``UserError``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
