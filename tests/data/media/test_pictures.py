@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from vab.data.media.pictures import tone_mapped
-from vab.data.media.segments import MediaError, is_picture, read_frames, read_picture, stream_frames
+from vab.data.media.segments import MediaError, is_picture, read_frames, read_picture, read_segments, stream_frames
 from vab.data.media.write import write_video
 
 ORIENTATION = 0x0112
@@ -114,6 +114,14 @@ def test_hdr_is_mapped_to_what_a_common_screen_shows(tmp_path, transfer, white):
     red = np.zeros((1, 1, 3), np.uint16)
     red[..., 0] = round(white * 65535)
     assert tone_mapped(red, transfer)[0, 0].tolist()[1:] == [0, 0]
+
+
+def test_pictures_have_no_padded_rows(tmp_path):
+    write_video(tmp_path / "x.mp4", np.zeros((4, 32, 90, 3), np.uint8), 4, None, 16_000)  # 270 bytes a row
+    seen = []
+    (_,) = read_segments(tmp_path / "x.mp4", None, 4.0, [0.0], 1.0, lambda picture: seen.append(picture) or picture)
+    assert len(seen) == 4
+    assert all(picture.flags.c_contiguous for picture in seen)
 
 
 def test_what_is_no_picture_is_named(tmp_path):
