@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from command_line import start
 from frozen.codec_weights import audiogen, dac_of_hub
-from loopback import COMMIT, serving
+from loopback import COMMIT, hub_hash, serving
 from vab.cli import main
 from vab.commands.weights import fetch_weights, verify_weights, weights_found
 from vab.frozen import registry, vggish
@@ -157,6 +158,23 @@ def test_a_file_of_another_hash_than_the_hub_states_is_refused(server, places, m
         "deleted; type the same command again" in err
     )
     assert not list(places.rglob("*.bin"))
+
+
+def test_a_file_of_another_hash_does_not_stay_in_the_hubs_cache(server):
+    server.files[DAC + "config.json"] = b"{}"
+    server.hashes[DAC + "config.json"] = "0" * 40
+    script = """
+from vab.frozen.downloading import cached, fetch, from_hub
+wanted = ("descript/dac_16khz", ["config.json"])
+try:
+    fetch("it is not here", "wait", from_hub, *wanted)
+except ValueError as error:
+    print(error, cached(*wanted), sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    message, found = done.stdout.splitlines()
+    assert f"its hash is {hub_hash('.json', b'{}')}, expected {'0' * 40} as the hub says; it was deleted" in message
+    assert found == "None"
 
 
 def test_what_the_hub_does_not_have_is_one_line(server, places):

@@ -132,6 +132,11 @@ class EnCodec(Codec):
         )
 
 
+def _old_weight_norm() -> warnings.catch_warnings[None]:
+    """Suppress the warning of torch's older weight norm, which the package uses."""
+    return warnings.catch_warnings(action="ignore", category=FutureWarning)
+
+
 @dataclass(frozen=True)
 class Numbers:
     """The arguments from which a SEANet and its quantiser are built."""
@@ -172,8 +177,7 @@ def package_modules() -> tuple[Any, Any, Any]:
         UserError: If the package is not installed, or does not import.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch's older weight norm, which the package takes
+        with _old_weight_norm():
             from encodec.modules import SEANetDecoder, SEANetEncoder
             from encodec.quantization import ResidualVectorQuantizer
     except (ImportError, OSError, RuntimeError) as error:  # a torchaudio for another torch raises any of them
@@ -189,8 +193,7 @@ def networks(numbers: Numbers) -> tuple[Any, Any, Any]:
         UserError: If the package is not installed, or does not import.
     """
     encoder_class, decoder_class, quantizer_class = package_modules()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch's older weight norm, which the package takes
+    with _old_weight_norm():
         encoder = encoder_class(**numbers.seanet)
         decoder = decoder_class(**numbers.seanet, **numbers.decoder)
     quantizer = quantizer_class(dimension=encoder.dimension, n_q=numbers.num_codebooks, bins=numbers.codebook_size)
@@ -305,8 +308,7 @@ def _fill(network: nn.Module, state: Any, path: Path) -> None:
     """Give the network all its weights, named as in the package or in transformers, weight norm folded in."""
     for layer in network.modules():
         if hasattr(layer, "weight_g"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
+            with _old_weight_norm():
                 nn.utils.remove_weight_norm(layer)
     names = {_in_transformers(name): name for name in network.state_dict()}
     with refusing(f"{path} does not hold the weights of an EnCodec"):

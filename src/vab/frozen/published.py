@@ -82,8 +82,12 @@ class Published:
 
     def files_at(self, place: Path) -> list[Path]:
         """The files of the weights at one of their paths; empty if one is missing."""
-        paths = [place / name for name in self.files] if len(self.files) > 1 and not place.is_file() else [place]
+        paths = [place] if place.is_file() else list(self.targets(place).values())
         return paths if all(path.is_file() for path in paths) else []
+
+    def targets(self, place: Path) -> dict[str, Path]:
+        """The paths of the repository's files, by their names there, if the weights are at ``place``."""
+        return {name: place / name if len(self.files) > 1 else place for name in self.files or (place.name,)}
 
     def files_in(self, folder: Path) -> list[Path]:
         """The files of the weights in a folder such as $VAB_WEIGHTS, under any of their names; empty if incomplete."""

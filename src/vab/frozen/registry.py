@@ -98,8 +98,7 @@ def fetch_into(folder: Path, published: Published) -> dict[str, dict[str, Any]]:
         got = fetch(problem, advice, from_hub, published.repository, published.files, cache)
         snapshot = got.parent if len(published.files) == 1 else got  # its name is the commit
         sources = {}
-        for name in published.files:
-            target = place if len(published.files) == 1 else place / name
+        for name, target in published.targets(place).items():
             target.parent.mkdir(parents=True, exist_ok=True)
             (snapshot / name).resolve().replace(target)
             sources[target] = f"{published.repository}@{snapshot.name}/{name}"
