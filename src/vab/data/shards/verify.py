@@ -181,7 +181,11 @@ def index_folder(folder: str | Path, spec: str | Path | None = None, codebooks: 
         codebooks = read_codebooks(found)
     check_codebooks(codebooks, numbers)
     reader = TarReader(numbers, old.get("labels"))
-    tables = [reader.read(tar) for tar in tars]
+    tables = []
+    for tar in tars:
+        rows = reader.read(tar)
+        entry = {"name": tar.name, "records": rows.records, "bytes": tar.stat().st_size, "sha256": sha256_of(tar)}
+        tables.append(rows._replace(tars=[entry]))
     if not any(rows.records for rows in tables):
         raise UserError(f"the tars of {folder} hold no record")
     if "labels" not in old:  # the labels that occur, sorted: numbers are those of their first occurrence so far
@@ -228,7 +232,7 @@ class TarReader:
         return list(self._numbers)
 
     def read(self, tar: Path) -> Rows:
-        """The rows of the index for the records of a tar, and its entry for the manifest. They can be loaded once.
+        """The rows of the index for the records of a tar. They can be loaded once.
 
         Raises:
             UserError: At the first thing that is wrong.
@@ -246,15 +250,9 @@ class TarReader:
         rows = np.zeros(len(keys), index_dtype(max(map(len, keys), default=1)))
         for column, values in {**columns, "key": keys}.items():
             rows[column] = values
-        entry = {"name": tar.name, "records": len(keys), "bytes": tar.stat().st_size, "sha256": sha256_of(tar)}
-        return Rows(
-            len(keys),
-            rows.dtype["key"].itemsize,
-            [rows].pop,  # not to keep them in memory beside the joined index
-            np.asarray(label_counts),
-            np.asarray(label_ids),
-            [entry],
-        )
+        load = [rows].pop  # not to keep them in memory beside the joined index
+        labels = np.asarray(label_counts), np.asarray(label_ids)
+        return Rows(len(keys), rows.dtype["key"].itemsize, load, *labels, [])
 
     def _check(self, where: str, members: Mapping[str, tuple[int, bytes]]) -> tuple[dict[str, int], list[str]]:
         """The row of a record, without its key, and its labels."""
