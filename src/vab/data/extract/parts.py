@@ -95,8 +95,6 @@ class Done(NamedTuple):
     """Inputs that were tried."""
     seconds: float
     """Of sound in new records."""
-    is_new: bool
-    """False where inputs were tried again in vain."""
 
 
 class PartsWorker:
@@ -241,7 +239,7 @@ class PartsWorker:
         _refuse_unreachable(part, opened.results)
         is_new = write_part(self.out, part, self.head, opened.results, opened.records)
         seconds = sum(result.seconds for result in opened.results.values()) if is_new else 0.0
-        self._done.append(Done(part.number, len(part.again or part.sources), seconds, is_new))
+        self._done.append(Done(part.number, len(part.again or part.sources), seconds))
         opened.close()
 
 
