@@ -10,6 +10,7 @@ from vab.cli import COMMANDS, main
 from vab.data.inputs.listing import find_sources
 from vab.spec import UserError
 
+TO_STORES = ("extract", "shards merge")  # commands that write data sets to addresses, too
 WRITTEN = ("out", "page", "save_embeddings", "save_reference")
 
 
@@ -35,11 +36,17 @@ CASES = [
 def test_an_address_to_write_to_is_refused(words, flag, needed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     others = [word for name in needed if name != flag for word in (f"--{name}", "1")]
+    address = "https://host/train" if words in TO_STORES else "s3://bucket/train"
+    refused = (
+        f"error: {address}: a data set is written to a folder of this machine or to an object store (s3://, "
+        if words in TO_STORES
+        else f"error: --{flag} {address}: results are written to this machine alone: give a"
+    )
     with pytest.raises(SystemExit) as stop:
-        main([*words.split(), *others, f"--{flag}", "s3://bucket/train"])
+        main([*words.split(), *others, f"--{flag}", address])
     assert stop.value.code == 2
     complaint = capsys.readouterr().err
-    assert complaint.startswith(f"error: --{flag} s3://bucket/train: results are written to this machine alone: give a")
+    assert complaint.startswith(refused)
     assert len(complaint.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -232,7 +232,8 @@ def run_command(name: str, arguments: list[str]) -> None:
         def parse_args(self, *arguments: Any, **settings: Any) -> Any:
             values = super().parse_args(*arguments, **settings)
             refuse_empty(self, vars(values))
-            refuse_addresses(vars(values))
+            if prog not in ("vab extract", "vab shards merge"):
+                refuse_addresses(vars(values))
             return values
 
     outcome = jsonargparse.auto_cli(

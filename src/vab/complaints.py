@@ -138,6 +138,8 @@ _WRITTEN = ("out", "page", "key", "save_embeddings", "save_reference")
 def refuse_addresses(values: Mapping[str, Any]) -> None:
     """Refuse an address as the place to write to, which as a path would be a folder of this machine called ``s3:``.
 
+    Not for commands that write a data set by ``OutFolder.at``.
+
     Raises:
         UserError: Naming the flag.
     """

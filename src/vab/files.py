@@ -7,11 +7,14 @@ import hashlib
 import os
 import shutil
 import sys
+import tempfile
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import Any, TypeVar
 
 from vab import UserError
@@ -87,6 +90,37 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+_OWN = ".vab-"
+"""Names of temporary folders begin like this; host and process follow."""
+_DAY = 86_400
+"""s. Temporary folders of other hosts are deleted when they are older."""
+
+
+def own_folder(parent: Path) -> Path:
+    """Make a temporary folder that ``sweep`` knows to be of this process."""
+    return Path(tempfile.mkdtemp(TEMPORARY_SUFFIX, f"{_OWN}{gethostname()}-{os.getpid()}-", parent))
+
+
+def sweep(parent: Path) -> None:
+    """Delete the temporary folders of killed processes, and none of processes at work."""
+    for path in parent.glob(f"{_OWN}*{TEMPORARY_SUFFIX}"):
+        with suppress(OSError, ValueError):
+            host, process = path.name.removeprefix(_OWN).rsplit("-", 2)[:2]
+            is_mine = host == gethostname() and os.name != "nt"
+            if not _is_running(int(process)) if is_mine else time.time() - path.stat().st_mtime > _DAY:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def explain_full_disk(error: OSError, folder: Path, needed: int) -> OSError | UserError:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from same_batches import same
 from tone_shards import short_spec, write_shards
 from vab.cli import main
-from vab.data import remote
+from vab.data import addresses
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
 from vab.data.remote import Cache, local_copy
@@ -35,11 +35,11 @@ PROGRAM = textwrap.dedent(
     f"""
     import sys
     from vab.complaints import fail
-    from vab.data import remote
+    from vab.data import addresses
     from vab.data.remote import Cache
     from vab.data.reading.dataset import ShardDataset
     from vab.spec import UserError
-    remote.PIECE_BYTES = {PIECE}
+    addresses.PIECE_BYTES = {PIECE}
     print("begins", flush=True)
     try:
         dataset = ShardDataset(sys.argv[1], cache=Cache(sys.argv[2]))
@@ -154,8 +154,8 @@ def cache(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _small_pieces_and_short_pauses(monkeypatch):
-    monkeypatch.setattr(remote, "PIECE_BYTES", PIECE)
-    monkeypatch.setattr(remote, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(addresses, "PIECE_BYTES", PIECE)
+    monkeypatch.setattr(addresses, "_FIRST_PAUSE_SECONDS", 0.001)
 
 
 def sizes(folder):

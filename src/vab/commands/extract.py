@@ -64,7 +64,8 @@ def extract(
     Args:
         media: Folder of media files, or a CSV with a column file (relative to the CSV) and, if wanted, labels (joined
             by ;), start (s) and id; or a list as VGGSound has them, without a first line of names: file and one label.
-        out: Folder to write; made if absent.
+            Folder, CSV and its files may be at addresses: s3://, gs://, az://, hf://, sftp://, https://.
+        out: Folder to write, made if absent; or an address: s3://, gs://, az://, hf://.
         codec: tiny, tiny8, audiogen_16khz (the paper's EnCodec), encodec_24khz:6 (or :1.5, :3, :12, :24, kbit/s),
             encodec_32khz, dac_16khz, dac_24khz or dac_44khz.
         vision: tiny, or a model of open_clip: MODEL/TAG such as EVA02-L-14-336/merged2b_s6b_b61k, hf-hub:OWNER/NAME or
@@ -108,6 +109,7 @@ def extract(
         UserError: If there is no input, a number is out of range, the folder was begun with other settings, the disk
             is full, or not one record could be made.
     """
+    folder = OutFolder.at(out)
     sources = find_sources(media, labels_from, root=media_root)
     names = None if vocabulary is None else read_vocabulary(vocabulary)
     if names is not None:
@@ -152,7 +154,7 @@ def extract(
             stack.callback(does.close)
         watch = stack.enter_context(files_progress("extracting", len(sources)))
         vocabulary_names = None if names is None else names.names
-        report = extract_parts(sources, OutFolder(out), does, settings, vocabulary_names, watch, share)
+        report = extract_parts(sources, folder, does, settings, vocabulary_names, watch, share)
     if report is not None:
         report = replace(report, strict=strict)
         print(report)

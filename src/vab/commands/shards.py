@@ -25,7 +25,7 @@ def verify_shards(folder: str) -> None:
     """Read every record of a folder of shards again and compare it with the manifest, hash by hash.
 
     Args:
-        folder: The folder of shards.
+        folder: The folder of shards; one at an address is fetched into the cache.
     """
     problems = verify(folder)
     if problems:
@@ -62,8 +62,8 @@ def merge_shards(folders: list[str], out: str) -> None:
     They must have one spec and one set of rules. Tars are linked where the file system allows it, else copied.
 
     Args:
-        folders: Folders of shards, two or more.
-        out: Folder to write; made if absent.
+        folders: Folders of shards, or their addresses, two or more.
+        out: Folder to write, made if absent; or an address: s3://, gs://, az://, hf://.
     """
     counts = merge(folders, out)["counts"]
     print(f"{out}: {counts['records']} records of {len(folders)} data sets; {counts['left_out']} entries left out")

@@ -1,7 +1,6 @@
 """Data sets at addresses (http, s3, gs, hf, ...): fetched once into a cache of this machine, then read from there.
 
-fsspec reads the files, in pieces, so that a broken connection is resumed; each file is checked against its hash in the
-manifest.
+A broken connection is resumed; each file is checked against its hash in the manifest.
 
 A copy is a folder ``<name>-<hash of the address>-<hash of the manifest>`` of the cache, with two lock files beside it.
 Each process that reads the copy holds ``.lock``, shared; who deletes the copy holds it exclusively. The process that
@@ -18,24 +17,21 @@ import re
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event, Thread
-from threading import Lock as ThreadLock
+from threading import Thread
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
 
+from vab.data.addresses import AddressError, Remote, Stop, is_address
 from vab.data.shards.format import MANIFEST, SIDE_FILES, parse_manifest, read_manifest
-from vab.extras import pip_install
 from vab.files import (
     TEMPORARY_SUFFIX,
     Lock,
     ProgressBar,
-    as_utf8,
     explain_full_disk,
     sha256_of,
     sync_folder,
@@ -43,41 +39,16 @@ from vab.files import (
 )
 from vab.spec import UserError
 
-PACKAGES = {
-    **dict.fromkeys(("http", "https"), "aiohttp"),
-    "s3": "s3fs",
-    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
-    **dict.fromkeys(("az", "abfs"), "adlfs"),
-    "hf": "huggingface_hub",
-    "sftp": "paramiko",
-    **dict.fromkeys(("file", "memory"), "fsspec"),
-}
-"""Schemes of addresses, and the package that each needs. No others: fsspec has schemes that run code, and schemes that
-wrap others."""
-
-PIECE_BYTES = 8 * 2**20
-"""Read at a time: a broken connection loses this much at most."""
-
 _PART_SUFFIX = ".part"
 _STATE = ".copy.json"
 """In a copy: its address, its size in bytes, and once it is complete, size and time of each file."""
-_TRIES, _FIRST_PAUSE_SECONDS = 5, 0.25  # without a byte in between; the pause doubles
 _HASH_TRIES = 3
-_SILENCE_SECONDS = 60  # of a web server, after which a connection counts as broken
 _THREADS = 8
 _GB = 1e9
 
 
 class _UnreachableError(UserError):
     """Nothing answers at an address, which may pass."""
-
-
-class _StoppedError(Exception):
-    """Another file could not be fetched, so this one is not needed any more."""
-
-
-class _ReadError(Exception):
-    """Reading failed; the cause says how."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +96,6 @@ class FileFacts(NamedTuple):
     """In hexadecimal digits."""
 
 
-def is_address(folder: str | Path) -> bool:
-    """Whether this is an address such as ``s3://bucket/folder``, not a folder of this machine."""
-    return isinstance(folder, str) and "://" in folder
-
-
 def local_copy(folder: str | Path, cache: Cache | None = None) -> LocalCopy:
     """A data set's folder; one at an address is fetched into the cache first, unless it is there.
 
@@ -153,7 +119,7 @@ def local_copy(folder: str | Path, cache: Cache | None = None) -> LocalCopy:
     remote = Remote(str(folder))
     try:
         try:
-            text = remote.manifest()
+            text = _read_manifest(remote)
         except _UnreachableError as error:
             return _last_copy(remote, cache, error)
         return _copy_of(remote, text, cache)
@@ -162,6 +128,24 @@ def local_copy(folder: str | Path, cache: Cache | None = None) -> LocalCopy:
             f"cannot keep a copy of {remote.shown} in {cache.path} ({error}): give a folder that can be written, with "
             "--data.cache DIR or the environment's VAB_CACHE"
         ) from error
+
+
+def _read_manifest(remote: Remote) -> bytes:
+    """The text of the manifest, as it is now.
+
+    Raises:
+        UserError: If there is none, or it may not be read.
+        _UnreachableError: If nothing answers.
+    """
+    try:
+        return remote.attempt(lambda: bytes(remote.files.cat_file(remote.path(MANIFEST))))
+    except AddressError as error:
+        if error.reason == "missing":
+            advice = "give the address of a folder that vab extract wrote"
+            raise UserError(f"no data set at {remote.shown}: it has no {MANIFEST}; {advice}") from error
+        if error.reason == "refused":
+            raise UserError(f"{remote.shown}/{MANIFEST} may not be read ({error}): check the credentials") from error
+        raise _UnreachableError(f"cannot reach {remote.shown}: {error}") from error
 
 
 def _copy_of(remote: Remote, text: bytes, cache: Cache) -> LocalCopy:
@@ -241,240 +225,52 @@ def files_of(manifest: Mapping[str, Any], shown: str) -> dict[str, FileFacts]:
     return listed
 
 
-class Remote:
-    """A folder at an address.
+_ADVICE = {
+    "missing": "upload the data set again",
+    "refused": "check the credentials",
+    "": "run it again, it goes on from there",
+}
 
-    Credentials and settings are the libraries' own: ``AWS_*``, ``HF_TOKEN``, ``FSSPEC_S3_ENDPOINT_URL``, ... A query
-    behind a web address (``?sig=...``) is appended to the address of every file.
+
+def _fetch(remote: Remote, name: str, facts: FileFacts, folder: Path, moved: Callable[[int], None], stop: Stop) -> None:
+    """Fetch a file into a folder; it gets its name once it is complete and has the hash of the manifest.
+
+    What an earlier try left of it is resumed.
 
     Args:
-        address: ``https://host/folder``, ``s3://bucket/folder``, ``gs://``, ``hf://datasets/owner/name``, ...
-
-    Attributes:
-        shown: The address for messages, without password and query.
-        files: The fsspec file system.
-        root: The folder, as the file system names it.
+        remote: The data set.
+        name: Of the file, checked by the caller.
+        facts: What it must be.
+        folder: Where to.
+        moved: Called with bytes that are done; with a negative number where they must be done again.
+        stop: Once set, the rest is not fetched.
 
     Raises:
-        UserError: If the scheme is not known, or the package that reads it is not installed.
+        UserError: If it cannot be read, or is another than the manifest says.
+        StoppedError: If stopped.
     """
-
-    def __init__(self, address: str) -> None:
-        scheme, _, rest = address.partition("://")
-        self._web = scheme in ("http", "https")
-        self._walks = self._web or scheme == "sftp"  # from folder to folder
-        path, mark, query = rest.partition("?") if self._web else (rest, "", "")
-        address = f"{scheme}://{path.rstrip('/')}"
-        self._query = mark + query
-        self.shown = re.sub(r"://([^/@:]*):[^/@]*@", r"://\1@", address)
-        if scheme not in PACKAGES:
-            raise UserError(
-                f"{self.shown}: cannot read {scheme}:// addresses; the kinds are {', '.join(PACKAGES)}, or a folder"
-            )
-        if "::" in address:
-            raise UserError(f"{self.shown}: addresses within addresses (::) are not read")
-        if not path.strip("/"):
-            raise UserError(f"{self.shown} names no folder: give {scheme}://.../FOLDER")
+    part = folder / (name + _PART_SUFFIX)
+    for _ in range(_HASH_TRIES):
         try:
-            import fsspec
-
-            self.files, self.root = fsspec.url_to_fs(address, **(_web_options() if self._web else {}))
-        except ImportError as error:
-            package = PACKAGES[scheme]
-            raise UserError(f"{scheme}:// needs the package {package}: {pip_install(package)}") from error
-        except Exception as error:  # each library has its own
-            raise UserError(f"{self.shown} cannot be opened: {_in_words(error)}") from error
-
-    def path(self, name: str) -> str:
-        """Of a file in the folder, as the file system names it."""
-        return f"{self.root}/{quote(as_utf8(name)) if self._web else name}{self._query}"
-
-    def find(self) -> dict[str, int | None]:
-        """All files below the folder, by their path from it, with their bytes where the file system tells.
-
-        Raises:
-            UserError: If the folder cannot be listed.
-        """
-        try:
-            found = list(self._walk(self.root) if self._walks else self.files.find(self.root, detail=True).values())
-        except FileNotFoundError:
-            return {}
-        except Exception as error:  # each library has its own
-            raise UserError(f"{self.shown} cannot be listed ({_in_words(error)})") from error
-        sizes = {entry["name"].removeprefix(self.root).lstrip("/"): entry.get("size") for entry in found}
-        # Index pages have links to themselves in another order, "?C=N".
-        return {unquote(name) if self._web else name: size for name, size in sizes.items() if name and "?" not in name}
-
-    def _walk(self, folder: str) -> Iterator[dict[str, Any]]:
-        """All files below a folder. Unlike fsspec's own walk it fails on a folder that it cannot read."""
-        for entry in self.files.ls(folder, detail=True):
-            if entry["type"] == "directory":
-                yield from self._walk(entry["name"])
-            else:
-                yield entry
-
-    def read(self, name: str) -> bytes:
-        """The content of a file of the folder.
-
-        Raises:
-            UserError: If it cannot be read.
-        """
-        try:
-            return bytes(self.files.cat_file(self.path(name)))
-        except Exception as error:  # each library has its own
-            raise UserError(f"{self.shown}/{name} cannot be read ({_in_words(error)})") from error
-
-    def manifest(self) -> bytes:
-        """The text of the manifest, as it is now.
-
-        Raises:
-            UserError: If there is none, or it may not be read.
-            _UnreachableError: If nothing answers.
-        """
-        self.files.invalidate_cache()
-        for number in range(_TRIES):
-            time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (number - 1) if number else 0)
-            try:
-                return bytes(self.files.cat_file(self.path(MANIFEST)))
-            except Exception as error:  # each library has its own
-                problem, status, words = error, _status(error), _in_words(error)
-            if status == "missing":
-                advice = "give the address of a folder that vab extract wrote"
-                raise UserError(f"no data set at {self.shown}: it has no {MANIFEST}; {advice}") from problem
-            if status == "refused":
-                advice = "check the credentials"
-                raise UserError(f"{self.shown}/{MANIFEST} may not be read ({words}): {advice}") from problem
-        raise _UnreachableError(f"cannot reach {self.shown}: {words}") from problem
-
-    def fetch(self, name: str, facts: FileFacts, folder: Path, moved: Callable[[int], None], stop: _Stop) -> None:
-        """Fetch a file into a folder; it gets its name once it is complete and has the hash of the manifest.
-
-        What an earlier try left of it is resumed.
-
-        Args:
-            name: Of the file, checked by the caller.
-            facts: What it must be.
-            folder: Where to.
-            moved: Called with bytes that are done; with a negative number where they must be done again.
-            stop: Once set, the rest is not fetched.
-
-        Raises:
-            UserError: If it cannot be read, or is another than the manifest says.
-            _StoppedError: If stopped.
-        """
-        part = folder / (name + _PART_SUFFIX)
-        for _ in range(_HASH_TRIES):
-            found = self._fill(name, facts.size, part, moved, stop)
-            with stop.unless_set():
-                if found == facts.sha256:
-                    part.replace(folder / name)
-                    return sync_folder(folder)
-                part.unlink()
-            moved(-facts.size)
-        raise UserError(
-            f"{self.shown}/{name} has SHA-256 {found}, its manifest says {facts.sha256} ({_HASH_TRIES} tries): "
-            "the file there is damaged or another one; upload the data set again"
-        )
-
-    def _fill(self, name: str, size: int, part: Path, moved: Callable[[int], None], stop: _Stop) -> str:
-        """Fill a file up to its size; return its SHA-256."""
-        whole, failures = False, 0  # whole: from a server that gives no parts of files
-        with part.open("ab") as file:
-            if file.tell() > size:
-                file.truncate(0)
-            moved(done := file.tell())
-            while done < size:
-                if whole:
-                    with stop.unless_set():
-                        file.truncate(0)
-                    moved(-done)
-                    done = 0
-                try:
-                    for piece in self._pieces(name, done, size, whole):
-                        with stop.unless_set():
-                            file.write(piece)
-                        moved(len(piece))
-                        done, failures = done + len(piece), failures if whole else 0
-                except _ReadError as error:
-                    cause, failures = error.__cause__ or error, failures + 1
-                    whole = whole or (self._web and isinstance(cause, ValueError))
-                    if (status := _status(cause)) or failures == _TRIES:
-                        words, advice = {
-                            "missing": ("is missing", "upload the data set again"),
-                            "refused": ("may not be read", "check the credentials"),
-                            "": ("broke off", "run it again, it goes on from there"),
-                        }[status]
-                        raise UserError(f"{self.shown}/{name} {words} ({_in_words(cause)}): {advice}") from cause
-                    stop.event.wait(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1))
-            with stop.unless_set():
-                file.flush()
-                os.fsync(file.fileno())
-        return sha256_of(part)
-
-    def _pieces(self, name: str, start: int, size: int, whole: bool) -> Iterator[bytes]:
-        """The bytes of a file from ``start`` on; whatever goes wrong there is a ``_ReadError``."""
-        options: dict[str, Any] = {"cache_type": "none"}  # pieces are read one after the other, once
-        if self._web:
-            options |= {"size": size} | ({"block_size": 0} if whole else {})  # the size saves a request
-        try:
-            with self.files.open(self.path(name), "rb", **options) as source:
-                if start:
-                    source.seek(start)
-                while start < size:
-                    piece = source.read(min(PIECE_BYTES, size - start))[: size - start]
-                    if not piece:
-                        raise EOFError(f"ends after {start} of {size} bytes")
-                    start += len(piece)
-                    yield piece
-        except Exception as error:  # each library has its own
-            raise _ReadError from error
-
-
-def _web_options() -> dict[str, Any]:
-    import aiohttp
-
-    # By default five minutes for a whole file, and text that the server packs, whose size is not the file's.
-    patience = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_SECONDS, sock_read=_SILENCE_SECONDS)
-    return {"client_kwargs": {"timeout": patience, "trust_env": True}, "headers": {"Accept-Encoding": "identity"}}
-
-
-def _status(error: BaseException) -> str:
-    """``missing`` or ``refused``, which no further try would change; else nothing."""
-    answer = getattr(error, "response", None)  # of requests and httpx, beside aiohttp's status
-    status = getattr(error, "status", None) or getattr(answer, "status_code", None)
-    if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return "missing"
-    return "refused" if isinstance(error, PermissionError) or status in (401, 403) else ""
-
-
-def _in_words(error: BaseException) -> str:
-    """An error of any library in one line, without what may be secret in an address."""
-    status = getattr(error, "status", None)
-    text = f"{status} {getattr(error, 'message', '')}" if status else " ".join(str(error).split())
-    return re.sub(r"\?\S*", "", f"{type(error).__name__}: {text}" if text else type(error).__name__)[:300]
-
-
-class _Stop:
-    """Ends threads, of which none writes anything once ``set`` has returned."""
-
-    def __init__(self) -> None:
-        self.event, self._lock = Event(), ThreadLock()
-
-    @contextmanager
-    def unless_set(self) -> Iterator[None]:
-        with self._lock:
-            if self.event.is_set():
-                raise _StoppedError
-            yield
-
-    def set(self) -> None:
-        with self._lock:
-            self.event.set()
+            remote.fetch(name, facts.size, part, moved, stop)
+        except AddressError as error:
+            raise UserError(f"{remote.shown}/{name} {error}: {_ADVICE[error.reason]}") from error
+        found = sha256_of(part)
+        with stop.unless_set():
+            if found == facts.sha256:
+                part.replace(folder / name)
+                return sync_folder(folder)
+            part.unlink()
+        moved(-facts.size)
+    raise UserError(
+        f"{remote.shown}/{name} has SHA-256 {found}, its manifest says {facts.sha256} ({_HASH_TRIES} tries): "
+        "the file there is damaged or another one; upload the data set again"
+    )
 
 
 def _fetch_all(remote: Remote, files: Mapping[str, FileFacts], copy: _Copy) -> None:
     """Fetch all files; those that are there are kept if they are what the manifest says."""
-    total, stop = sum(facts.size for facts in files.values()), _Stop()
+    total, stop = sum(facts.size for facts in files.values()), Stop()
     todo, done = deque(files.items()), SimpleQueue[BaseException | None]()
     with ProgressBar(f"fetching {remote.shown}", total, "bytes") as bar:
 
@@ -491,7 +287,7 @@ def _fetch_all(remote: Remote, files: Mapping[str, FileFacts], copy: _Copy) -> N
                     else:
                         with stop.unless_set():
                             path.unlink(missing_ok=True)
-                        remote.fetch(name, facts, copy.folder, bar.advance, stop)
+                        _fetch(remote, name, facts, copy.folder, bar.advance, stop)
                     done.put(None)
                 except BaseException as error:
                     done.put(error)

@@ -257,10 +257,18 @@ def test_settings_that_make_no_sense(folder, tmp_path, change, words):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("out", ["s3://bucket/x", "C:/x", "C:\\x"])
-def test_a_place_that_is_not_here_never_becomes_a_folder(folder, tmp_path, monkeypatch, out):
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("C:/x", "is not a folder of this machine"),
+        ("C:\\x", "is not a folder of this machine"),
+        ("https://host/x", r"is written to a folder of this machine or to an object store \(s3://,"),
+        ("ftp2://host/x", "cannot read ftp2:// addresses"),
+    ],
+)
+def test_a_place_that_is_not_here_never_becomes_a_folder(folder, tmp_path, monkeypatch, out, words):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="is not a folder of this machine"):
+    with pytest.raises(UserError, match=words):
         extract(str(folder), out, **SHORT)
     assert not any(tmp_path.iterdir())
 

@@ -9,6 +9,7 @@ import itertools
 import multiprocessing
 import queue
 import signal
+import tempfile
 import threading
 import time
 import traceback
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from vab import UserError
+from vab.data.addresses import AddressError, RemoteFile, local_file
 from vab.data.extract.cutting import LeftOut, Segment
-from vab.files import sha256_of
+from vab.files import sha256_of, sweep
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Job:
 
     number: int
     """By which its items are known."""
-    path: Path
+    file: Path | RemoteFile
     """Where it is."""
     start: float | None = None
     """s, of the only segment wanted; None for all that the decoder takes of a file."""
@@ -68,21 +70,41 @@ class Job:
 _DIGEST_BYTES = 16
 
 
-def work_on(job: Job, decoder: Decoder[T]) -> Iterator[T | LeftOut | Ended]:
-    """All items of a file, its end last. An exception that nobody foresaw leaves this file out, and no other."""
+def work_on(job: Job, decoder: Decoder[T], alive: Callable[[], None] = lambda: None) -> Iterator[T | LeftOut | Ended]:
+    """All items of a file, its end last.
+
+    Args:
+        job: The file; one at an address is fetched, and deleted afterwards.
+        decoder: What is done with it.
+        alive: Called now and then while it is fetched.
+
+    Raises:
+        UserError: If the disk of temporary files is full or cannot be written.
+    """
+    digest = None
     try:
-        yield from decoder.decode(job.path, job.start)
+        with local_file(job.file, alive) as path:
+            yield from _items(path, job.start, decoder)
+            digest = digest_of(path) if job.wants_digest else None
+    except AddressError as error:
+        yield LeftOut(None, "missing" if error.reason == "missing" else "unreadable", str(error))
+    yield Ended(digest)
+
+
+def _items(path: Path, start: float | None, decoder: Decoder[T]) -> Iterator[T | LeftOut]:
+    """All items of a file. An exception that nobody foresaw leaves this file out, and no other."""
+    try:
+        yield from decoder.decode(path, start)
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         words = " ".join(str(error).split()) or "no words"
         detail = f"{type(error).__name__}: {words} ({Path(at.filename).name}, line {at.lineno})"
         yield LeftOut(None, "error", f"{detail}\n{traceback.format_exc()}")  # the first line is for people
-    yield Ended(digest_of(job.path) if job.wants_digest else None)
 
 
-def digest_of(path: Path) -> bytes | None:
+def digest_of(file: Path | RemoteFile) -> bytes | None:
     """Stands for the bytes of a file; None where it cannot be read."""
-    with suppress(OSError):
+    with suppress(OSError, AddressError), local_file(file) as path:
         return bytes.fromhex(sha256_of(path))[:_DIGEST_BYTES]
     return None
 
@@ -93,6 +115,10 @@ _TICK_SECONDS = 0.2
 """How often a thread that waits looks whether it is still wanted."""
 _READY = "ready"
 """The first thing that a process says, when its imports are done: these can take long on a busy machine."""
+
+
+class _Alive:
+    """What a process says while it fetches a file."""
 
 
 class DecodingPool(Generic[T]):
@@ -281,6 +307,7 @@ class _Worker(threading.Thread):
             self.process.kill()
             self.process.join(_END_SECONDS)
         self.connection.close()
+        sweep(Path(tempfile.gettempdir()))  # the file that it had fetched, if it was killed
 
     def _start_process(self) -> None:
         # Spawned, not forked: FFmpeg's and torch's threads do not survive a fork.
@@ -299,6 +326,8 @@ class _Worker(threading.Thread):
                 self._send(job)
                 while True:
                     item = self._receive(self.timeout)
+                    if isinstance(item, _Alive):
+                        continue
                     yield item
                     if isinstance(item, Ended):
                         return
@@ -367,7 +396,7 @@ class _Worker(threading.Thread):
             was_killed = code == -signal.SIGKILL
             killed = ", for want of memory?" if was_killed else ""
             raise _LostError(f"its decoder crashed (exit code {code}{killed})", was_killed) from None
-        if isinstance(item, RuntimeError):
+        if isinstance(item, (RuntimeError, UserError)):
             raise item
         return item
 
@@ -393,7 +422,7 @@ def _work(connection: Connection[Any, Any], decoder: Decoder[Any]) -> None:
         connection.send(_READY)
         while True:
             job = connection.recv()
-            for item in work_on(job, decoder):
+            for item in work_on(job, decoder, lambda: connection.send(_Alive())):
                 try:
                     connection.send(item)
                 except OSError:
@@ -406,6 +435,8 @@ def _work(connection: Connection[Any, Any], decoder: Decoder[Any]) -> None:
                     break
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+    except UserError as error:
+        connection.send(error)
     except Exception:
         # A bug: the main process shows it.
         connection.send(RuntimeError(f"decoding failed in a worker:\n{traceback.format_exc()}"))

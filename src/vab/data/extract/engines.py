@@ -240,7 +240,7 @@ def _serve(send: Callable[[Any], object], receive: Callable[[], Any], recipe: Re
         send(Facts.of(*loaded))
         while True:
             place, head, settings = receive()
-            for done in PartsWorker(*loaded, settings, OutFolder(place), head).run(iter(next_part, None)):
+            for done in PartsWorker(*loaded, settings, OutFolder.at(place), head).run(iter(next_part, None)):
                 send(done)
             send(_IDLE)
     except UserError as error:

@@ -18,16 +18,16 @@ import os
 import pickle
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from vab.data.addresses import AddressError, Entry, Remote, RemoteFile, is_address
 from vab.data.extract.cutting import Cutting, LeftOut, Segment
 from vab.data.extract.decoders import Again, DecodingPool, Ended, Item, Job
 from vab.data.extract.encode import Encoders
@@ -47,6 +47,10 @@ from vab.spec import SegmentSpec, UserError
 
 MISSING, UNKNOWN = -1, -2
 """Sizes of files that are not there, and of files whose size the system does not tell."""
+
+_THREADS = 16
+_LISTED_FROM = 16
+"""Files of one folder at an address from which on the folder is listed."""
 
 Watch = Callable[[int, int, float], None]
 """Called now and then: how many inputs are done, how many of these by this run, and the sound that this is, s."""
@@ -79,6 +83,8 @@ class Part(NamedTuple):
     """Its inputs."""
     sizes: list[int]
     """Bytes of each."""
+    times: list[int]
+    """When each was changed last, ns; 0 where that is not known."""
     hashes: list[str]
     """Of what is known of each: ``Described.inputs``."""
     wants_digest: list[bool]
@@ -166,7 +172,10 @@ class PartsWorker:
         self._at[self._count] = opened, place
         source = opened.part.sources[place]
         opened.inputs[place] = _Input(source)
-        return Job(self._count, source.path, source.start, opened.part.wants_digest[place])
+        file, size = source.at, opened.part.sizes[place]
+        if isinstance(file, RemoteFile) and size >= 0:
+            file = file._replace(size=size)
+        return Job(self._count, file, source.start, opened.part.wants_digest[place])
 
     def _take(self, number: int, item: Item) -> None:
         opened, place = self._at[number]
@@ -334,7 +343,7 @@ class _OpenPart:
             offset = self._file.seek(0, os.SEEK_END)
             self._file.write(content)
         except OSError as error:
-            raise explain_full_disk(error, Path(self.out.place), len(content)) from error
+            raise explain_full_disk(error, self.out.scratch(), len(content)) from error
         return Kept(offset, len(content), seconds)
 
     def records(self, result: Result) -> Iterator[Packed]:
@@ -360,23 +369,32 @@ def _refuse_unreachable(part: Part, results: Mapping[int, Result]) -> None:
     if part.again is not None:
         return
     there = [place for place in results if part.sizes[place] >= 0]
-    lost = [place for place in there if results[place].may_pass and is_away(part.sources[place])]
+    failed = [place for place in there if results[place].may_pass]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        away = threads.map(is_away, (part.sources[place] for place in failed))
+        lost = [place for place, gone in zip(failed, away, strict=True) if gone]
     if lost and 2 * len(lost) > len(there):
         first = part.sources[lost[0]]
         raise UserError(
             f"{len(lost)} of {len(there)} inputs of part {part.number} were there when this run began and cannot be"
-            f" opened now, such as {first.path}: check that the disk or the network folder is mounted, then run the"
+            f" opened now, such as {first.shown}: check that the disk or the network folder is mounted, then run the"
             " same command again; what is done is kept"
         )
 
 
 def is_away(source: Source) -> bool:
     """Whether the file cannot be opened and read, and not for want of permission, which waiting does not give."""
+    file = source.at
     try:
-        with source.path.open("rb") as file:
-            file.read(1)
+        if isinstance(file, RemoteFile):
+            file.entry(tries=1)
+        else:
+            with file.open("rb") as opened:
+                opened.read(1)
     except PermissionError:
         return False
+    except AddressError as error:
+        return error.reason != "refused"
     except (OSError, ValueError):
         return True
     return False
@@ -471,12 +489,8 @@ def same_reasons(some: Iterable[Left], others: Iterable[Left]) -> bool:
 
 def _future(part: Part) -> dict[str, int]:
     """Times of files that are dated after now, ns, by place: only another time tells that such a file has changed."""
-    now, found = time.time_ns(), {}
-    for place, source in enumerate(part.sources):
-        with suppress(OSError, ValueError):
-            if part.sizes[place] >= 0 and (when := os.stat(source.path).st_mtime_ns) > now:
-                found[str(place)] = when
-    return found
+    now = time.time_ns()
+    return {str(place): when for place, when in enumerate(part.times) if when > now}
 
 
 def head_hash(head: Mapping[str, Any]) -> str:
@@ -528,12 +542,20 @@ class FileFacts(NamedTuple):
 
 
 def file_facts(sources: Sources) -> FileFacts:
-    """Ask the system for each file once; for many at once, for the sake of slow disks."""
+    """Ask the system for each file once; for many at once, for the sake of slow disks and servers.
+
+    Raises:
+        UserError: If an address is of an unknown kind, or needs a package that is not installed.
+    """
     numbers: dict[str, int] = {}  # a file may be listed often, with many starts
     which = np.fromiter((numbers.setdefault(source.file, len(numbers)) for source in sources), np.int64, len(sources))
     files, root = list(numbers), sources.root
+    remote = {source.file: source for source in sources if is_address(source.location)} if sources.at_addresses else {}
+    listed = _listings(remote.values())
 
     def facts(file: str) -> tuple[int, int]:
+        if file in remote:
+            return _facts_at(remote[file], listed)
         try:
             found = os.stat(file if file.startswith("/") else f"{root}/{file}")
         except FileNotFoundError:
@@ -542,10 +564,37 @@ def file_facts(sources: Sources) -> FileFacts:
             return UNKNOWN, 0  # decoding it will say why
         return found.st_size, found.st_mtime_ns
 
-    with ThreadPoolExecutor(16) as threads:
-        starts = range(0, len(files), 4096)
-        parts = threads.map(lambda start: [*map(facts, files[start : start + 4096])], starts)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        step = 16 if remote else 4096
+        starts = range(0, len(files), step)
+        parts = threads.map(lambda start: [*map(facts, files[start : start + step])], starts)
         both = np.fromiter((one for part in parts for one in part), np.dtype((np.int64, 2)), len(files))
     sizes: np.ndarray = both[:, 0]
     _, kind, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     return FileFacts(sizes[which], both[which, 1], ((counts[kind] > 1) & (sizes > 0))[which])
+
+
+def _listings(sources: Iterable[Source]) -> dict[str, dict[str, Entry]]:
+    """What is in folders at addresses of which many files are wanted: else each file would take a request."""
+    counts = Counter(source.location.rpartition("/")[0] for source in sources if source.size is None)
+    listed = {}
+    for folder, count in counts.items():
+        if count >= _LISTED_FROM and not folder.startswith(("http://", "https://")):  # their lists have no sizes
+            with suppress(UserError):  # such as for want of permission to list
+                listed[folder] = Remote(folder).entries(below=False)
+    return listed
+
+
+def _facts_at(source: Source, listed: Mapping[str, Mapping[str, Entry]]) -> tuple[int, int]:
+    """Bytes and time of a file at an address, as ``file_facts`` gives them."""
+    if source.size is not None:
+        return source.size, source.time
+    file, (folder, _, name) = source.at, source.location.rpartition("/")
+    assert isinstance(file, RemoteFile)
+    try:
+        entry = listed[folder].get(name) if folder in listed else file.entry()
+    except AddressError as error:
+        return MISSING if error.reason == "missing" else UNKNOWN, 0  # decoding it will say why
+    if entry is None:
+        return MISSING, 0
+    return UNKNOWN if entry.size is None else entry.size, entry.time

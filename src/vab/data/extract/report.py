@@ -146,7 +146,7 @@ def write_report(report: ExtractionReport, tracebacks: Mapping[str, str] | None 
     values |= {name: getattr(report, name) for name in names}
     traces = tracebacks or {}
     values["left_out"] = [entry._replace(traceback=traces.get(entry.source, "")) for entry in report.left_out]
-    out = OutFolder(report.folder)
+    out = OutFolder.at(report.folder)
     with out.work() as work:
         write_atomically(work / REPORT, json_lines(values, "ignored", "left_out"))
         out.publish(work, [REPORT])
@@ -162,6 +162,8 @@ def refuse_foreign_report(out: OutFolder) -> None:
         return
     try:
         values = read_json_lines(out.path(REPORT), "left_out", None)
+    except UserError:  # that it cannot be fetched
+        raise
     except (OSError, ValueError):
         values = {}
     if not {"reasons", "folder", "inputs", "kept", "records"} <= {*values}:

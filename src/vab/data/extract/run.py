@@ -71,7 +71,7 @@ def extract_sources(
     Raises:
         UserError: As ``extract_parts``.
     """
-    report = extract_parts(sources, OutFolder(out), LocalEngine(encoders, cutting), settings, labels, watch)
+    report = extract_parts(sources, OutFolder.at(out), LocalEngine(encoders, cutting), settings, labels, watch)
     assert report is not None
     return report
 
@@ -186,7 +186,7 @@ class _Extraction:
             )
         if not (self.sizes != MISSING).any():
             raise UserError(
-                f"none of {len(self.sources)} inputs is there, such as {self.sources[0].path}: give --media_root, the"
+                f"none of {len(self.sources)} inputs is there, such as {self.sources[0].shown}: give --media_root, the"
                 " folder that the files of a CSV are in"
             )
         refuse_foreign_report(self.out)
@@ -273,7 +273,7 @@ class _Extraction:
         if absent:
             raise UserError(
                 f"{self.out} holds records of {len(absent)} inputs that are not there now, such as"
-                f" {self.sources[absent[0]].location}: check that the disk or the network folder is mounted, then run"
+                f" {self.sources[absent[0]].shown}: check that the disk or the network folder is mounted, then run"
                 " the same command again"
             )
 
@@ -303,8 +303,8 @@ class _Extraction:
 
     def _part(self, number: int, again: frozenset[int] | None = None) -> Part:
         own = slice(number * self.size, (number + 1) * self.size)
-        sizes, wants = self.sizes[own].tolist(), self.shares_size[own].tolist()
-        return Part(number, self.sources[own], sizes, self._hashes(number), wants, again)
+        sizes, times, wants = self.sizes[own].tolist(), self.times[own].tolist(), self.shares_size[own].tolist()
+        return Part(number, self.sources[own], sizes, times, self._hashes(number), wants, again)
 
     def _work(self, to_do: Sequence[int], again: Mapping[int, frozenset[int]], done: Set[int]) -> None:
         """Do parts."""
@@ -331,6 +331,7 @@ class _Extraction:
                 break
             try:
                 tars, manifest = self._join_once(versions)
+                self.out.refresh()
                 if tars != [self._version(number) for number in range(self.count)]:
                     continue
             except FileNotFoundError as error:  # another task has joined, too, and deleted what it wrote again
@@ -410,7 +411,7 @@ class _Extraction:
                 if source.name in lacking:
                     continue
                 # A file that was not there when this part was made may be as large as this one.
-                digest = digest_of(source.path) if text is None else bytes.fromhex(text)
+                digest = digest_of(source.at) if text is None else bytes.fromhex(text)
                 if digest is not None and (same := first.setdefault((digest, source.start), begin + place)) != (
                     begin + place
                 ):

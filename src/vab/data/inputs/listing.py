@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from vab.data.addresses import Entry, Remote, RemoteFile, is_address, without_secrets
 from vab.data.inputs.tables import Table
-from vab.data.remote import Remote, is_address
 from vab.files import as_utf8
 from vab.spec import UserError
 
@@ -57,6 +57,8 @@ class Source(NamedTuple):
     """What its records are called, where that is not the file without its suffix."""
     size: int | None = None
     """Bytes, where the listing of an address gave them."""
+    time: int = 0
+    """When the file was changed last, ns, where the listing of an address said so; else 0."""
 
     @property
     def name(self) -> str:
@@ -74,6 +76,18 @@ class Source(NamedTuple):
             return f"{self.root}/{self.file}"
         folder, mark, query = self.root.partition("?")
         return f"{folder}/{quote(as_utf8(self.file))}{mark}{query}"
+
+    @property
+    def shown(self) -> str:
+        """``location`` for messages, without password and query."""
+        return without_secrets(self.location)
+
+    @property
+    def at(self) -> Path | RemoteFile:
+        """The file, for whoever reads it."""
+        if is_address(self.file):
+            return RemoteFile(self.file, "", self.size)
+        return RemoteFile(self.root, self.file, self.size) if is_address(self.root) else Path(self.root, self.file)
 
     @property
     def path(self) -> Path:
@@ -121,6 +135,9 @@ class Sources(Sequence[Source]):
         self._ids: list[str] = []  # the same empty text where none is given
         self._starts = array("d")  # NaN where none is given
         self._sizes = array("q")  # -1 where it is not known
+        self._times = array("q")
+        self.at_addresses = is_address(root)
+        """Whether some may be at addresses."""
         self._label_numbers = array("l")
         self._labels: list[tuple[str, ...]] = []  # those that occur
         self._numbers: dict[tuple[str, ...], int] = {}
@@ -134,9 +151,12 @@ class Sources(Sequence[Source]):
         labels: tuple[str, ...] = (),
         given_id: str = "",
         size: int | None = None,
+        time: int = 0,
     ) -> None:
         """Append an input, as ``Source`` has it."""
         self._sizes.append(-1 if size is None else size)
+        self._times.append(time)
+        self.at_addresses |= is_address(file)
         self._files.append(file)
         self._ids.append(given_id)
         self._starts.append(math.nan if start is None else start)
@@ -174,11 +194,11 @@ class Sources(Sequence[Source]):
 
     def _between(self, begin: int, end: int) -> Iterator[Source]:
         """Sources ``begin`` to ``end``, made from slices of the columns: twice as fast as one by one."""
-        columns = (self._files, self._starts, self._label_numbers, self._ids, self._sizes)
+        columns = (self._files, self._starts, self._label_numbers, self._ids, self._sizes, self._times)
         labels = self._labels
-        for file, start, number, given_id, size in zip(*(column[begin:end] for column in columns), strict=True):
+        for file, start, number, given_id, size, when in zip(*(column[begin:end] for column in columns), strict=True):
             known_start = None if start != start else start  # NaN
-            yield Source(self.root, file, known_start, labels[number], given_id, None if size < 0 else size)
+            yield Source(self.root, file, known_start, labels[number], given_id, None if size < 0 else size, when)
 
 
 def find_sources(
@@ -260,11 +280,11 @@ def find_ids(path: str | Path) -> Sources:
 
 
 def _from_folder(folder: str, label_by_folder: bool, suffixes: frozenset[str]) -> Sources:
-    sizes: dict[str, int | None] = {}
+    listed: dict[str, Entry] = {}
     if is_address(folder):
         folder = folder.rstrip("/")
-        sizes = Remote(folder).find()
-        everything = sorted(name for name in sizes if not any(part.startswith(".") for part in name.split("/")[:-1]))
+        listed = Remote(folder).entries()
+        everything = sorted(name for name in listed if not any(part.startswith(".") for part in name.split("/")[:-1]))
     else:
         everything = sorted(_all_below(Path(folder)))
     files = _with_suffixes(everything, suffixes)
@@ -274,7 +294,8 @@ def _from_folder(folder: str, label_by_folder: bool, suffixes: frozenset[str]) -
         parent = os.path.dirname(file)
         labels = (os.path.basename(parent),) if label_by_folder and parent else ()
         # a.mp4 and a.mkv keep their suffixes: their records need different names.
-        sources.add(file, None, labels, "" if stems[os.path.splitext(file)[0]] == 1 else file, sizes.get(file))
+        given_id = "" if stems[os.path.splitext(file)[0]] == 1 else file
+        sources.add(file, None, labels, given_id, *listed.get(file, Entry(None))[:2])
     sources.ignored = _ignored(everything, suffixes)
     return sources
 

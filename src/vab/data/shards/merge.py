@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vab.data.remote import local_copy
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import (
     CODEBOOKS,
@@ -37,16 +38,19 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
     then the new ones of the others.
 
     Args:
-        folders: The data sets, two or more.
-        out: Folder to write.
+        folders: The data sets, two or more: folders, or addresses, which are fetched into the cache.
+        out: Folder to write, or an address.
 
     Raises:
         UserError: If their spec, rules or codebooks differ, two records have one key, the folder is taken, or the disk
             is full.
     """
+    target = OutFolder.at(out)
     if len(folders) < 2:
         raise UserError("give two or more folders to merge: vab shards merge DIR DIR --out DIR")
-    manifests = [read_manifest(folder)[0] for folder in folders]
+    copies = [local_copy(folder) for folder in folders]  # held until the end
+    places = [copy.folder for copy in copies]
+    manifests = [read_manifest(place)[0] for place in places]
     first, heads = manifests[0], [_head(manifest) for manifest in manifests]
     for folder, manifest, head in zip(folders, manifests, heads, strict=True):
         differences = head_differences(heads[0] | {"labels": []}, head | {"labels": []})
@@ -57,21 +61,20 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
         if differences:
             raise UserError(f"{folders[0]} and {folder} cannot be merged ({'; '.join(differences)})")
     labels = list(dict.fromkeys(label for manifest in manifests for label in manifest["labels"]))
-    target = OutFolder(out)
     if target.has(MANIFEST):
         raise UserError(f"{out} already holds a finished data set: give another folder, or delete this one")
     inputs = [str(manifest["extraction"].get("inputs")) for manifest in manifests]
     head = heads[0] | {"labels": labels}
     begin_folder(target, {**head, "merged": [str(folder) for folder in folders]})
     tables, left_out, count = list[Rows](), list[Left](), 0
-    for folder, manifest in zip(map(Path, folders), manifests, strict=True):
+    for place, manifest in zip(places, manifests, strict=True):
         tars = [tar | {"name": shard_name(number)} for number, tar in enumerate(manifest["shards"], count)]
         count += len(tars)
         with target.work() as work:
             for tar, new in zip(manifest["shards"], tars, strict=True):
-                _link(folder / tar["name"], work / new["name"], Path(out))
-            target.publish(work, [tar["name"] for tar in tars])
-        tables.append(_rows(folder, manifest, tars, labels))
+                _link(place / tar["name"], work / new["name"], target.scratch())
+                target.publish(work, [new["name"]])
+        tables.append(_rows(place, manifest, tars, labels))
         left_out += map(Left.of, manifest["left_out"])
     further: dict[str, Any] = {"versions": first["versions"]}
     if others := [manifest["versions"] for manifest in manifests[1:] if manifest["versions"] != first["versions"]]:
@@ -81,7 +84,7 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
     num_sources = sum(manifest["counts"]["sources"] for manifest in manifests)
     mark = f"{num_sources} sha256:{hashlib.sha256(' '.join(inputs).encode()).hexdigest()}"
     head["extraction"] = head["extraction"] | {"inputs": mark}
-    codebooks = read_codebooks(Path(folders[0]) / CODEBOOKS)
+    codebooks = read_codebooks(places[0] / CODEBOOKS)
     merged = publish_data_set(target, head, tables, codebooks, left_out, num_sources, further)
     target.remove_parts()
     return merged

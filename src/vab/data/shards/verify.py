@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vab.data.addresses import is_address
 from vab.data.reading.dataset import ShardDataset
-from vab.data.remote import is_address, local_copy
+from vab.data.remote import local_copy
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import (
     CODE_TYPES,

@@ -285,7 +285,7 @@ class PartWriter:
 
     def _full(self, error: OSError) -> OSError | UserError:
         self.discard()
-        return explain_full_disk(error, Path(self.out.place), self._offset)
+        return explain_full_disk(error, self.out.scratch(), self._offset)
 
 
 def read_part(out: OutFolder, number: int) -> dict[str, Any]:
@@ -391,6 +391,7 @@ def publish_data_set(
     """
     with out.work() as work:
         manifest = write_data_set(work, head, tables, codebooks, left_out, num_sources, further)
+        out.refresh()
         if out.has(MANIFEST):
             # Another process may have joined the same parts; one that joined others may have replaced its files since.
             names = (*SIDE_FILES, MANIFEST)
@@ -471,6 +472,8 @@ def begin_folder(out: OutFolder, head: Mapping[str, Any]) -> None:
         try:
             theirs = json.loads(out.path(HEAD).read_bytes())
             differences = head_differences(theirs, mine)
+        except UserError:  # that it cannot be fetched
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{out}/{HEAD} was not written by vab and would be replaced: give another folder, or move the file"
@@ -490,7 +493,7 @@ def begin_folder(out: OutFolder, head: Mapping[str, Any]) -> None:
             f" to use these tars, type: vab shards index {out}"
         )
     others = [name for name in SIDE_FILES if out.has(name)]
-    if others := others + ([PARTS] if out.path(PARTS).is_file() else [part_name(number) for number in out.parts()][:1]):
+    if others := others + ([PARTS] if out.is_file(PARTS) else [part_name(number) for number in out.parts()][:1]):
         raise UserError(
             f"{out} holds files that vab did not write and would replace ({', '.join(others)}):"
             " give another folder, or move them"
