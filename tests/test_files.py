@@ -179,4 +179,5 @@ def test_a_progress_bar_shows_counts_rates_and_notes_on_a_terminal_only(monkeypa
     assert "3/3" in capsys.readouterr().err
     with ProgressBar("hidden", 3, show=False) as bar:
         bar.advance()
+        bar.update(2, note="n")
     assert capsys.readouterr() == ("", "")

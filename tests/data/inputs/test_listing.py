@@ -41,6 +41,13 @@ READ = {
 }
 
 
+def test_a_list_is_sliced_like_a_list(tmp_path):
+    (tmp_path / "list.csv").write_text("file\n" + "".join(f"{number}.mp4\n" for number in range(7)))
+    sources = find_sources(tmp_path / "list.csv")
+    for part in (slice(2, 5), slice(5, 2), slice(None, None, -1), slice(4, 0, -2), slice(1, None, 3), slice(-3, None)):
+        assert sources[part] == list(sources)[part]
+
+
 @pytest.mark.parametrize("kind", READ)
 def test_a_list_is_read_however_it_was_saved(tmp_path, kind):
     content, suffix = READ[kind]

@@ -448,6 +448,8 @@ def test_missing_or_unfinished_data_set_says_what_to_type(tmp_path, small_spec, 
         ({"format": "wav"}, "does not describe a vab data set"),
         ({"format_version": 2}, "has format version 2, this vab reads 1"),
         ({"spec": None}, "lacks \\['spec'\\]"),
+        ({"dtypes": {"features": "<f2"}}, "does not give the dtypes of codes and features"),
+        ({"dtypes": []}, "does not give the dtypes of codes and features"),
     ],
 )
 def test_manifest_of_another_kind_is_refused(ten, change, words):
@@ -457,6 +459,17 @@ def test_manifest_of_another_kind_is_refused(ten, change, words):
     with pytest.raises(UserError, match=words):
         ShardDataset(ten)
     assert len(indexing.verify(ten)) == 1
+
+
+@pytest.mark.parametrize(
+    "change", [lambda shards: 2 * shards, lambda shards: [shards[0] | {"records": 9}, *shards[1:]]]
+)
+def test_an_index_of_another_length_than_the_shards_is_reported(ten, change):
+    manifest = json.loads((ten / "manifest.json").read_text())
+    manifest["shards"] = change(manifest["shards"])
+    (ten / "manifest.json").write_text(json.dumps(manifest))
+    records = sum(shard["records"] for shard in manifest["shards"])
+    assert f"the manifest counts 10 records, its shards {records}" in indexing.verify(ten)
 
 
 def test_what_a_damaged_manifest_advises_works(ten, tmp_path, capsys):

@@ -187,8 +187,10 @@ class Sources(Sequence[Source]):
     def __getitem__(self, number: slice) -> list[Source]: ...
     def __getitem__(self, number: int | slice) -> Source | list[Source]:
         if isinstance(number, slice):
-            begin, end, step = number.indices(len(self))
-            return list(self._between(begin, end))[::step]
+            places = range(len(self))[number]
+            if places.step == 1:
+                return list(self._between(places.start, places.stop))
+            return [self[place] for place in places]
         place = range(len(self))[number]
         return next(self._between(place, place + 1))
 

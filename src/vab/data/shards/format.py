@@ -337,6 +337,8 @@ def parse_manifest(text: bytes | Path, folder: str | Path) -> dict[str, Any]:
         names = [*manifest["files"].keys(), *(shard["name"] for shard in manifest["shards"])]
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: its {MANIFEST} does not list files with bytes and sha256: {error!r}") from error
+    if not isinstance(manifest["dtypes"], dict) or {"codes", "features"} - {*manifest["dtypes"]}:
+        raise UserError(f"{path} does not give the dtypes of codes and features: {remedy}")
     for name in names:
         if not isinstance(name, str) or name in (".", "..") or not _FILE_NAME.fullmatch(name):
             raise UserError(f"{folder}: its {MANIFEST} lists a file {name!r}, which is no name of a file in a folder")

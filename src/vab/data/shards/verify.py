@@ -61,6 +61,8 @@ def verify(folder: str | Path) -> list[str]:
         index = _Index(folder)
     except UserError as error:
         refused = str(error)
+    if index is not None and index.records != sum(shard["records"] for shard in manifest["shards"]):
+        index = None  # reported below
     problems: list[str] = []
     listed = manifest["files"] | {shard["name"]: shard for shard in manifest["shards"]}
     problems += [line for name, entry in listed.items() for line in _compare_file(folder / name, entry)]
@@ -101,6 +103,7 @@ class _Index:
         self._rows, self._label_starts, self._label_ids = (
             np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (INDEX, LABEL_STARTS, LABEL_IDS)
         )
+        self.records = len(self._rows)
 
     def compare(self, first: int, rows: np.ndarray, found: Rows, tar: str) -> list[str]:
         """Differences between the index from row ``first`` on and what a tar holds, one line for each record."""
