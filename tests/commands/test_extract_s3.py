@@ -251,7 +251,7 @@ def test_a_store_that_goes_away_ends_the_run_and_nothing_is_lost(folder, whole, 
 def test_killed_in_the_middle_it_resumes_from_what_is_in_the_store(folder, whole, store):
     media = store.put(folder, "bucket/videos")
     process = command_line.start(*words(media, OUT, "--num_workers=1"))
-    while not any(name.startswith("parts/0") and name.endswith(".json") for name in contents(OUT, store)):
+    while not any("/parts/0" in name and name.endswith(".json") for name in store.files.find("bucket/out")):
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
