@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(300)  # the package alone takes half a minute t
 
 
 def test_without_the_package_it_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "hear21passt", None)
+    monkeypatch.setitem(sys.modules, "hear21passt.models", None)
     path = tmp_path / "weights.pt"
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"pip install .*hear21passt>=0\.0\.26"):
