@@ -14,6 +14,7 @@ class FileServer(ThreadingHTTPServer):
 
     ``files``: bytes by path, as in ``/any/name.bin``; for the hub ``/OWNER/NAME/resolve/main/FILE``, under any commit.
     ``hashes``: by path, another hash to state than the file's.
+    ``commits``: of the branch main: the present one, and each that follows when a file was got from the branch.
     ``cut``: by path, the bytes after which the connection is ended; each is used once.
     ``hold``: by path, the bytes after which nothing comes any more.
     ``ranges``: whether a part of a file can be asked for.
@@ -25,7 +26,7 @@ class FileServer(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.hashes = {}
+        self.hashes, self.commits = {}, [COMMIT]
         self.files, self.cut, self.hold, self.ranges, self.log, self.sent = {}, {}, {}, True, [], {}
         self.holding, self.ended = threading.Event(), threading.Event()
 
@@ -69,9 +70,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - begin))
         self.send_header("ETag", f'"{server.hashes.get(path) or hub_hash(path, content)}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        revision = self.path.partition("/resolve/")[2].partition("/")[0]
+        self.send_header("X-Repo-Commit", server.commits[0] if revision == "main" else revision)
         self.end_headers()
         if with_body:
+            if revision == "main" and len(server.commits) > 1:
+                server.commits.pop(0)
             self.send(path, content, begin)
 
     def send(self, path, content, begin):

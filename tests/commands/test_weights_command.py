@@ -148,7 +148,18 @@ def test_a_killed_fetch_leaves_nothing_under_the_name(server, places):
     assert (places / "audiogen_16khz" / "compression_state_dict.bin").read_bytes() == CONTENT
 
 
-def test_a_file_of_another_hash_than_the_hub_states_is_refused(server, places, monkeypatch):
+def test_a_folder_of_the_hub_is_of_one_commit(server, places):
+    server.files |= {DAC + "config.json": b"{}", DAC + "model.safetensors": CONTENT}
+    server.commits = ["1" * 40, "2" * 40]
+    _, err, status = vab("weights", "fetch", "--names", "dac_16khz", "--out", places)
+    assert status == 0, err
+    record = json.loads((places / "weights.json").read_text())["files"]
+    assert {entry["source"].split("/")[1] for entry in record.values()} == {f"dac_16khz@{'1' * 40}"}
+
+
+@pytest.mark.parametrize("without_symlinks", ["0", "1"])
+def test_a_file_of_another_hash_than_the_hub_states_is_refused(server, places, monkeypatch, without_symlinks):
+    monkeypatch.setenv("HF_HUB_DISABLE_SYMLINKS", without_symlinks)
     server.files[AUDIOGEN] = CONTENT
     server.hashes[AUDIOGEN] = "0" * 64
     _, err, status = vab("weights", "fetch", "--names", "audiogen_16khz", "--out", places)
@@ -158,6 +169,12 @@ def test_a_file_of_another_hash_than_the_hub_states_is_refused(server, places, m
         "deleted; type the same command again" in err
     )
     assert not list(places.rglob("*.bin"))
+
+
+def in_a_process(script):
+    """Lines that a script prints."""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 def test_a_file_of_another_hash_does_not_stay_in_the_hubs_cache(server):
@@ -171,8 +188,7 @@ try:
 except ValueError as error:
     print(error, cached(*wanted), sep="\\n")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    message, found = done.stdout.splitlines()
+    message, found = in_a_process(script)
     assert f"its hash is {hub_hash('.json', b'{}')}, expected {'0' * 40} as the hub says; it was deleted" in message
     assert found == "None"
 

@@ -7,6 +7,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from loopback import serving
 from vab.frozen.downloading import fetch, from_address
@@ -90,6 +91,17 @@ def test_a_full_disk_is_left_to_the_command_line(server, small_disk):
         download(f"{server.address}/w.bin", small_disk / "w.bin", SHA)
     assert caught.value.errno == errno.ENOSPC
     assert names(small_disk) == []
+
+
+def test_no_error_of_the_download_is_swallowed(server, place, monkeypatch):
+    def busy(*_, **__):
+        monkeypatch.undo()
+        raise BlockingIOError("busy")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", busy)
+    with pytest.raises(UserError, match=r"w\.bin failed: busy"):
+        download(f"{server.address}/w.bin", place, SHA)
+    assert names(place.parent) == []
 
 
 def test_two_at_once_fetch_it_once(server, place):

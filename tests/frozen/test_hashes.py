@@ -55,6 +55,9 @@ def test_the_hubs_cache_names_files_by_their_hash(tmp_path):
     link = tmp_path / "snapshots" / "1" / "model.safetensors"
     link.symlink_to(blob)
     assert check(link) == ("ok", SHA, "as the hub says", SHA)
+    blob.rename(put(tmp_path / "shared" / "blobs" / "ab" / ("ab" * 32)))  # by another hash, for several repositories
+    blob.symlink_to(tmp_path / "shared" / "blobs" / "ab" / ("ab" * 32))
+    assert check(link) == ("ok", SHA, "as the hub says", SHA)
     blob.write_bytes(b"damaged")
     assert check(link).state == "changed"
 

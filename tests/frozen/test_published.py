@@ -64,7 +64,7 @@ def test_arrays_beside_the_weights_are_read(tmp_path):
 def test_a_hub_that_does_not_answer_is_one_whole_line(monkeypatch, capsys):
     log = hub_logging.get_logger("huggingface_hub.utils._http")
 
-    def without_network(*_, cache_dir):
+    def without_network(*_, **__):
         log.warning("Retrying in 1s [Retry 1/5].")
         try:
             raise OSError("[Errno -2] Name or service not known")

@@ -12,7 +12,6 @@ import socket
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 
 from vab.extras import pip_install
 from vab.files import Lock
-from vab.frozen.hashes import check
+from vab.frozen.hashes import HUB_HASH, check
 from vab.spec import UserError
 
 PARTIAL = ".partial"
@@ -81,25 +80,25 @@ def from_address(url: str, place: Path, sha256: str) -> Path:
         OSError: If the download fails; then ``place`` is not there.
         RuntimeError: If the file has another hash; it is deleted.
     """
+    if place.exists():  # also where its folder cannot be written
+        return place
     place.parent.mkdir(parents=True, exist_ok=True)
-    before = socket.getdefaulttimeout()
-    while not place.exists():
-        # The lock's file is deleted after use: a process that waited for it tries again.
-        with suppress(BlockingIOError), Lock(place.with_name(f".{place.name}.lock"), required=False, temporary=True):
-            if place.exists():
-                break
-            for abandoned in place.parent.glob(f"{place.name}.*{PARTIAL}"):  # by processes that were killed
-                abandoned.unlink()
-            socket.setdefaulttimeout(_TIMEOUT_SECONDS)
-            try:
-                torch.hub.download_url_to_file(url, str(place), sha256, progress=sys.stderr.isatty())
-            finally:
-                socket.setdefaulttimeout(before)
+    with Lock(place.with_name(f".{place.name}.lock"), required=False, temporary=True):
+        if place.exists():
+            return place
+        for abandoned in place.parent.glob(f"{place.name}.*{PARTIAL}"):  # by processes that were killed
+            abandoned.unlink()
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(_TIMEOUT_SECONDS)
+        try:
+            torch.hub.download_url_to_file(url, str(place), sha256, progress=sys.stderr.isatty())
+        finally:
+            socket.setdefaulttimeout(before)
     return place
 
 
 def from_hub(repository: str, files: Sequence[str], cache: Path | None = None) -> Path:
-    """Download files of a repository on the hub, unless they are in the cache, and check their hashes.
+    """Download files of a repository on the hub, all of one commit, unless they are in the cache; check their hashes.
 
     Args:
         repository: ``owner/name``.
@@ -118,12 +117,19 @@ def from_hub(repository: str, files: Sequence[str], cache: Path | None = None) -
         from huggingface_hub.utils import logging
     except ImportError as error:
         raise UserError(f"the hub needs a package ({error}): {pip_install('huggingface_hub')}") from error
+    commit = None
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # else there is a line for each attempt
     try:
         for name in files:
-            path = Path(hub.hf_hub_download(repository, name, cache_dir=cache))
-            if (checked := check(path)).state == "changed":
+            path = Path(hub.hf_hub_download(repository, name, revision=commit, cache_dir=cache))
+            commit = path.parent.name
+            checked = check(path)
+            if checked.state == "unchecked":  # a cache without symbolic links does not contain the hub's hashes
+                stated = hub.get_hf_file_metadata(hub.hf_hub_url(repository, name, revision=commit)).etag or ""
+                if HUB_HASH.fullmatch(stated):
+                    checked = check(path, stated, "as the hub says")
+            if checked.state == "changed":
                 for each in (path.resolve(), path):
                     each.unlink(missing_ok=True)
                 raise UserError(f"{repository} gave another {name}: {checked}; it was deleted")

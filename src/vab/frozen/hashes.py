@@ -15,6 +15,8 @@ RECORD = "weights.json"
 """File beside fetched weights: ``{"format", "files": {"NAME": {"sha256", "bytes", "source", "licence"}}}``; a NAME may
 contain folders."""
 FORMAT = "vab-weights"
+HUB_HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+"""The hash that the hub states: git's of a small file, SHA-256 of a large one."""
 _DEPTH = 3
 """Folders above a file that may contain its record: a NAME has two slashes at most."""
 
@@ -36,18 +38,20 @@ class Checked(NamedTuple):
         return f"hash {self.source}" if self.state == "ok" else "unchecked, no hash is known"
 
 
-def check(path: Path, declared: str = "") -> Checked:
+def check(path: Path, declared: str = "", declarer: str = "as published") -> Checked:
     """Read a file and compare its hash with the one that is known.
 
     Args:
         path: Path of the file.
-        declared: The hash that this package states; if empty, the hash is looked up in a `RECORD` in the folders above
-            the file, in the file's name in the hub's cache, and in its name by the convention of torch.hub.
+        declared: The hash that this package or the hub states; if empty, the hash is looked up in a `RECORD` in the
+            folders above the file, in the file's name in the hub's cache, and in its name by the convention of
+            torch.hub.
+        declarer: Who states that hash, in words.
 
     Raises:
         UserError: If a record cannot be read.
     """
-    expected, source = (declared, "as published") if declared else _stated(path)
+    expected, source = (declared, declarer) if declared else _stated(path)
     got = _digest(path, len(expected)) if expected else ""
     # The end of a name may be a date instead of a hash.
     if not expected or (got != expected and source == "as its name says"):
@@ -59,9 +63,13 @@ def _stated(path: Path) -> tuple[str, str]:
     for folder in list(path.absolute().parents)[:_DEPTH]:
         if recorded := read_record(folder).get(path.absolute().relative_to(folder).as_posix()):
             return recorded["sha256"], "as recorded at fetching"
-    blob = path.resolve()  # the hub's cache names files by the hash that the hub states
-    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
-        return blob.name, "as the hub says"
+    blob = path.absolute()
+    while blob.exists():  # the hub's cache links to a file whose name is its hash; that may be a link to a shared file
+        if blob.parent.name == "blobs" and HUB_HASH.fullmatch(blob.name):
+            return blob.name, "as the hub says"
+        if not blob.is_symlink():
+            break
+        blob = blob.parent / blob.readlink()
     named = re.search(r"-([0-9a-f]{8,64})\.[^.]+", path.name)  # torch.hub: the name contains the first digits
     return (named[1], "as its name says") if named else ("", "")
 
