@@ -177,6 +177,28 @@ def in_a_process(script):
     return done.stdout.splitlines()
 
 
+def test_another_file_of_weights_is_taken_only_if_the_hub_lacks_the_first(server):
+    wrong, lacking = "/them/wrong/resolve/main/", "/them/lacking/resolve/main/"
+    model_cfg = {"embed_dim": 1, "vision_cfg": {}, "text_cfg": {}}
+    facts = {"model_cfg": model_cfg, "preprocess_cfg": {"mean": 0, "std": 1}}
+    config = json.dumps(facts).encode()
+    for model in (wrong, lacking):
+        server.files |= {model + "open_clip_config.json": config, model + "pytorch_model.bin": b"other"}
+    server.files[wrong + "open_clip_model.safetensors"] = CONTENT
+    server.hashes[wrong + "open_clip_model.safetensors"] = "0" * 64
+    script = """
+from vab.frozen.clip_files import parse, place_of
+for name in ("wrong", "lacking"):
+    try:
+        print(place_of(parse(f"hf-hub:them/{name}"), None, None).file.name)
+    except ValueError as error:
+        print(error)
+"""
+    message, file = in_a_process(script)
+    assert f"gave another open_clip_model.safetensors: its hash is {SHA}, expected {'0' * 64}" in message
+    assert file == "pytorch_model.bin"
+
+
 def test_a_file_of_another_hash_does_not_stay_in_the_hubs_cache(server):
     server.files[DAC + "config.json"] = b"{}"
     server.hashes[DAC + "config.json"] = "0" * 40

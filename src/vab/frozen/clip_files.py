@@ -208,11 +208,18 @@ def _hub_folder(repository: str) -> Path:
             return found
     advice = f"put {_CONFIG} and the weights into a folder {own} in a folder named by VAB_WEIGHTS"
     problem = f"vision encoder hf-hub:{repository} is not in the hub's cache"
-    fetch(problem, advice, from_hub, repository, [_CONFIG])
+    return fetch(problem, advice, _from_hub, repository)
+
+
+def _from_hub(repository: str) -> Path:
+    """Download the configuration and the weights of a repository as `from_hub`, which says what it raises."""
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    from_hub(repository, [_CONFIG])
     for name in _WEIGHTS[:-1]:
-        with suppress(UserError):  # a repository has one of these files, and its configuration does not say which
-            return fetch(problem, advice, from_hub, repository, [_CONFIG, name])
-    return fetch(problem, advice, from_hub, repository, [_CONFIG, _WEIGHTS[-1]])
+        with suppress(RemoteEntryNotFoundError):  # a repository has one of these; its configuration does not say which
+            return from_hub(repository, [_CONFIG, name])
+    return from_hub(repository, [_CONFIG, _WEIGHTS[-1]])
 
 
 def _of_folder(folder: Path, name: str = "") -> Place:
