@@ -11,7 +11,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from socket import gethostname
@@ -53,6 +53,21 @@ def as_utf8(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write the new content of ``path`` to; it gets its name once it is whole and on the disk."""
+    temporary = path.with_name(fitting_name(path.name, TEMPORARY_SUFFIX))
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_atomically(path: Path, content: str | bytes | memoryview | Iterable[bytes | memoryview]) -> None:
     """Write ``content``, one piece or several, to ``path``: whole or not at all, also after a kill or a power cut.
 
@@ -61,20 +76,14 @@ def write_atomically(path: Path, content: str | bytes | memoryview | Iterable[by
     Raises:
         UserError: If the disk is full.
     """
-    temporary = path.with_name(fitting_name(path.name, TEMPORARY_SUFFIX))
     content = as_utf8(content) if isinstance(content, str) else content
     needed = 0
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             for piece in [content] if isinstance(content, (bytes, memoryview)) else content:
                 needed += len(piece)
                 file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise explain_full_disk(error, path.parent, needed) from error
 
 
@@ -129,14 +138,14 @@ def explain_full_disk(error: OSError, folder: Path, needed: int) -> OSError | Us
     Args:
         error: What the system raised.
         folder: Where it was being written.
-        needed: Bytes that the file being written needs.
+        needed: Bytes that the file being written needs; 0 if not known.
     """
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
+    wanted = f"the next file needs {needed:,} bytes, " if needed else ""
     return UserError(
-        f"no space left in {folder}: the next file needs {needed:,} bytes, {shutil.disk_usage(folder).free:,} are free;"
-        " free some space and run the same command again, a training with --ckpt_path and its folder; what is already"
-        " written is kept"
+        f"no space left in {folder}: {wanted}{shutil.disk_usage(folder).free:,} bytes are free; free some space and run"
+        " the same command again, a training with --ckpt_path and its folder; what is already written is kept"
     )
 
 

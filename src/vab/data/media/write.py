@@ -8,9 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import av
@@ -25,12 +23,10 @@ from av.video.reformatter import VideoReformatter
 from vab import UserError
 from vab.audio import resample
 from vab.data.media.open import MediaError, OpenMedia
-from vab.files import write_atomically
+from vab.files import explain_full_disk, replacing, write_atomically
 
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 """Hz. Source: ISO/IEC 14496-3, table 1.18."""
-_IN_MEMORY = 64 << 20
-"""Bytes. Larger files are assembled on the disk."""
 
 
 def write_video(
@@ -117,6 +113,8 @@ def replace_audio(video_path: str | Path, waveform: np.ndarray, sample_rate: int
                 video = container.add_stream_from_template(source.video, opaque=True)
                 audio = container.add_stream("aac", sample_rate, layout="mono")
                 container.start_encoding()
+            except OSError:
+                raise
             except (ValueError, FFmpegError) as error:
                 raise refusal from error
             # By decoding time: a player that streams the file needs the sound of each picture before it.
@@ -187,11 +185,13 @@ def _time(packet: Packet[Any]) -> float:
 @contextmanager
 def _container(path: Path, container_format: str) -> Iterator[OutputContainer]:
     """An open media file to write to; it appears at its path whole or not at all."""
-    with _writing_to(path), SpooledTemporaryFile(_IN_MEMORY, dir=str(path.parent)) as file:
-        with av.open(file, "w", format=container_format) as container:
-            yield container
-        file.seek(0)
-        write_atomically(path, iter(partial(file.read, 1 << 20), b""))
+    with _writing_to(path):
+        try:
+            # By its name: the errors of a Python file are hidden by PyAV.
+            with replacing(path) as temporary, av.open(f"file:{temporary}", "w", format=container_format) as container:
+                yield container
+        except OSError as error:
+            raise explain_full_disk(error, path.parent, 0) from error
 
 
 @contextmanager
