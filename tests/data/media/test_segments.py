@@ -1,8 +1,10 @@
 """Many segments of a file in one pass: what they are one by one, also where the pass does not succeed."""
 
 import math
+import weakref
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from test_media import RATE, numbers, painted, sampling, shown, write
@@ -98,8 +100,6 @@ def test_wanted_pictures_are_those_on_show(tmp_path):
 
 
 def test_segments_around_damage_are_had(tmp_path, counts):
-    import av
-
     path = tmp_path / "x.mp4"
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 8 * RATE).astype(np.float32)
     write_video(path, np.stack([painted(k) for k in range(64)]), 8, noise, RATE)
@@ -114,6 +114,32 @@ def test_segments_around_damage_are_had(tmp_path, counts):
     assert [isinstance(segment, MediaError) for segment in got] == [False, False, True, False]
     assert got[2].reason == "unreadable"
     assert counts["spans"] > 0
+
+
+def test_pictures_of_spans_whose_sound_fails_do_not_stay_in_memory(tmp_path):
+    with av.open(str(tmp_path / "x.mkv"), "w") as container:
+        video = container.add_stream("libx264", 8, width=96, height=96, pix_fmt="yuv420p")
+        audio = container.add_stream("pcm_f32le", RATE, layout="mono")
+        for number in range(80):
+            picture = av.VideoFrame.from_ndarray(painted(number), format="rgb24")
+            picture.pts, picture.time_base = number, Fraction(1, 8)
+            container.mux(video.encode(picture))
+            sound = av.AudioFrame.from_ndarray(np.full((1, RATE // 8), np.nan, np.float32), "flt", "mono")
+            sound.sample_rate, sound.pts, sound.time_base = RATE, number * RATE // 8, Fraction(1, RATE)
+            container.mux(audio.encode(sound))
+        container.mux(video.encode())
+    made, most = [], 0
+
+    def convert(picture):
+        kept = picture.copy()
+        made.append(weakref.ref(kept))
+        return kept
+
+    for problem in read_segments(tmp_path / "x.mkv", RATE, 8.0, np.arange(20) / 2, 0.5, convert):
+        assert "values that are not numbers" in str(problem)
+        most = max(most, sum(reference() is not None for reference in made))
+    assert most <= 24
+    assert len(made) == 80
 
 
 def test_a_start_behind_the_end_is_too_short(tmp_path):

@@ -245,13 +245,13 @@ def _read_pass(
     def segment_of(span: int) -> MediaSegment | MediaError:
         if seek is not None and any(track.landed_late for track in tracks):
             raise MediaError("unreadable", Path(path), f"a seek to {seek:g} s landed behind it")
-        segment = MediaSegment()
-        try:
-            for track in tracks:
+        segment, problems = MediaSegment(), []
+        for track in tracks:  # all of them, as each forgets the span
+            try:
                 track.fill(span, segment)
-        except MediaError as error:
-            return error
-        return segment
+            except MediaError as error:
+                problems.append(error)
+        return problems[0] if problems else segment
 
     try:
         with OpenMedia(path) as source:
