@@ -196,6 +196,21 @@ def test_joined_sounds_are_one_timeline(tmp_path, suffix, codec):
     np.testing.assert_allclose(read_audio(path, RATE, 6.2, 1.0).waveform, whole.waveform[99_200:115_200], atol=2e-3)
 
 
+@pytest.mark.parametrize("second_rate", [None, 22_050, 32_000, 48_000])
+def test_spans_after_a_change_of_rate_are_those_of_the_whole(tmp_path, shared_data, second_rate):
+    path = shared_data / "cases" / "rate_change.mp3"
+    if second_rate:
+        parts = [
+            record(tmp_path / f"{k}.mp3", 4 * k, 4, ("", "mp3"), rate=r) for k, r in enumerate((44_100, second_rate))
+        ]
+        path = tmp_path / "joined.mp3"
+        path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    whole = read_audio(path, 44_100).waveform
+    for start in np.arange(3.5, 5.0, 0.02):
+        part = read_audio(path, 44_100, start, 0.5).waveform
+        np.testing.assert_array_equal(part, whole[round(start * 44_100) :][: len(part)])
+
+
 def test_joined_fragments_of_mp4_are_left_out_by_name(tmp_path):
     for number in range(2):
         options = {"movflags": "frag_keyframe+empty_moov"}

@@ -105,14 +105,12 @@ class SoundTrack(Track):
         begin = self._place(frame)
         if self._landed is None:
             self._landed = begin
-        self._position = begin + frame.samples
+        # Of a frame at another rate, only the mixer knows how many samples it becomes.
+        mono = None if frame.sample_rate == self.rate else self._mix(frame)
+        self._position = begin + (frame.samples if mono is None else len(mono))
         begun = self.begun
-        is_wanted = begun > self._next and begin < self._stops[begun - 1]
-        if is_wanted or frame.sample_rate != self.rate:
-            mono = self._mix(frame)
-            self._position = begin + len(mono)
-            if is_wanted:
-                self._pieces.append((begin, mono))
+        if begun > self._next and begin < self._stops[begun - 1]:
+            self._pieces.append((begin, self._mix(frame) if mono is None else mono))
 
     def fill(self, span: int, segment: MediaSegment) -> None:
         """Put the sound of a span into a segment and forget it; spans are asked for in order.
