@@ -50,6 +50,16 @@ def test_a_tar_that_ends_within_a_record_or_vanishes_is_named(tmp_path, make_sha
         data.record(4)
 
 
+def test_a_tar_that_is_cut_off_and_then_replaced_is_not_read(tmp_path, make_shards):
+    data = ShardDataset(make_shards(tmp_path / "s", 8))
+    data.read([0, 4])
+    first, second = (data.folder / f"shard-00000{number}.tar" for number in (0, 1))
+    os.truncate(second, 100)
+    first.replace(second)
+    with pytest.raises(UserError, match=r"shard-000001.tar was replaced by another file .* vab shards verify"):
+        data.read([4])
+
+
 def test_more_tars_than_a_process_may_open(tmp_path, make_shards):
     folder = make_shards(tmp_path / "many", 60, records_per_shard=1)
     program = (
@@ -84,9 +94,10 @@ def test_the_files_of_a_data_set_are_closed_with_it(tmp_path, make_shards):
 def test_a_system_without_preadv_reads_the_same(tmp_path, make_shards, monkeypatch):
     (tmp_path / "tar").write_bytes(bytes(range(100)))
     first, second = bytearray(3), bytearray(10)
-    assert read_from(tmp_path / "tar", [first, memoryview(second)[:4], memoryview(second)[4:]], 20) == 13
-    assert (bytes(first), bytes(second)) == (bytes(range(20, 23)), bytes(range(23, 33)))
-    assert read_from(tmp_path / "tar", [first, second], 95) == 5
+    with (tmp_path / "tar").open("rb") as file:
+        assert read_from(file, [first, memoryview(second)[:4], memoryview(second)[4:]], 20) == 13
+        assert (bytes(first), bytes(second)) == (bytes(range(20, 23)), bytes(range(23, 33)))
+        assert read_from(file, [first, second], 95) == 5
     assert (bytes(first), bytes(second[:2])) == (bytes(range(95, 98)), bytes((98, 99)))
     data = ShardDataset(make_shards(tmp_path / "s", 8))
     expected = data.read(np.arange(8))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -52,9 +52,14 @@ class Tars:
             if _preadv is not None and _preadv(handle, buffers, start) == size:
                 return
             path = self._folder / self._shards[shard]["name"]
-            if read_from(path, buffers, start) == size:
-                return
-            problem = f"has {path.stat().st_size} bytes instead of {self._shards[shard]['bytes']}"
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if not os.path.samestat(status, os.fstat(handle)):
+                    problem = "was replaced by another file while it was open"
+                elif read_from(file, buffers, start) == size:
+                    return
+                else:
+                    problem = f"has {status.st_size} bytes instead of {self._shards[shard]['bytes']}"
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
             problem = "is missing" if missing else f"cannot be read at byte {start} ({error.strerror})"
@@ -84,20 +89,19 @@ def broken_file(folder: Path, what: str, problem: str) -> UserError:
     return UserError(f"{folder / what} {problem}: for a full report, type: vab shards verify {folder}")
 
 
-def read_from(path: Path, buffers: Sequence[Buffer], start: int) -> int:
-    """Fill buffers one by one from a file that is opened for it: without ``preadv``, and after an incomplete read.
+def read_from(file: BinaryIO, buffers: Sequence[Buffer], start: int) -> int:
+    """Fill buffers one by one from a file: without ``preadv``, and after an incomplete read.
 
     Args:
-        path: Opened again, because processes that share a descriptor also share its position.
+        file: Opened for it, because processes that share a descriptor also share its position.
         buffers: Filled in place.
         start: Offset of the first byte.
 
     Returns:
         Number of bytes read; fewer than asked for at the end of the file.
     """
-    with path.open("rb") as file:
-        file.seek(start)
-        return sum(file.readinto(buffer) for buffer in buffers)  # type: ignore[arg-type, misc]
+    file.seek(start)
+    return sum(file.readinto(buffer) for buffer in buffers)  # type: ignore[attr-defined]
 
 
 def _allowed_files(wanted: int) -> int:
