@@ -169,6 +169,16 @@ def test_many_files_of_a_list_take_one_request_for_their_sizes(folder, store, tm
     assert json.loads((tmp_path / "out" / "report.json").read_text())["reasons"] == {"missing": 1}
 
 
+def test_question_marks_are_characters_of_keys(folder, store, tmp_path):
+    names = [f"{number:02d} why?.mp4" for number in range(16)]
+    for name in names:
+        store.files.pipe_file(f"bucket/videos/{name}", (folder / "00.mp4").read_bytes())
+    (tmp_path / "list.csv").write_text("\n".join(["file", *names]))
+    for number, media in enumerate(["s3://bucket/videos", tmp_path / "list.csv"]):
+        run(media, tmp_path / str(number), *(["--media_root=s3://bucket/videos"] if number else []))
+        assert len(ShardDataset(tmp_path / str(number))) == len(names)
+
+
 def test_what_failed_is_tried_again_in_a_store_as_in_a_folder(folder, store, tmp_path):
     outs = []
     for place in ("local", "store"):

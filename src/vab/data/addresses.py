@@ -188,10 +188,10 @@ class Remote:
                 return {}
             raise UserError(f"{self.shown} cannot be listed ({error})") from error
         names = {name.removeprefix(self.root).lstrip("/"): entry for name, entry in found}
+        if not self._web:
+            return {name: entry for name, entry in names.items() if name}
         # Index pages have links to themselves in another order, "?C=N".
-        return {
-            unquote(name) if self._web else name: entry for name, entry in names.items() if name and "?" not in name
-        }
+        return {unquote(name): entry for name, entry in names.items() if name and "?" not in name}
 
     def entry(self, name: str = "", tries: int | None = None) -> Entry:
         """What the file system tells of a file.
