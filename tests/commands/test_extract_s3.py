@@ -23,6 +23,7 @@ from small_media import video
 from vab.cli import main
 from vab.data import addresses
 from vab.data.reading.dataset import ShardDataset
+from vab.data.shards.folder import OutFolder
 
 FLAGS = ["--segment_seconds=0.64", "--video_fps=12.5", "--min_seconds=0.2", "--device=cpu"]
 OUT = "s3://bucket/out"
@@ -109,6 +110,37 @@ def test_from_and_to_a_store_come_the_bytes_of_folders(folder, whole, store, cap
     run(media, OUT)
     assert "1 inputs that could not be read before were tried again, in vain" in capsys.readouterr().out
     assert contents(OUT, store) == whole
+
+
+def test_the_parts_of_a_store_are_fetched_many_at_a_time(folder, whole, store):
+    run(folder, OUT)
+    store.files.rm(f"{OUT}/manifest.json")
+    together = threading.Barrier(4)
+
+    def away(method, path):
+        if method == "GET" and "/parts/0" in path and path.endswith(".json"):
+            together.wait(30)  # breaks, which ends the request, unless the four are asked for at the same time
+        return False
+
+    store.away = away
+    run(folder, OUT)
+    store.away = lambda method, path: False
+    assert not together.broken
+    assert contents(OUT, store) == whole
+
+
+def test_nothing_is_deleted_that_is_not_there(folder, whole, store):
+    store.away = lambda method, path: method in ("DELETE", "POST")  # as a store that is written once
+    run(folder, OUT)
+    assert contents(OUT, store) == whole
+
+
+def test_a_file_that_another_task_has_written_since_the_listing_is_read_as_it_is_now(store):
+    store.files.pipe_file(f"{OUT}/parts/000000.json", b"{}")
+    out = OutFolder.at(OUT)
+    assert out.parts() == {0}
+    store.files.pipe_file(f"{OUT}/parts/000000.json", b'{"version": 1}')
+    assert out.path("parts/000000.json").read_bytes() == b'{"version": 1}'
 
 
 def test_five_steps_of_training_from_the_store(folder, store, tmp_path, monkeypatch):

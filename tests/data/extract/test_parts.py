@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from socket import gethostname
 from typing import ClassVar
 
 import numpy as np
@@ -165,6 +166,14 @@ def test_what_a_killed_second_try_left_is_deleted_by_the_next_run(media, tmp_pat
     assert run(media, out).already_finished
     assert verify(out) == []
     assert (out / "report.json").exists()
+
+
+def test_what_killed_processes_left_is_deleted_even_if_there_is_nothing_to_do(media, tmp_path):
+    run(media, tmp_path / "out")
+    work = tmp_path / "out" / f".vab-{gethostname()}-999999999-0123.tmp"
+    work.mkdir()
+    run(media, tmp_path / "out")
+    assert not work.exists()
 
 
 def test_a_part_that_was_deleted_is_done_again(media, tmp_path):

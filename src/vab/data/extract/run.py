@@ -38,7 +38,7 @@ from vab.data.extract.report import (
 )
 from vab.data.inputs.listing import Sources
 from vab.data.shards.folder import OutFolder
-from vab.data.shards.format import HEAD, MANIFEST, Left, library_versions, parse_manifest
+from vab.data.shards.format import HEAD, MANIFEST, PARTS, Left, library_versions, parse_manifest
 from vab.data.shards.writer import Rows, begin_folder, part_name, publish_data_set, read_part, rows_of_part
 from vab.spec import UserError
 
@@ -134,6 +134,7 @@ class _Extraction:
         return describe(self.sources, self.sizes)
 
     def run(self) -> ExtractionReport | None:
+        self.out.sweep()
         finished = self._manifest()
         if finished is not None:
             report = self._finished_before(finished)
@@ -230,6 +231,8 @@ class _Extraction:
             UserError: If parts are of other inputs.
         """
         again, is_newer, touched, changed = {}, False, list[str](), list[int]()
+        if not is_finished:
+            self.out.prefetch(map(part_name, sorted(done)))
         for number in sorted(done):
             begin = number * self.size
             own = slice(begin, begin + self.size)
@@ -354,6 +357,7 @@ class _Extraction:
         return part["version"], part["tar"]
 
     def _join_once(self, versions: Mapping[str, Any]) -> tuple[list[tuple[int, Any]], dict[str, Any]]:
+        self.out.prefetch(f"{PARTS}/{name}" for name in self.out.names(PARTS))
         duplicates = self._duplicates()
         if self.settings.leaves_out_duplicates:
             for number in sorted({place // self.size for place in duplicates}):

@@ -8,7 +8,8 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ from vab.spec import UserError
 
 _STORES = ("s3", "gs", "gcs", "az", "abfs", "hf", "memory")
 """Schemes of addresses that can be written to: a file appears there whole or not at all."""
+_THREADS = 16
+"""Files that are fetched at a time: each of a part's files is small, and a request takes longer than its bytes."""
 _LATEST = 2**63 - 1
 """ns. The time of a file whose store does not tell it: no input is newer."""
 _PART = re.compile(r"(\d{6,})\.json")
@@ -80,6 +83,9 @@ class OutFolder:
     def path(self, name: str) -> Path:
         """A file of this machine with the content of ``name``; not to be changed."""
         return self._folder / name
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Fetch files that ``path`` will be asked for, many at a time. Those of this machine are there."""
 
     def names(self, below: str = "") -> list[str]:
         """Names of what is in the folder, or in a folder below it, sorted."""
@@ -205,23 +211,36 @@ class _OutAddress(OutFolder):
         return folder
 
     def path(self, name: str) -> Path:
-        copy, entry = self._folder / name, self._all().get(name)
-        if entry is None:
-            raise FileNotFoundError(errno.ENOENT, "there is no such file", f"{self}/{name}")
-        if self._fetched.get(name) != entry:
+        copy, tried = self._folder / name, None
+        while True:
+            entry = self._all().get(name)
+            if entry is None:
+                raise FileNotFoundError(errno.ENOENT, "there is no such file", f"{self}/{name}")
+            if self._fetched.get(name) == entry:
+                return copy
             copy.parent.mkdir(exist_ok=True)
             copy.unlink(missing_ok=True)
             try:
                 self._remote.fetch(name, entry.size or 0, copy)
+                self._fetched[name] = entry
             except AddressError as error:
-                self.refresh()
-                if error.reason == "missing":
-                    raise FileNotFoundError(errno.ENOENT, f"{error}", f"{self}/{name}") from error
-                raise UserError(f"{self}/{name} {error}: run the same command again; what is done is kept") from error
+                self.refresh()  # another task may have written it again since it was listed
+                if self._all().get(name) == entry or tried is not None:
+                    raise UserError(
+                        f"{self}/{name} {error}: run the same command again; what is done is kept"
+                    ) from error
+                tried = entry
             except OSError as error:
                 raise explain_full_disk(error, self.scratch(), entry.size or 0) from error
-            self._fetched[name] = entry
-        return copy
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        def fetch(name: str) -> None:
+            with suppress(FileNotFoundError):  # whoever needs it will say so
+                self.path(name)
+
+        self._all(), self._folder  # made once, before the threads
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(fetch, names))
 
     def names(self, below: str = "") -> list[str]:
         start = f"{below}/" if below else ""
@@ -238,5 +257,5 @@ class _OutAddress(OutFolder):
 
     def remove(self, *names: str) -> None:
         for name in names:
-            self._remote.remove(name)
-        self.refresh()
+            if self._all().pop(name, None) is not None:  # some stores permit no deleting
+                self._remote.remove(name)
