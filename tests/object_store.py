@@ -11,13 +11,14 @@ class Store:
     """A server of S3 on the loopback interface. What is put there stays while it is away.
 
     ``away``: called with the method and the path of each request; where it answers true, the connection is broken off.
+    ``refuses``: the same; the answer is 403.
     """
 
     def __init__(self):
         from moto.server import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import make_server
 
-        self.away = lambda method, path: False
+        self.away = self.refuses = lambda method, path: False
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.port = self._server.server_port
@@ -28,6 +29,9 @@ class Store:
         if self.away(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             start_response("503 Service Unavailable", [])
+            return []
+        if self.refuses(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
+            start_response("403 Forbidden", [("Content-Length", "0")])
             return []
         return self._app(environ, start_response)
 

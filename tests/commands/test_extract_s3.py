@@ -288,6 +288,22 @@ def test_a_store_that_goes_away_ends_the_run_and_nothing_is_lost(folder, whole, 
     assert contents(OUT, store) == whole
 
 
+def test_credentials_that_expire_end_the_run_and_nothing_is_lost(folder, whole, store, capsys):
+    media, puts = store.put(folder, "bucket/videos"), []
+
+    def refuses(method, path):
+        puts.extend([path] if method == "PUT" and "/parts/0" in path and path.endswith(".json") else [])
+        return len(puts) >= 2 and "/videos/" in path
+
+    store.refuses = refuses
+    line = refused(capsys, *words(media, OUT, "--batch_size=1"))
+    assert line.startswith("error: 2 of 2 inputs of part 2 were there when this run began and cannot be opened now")
+    assert ": check the credentials (" in line
+    store.refuses = lambda method, path: False
+    run(media, OUT)
+    assert contents(OUT, store) == whole
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_killed_in_the_middle_it_resumes_from_what_is_in_the_store(folder, whole, store):

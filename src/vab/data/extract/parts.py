@@ -372,18 +372,21 @@ def _refuse_unreachable(part: Part, results: Mapping[int, Result]) -> None:
     failed = [place for place in there if results[place].may_pass]
     with ThreadPoolExecutor(_THREADS) as threads:
         away = threads.map(is_away, (part.sources[place] for place in failed))
-        lost = [place for place, gone in zip(failed, away, strict=True) if gone]
-    if lost and 2 * len(lost) > len(there):
-        first = part.sources[lost[0]]
+        lost = {place: why for place, why in zip(failed, away, strict=True) if why}
+    if 2 * len(lost) > len(there):
+        place, why = next(iter(lost.items()))
         raise UserError(
             f"{len(lost)} of {len(there)} inputs of part {part.number} were there when this run began and cannot be"
-            f" opened now, such as {first.shown}: check that the disk or the network folder is mounted, then run the"
-            " same command again; what is done is kept"
+            f" opened now, such as {part.sources[place].shown}: {why}, then run the same command again; what is done is"
+            " kept"
         )
 
 
-def is_away(source: Source) -> bool:
-    """Whether the file cannot be opened and read, and not for want of permission, which waiting does not give."""
+def is_away(source: Source) -> str:
+    """What to check where a file that was there cannot be opened and read; else nothing.
+
+    Nothing, too, where a folder gives no permission, which waiting does not change; at an address, credentials expire.
+    """
     file = source.at
     try:
         if isinstance(file, RemoteFile):
@@ -392,12 +395,12 @@ def is_away(source: Source) -> bool:
             with file.open("rb") as opened:
                 opened.read(1)
     except PermissionError:
-        return False
+        return ""
     except AddressError as error:
-        return error.reason != "refused"
+        return f"check the {'credentials' if error.reason == 'refused' else 'network'} ({error})"
     except (OSError, ValueError):
-        return True
-    return False
+        return "check that the disk or the network folder is mounted"
+    return ""
 
 
 def write_part(
