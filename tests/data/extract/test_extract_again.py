@@ -6,8 +6,11 @@ import shutil
 import struct
 import sys
 import tempfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import gethostname
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -131,6 +134,23 @@ def test_other_ids_are_other_inputs(media, tmp_path):
     (tmp_path / "list.csv").write_text(f"file,id\n{media}/0.mp4,two\n")
     with pytest.raises(UserError, match=r"made of other inputs \(1 then, 1 now; the first new one is .*0\.mp4\)"):
         extract(str(tmp_path / "list.csv"), str(tmp_path / "out"), **SETTINGS)
+
+
+def test_addresses_that_are_signed_anew_are_the_same_inputs_and_no_secret_is_written(media, tmp_path, capsys):
+    (media / "2.mp4").write_text("no video")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(media))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for secret in ("SECRET1", "SECRET2"):
+            rows = [f"{address}/{number}.mp4?X-Signature={secret}/a.b" for number in range(3)]
+            (tmp_path / "list.csv").write_text("\n".join(["file", *rows]))
+            extract(str(tmp_path / "list.csv"), str(tmp_path / "out"), retry=False, **SETTINGS)
+        server.shutdown()
+    assert "nothing to do" in capsys.readouterr().out
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(written) > 4
+    assert [path for path in written if b"SECRET" in path.read_bytes()] == []
+    assert ShardDataset(tmp_path / "out").record(0)["source"] == f"{address}/0.mp4"
 
 
 def test_in_what_the_inputs_of_a_finished_folder_differ_is_told(media, tmp_path):

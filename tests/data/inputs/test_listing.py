@@ -185,6 +185,26 @@ def test_a_list_at_an_address_names_files_beside_it_and_elsewhere(everywhere, tm
         _ = find_sources(folder / "list.csv", root=address)[0].path
 
 
+def test_names_and_ids_are_without_the_secrets_of_addresses(tmp_path):
+    listed = tmp_path / "list.csv"
+    listed.write_text(
+        "file,start,id\nhttp://u:pass@h/cls/00.mp4?X-Signature=a/b.c,,\nhttps://h/00.mp4?sig=1,2.5,\n"
+        "https://h/get?n=1,,one\nhttps://h/get?n=2,1,two\n/videos/a?b.mp4,,\n"
+    )
+    sources = find_sources(listed, "folder")
+    assert [(one.name, one.id) for one in sources] == [
+        ("http://u@h/cls/00.mp4", "u@h/cls/00"), ("https://h/00.mp4@2.5", "h/00"),
+        ("https://h/get#one", "one"), ("https://h/get#two@1", "two"), ("/videos/a?b.mp4", "/videos/a?b"),
+    ]  # fmt: skip
+    assert sources[0].labels == ("cls",)
+    assert sources[0].location == "http://u:pass@h/cls/00.mp4?X-Signature=a/b.c"
+    listed.write_text("file\nhttps://h/get?n=1\nhttps://h/get?n=2\n")
+    with pytest.raises(
+        UserError, match=r"lists 'https://h/get' more than once \(1 such\): .*queries.* give each an id$"
+    ):
+        find_sources(listed)
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [

@@ -62,8 +62,20 @@ class Source(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Unique; how manifests and reports call it: the file as listed, with ``@start`` where a start is given."""
-        return self.file if self.start is None else f"{self.file}@{self.start:.10g}"
+        """Unique; how manifests and reports call it: the file as listed, with ``@start`` where a start is given.
+
+        Of a web address without password and query, which may be secrets; where it has a query, ``#id`` follows if an
+        id is given.
+        """
+        file = self._bare
+        if self.given_id and _has_query(self.file):
+            file += f"#{self.given_id}"
+        return file if self.start is None else f"{file}@{self.start:.10g}"
+
+    @property
+    def _bare(self) -> str:
+        """The file as listed, without the secrets of an address."""
+        return without_secrets(self.file) if is_address(self.file) else self.file
 
     @property
     def location(self) -> str:
@@ -99,7 +111,7 @@ class Source(NamedTuple):
         if is_address(self.location):
             root = self.root.partition("?")[0]
             raise UserError(
-                f"{self.file} of {root} is not on this machine: copy the media here, then give a folder or a .csv of "
+                f"{self._bare} of {root} is not on this machine: copy the media here, then give a folder or a .csv of "
                 "this machine"
             )
         return Path(self.root, self.file)
@@ -107,8 +119,12 @@ class Source(NamedTuple):
     @property
     def id(self) -> str:
         """What its records are called: the ``id`` column, or the file's name in the folder without its suffix."""
-        file = self.file.partition("://")[2] or self.file
+        file = self._bare.partition("://")[2] or self.file
         return self.given_id or os.path.splitext(os.path.normpath(file))[0].replace(os.sep, "/")
+
+
+def _has_query(file: str) -> bool:
+    return file.startswith(("http://", "https://")) and "?" in file
 
 
 class Ignored(NamedTuple):
@@ -217,7 +233,8 @@ def find_sources(
             taken in its own order. Other columns are not read, and refused where their names are slips of these; blanks
             around names and values do not count. Or a list as VGGSound's are, which begins at once:
             the file, and one label, in which a ";" is a character like any other. Either may be at an address, such as
-            ``s3://bucket/videos`` or ``https://host/list.csv``, and a CSV may list addresses.
+            ``s3://bucket/videos`` or ``https://host/list.csv``, and a CSV may list addresses;
+            the query of a web address is no part of names and ids.
         labels_from: ``csv``; ``folder``: the name of the folder a file is in; ``none``; or ``auto``: ``csv`` if there
             is such a column, else none.
         suffixes: Files of a folder that count; a CSV may list any.
@@ -432,7 +449,7 @@ def _read_rows(
             name = _with_slashes(root, name)
         text = cell(row, "labels") if labels_from in ("auto", "csv") else ""
         if labels_from == "folder":
-            text = os.path.basename(os.path.dirname(name))
+            text = os.path.basename(os.path.dirname(without_secrets(name)))
         if text not in known:
             parts = [text] if plain or labels_from == "folder" else text.split(";")
             known[text] = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
@@ -471,8 +488,11 @@ def _refuse_twins(media: str | Path, sources: Sequence[Source]) -> None:
         np.dtype((np.int64, 3)), len(sources),
     )  # fmt: skip
     if len(twins := _repeated(columns[:, :1])):
-        name = sources[twins[0]].name
-        raise UserError(f"{media} lists {name!r} more than once ({len(twins)} such): name each file and start once")
+        twin = sources[twins[0]]
+        way = "name each file and start once"
+        if _has_query(twin.file):
+            way = "queries do not tell files apart, give each an id"
+        raise UserError(f"{media} lists {twin.name!r} more than once ({len(twins)} such): {way}")
     if len(same := _repeated(columns[:, 1:])):
         raise UserError(
             f"{media} gives the id {sources[same[0]].id!r} and one start to several inputs ({len(same)} such): ids must"
