@@ -318,6 +318,16 @@ def test_a_rate_that_changes_is_resampled(shared_data):
         assert np.abs(part - whole[round(start * RATE) :][: len(part)]).max() < 0.02
 
 
+def test_the_last_sample_of_a_span_is_read_where_it_begins_between_samples(tmp_path):
+    whole = np.random.default_rng(0).uniform(0.1, 0.5, RATE).astype(np.float32)
+    write_wav(tmp_path / "x.wav", whole, RATE)
+    for start in (0.1 + 0.6 / RATE, 0.2 + 0.4 / RATE):
+        segment = read_segment(tmp_path / "x.wav", RATE, None, start, 0.25 + 0.8 / RATE)
+        first = round(start * RATE)
+        assert segment.valid_samples == len(segment.waveform) == RATE // 4 + 1
+        np.testing.assert_allclose(segment.waveform, whole[first : first + RATE // 4 + 1], atol=1e-4)
+
+
 # ---- what cannot be read ----
 
 

@@ -158,7 +158,7 @@ class SoundTrack(Track):
         self._stops = [math.inf if self.to_end else self._end(span) + context for span in range(self.num_spans)]
 
     def _end(self, span: int) -> int:
-        return round((self.starts[span] + (self.seconds or 0)) * self.rate)
+        return round(self.starts[span] * self.rate) + round((self.seconds or 0) * self.rate)
 
     def _place(self, frame: AudioFrame) -> int:
         """At which sample of the timeline a frame begins."""
