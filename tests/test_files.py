@@ -3,6 +3,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import stat
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ from contextlib import nullcontext
 import pytest
 
 from vab import files
-from vab.files import Lock, ProgressBar, sha256_of, track, write_atomically
+from vab.files import Lock, ProgressBar, explain_full_disk, sha256_of, track, write_atomically
 
 FORK = multiprocessing.get_context("fork")  # of which the processes start at once
 
@@ -149,6 +150,11 @@ def test_a_file_system_without_fsync_of_folders(tmp_path, monkeypatch, number, p
     monkeypatch.setattr(os, "fsync", of_files_alone)
     with nullcontext() if passes else pytest.raises(OSError, match="Input/output"):
         write_atomically(tmp_path / "file", b"content")
+
+
+def test_a_full_disk_is_told_for_a_folder_that_is_not_there(tmp_path):
+    error = explain_full_disk(OSError(errno.ENOSPC, "full"), tmp_path / "not" / "there", 0)
+    assert re.match(rf"no space left in {tmp_path}/not/there: [\d,]+ bytes are free;", str(error))
 
 
 def test_the_hash_of_a_file(tmp_path):

@@ -137,14 +137,15 @@ def explain_full_disk(error: OSError, folder: Path, needed: int) -> OSError | Us
 
     Args:
         error: What the system raised.
-        folder: Where it was being written.
+        folder: Where it was being written; it need not be there.
         needed: Bytes that the file being written needs; 0 if not known.
     """
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     wanted = f"the next file needs {needed:,} bytes, " if needed else ""
     return UserError(
-        f"no space left in {folder}: {wanted}{shutil.disk_usage(folder).free:,} bytes are free; free some space and run"
+        f"no space left in {folder}: {wanted}{shutil.disk_usage(there).free:,} bytes are free; free some space and run"
         " the same command again, a training with --ckpt_path and its folder; what is already written is kept"
     )
 
