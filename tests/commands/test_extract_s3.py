@@ -304,6 +304,27 @@ def test_credentials_that_expire_end_the_run_and_nothing_is_lost(folder, whole, 
     assert contents(OUT, store) == whole
 
 
+@pytest.mark.parametrize("count", [12, 100])
+def test_a_store_that_is_away_at_the_start_is_one_line(store, tmp_path, capsys, count):
+    (tmp_path / "list.csv").write_text("\n".join(["file", *(f"s3://bucket/{n}/{n}.mp4" for n in range(count))]))
+    asked = []
+    store.away = lambda method, path: not asked.append(path)
+    line = refused(capsys, *words(tmp_path / "list.csv", tmp_path / "out"))
+    assert line.startswith(f"error: {count} of {count} inputs cannot be reached, such as s3://bucket/")
+    assert len({*asked}) <= 32  # the others of a server that does not answer so many are not asked
+
+
+def test_files_that_cannot_be_reached_at_the_start_nor_later_end_the_run(folder, store, tmp_path, capsys):
+    store.put(folder, "bucket/videos")
+    (tmp_path / "list.csv").write_text("\n".join(["file", *(f"s3://bucket/videos/0{n}.mp4" for n in range(6))]))
+    store.away = lambda method, path: path.endswith(("02.mp4", "03.mp4"))
+    line = refused(capsys, *words(tmp_path / "list.csv", tmp_path / "out"))
+    assert line.startswith("error: 2 of 2 inputs of part 1 cannot be opened now, such as s3://bucket/videos/02.mp4")
+    store.away = lambda method, path: False
+    run(tmp_path / "list.csv", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["reasons"] == {}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_killed_in_the_middle_it_resumes_from_what_is_in_the_store(folder, whole, store):

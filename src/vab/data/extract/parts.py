@@ -21,7 +21,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
@@ -368,24 +367,28 @@ def _refuse_unreachable(part: Part, results: Mapping[int, Result]) -> None:
     """
     if part.again is not None:
         return
-    there = [place for place in results if part.sizes[place] >= 0]
+    sizes = part.sizes
+    unknown = [place for place in results if sizes[place] == UNKNOWN and is_address(part.sources[place].location)]
+    there = [place for place in results if sizes[place] >= 0] + unknown
     failed = [place for place in there if results[place].may_pass]
     with ThreadPoolExecutor(_THREADS) as threads:
-        away = threads.map(is_away, (part.sources[place] for place in failed))
+        away = threads.map(lambda place: is_away(part.sources[place], sizes[place] >= 0), failed)
         lost = {place: why for place, why in zip(failed, away, strict=True) if why}
     if 2 * len(lost) > len(there):
         place, why = next(iter(lost.items()))
+        then = "were there when this run began and " if sizes[place] >= 0 else ""
         raise UserError(
-            f"{len(lost)} of {len(there)} inputs of part {part.number} were there when this run began and cannot be"
-            f" opened now, such as {part.sources[place].shown}: {why}, then run the same command again; what is done is"
+            f"{len(lost)} of {len(there)} inputs of part {part.number} {then}cannot be opened now, such as"
+            f" {part.sources[place].shown}: {why}, then run the same command again; what is done is"
             " kept"
         )
 
 
-def is_away(source: Source) -> str:
-    """What to check where a file that was there cannot be opened and read; else nothing.
+def is_away(source: Source, was_there: bool = True) -> str:
+    """What to check where a file cannot be opened and read for a reason that may pass; else nothing.
 
-    Nothing, too, where a folder gives no permission, which waiting does not change; at an address, credentials expire.
+    Permission that a folder does not give is no such reason; at an address, where the file was there, it is one:
+    credentials expire.
     """
     file = source.at
     try:
@@ -397,6 +400,8 @@ def is_away(source: Source) -> str:
     except PermissionError:
         return ""
     except AddressError as error:
+        if error.reason and not was_there:
+            return ""
         return f"check the {'credentials' if error.reason == 'refused' else 'network'} ({error})"
     except (OSError, ValueError):
         return "check that the disk or the network folder is mounted"
@@ -548,17 +553,31 @@ def file_facts(sources: Sources) -> FileFacts:
     """Ask the system for each file once; for many at once, for the sake of slow disks and servers.
 
     Raises:
-        UserError: If an address is of an unknown kind, or needs a package that is not installed.
+        UserError: If an address is of an unknown kind, or needs a package that is not installed; or if most files are
+            at addresses that cannot be reached.
     """
     numbers: dict[str, int] = {}  # a file may be listed often, with many starts
     which = np.fromiter((numbers.setdefault(source.file, len(numbers)) for source in sources), np.int64, len(sources))
     files, root = list(numbers), sources.root
     remote = {source.file: source for source in sources if is_address(source.location)} if sources.at_addresses else {}
-    listed = _listings(remote.values())
+    listed, silent, lost = _listings(remote.values()), Counter[str](), dict[str, str]()
 
     def facts(file: str) -> tuple[int, int]:
         if file in remote:
-            return _facts_at(remote[file], listed)
+            host = remote[file].location.split("/")[2]
+            if silent[host] >= _THREADS:
+                lost[file] = "nor can the others of its server"
+                return UNKNOWN, 0
+            try:
+                found_there = _facts_at(remote[file], listed)
+            except AddressError as error:
+                if error.reason:
+                    return MISSING if error.reason == "missing" else UNKNOWN, 0  # decoding it will say why
+                lost[file] = str(error)
+                silent[host] += 1
+                return UNKNOWN, 0
+            silent.pop(host, None)
+            return found_there
         try:
             found = os.stat(file if file.startswith("/") else f"{root}/{file}")
         except FileNotFoundError:
@@ -568,10 +587,16 @@ def file_facts(sources: Sources) -> FileFacts:
         return found.st_size, found.st_mtime_ns
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        step = 16 if remote else 4096
+        step = 1 if len(files) <= _THREADS else 16 if remote else 4096
         starts = range(0, len(files), step)
         parts = threads.map(lambda start: [*map(facts, files[start : start + step])], starts)
         both = np.fromiter((one for part in parts for one in part), np.dtype((np.int64, 2)), len(files))
+    if 2 * len(lost) > len(files):
+        file, why = next(iter(lost.items()))
+        raise UserError(
+            f"{len(lost)} of {len(files)} inputs cannot be reached, such as {remote[file].shown}: {why}; check the"
+            " network and the addresses, then run the same command again"
+        )
     sizes: np.ndarray = both[:, 0]
     _, kind, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     return FileFacts(sizes[which], both[which, 1], ((counts[kind] > 1) & (sizes > 0))[which])
@@ -580,24 +605,30 @@ def file_facts(sources: Sources) -> FileFacts:
 def _listings(sources: Iterable[Source]) -> dict[str, dict[str, Entry]]:
     """What is in folders at addresses of which many files are wanted: else each file would take a request."""
     counts = Counter(source.location.rpartition("/")[0] for source in sources if source.size is None)
-    listed = {}
+    listed, silent = {}, set[str]()
     for folder, count in counts.items():
-        if count >= _LISTED_FROM and not folder.startswith(("http://", "https://")):  # their lists have no sizes
-            with suppress(UserError):  # such as for want of permission to list
-                listed[folder] = Remote(folder).entries(below=False)
+        server = folder.split("/")[2]
+        if count < _LISTED_FROM or server in silent or folder.startswith(("http://", "https://")):
+            continue  # web servers' lists have no sizes
+        try:
+            listed[folder] = Remote(folder).entries(below=False)
+        except UserError as error:  # such as for want of permission to list
+            if isinstance(error.__cause__, AddressError) and not error.__cause__.reason:
+                silent.add(server)
     return listed
 
 
 def _facts_at(source: Source, listed: Mapping[str, Mapping[str, Entry]]) -> tuple[int, int]:
-    """Bytes and time of a file at an address, as ``file_facts`` gives them."""
+    """Bytes and time of a file at an address, as ``file_facts`` gives them.
+
+    Raises:
+        AddressError: If its server does not tell.
+    """
     if source.size is not None:
         return source.size, source.time
     file, (folder, _, name) = source.at, source.location.rpartition("/")
     assert isinstance(file, RemoteFile)
-    try:
-        entry = listed[folder].get(name) if folder in listed else file.entry()
-    except AddressError as error:
-        return MISSING if error.reason == "missing" else UNKNOWN, 0  # decoding it will say why
+    entry = listed[folder].get(name) if folder in listed else file.entry()
     if entry is None:
         return MISSING, 0
     return UNKNOWN if entry.size is None else entry.size, entry.time
