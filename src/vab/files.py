@@ -292,7 +292,16 @@ class ProgressBar:
             disable=not self.is_shown,
         )
         self._task = self._bar.add_task(words, total=total, completed=completed, rate="", note="")
-        self.start, self.stop = self._bar.start, self._bar.stop
+
+    def start(self) -> None:
+        """Show the line; where there is a terminal."""
+        if self.is_shown:
+            self._bar.start()
+
+    def stop(self) -> None:
+        """Show it no longer, or leave it as it is."""
+        if self.is_shown:  # older releases of rich print a line for a bar that was never shown
+            self._bar.stop()
 
     def advance(self, count: float = 1) -> None:
         """Count so many more as done; a negative number for items that are to be done again."""
