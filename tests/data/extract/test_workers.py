@@ -94,6 +94,15 @@ def test_a_worker_with_other_rules_or_networks_than_the_first_is_refused(media, 
         engine.close()
 
 
+@pytest.mark.slow
+def test_processes_leave_no_temporary_files(media, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    engine = DevicesEngine(RECIPE, ["cpu", "cpu"])
+    run(media, tmp_path / "out", engine)
+    engine.close()
+    assert list(tmp_path.glob("pymp-*")) == []
+
+
 def test_a_process_without_its_networks_ends_in_one_line():
     with pytest.raises(UserError, match="codec"):
         DevicesEngine(replace(RECIPE, codec="none"), ["cpu"])

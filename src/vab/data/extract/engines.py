@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import threading
+import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,6 +134,8 @@ class LocalEngine:
 
 _TRIES = 3
 """How often a part may be in a worker that dies, and a worker may die before its networks are loaded."""
+_GRACE, _GRACE_AT_WORK = 2.0, 1.0
+"""s. How long processes may take to end by themselves, without a part and with one."""
 _NEXT, _IDLE = "next", "idle"
 """What a worker sends to get its next part, and when it has none left."""
 
@@ -259,7 +262,20 @@ class DevicesEngine(WorkersEngine):
     """
 
     def __init__(self, recipe: Recipe, devices: Sequence[str]) -> None:
-        super().__init__([_Process(recipe, device) for device in devices], _Process.ready)
+        self._processes = [_Process(recipe, device) for device in devices]
+        super().__init__(self._processes, _Process.ready)
+
+    def close(self) -> None:
+        """End the processes; they first delete their temporary files, except where they are still at work."""
+        begin = time.monotonic()
+        try:
+            for process in self._processes:
+                process.connection.close()
+            for process in self._processes:
+                until = begin + (_GRACE_AT_WORK if process.parts else _GRACE)
+                process.process.join(max(0.0, until - time.monotonic()))
+        finally:
+            super().close()
 
 
 @dataclass(eq=False)
