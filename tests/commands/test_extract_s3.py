@@ -352,6 +352,8 @@ def test_other_engines_write_to_a_store_too(folder, whole, store, engine):
 
 def test_what_a_store_refuses_is_one_line(folder, store, monkeypatch, capsys):
     assert "bucket does not exist" in refused(capsys, *words(folder, "s3://other/out"))
+    for media in ("s3://nobucket/videos", "s3://bucket/nofolder"):
+        assert f"{media}: there is no such folder or bucket" in refused(capsys, *words(media, OUT))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(Path(tempfile.gettempdir(), "nobody")))

@@ -163,7 +163,7 @@ def test_a_folder_of_a_web_server_is_listed_by_its_index_pages(everywhere, tmp_p
         (tmp_path / "list.csv").write_text("file\nvideos/sub/naïve.mp3\n")
         (source,) = find_sources(f"{address.removesuffix('videos')}list.csv?sig=1")
         assert source.location == f"{address}/sub/na%C3%AFve.mp3?sig=1"
-        with pytest.raises(UserError, match=r"^no media file in http://127\.0\.0\.1:\d+/nothing: files are"):
+        with pytest.raises(UserError, match=r"^http://127\.0\.0\.1:\d+/nothing: there is no such folder"):
             find_sources(f"{address.removesuffix('videos')}nothing?sig=1")
         server.shutdown()
 
@@ -209,7 +209,7 @@ def test_names_and_ids_are_without_the_secrets_of_addresses(tmp_path):
     ("place", "words"),
     [
         ("ftp2://host/videos", r"^ftp2://host/videos: cannot read ftp2:// addresses; the kinds are http"),
-        ("memory://nothing/videos", r"^no media file in memory://nothing/videos: files are known by their suffix"),
+        ("memory://nothing/videos", r"^memory://nothing/videos: there is no such folder or bucket"),
         ("memory://nothing/list.csv", r"^memory://nothing/list.csv cannot be read \(FileNotFoundError"),
         ("https://127.0.0.1:9/list.csv?sig=secret", r"^https://127.0.0.1:9/list.csv cannot be read \((?!.*secret)"),
         ("https://127.0.0.1:9/videos?sig=secret", r"^https://127.0.0.1:9/videos cannot be listed \((?!.*secret)"),

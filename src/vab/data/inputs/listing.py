@@ -258,6 +258,8 @@ def find_sources(
             raise UserError(f"labels_from is csv, but {shown} is a folder: give a CSV, or labels_from folder or none")
         sources = _from_folder(media, labels_from == "folder", suffixes)
         if not sources:
+            if is_address(media) and not sources.ignored:
+                raise UserError(f"{shown}: there is no such folder or bucket, or nothing in it")
             kinds = " ".join(sorted(suffixes))
             raise UserError(f"no media file in {shown}: files are known by their suffix ({kinds})")
     elif listed and (is_address(media) or os.path.isfile(media)):
