@@ -11,14 +11,14 @@ class Store:
     """A server of S3 on the loopback interface. What is put there stays while it is away.
 
     ``away``: called with the method and the path of each request; where it answers true, the connection is broken off.
-    ``refuses``: the same; the answer is 403.
+    ``refuses``, ``fails``: the same; the answer is 403, or 500.
     """
 
     def __init__(self):
         from moto.server import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import make_server
 
-        self.away = self.refuses = lambda method, path: False
+        self.away = self.refuses = self.fails = lambda method, path: False
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.port = self._server.server_port
@@ -32,6 +32,9 @@ class Store:
             return []
         if self.refuses(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
             start_response("403 Forbidden", [("Content-Length", "0")])
+            return []
+        if self.fails(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
+            start_response("500 Internal Server Error", [("Content-Length", "0")])
             return []
         return self._app(environ, start_response)
 

@@ -314,6 +314,20 @@ def test_a_store_that_is_away_at_the_start_is_one_line(store, tmp_path, capsys, 
     assert len({*asked}) <= 32  # the others of a server that does not answer so many are not asked
 
 
+@pytest.mark.parametrize("attempts", [None, "2"])
+def test_only_one_layer_tries_again(store, monkeypatch, attempts):
+    monkeypatch.setattr(s3fs := type(store.files), "retries", 5)
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS")
+    if attempts is not None:
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", attempts)
+    s3fs.clear_instance_cache()
+    asked = []
+    store.fails = lambda method, path: not asked.append(path)
+    with pytest.raises(addresses.AddressError):
+        addresses.Remote("s3://bucket/videos").entry("0.mp4")
+    assert len(asked) == 5 * int(attempts or 1)
+
+
 def test_files_that_cannot_be_reached_at_the_start_nor_later_end_the_run(folder, store, tmp_path, capsys):
     store.put(folder, "bucket/videos")
     (tmp_path / "list.csv").write_text("\n".join(["file", *(f"s3://bucket/videos/0{n}.mp4" for n in range(6))]))

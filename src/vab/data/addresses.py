@@ -132,7 +132,12 @@ class Remote:
         try:
             import fsspec
 
-            self.files, self.root = fsspec.url_to_fs(address, **(_web_options() if self._web else {}))
+            options = _web_options() if self._web else _one_try() if scheme == "s3" else {}
+            self.files, self.root = fsspec.url_to_fs(address, **options)
+            self._writing = self.files
+            if scheme == "s3":
+                self.files.retries = 1
+                self._writing, _ = fsspec.url_to_fs(address)  # large files go in pieces, which s3fs tries again
         except ImportError as error:
             package = PACKAGES[scheme]
             raise UserError(f"{scheme}:// needs the package {package}: {pip_install(package)}") from error
@@ -227,7 +232,7 @@ class Remote:
             UserError: If it cannot be written.
         """
         try:
-            self.attempt(lambda: self.files.put_file(str(path), self.path(name)))
+            self.attempt(lambda: self._writing.put_file(str(path), self.path(name)))
         except AddressError as error:
             way = "check the address and the credentials" if error.reason else "what is done is kept"
             raise UserError(
@@ -322,6 +327,15 @@ def _web_options() -> dict[str, Any]:
     # By default five minutes for a whole file, and text that the server packs, whose size is not the file's.
     patience = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_SECONDS, sock_read=_SILENCE_SECONDS)
     return {"client_kwargs": {"timeout": patience, "trust_env": True}, "headers": {"Accept-Encoding": "identity"}}
+
+
+def _one_try() -> dict[str, Any]:
+    """Without botocore's own tries, which would multiply with those of ``Remote.attempt``; unless a user sets them."""
+    from fsspec.config import conf
+
+    tries = os.environ.get("AWS_MAX_ATTEMPTS", "")
+    own = {"retries": {"total_max_attempts": int(tries) if tries.isdigit() else 1}}
+    return {"config_kwargs": own | conf.get("s3", {}).get("config_kwargs", {})}
 
 
 def _status(error: BaseException) -> str:
