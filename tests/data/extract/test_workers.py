@@ -106,3 +106,14 @@ def test_processes_leave_no_temporary_files(media, tmp_path, monkeypatch):
 def test_a_process_without_its_networks_ends_in_one_line():
     with pytest.raises(UserError, match="codec"):
         DevicesEngine(replace(RECIPE, codec="none"), ["cpu"])
+
+
+def test_an_interrupt_while_processes_start_ends_those_that_were_started():
+    class Interrupted(_Process):
+        def start(self):
+            raise KeyboardInterrupt
+
+    workers = [_Process(RECIPE, "cpu"), Interrupted(RECIPE, "cpu")]
+    with pytest.raises(KeyboardInterrupt):
+        WorkersEngine(workers, _Process.ready)
+    assert not workers[0].process.is_alive()

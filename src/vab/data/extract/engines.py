@@ -159,10 +159,11 @@ class WorkersEngine:
     """
 
     def __init__(self, workers: Sequence[_Process | _Actor], ready: Callable[[Any], list[Any]]) -> None:
-        self._workers, self._ready = workers, ready
+        self._workers, self._ready = list[Any](), ready
         try:
             for worker in workers:
                 worker.start()
+                self._workers.append(worker)
             self.facts: Facts = _checked(workers[0].receive())
         except BaseException as error:
             self.close()
@@ -262,16 +263,15 @@ class DevicesEngine(WorkersEngine):
     """
 
     def __init__(self, recipe: Recipe, devices: Sequence[str]) -> None:
-        self._processes = [_Process(recipe, device) for device in devices]
-        super().__init__(self._processes, _Process.ready)
+        super().__init__([_Process(recipe, device) for device in devices], _Process.ready)
 
     def close(self) -> None:
         """End the processes; they first delete their temporary files, except where they are still at work."""
         begin = time.monotonic()
         try:
-            for process in self._processes:
+            for process in self._workers:
                 process.connection.close()
-            for process in self._processes:
+            for process in self._workers:
                 until = begin + (_GRACE_AT_WORK if process.parts else _GRACE)
                 process.process.join(max(0.0, until - time.monotonic()))
         finally:
