@@ -17,7 +17,8 @@ from small_media import video
 from vab.data.extract.cutting import Cutting
 from vab.data.extract.encode import Encoders
 from vab.data.extract.engines import LocalEngine
-from vab.data.extract.parts import MISSING, UNKNOWN, Settings, describe, file_facts, text_hash
+from vab.data.extract.identity import MISSING, UNKNOWN, describe, file_stats, text_hash
+from vab.data.extract.parts import Settings
 from vab.data.extract.run import extract_parts
 from vab.data.inputs.listing import Sources, find_sources
 from vab.data.reading.dataset import ShardDataset
@@ -205,14 +206,14 @@ def test_each_file_is_asked_for_once_however_often_it_is_listed(media, monkeypat
     shutil.copy(media / "1.mp4", media / "5.mp4")
     asked, stat = [], os.stat
     monkeypatch.setattr(os, "stat", lambda path, **rest: asked.append(path) or stat(path, **rest))
-    facts = file_facts(sources)
+    stats = file_stats(sources)
     monkeypatch.undo()
     assert sorted(asked) == [f"{media}/{number}.mp4" for number in range(7)]
-    assert facts.sizes[:7].tolist() == [*((media / f"{number}.mp4").stat().st_size for number in range(6)), MISSING]
-    sizes = facts.sizes[:6].tolist()
-    assert facts.shares_size[:7].tolist() == [*(sizes.count(size) > 1 for size in sizes), False]
-    assert facts.shares_size[[1, 5, 8]].all()
-    assert all(np.array_equal(column[:-7], column[7:]) for column in facts)
+    assert stats.sizes[:7].tolist() == [*((media / f"{number}.mp4").stat().st_size for number in range(6)), MISSING]
+    sizes = stats.sizes[:6].tolist()
+    assert stats.shares_size[:7].tolist() == [*(sizes.count(size) > 1 for size in sizes), False]
+    assert stats.shares_size[[1, 5, 8]].all()
+    assert all(np.array_equal(column[:-7], column[7:]) for column in stats)
 
 
 def test_a_fingerprint_is_the_hash_of_the_list_as_json():

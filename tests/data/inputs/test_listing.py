@@ -8,7 +8,7 @@ from threading import Thread
 import fsspec
 import pytest
 
-from vab.data.extract.parts import file_facts
+from vab.data.extract.identity import file_stats
 from vab.data.inputs.listing import Source, find_sources
 from vab.data.inputs.tables import Table, read_columns
 from vab.data.reading.labels import read_keys, read_vocabulary
@@ -231,7 +231,7 @@ def test_files_of_a_list_in_the_working_folder_are_looked_for_there(tmp_path, mo
     (tmp_path / "a.mp4").write_bytes(b"12345")
     (tmp_path / "list.csv").write_text("file\na.mp4\n")
     monkeypatch.chdir(tmp_path)
-    assert file_facts(find_sources("list.csv")).sizes.tolist() == [5]
+    assert file_stats(find_sources("list.csv")).sizes.tolist() == [5]
 
 
 def test_twins_are_named_by_the_first_that_comes_again(tmp_path):

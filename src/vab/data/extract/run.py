@@ -15,18 +15,8 @@ from vab.data.extract.cutting import Cutting, check_segments
 from vab.data.extract.decoders import digest_of
 from vab.data.extract.encode import Encoders
 from vab.data.extract.engines import Facts, LocalEngine, WorkersEngine
-from vab.data.extract.parts import (
-    MISSING,
-    Described,
-    Part,
-    Result,
-    Settings,
-    Watch,
-    describe,
-    file_facts,
-    head_hash,
-    write_part,
-)
+from vab.data.extract.identity import MISSING, Described, describe, file_stats
+from vab.data.extract.parts import Part, Result, Settings, Watch, head_hash, write_part
 from vab.data.extract.report import (
     REPORT,
     ExtractionReport,
@@ -123,7 +113,7 @@ class _Extraction:
         self.watch, self.share = watch, share
         self.facts: Facts = engine.facts
         self.head = self.facts.head(labels or sorted(sources.labels), settings)
-        self.sizes, self.times, self.shares_size = file_facts(sources)
+        self.sizes, self.times, self.shares_size = file_stats(sources)
         self.size = settings.inputs_per_part
         self._unread: dict[str, str] = {}  # names of inputs that a finished data set lacks and may get, with reasons
         self._listed: dict[str, Any] = {}  # tars of a finished data set
