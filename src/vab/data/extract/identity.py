@@ -1,4 +1,4 @@
-"""What is known of inputs before they are decoded: sizes and times of their files, and hashes of what identifies them."""
+"""What is known of inputs before they are decoded: sizes and times of their files, and hashes to compare them by."""
 
 from __future__ import annotations
 
