@@ -14,6 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
 import command_line
 import fit_runs
@@ -22,8 +23,16 @@ from same_batches import same
 from small_media import video
 from vab.cli import main
 from vab.data import addresses
+from vab.data.extract.cutting import Cutting
+from vab.data.extract.encode import Encoders
+from vab.data.extract.engines import LocalEngine
+from vab.data.extract.parts import Settings
+from vab.data.extract.run import extract_parts
+from vab.data.inputs.listing import find_sources
 from vab.data.reading.dataset import ShardDataset
 from vab.data.shards.folder import OutFolder
+from vab.frozen.codec import load_codec
+from vab.frozen.vision import load_vision
 
 FLAGS = ["--segment_seconds=0.64", "--video_fps=12.5", "--min_seconds=0.2", "--device=cpu"]
 OUT = "s3://bucket/out"
@@ -141,6 +150,25 @@ def test_a_file_that_another_task_has_written_since_the_listing_is_read_as_it_is
     assert out.parts() == {0}
     store.files.pipe_file(f"{OUT}/parts/000000.json", b'{"version": 1}')
     assert out.path("parts/000000.json").read_bytes() == b'{"version": 1}'
+
+
+def test_parts_that_other_processes_wrote_again_are_joined(folder, store):
+    class Elsewhere(LocalEngine):
+        def run(self, parts, out, *rest):
+            return super().run(parts, OutFolder.at(out.place), *rest)
+
+    vision = load_vision("tiny")
+    cutting = Cutting(0.64, 16_000, 12.5, "all", 0.64, 0.2, -60.0, "keep", vision.preprocessor())
+    engine = Elsewhere(Encoders(load_codec("tiny"), vision, torch.device("cpu")), cutting)
+
+    def extract():
+        return extract_parts(find_sources(media), OutFolder.at(OUT), engine, Settings(0, 1, 60.0, 2))
+
+    media = store.put(folder, "bucket/videos")
+    assert extract().records == 14
+    store.files.put_file(str(folder / "04.mp4"), "bucket/videos/04b.mp4")
+    assert extract().records == 15
+    main(["shards", "verify", OUT])
 
 
 def test_five_steps_of_training_from_the_store(folder, store, tmp_path, monkeypatch):

@@ -141,6 +141,7 @@ class _Extraction:
         first, step = self.share
         to_do = [number for number in range(first - 1, self.count, step) if number not in done or number in again]
         self._work(to_do, again, done)
+        self.out.refresh()  # other processes may have written the parts
         if finished is not None and not (
             is_newer or any(self._is_newer(read_part(self.out, number)) for number in to_do)
         ):
