@@ -270,7 +270,7 @@ def test_a_stopped_world_is_resumed(small_world, tmp_path):
     shutil.copytree(small_world, out)
     for name in ("events.json", "train.csv", "val.csv", "train/0000002.mp4", "val/1000000.mp4"):
         (out / name).unlink()
-    (out / "train" / ".0000002.mp4.tmp").write_bytes(b"half a file")
+    (out / "train" / "0000002.mp4.tmp").write_bytes(b"half a file")
     write_world(out, seed=5, num_train=3, num_val=2, num_workers=0)
     assert tree(out) == tree(small_world)
 
