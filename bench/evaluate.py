@@ -75,9 +75,9 @@ def run(options: argparse.Namespace) -> None:
 
 def measure_vab(folder: Path, device: str) -> dict[str, Any]:
     """Files to distance, as `vab evaluate` goes; it also finds the sounds' onsets and the files' hashes."""
-    from vab.commands.evaluation.folders import find_folder
-    from vab.commands.evaluation.sides import hear
     from vab.data.extract.sounds import Listening
+    from vab.evaluation.folders import find_folder
+    from vab.evaluation.sides import hear
     from vab.frozen.judges import load_judge
     from vab.metrics.frechet import frechet_distance, moments
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import machine, run_as_program
-from vab.commands.cores import usable_cores
+from vab.cores import usable_cores
 from vab.data.inputs.listing import find_sources
 from vab.spec import UserError
 

@@ -15,13 +15,13 @@ from small_media import picture_hash, tone, video
 from tasks_help import saved, small_backbone
 from tone_shards import short_spec
 from vab.cli import main
-from vab.commands.outputs import many_jobs
-from vab.commands.preparing import Request
 from vab.data.inputs.listing import find_sources
 from vab.data.media.write import write_video, write_wav
 from vab.data.reading.dataset import ShardDataset
 from vab.files import MAX_NAME_BYTES, as_utf8, fitting_name, write_atomically
 from vab.frozen.codec import load_codec
+from vab.generation.outputs import many_jobs
+from vab.generation.request import Request
 from vab.spec import UserError
 from vab.tasks import AlignTask, ClassifyTask
 

@@ -11,7 +11,8 @@ from contextlib import nullcontext
 import pytest
 
 from vab import files
-from vab.files import Lock, ProgressBar, explain_full_disk, sha256_of, track, write_atomically
+from vab.console import ProgressBar, track
+from vab.files import Lock, explain_full_disk, sha256_of, write_atomically
 
 FORK = multiprocessing.get_context("fork")  # of which the processes start at once
 

@@ -1,21 +1,22 @@
-"""Files that a run writes: atomic writes, names that fit, full disks, SHA-256, locks; and the progress bar."""
+"""Files that a command writes: atomic writes, CSV, names that fit, full disks, SHA-256, locks and early checks."""
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import os
 import shutil
-import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from socket import gethostname
-from typing import Any, TypeVar
+from typing import Any
 
 from vab import UserError
 
@@ -23,8 +24,6 @@ TEMPORARY_SUFFIX = ".tmp"
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """Errors of file systems that have no locks."""
-
-_T = TypeVar("_T")
 
 MAX_NAME_BYTES = 255
 """Length of a file name that the file systems in use allow (ext4, XFS, APFS, NTFS, Lustre, NFS)."""
@@ -85,6 +84,13 @@ def write_atomically(path: Path, content: str | bytes | memoryview | Iterable[by
                 file.write(piece)
     except OSError as error:
         raise explain_full_disk(error, path.parent, needed) from error
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows of cells as CSV with Unix line ends, for ``write_atomically``; None is an empty cell."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def sync_folder(folder: Path) -> None:
@@ -244,92 +250,51 @@ def _close(handle: int, temporary: list[Path]) -> None:
     os.close(handle)
 
 
-class ProgressBar:
-    """A line on stderr with count, rate and time left; nothing if stderr is not a terminal.
+def check_files(outputs: Mapping[str, tuple[str | None, str]], inputs: Sequence[Path | str], overwrite: bool) -> None:
+    """Refuse files that cannot be written, before the work.
 
     Args:
-        words: What is being done.
-        total: How many there are; None if not known yet.
-        unit: What is counted, to show a rate, such as ``files``; ``bytes`` shows MB and MB/s.
-        completed: How many are done at the start.
-        show: False to show nothing, as on all ranks but one.
-        transient: Remove the line at the end.
+        outputs: By flag the file that is asked for, None where none is, and the suffix that it must have.
+        inputs: What is read.
+        overwrite: Whether a file may be there.
 
-    Attributes:
-        is_shown: Whether there is a terminal that shows it.
+    Raises:
+        UserError: Naming the first.
     """
-
-    def __init__(
-        self,
-        words: str,
-        total: float | None,
-        unit: str = "",
-        completed: int = 0,
-        show: bool = True,
-        transient: bool = False,
-    ) -> None:
-        from rich import progress
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        self.is_shown = show and total != 0 and console.is_terminal
-        counts: tuple[progress.ProgressColumn, ...] = (
-            (progress.DownloadColumn(), progress.TransferSpeedColumn())
-            if unit == "bytes"
-            else (progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[rate]}"))
-        )
-        self._unit = unit
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            *counts,
-            progress.TimeElapsedColumn(),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[note]}", markup=False),
-            console=console,
-            redirect_stdout=sys.stdout.isatty(),  # else it would write what goes to stdout to stderr
-            transient=transient,
-            disable=not self.is_shown,
-        )
-        self._task = self._bar.add_task(words, total=total, completed=completed, rate="", note="")
-
-    def start(self) -> None:
-        """Show the line; where there is a terminal."""
-        if self.is_shown:
-            self._bar.start()
-
-    def stop(self) -> None:
-        """Show it no longer, or leave it as it is."""
-        if self.is_shown:  # older releases of rich print a line for a bar that was never shown
-            self._bar.stop()
-
-    def advance(self, count: float = 1) -> None:
-        """Count so many more as done; a negative number for items that are to be done again."""
-        if not self.is_shown:
-            return
-        self._bar.advance(self._task, count)
-        self.update()
-
-    def update(self, completed: float | None = None, total: float | None = None, note: str | None = None) -> None:
-        """Set how many are done, how many there are, or the note behind; None leaves a value as it is."""
-        if not self.is_shown:  # rich takes 0.1 ms to compute a rate that nobody sees
-            return
-        speed = self._bar.tasks[0].speed
-        fields: dict[str, Any] = {} if note is None else {"note": note}
-        fields["rate"] = f"{speed:.2f} {self._unit}/s" if self._unit and speed else ""
-        self._bar.update(self._task, completed=completed, total=total, **fields)
-
-    def __enter__(self) -> ProgressBar:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    given = {flag: (Path(path), suffix) for flag, (path, suffix) in outputs.items() if path is not None}
+    for flag, (path, suffix) in given.items():
+        folder = path.absolute().parent
+        if path.suffix != suffix:
+            raise UserError(f"--{flag} must end in {suffix}, got {path}")
+        if path.resolve() in {Path(other).resolve() for other in inputs}:
+            raise UserError(f"--{flag} {path} is one of the inputs, which would be lost: give another name")
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise UserError(f"--{flag} {path} is there already: give another name, or --overwrite true")
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"--{flag} {path} cannot be written: {folder} is not a folder to write in")
 
 
-def track(items: Iterable[_T], words: str, total: int) -> Iterator[_T]:
-    """The items, with a ``ProgressBar`` of how many have been used."""
-    with ProgressBar(words, total) as bar:
-        for item in items:
-            yield item
-            bar.advance()
+def lock_folder(folder: Path, command: str, alone: bool = True, share: bool = False) -> Lock:
+    """Create a folder and lock it against other runs of a command, including those whose first process was killed.
+
+    Args:
+        folder: The value of ``--out``.
+        command: The command, for the message.
+        alone: Whether no other process may hold the lock.
+        share: Share the lock, once it is taken, with processes that ask for it with ``alone=False``.
+
+    Raises:
+        UserError: If the folder cannot be created or written to, or another run holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"--out {folder} cannot be written: its permissions, or its disk's, forbid it")
+        lock = Lock(folder, shared=not alone, wait=False, required=False)
+        if share:
+            lock.share()
+    except BlockingIOError as error:
+        raise UserError(f"another {command} is writing to {folder}: wait until it has ended, or end it") from error
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from error
+    return lock

@@ -4,12 +4,12 @@ import os
 import subprocess
 import sys
 
-from vab.commands.cores import usable_cores
+from vab.cores import usable_cores
 
 WITHOUT = """
 import os
 del os.sched_getaffinity
-from vab.commands.cores import usable_cores
+from vab.cores import usable_cores
 from vab.commands.evaluate import _workers
 assert usable_cores() == os.cpu_count()
 assert _workers(None, 10_000) in (0, os.cpu_count() // 2)

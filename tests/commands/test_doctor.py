@@ -13,11 +13,11 @@ import torch
 
 from command_line import start
 from vab.cli import main
-from vab.commands.cores import usable_cores
 from vab.commands.doctor import ENABLES, _matching_torchaudio
 from vab.commands.installation import requirements
 from vab.commands.installation.probes import _at_work
 from vab.commands.installation.process import ask
+from vab.cores import usable_cores
 from vab.extras import install_hint
 from vab.frozen.codec import CODECS
 from vab.frozen.judges import JUDGES

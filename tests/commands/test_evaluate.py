@@ -17,12 +17,12 @@ from sound_folders import Deadly, Endless, band_limited, demo_sound, noisy, shuf
 from vab.audio import resample
 from vab.cli import main
 from vab.commands.evaluate import evaluate
-from vab.commands.evaluation.figures import Comparison, check_metrics
-from vab.commands.evaluation.folders import find_folder, is_paired, read_labels
-from vab.commands.evaluation.report_file import number as shown
-from vab.commands.evaluation.sides import Side
 from vab.data.extract.sounds import Decoded, Listening, Unusable, decode, decode_all
 from vab.data.media.segments import read_audio
+from vab.evaluation.figures import Comparison, check_metrics
+from vab.evaluation.folders import find_folder, is_paired, read_labels
+from vab.evaluation.report_file import number as shown
+from vab.evaluation.sides import Side
 from vab.frozen.judges import JUDGES, load_judge
 from vab.frozen.listening import Impressions
 from vab.metrics.card import MetricCard

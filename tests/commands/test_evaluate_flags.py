@@ -16,10 +16,10 @@ from flags import arguments_of, batches_seen, each_flag, flip
 from sound_folders import demo_sound, noisy, write_folder, write_sound
 from vab.commands.compare import compare
 from vab.commands.evaluate import evaluate
-from vab.commands.evaluation.folders import find_folder
-from vab.commands.evaluation.sides import hear
 from vab.data.extract.decoders import DecodingPool
 from vab.data.extract.sounds import Listening
+from vab.evaluation.folders import find_folder
+from vab.evaluation.sides import hear
 from vab.frozen.judges import load_judge
 from vab.frozen.tiny import TinyJudge
 from vab.metrics.kernel import kernel_distance, median_bandwidth

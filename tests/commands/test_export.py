@@ -161,7 +161,7 @@ def test_a_compiled_network_s_names_are_plain(run, shards, tmp_path):
 
 
 def test_commands_take_the_folder(run, shards, tmp_path, capsys):
-    from vab.commands.generation import Generator
+    from vab.generation.generator import Generator
 
     folder = export(str(run), str(tmp_path / "model"))
     one, other = (Generator.load(str(place), device="cpu").task for place in (run, folder))

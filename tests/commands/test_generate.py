@@ -15,11 +15,11 @@ from small_media import picture_hash, tone, video
 from tone_shards import short_spec, write_shards
 from vab.cli import main
 from vab.commands.generate import generate
-from vab.commands.generation import Generator
-from vab.commands.preparing import Request
 from vab.data.media.segments import scan_packets
 from vab.data.media.write import write_wav
 from vab.data.reading.dataset import ShardDataset
+from vab.generation.generator import Generator
+from vab.generation.request import Request
 from vab.spec import UserError
 
 FAST = {"sampler": {"decode_steps": 2, "guidance_scale": 2.0}}

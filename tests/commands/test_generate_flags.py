@@ -158,7 +158,7 @@ class Generate:
         with pytest.raises(UserError, match="there is no cuda:99"):
             self.run(device="cuda:99")
 
-    devices = "tests/commands/test_batch.py::test_two_ranks_make_what_one_makes"
+    devices = "tests/generation/test_batch.py::test_two_ranks_make_what_one_makes"
 
     def num_nodes(self):
         with pytest.raises(UserError, match="--num_nodes 2: MASTER_ADDR and MASTER_PORT are not set"):

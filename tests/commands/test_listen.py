@@ -12,11 +12,11 @@ import torch
 
 from small_media import picture_hash, tone, video
 from vab.commands.listen import listen
-from vab.commands.listening.media import match_levels
-from vab.commands.listening.plan import plan_trials
-from vab.commands.listening.scores import PAGE_ANSWERS
 from vab.data.media.segments import read_audio, scan_packets
 from vab.data.media.write import write_wav
+from vab.evaluation.listening.media import match_levels
+from vab.evaluation.listening.plan import plan_trials
+from vab.evaluation.listening.scores import PAGE_ANSWERS
 from vab.metrics.preference import preference
 from vab.spec import UserError
 

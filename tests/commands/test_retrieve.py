@@ -11,12 +11,12 @@ from tasks_help import saved
 from tone_shards import LABELS, short_spec
 from vab.backbone import Backbone
 from vab.commands.classify import classify
-from vab.commands.embedding import embed_file, load_encoders
 from vab.commands.extract import extract
-from vab.commands.results_page import Hit, results_page
 from vab.commands.retrieve import retrieve
 from vab.data.media.write import write_wav
 from vab.data.reading.dataset import ShardDataset
+from vab.evaluation.embedding import embed_file, load_encoders
+from vab.evaluation.results_page import Hit, results_page
 from vab.frozen.codec import load_codec
 from vab.metrics.recall import match_ranks, retrieval_table
 from vab.spec import UserError

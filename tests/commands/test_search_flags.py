@@ -13,10 +13,10 @@ from small_media import tone, video
 from tasks_help import saved, small_backbone
 from tone_shards import LABELS, short_spec, write_shards
 from vab.commands.classify import classify
-from vab.commands.embedding import embed_file, load_encoders
 from vab.commands.recall import recall
 from vab.commands.retrieve import retrieve
 from vab.data.media.write import write_wav
+from vab.evaluation.embedding import embed_file, load_encoders
 from vab.frozen.codec import load_codec
 from vab.spec import UserError
 from vab.tasks import AlignTask, ClassifyTask, load_task

@@ -11,14 +11,14 @@ import tone_shards
 from small_media import save_model
 from tone_shards import short_spec, write_shards
 from vab.cli import main
-from vab.commands.generation import Generator
-from vab.commands.grids import Setting
-from vab.commands.measuring import Subset
-from vab.commands.samplers import read_sampler
 from vab.commands.sweep import Row, ranked, sweep
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.order import spread_evenly
 from vab.frozen.judges import load_judge
+from vab.generation.generator import Generator
+from vab.generation.grids import Setting
+from vab.generation.measuring import Subset
+from vab.generation.samplers import read_sampler
 from vab.metrics.divergence import paired_kl
 from vab.metrics.frechet import frechet_distance, moments
 from vab.metrics.uncertainty import mean_and_error

@@ -11,7 +11,6 @@ from lightning.pytorch import Trainer
 
 from flags import batches_seen, each_flag, flip
 from vab.backbone import Backbone
-from vab.commands.embedding import embed_records
 from vab.commands.extract import extract
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
@@ -19,6 +18,7 @@ from vab.demo.report import report
 from vab.demo.report.measures import chance, classification
 from vab.demo.report.players import spread
 from vab.demo.world import CLASSES, write_world
+from vab.evaluation.embedding import embed_records
 from vab.metrics.recall import match_ranks, retrieval_table
 from vab.spec import UserError
 from vab.tasks import AlignTask, ClassifyTask, PretrainTask, load_task
@@ -165,8 +165,8 @@ def test_wrong_runs_and_seen_data_are_refused(runs, tmp_path):
 
 
 def test_a_score_keeps_what_it_heard(runs):
-    from vab.commands.generation import Generator
     from vab.demo.score import CONDITIONS, measure
+    from vab.generation.generator import Generator
 
     kept = []
     generator = Generator.load(str(runs / "pretrain"))

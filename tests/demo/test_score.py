@@ -10,11 +10,11 @@ from lightning.pytorch import Trainer
 from tone_shards import short_spec
 from vab.backbone import Backbone
 from vab.commands.extract import extract
-from vab.commands.generation import Generator
 from vab.data.reading.dataset import ShardDataset
 from vab.demo.score import CONDITIONS, Events, _with_video, measure, score
 from vab.demo.world import write_world
 from vab.frozen.listening import sounds_of
+from vab.generation.generator import Generator
 from vab.spec import UserError
 from vab.tasks import PretrainTask
 from vab.tokens.decoding import Sampler

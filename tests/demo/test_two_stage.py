@@ -12,11 +12,11 @@ from tone_shards import short_spec, write_shards
 from vab.audio import log_mel_distance
 from vab.backbone import Backbone
 from vab.cli import main
-from vab.commands.generation import Generator
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
 from vab.demo.two_stage import _distances, _versions, two_stage
 from vab.frozen.codec import load_codec
+from vab.generation.generator import Generator
 from vab.spec import UserError
 from vab.tasks import PretrainTask
 from vab.tokens.sampler import Sampler

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vab.callbacks.meters import Meters
-from vab.files import ProgressBar
+from vab.console import ProgressBar
 
 
 class StepProgress(LightningProgressBar):

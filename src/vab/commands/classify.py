@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vab.commands.embedding import MediaEncoders, load_encoders
-from vab.commands.files import check_files
+from vab.console import ProgressBar
 from vab.data.inputs.listing import MEDIA_SUFFIXES, find_sources
 from vab.data.media.segments import MediaError
-from vab.files import ProgressBar, write_atomically
+from vab.evaluation.embedding import MediaEncoders, load_encoders
+from vab.files import check_files, write_atomically
 from vab.frozen import device_named
 from vab.spec import UserError
 from vab.tasks import ClassifyTask, load_task

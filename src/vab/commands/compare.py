@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vab import UserError
-from vab.commands.evaluation.report_file import number, read_figures
+from vab.evaluation.report_file import number, read_figures
 from vab.metrics.card import Figure, differences, remarks
 
 SURE = 1.96

@@ -14,11 +14,11 @@ from typing import Any
 from packaging.version import Version
 from rich.console import Console
 
-from vab.commands.files import check_files
 from vab.commands.findings import Finding, Report, show
 from vab.commands.installation import requirements
 from vab.commands.installation.process import Answers, ask
 from vab.extras import install_hint, pip_install
+from vab.files import check_files
 
 MEDIA = ("av", "soundfile", "soxr")
 ENABLES = {

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vab.commands.cores import usable_cores
-from vab.commands.evaluation import folders, references, reports
-from vab.commands.evaluation.figures import METRICS, Comparison, Measured, check_metrics
-from vab.commands.evaluation.plots import draw, plots_of
-from vab.commands.evaluation.sides import OnError, Side, hear
-from vab.commands.files import check_files
+from vab.cores import usable_cores
 from vab.data.extract.sounds import Listening, Short
+from vab.evaluation import folders, references, reports
+from vab.evaluation.figures import METRICS, Comparison, Measured, check_metrics
+from vab.evaluation.plots import draw, plots_of
+from vab.evaluation.sides import OnError, Side, hear
+from vab.files import check_files
 from vab.frozen import device_named
 from vab.frozen.judges import load_judge
 from vab.spec import UserError

@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
-from vab.commands.cores import usable_cores
 from vab.commands.progress import files_progress
+from vab.cores import usable_cores
 from vab.data.extract.engines import DevicesEngine, LocalEngine, RayEngine, Recipe
 from vab.data.extract.parts import Settings
 from vab.data.extract.report import ExtractionReport

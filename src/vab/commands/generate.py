@@ -8,11 +8,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-from vab.commands.batch import Recipe, generate_many
-from vab.commands.filling import Precision
-from vab.commands.generation import Generator, Sound
-from vab.commands.keeping import parse_spans
-from vab.commands.outputs import (
+from vab.console import ProgressBar
+from vab.generation.batch import Recipe, generate_many
+from vab.generation.filling import Precision
+from vab.generation.generator import Generator, Sound
+from vab.generation.inpainting import parse_spans
+from vab.generation.outputs import (
     Job,
     WavFormat,
     is_many,
@@ -22,9 +23,8 @@ from vab.commands.outputs import (
     write_note,
     write_sound,
 )
-from vab.commands.preparing import Prepared, Request
-from vab.commands.samplers import Changes, changed_sampler, sampler_file
-from vab.files import ProgressBar
+from vab.generation.request import Prepared, Request
+from vab.generation.samplers import Changes, changed_sampler, sampler_file
 from vab.spec import UserError
 from vab.tasks import PretrainTask
 from vab.tokens.sampler import Sampler

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from vab.commands.listening.chart import draw_chart
-from vab.commands.listening.media import require_playable
-from vab.commands.listening.page import KEY, holds_page, page_id, read_questions, write_page
-from vab.commands.listening.plan import find_material, name_systems, plan_trials
-from vab.commands.listening.scores import SCORES, PairScore, print_scores, read_key, read_raters, sum_up, write_scores
+from vab.evaluation.listening.chart import draw_chart
+from vab.evaluation.listening.media import require_playable
+from vab.evaluation.listening.page import KEY, holds_page, page_id, read_questions, write_page
+from vab.evaluation.listening.plan import find_material, name_systems, plan_trials
+from vab.evaluation.listening.scores import SCORES, PairScore, print_scores, read_key, read_raters, sum_up, write_scores
 from vab.spec import UserError
 
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vab.console import ProgressBar
 from vab.data.extract.parts import Watch
-from vab.files import ProgressBar
 
 
 @contextmanager

@@ -16,9 +16,8 @@ from rich.table import Table
 from torch import Tensor
 
 from vab import __version__
-from vab.commands.files import check_files
 from vab.data.reading.labels import first_of, read_keys, refuse_duplicates
-from vab.files import as_utf8, sha256_of, write_atomically
+from vab.files import as_utf8, check_files, sha256_of, write_atomically
 from vab.metrics.recall import CUTS, chance_table, match_ranks, retrieval_table
 from vab.spec import UserError
 

@@ -17,15 +17,15 @@ from rich.table import Table
 from torch import Tensor
 
 from vab import __version__
-from vab.commands.embedding import MediaEncoders, embed_file, embed_records, load_encoders
-from vab.commands.files import check_files
 from vab.commands.recall import By, Embeddings, check_list_flags, measure, read_embeddings, show
-from vab.commands.results_page import Hit, results_page, sound_of_codes
+from vab.console import ProgressBar
 from vab.data.inputs.listing import find_sources
 from vab.data.media.segments import MediaError, scan_packets
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import first_of, read_keys
-from vab.files import ProgressBar, sha256_of, write_atomically
+from vab.evaluation.embedding import MediaEncoders, embed_file, embed_records, load_encoders
+from vab.evaluation.results_page import Hit, results_page, sound_of_codes
+from vab.files import check_files, sha256_of, write_atomically
 from vab.frozen import device_named
 from vab.frozen.codec import load_codec
 from vab.spec import UserError

@@ -16,14 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from vab import __version__
-from vab.commands.generation import Generator
-from vab.commands.grids import Setting, read_grid
-from vab.commands.measuring import Subset
+from vab.console import ProgressBar
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.order import spread_evenly
-from vab.files import ProgressBar, sha256_of, write_atomically
+from vab.files import sha256_of, write_atomically
 from vab.frozen.judges import load_judge
 from vab.frozen.protocols import Judge
+from vab.generation.generator import Generator
+from vab.generation.grids import Setting, read_grid
+from vab.generation.measuring import Subset
 from vab.spec import UserError
 from vab.tasks.checkpoints import find_checkpoint
 from vab.tokens.sampler import Sampler, sampler_from

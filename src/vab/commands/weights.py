@@ -8,9 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from vab.commands.files import lock_folder
 from vab.commands.findings import Finding, show_findings
-from vab.files import write_atomically
+from vab.files import lock_folder, write_atomically
 from vab.frozen.downloading import PARTIAL, is_offline
 from vab.frozen.hashes import FORMAT, RECORD, check, read_record
 from vab.frozen.published import Published, tell_licence

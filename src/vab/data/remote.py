@@ -26,17 +26,10 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple
 
+from vab.console import ProgressBar
 from vab.data.addresses import AddressError, Remote, Stop, is_address
 from vab.data.shards.format import MANIFEST, SIDE_FILES, parse_manifest, read_manifest
-from vab.files import (
-    TEMPORARY_SUFFIX,
-    Lock,
-    ProgressBar,
-    explain_full_disk,
-    sha256_of,
-    sync_folder,
-    write_atomically,
-)
+from vab.files import TEMPORARY_SUFFIX, Lock, explain_full_disk, sha256_of, sync_folder, write_atomically
 from vab.spec import UserError
 
 _PART_SUFFIX = ".part"

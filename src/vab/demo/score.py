@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vab.commands.generation import Generator
+from vab.console import track
 from vab.data.media.segments import read_audio
 from vab.data.reading.dataset import ShardDataset
 from vab.demo.world import EVENTS
-from vab.files import track, write_atomically
+from vab.files import write_atomically
 from vab.frozen.judges import load_judge
 from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
+from vab.generation.generator import Generator
 from vab.metrics.agreement import class_agreement
 from vab.metrics.codes import GuessingQuality
 from vab.metrics.synchrony import TOLERANCE_SECONDS, chance_counts, find_onsets, onset_counts, onset_ratios

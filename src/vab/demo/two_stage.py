@@ -12,10 +12,11 @@ from rich.table import Table
 from torch import Tensor
 
 from vab.audio import log_mel_distance
-from vab.commands.generation import Generator
+from vab.console import track
 from vab.data.reading.dataset import ShardDataset
-from vab.files import track, write_atomically
+from vab.files import write_atomically
 from vab.frozen.protocols import Codec
+from vab.generation.generator import Generator
 from vab.metrics.uncertainty import mean_and_error
 from vab.spec import Batch, UserError
 from vab.tasks.checkpoints import find_checkpoint

@@ -18,11 +18,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from vab.console import track
 from vab.data.media.write import write_video
 from vab.demo.pictures import FPS, render_frames
 from vab.demo.scene import CLASSES, SECONDS, Scene, describe
 from vab.demo.sounds import SAMPLE_RATE, render_audio
-from vab.files import track, write_atomically
+from vab.files import write_atomically
 from vab.spec import UserError
 
 __all__ = [

@@ -13,9 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from small_media import save_model, tone, video
-from vab.commands.embedding import load_encoders
 from vab.commands.extract import extract
-from vab.commands.generation import Generator
 from vab.commands.shards import import_shards
 from vab.data.media.write import write_video
 from vab.data.reading.datamodule import ShardDataModule
@@ -23,8 +21,10 @@ from vab.data.reading.dataset import ShardDataset
 from vab.data.shards.arrays import ArrayError, ArrayReader, Arrays, Cut
 from vab.data.shards.importing import codec_info, import_arrays, sources_of, vision_info
 from vab.data.shards.verify import verify
+from vab.evaluation.embedding import load_encoders
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision
+from vab.generation.generator import Generator
 from vab.spec import NOT_STATED, UserError
 
 LEVELS, SIZE, CHANNELS = 4, 256, 128  # of the tiny networks

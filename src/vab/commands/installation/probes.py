@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from vab.commands.cores import usable_cores
+from vab.cores import usable_cores
 
 _RATE = 16000
 

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vab.commands.embedding import embed_records
-from vab.commands.evaluation.figures import Comparison
-from vab.commands.evaluation.folders import find_folder
-from vab.commands.evaluation.sides import hear
-from vab.commands.generation import Generator
 from vab.data.extract.sounds import Listening
 from vab.data.media.segments import read_audio
 from vab.data.media.write import write_wav
 from vab.data.reading.dataset import ShardDataset
 from vab.demo.score import Score, measure
+from vab.evaluation.embedding import embed_records
+from vab.evaluation.figures import Comparison
+from vab.evaluation.folders import find_folder
+from vab.evaluation.sides import hear
 from vab.frozen.judges import load_judge
+from vab.generation.generator import Generator
 from vab.metrics.classification import Classification
 from vab.metrics.recall import CUTS, match_ranks, retrieval_table
 from vab.spec import Batch

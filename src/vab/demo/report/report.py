@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 import torch
 
 from vab import __version__
-from vab.commands.files import check_files
-from vab.commands.generation import Generator
 from vab.data.reading.dataset import ShardDataset
 from vab.demo.report import measures, players
 from vab.demo.report.page import Example, Found, page
 from vab.demo.report.runs import Run, curves_svg, read_run
-from vab.files import write_atomically
+from vab.files import check_files, write_atomically
 from vab.frozen import device_named
+from vab.generation.generator import Generator
 from vab.metrics.recall import match_ranks
 from vab.spec import UserError
 from vab.tasks import AlignTask, BaseTask, ClassifyTask, PretrainTask

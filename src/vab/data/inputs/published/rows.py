@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vab.files import as_utf8
+from vab.files import as_utf8, csv_text
 from vab.spec import UserError
 
 _PIECE = 10_000
@@ -66,11 +64,12 @@ def rows_csv(rows: Iterable[Row]) -> Iterator[bytes]:
     yield b"file,labels,start,id\n"
     rest = iter(rows)
     while some := list(itertools.islice(rest, _PIECE)):
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(
-            (row.file, ";".join(row.labels), "" if row.start is None else f"{row.start:.10g}", row.id) for row in some
+        yield as_utf8(
+            csv_text(
+                (row.file, ";".join(row.labels), "" if row.start is None else f"{row.start:.10g}", row.id)
+                for row in some
+            )
         )
-        yield as_utf8(text.getvalue())
 
 
 def stem_of(file: str) -> str:

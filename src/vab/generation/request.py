@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vab.commands.keeping import ROUNDING_SECONDS, parse_spans, steps_within
 from vab.data.media import segments as media
 from vab.frozen.protocols import Codec
+from vab.generation.inpainting import ROUNDING_SECONDS, parse_spans, steps_within
 from vab.spec import SegmentSpec, UserError
 
 MIN_SECONDS = 0.02

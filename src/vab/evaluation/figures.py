@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vab import __version__
-from vab.commands.evaluation.sides import ONSET_RATE, Side
 from vab.data.extract.sounds import Listening
 from vab.data.shards.format import library_versions
+from vab.evaluation.sides import ONSET_RATE, Side
 from vab.frozen.listening import Impressions
 from vab.frozen.protocols import Judge
 from vab.metrics.card import Figure, MetricCard

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vab import __version__
-from vab.commands.listening.page import KEY_FORMAT, VERSION
+from vab.evaluation.listening.page import KEY_FORMAT, VERSION
 from vab.files import write_atomically
 from vab.metrics.preference import ANSWERS, Interval, Preference, preference
 from vab.spec import UserError

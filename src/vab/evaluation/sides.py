@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vab.commands.evaluation.folders import Folder
+from vab.console import ProgressBar
 from vab.data.extract.sounds import Decoded, Listening, Unusable, decode_all
-from vab.files import ProgressBar, as_utf8
+from vab.evaluation.folders import Folder
+from vab.files import as_utf8
 from vab.frozen.listening import Impressions, listen
 from vab.frozen.protocols import Judge
 from vab.metrics.synchrony import find_onsets

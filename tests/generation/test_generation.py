@@ -14,13 +14,13 @@ from PIL import Image
 from small_media import save_model, tone, video
 from tone_shards import short_spec
 from vab.audio import rms_db
-from vab.commands.generation import Generator
-from vab.commands.keeping import FADE_SECONDS
-from vab.commands.preparing import Request, window_starts
 from vab.data.media.segments import MediaError, read_audio, read_frames, scan_packets
 from vab.data.media.write import write_video, write_wav
 from vab.frozen.codec import load_codec
 from vab.frozen.tiny import TinyCodec
+from vab.generation.generator import Generator
+from vab.generation.inpainting import FADE_SECONDS
+from vab.generation.request import Request, window_starts
 from vab.spec import UserError
 from vab.tokens.sampler import Sampler
 

@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vab.audio import log_mel
-from vab.commands.evaluation.figures import Comparison
 from vab.data.extract.sounds import Decoded, Listening, decode
+from vab.evaluation.figures import Comparison
 from vab.files import write_atomically
 from vab.frozen.protocols import Judge
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from vab.audio import rms_db
-from vab.commands.listening.plan import Material
 from vab.data.media.open import OpenMedia
 from vab.data.media.segments import read_audio, scan_packets
+from vab.evaluation.listening.plan import Material
 from vab.metrics.health import SILENT_DB
 from vab.spec import UserError
 

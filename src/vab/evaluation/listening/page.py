@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from vab import __version__
-from vab.commands.listening.media import LEVEL_DB, PEAK_DB, SAMPLE_RATE, SHORT_SECONDS, match_levels, read_sounds
-from vab.commands.listening.plan import Material, Trial
+from vab.console import track
 from vab.data.media.write import replace_audio
-from vab.files import TEMPORARY_SUFFIX, fitting_name, sha256_of, track, write_atomically
+from vab.evaluation.listening.media import LEVEL_DB, PEAK_DB, SAMPLE_RATE, SHORT_SECONDS, match_levels, read_sounds
+from vab.evaluation.listening.plan import Material, Trial
+from vab.files import TEMPORARY_SUFFIX, fitting_name, sha256_of, write_atomically
 from vab.metrics.health import SILENT_DB
 from vab.spec import UserError
 
@@ -196,6 +197,6 @@ def _html(page: str, trials: Sequence[Trial], questions: Mapping[str, str]) -> s
         "questions": [{"name": name, "text": text} for name, text in questions.items()],
         "trials": [{"name": t.name, "media": [f"media/{media_name(t, side)}" for side in "ab"]} for t in trials],
     }
-    template = resources.files("vab.commands.listening").joinpath("page.html").read_text(encoding="utf-8")
+    template = resources.files("vab.evaluation.listening").joinpath("page.html").read_text(encoding="utf-8")
     # "<" would end the element that holds it, were "/script" to follow.
     return template.replace("@CONTENT@", json.dumps(content).replace("<", "\\u003c"))

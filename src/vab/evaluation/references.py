@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vab.commands.evaluation.sides import ONSET_RATE, Side
 from vab.data.extract.sounds import Listening
+from vab.evaluation.sides import ONSET_RATE, Side
 from vab.files import write_atomically
 from vab.frozen.listening import Impressions
 from vab.frozen.protocols import Judge

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vab.console import ProgressBar
 from vab.data.extract.cutting import GRACE, Cutting, Segment
 from vab.data.extract.encode import encode_pictures, encode_sound
 from vab.data.media.open import MediaError
 from vab.data.reading.dataset import ShardDataset
-from vab.files import ProgressBar
 from vab.frozen.codec import load_codec
 from vab.frozen.protocols import Codec, VisionEncoder
 from vab.frozen.vision import load_vision

@@ -22,8 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vab.commands.files import lock_folder
-from vab.files import explain_full_disk, sync_folder, write_atomically
+from vab.files import explain_full_disk, lock_folder, sync_folder, write_atomically
 from vab.spec import UserError
 
 SETTINGS, TABLE = "generations.json", "generations.csv"

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vab.commands.generation import Generator
 from vab.data.reading.dataset import ShardDataset
 from vab.frozen.listening import Impressions, class_columns, listen, resampled, sounds_of, true_classes
 from vab.frozen.protocols import Judge
+from vab.generation.generator import Generator
 from vab.metrics.agreement import class_agreement
 from vab.metrics.divergence import paired_kl
 from vab.metrics.frechet import frechet_distance, moments

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vab.commands.preparing import Prepared
+from vab.generation.request import Prepared
 from vab.tasks import PretrainTask
 from vab.tokens.noise import fold_in
 from vab.tokens.sampler import Sampler

@@ -19,14 +19,14 @@ import torch
 import command_line
 from vab.backbone import Backbone
 from vab.cli import main
-from vab.commands import ledger
-from vab.commands.ahead import one_ahead
-from vab.commands.batch import Recipe, generate_many
-from vab.commands.generation import Generator
-from vab.commands.ledger import COLUMNS, Journal, Ledger
-from vab.commands.outputs import many_jobs, write_sound
-from vab.commands.preparing import Request
 from vab.data.media.write import write_video
+from vab.generation import ledger
+from vab.generation.batch import Recipe, generate_many
+from vab.generation.generator import Generator
+from vab.generation.ledger import COLUMNS, Journal, Ledger
+from vab.generation.outputs import many_jobs, write_sound
+from vab.generation.prefetch import one_ahead
+from vab.generation.request import Request
 from vab.spec import UserError
 from vab.tasks import PretrainTask
 from vab.tokens.sampler import Sampler

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vab.commands.listening.scores import PairScore
+from vab.evaluation.listening.scores import PairScore
 from vab.files import write_atomically
 from vab.spec import UserError
 

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vab.commands.generation import Sound
-from vab.commands.preparing import Request
 from vab.data.inputs.listing import VIDEO_SUFFIXES, find_sources
 from vab.data.media import segments as media
 from vab.data.media.write import replace_audio, write_wav
 from vab.files import fitting_name, write_atomically
+from vab.generation.generator import Sound
+from vab.generation.request import Request
 from vab.spec import UserError
 
 OUTPUTS = (".wav", ".mp4", ".mkv")

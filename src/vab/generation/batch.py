@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from vab import __version__
-from vab.commands.ahead import one_ahead
-from vab.commands.generation import Generator, Sound
-from vab.commands.ledger import COLUMNS, TABLE, Journal, Ledger, Row
-from vab.commands.outputs import Job
-from vab.commands.preparing import Prepared, Request
+from vab.console import ProgressBar
 from vab.data.media.segments import MediaError
 from vab.data.shards.format import library_versions
-from vab.files import ProgressBar, sha256_of
+from vab.files import sha256_of
+from vab.generation.generator import Generator, Sound
+from vab.generation.ledger import COLUMNS, TABLE, Journal, Ledger, Row
+from vab.generation.outputs import Job
+from vab.generation.prefetch import one_ahead
+from vab.generation.request import Prepared, Request
 from vab.ranks import start_ranks
 from vab.spec import UserError
 from vab.tasks.checkpoints import find_checkpoint

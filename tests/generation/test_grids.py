@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vab.commands.grids import Setting, content_of, read_grid
+from vab.generation.grids import Setting, content_of, read_grid
 from vab.spec import UserError
 from vab.tokens.sampler import Sampler
 

@@ -18,9 +18,9 @@ from rich.table import Table
 from torch import Tensor
 
 from vab import __version__
-from vab.commands.evaluation.figures import Comparison, Measured
-from vab.commands.evaluation.report_file import FORMAT, number
-from vab.commands.evaluation.sides import Side
+from vab.evaluation.figures import Comparison, Measured
+from vab.evaluation.report_file import FORMAT, number
+from vab.evaluation.sides import Side
 from vab.files import write_atomically
 from vab.frozen.protocols import Judge
 from vab.metrics.by_class import ByClass, frechet_by_class, kld_by_class

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vab.commands.keeping import parse_spans, splice, steps_within
+from vab.generation.inpainting import parse_spans, splice, steps_within
 from vab.spec import UserError
 
 COUNT = 400

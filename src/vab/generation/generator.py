@@ -14,9 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vab.commands.filling import Filling, Precision
-from vab.commands.keeping import FADE_SECONDS, splice
-from vab.commands.preparing import (
+from vab.data.media import segments as media
+from vab.frozen import device_named
+from vab.frozen.codec import load_codec
+from vab.frozen.protocols import Codec, VisionEncoder
+from vab.frozen.vision import load_vision
+from vab.generation.filling import Filling, Precision
+from vab.generation.inpainting import FADE_SECONDS, splice
+from vab.generation.request import (
     Prepared,
     Request,
     known_sound,
@@ -25,11 +30,6 @@ from vab.commands.preparing import (
     watch_video,
     window_starts,
 )
-from vab.data.media import segments as media
-from vab.frozen import device_named
-from vab.frozen.codec import load_codec
-from vab.frozen.protocols import Codec, VisionEncoder
-from vab.frozen.vision import load_vision
 from vab.metrics.health import Health, health, warnings_for
 from vab.spec import UserError
 from vab.tasks import PretrainTask, load_task
