@@ -118,8 +118,8 @@ bench:  ## how fast sound is made; BENCH=train, engines, loader, soak, evaluate,
 	@$(MAKE) --no-print-directory setup EXTRAS=$(EXTRAS),bench
 	$(BIN)/python -m bench.$(BENCH) $(ARGS)
 
-weights: setup  ## train the tiny frozen networks anew (about an hour on two cores)
-	$(BIN)/python -m vab.demo.weights --part all --out src/vab/frozen/weights $(ARGS)
+weights: setup  ## train the tiny frozen networks again (about an hour on two cores)
+	$(BIN)/python -m tools.tiny_networks --part all --out src/vab/frozen/weights $(ARGS)
 
 tensorboard: setup  ## look at the runs
 	$(BIN)/tensorboard --logdir runs $(ARGS)
