@@ -15,7 +15,7 @@ from collections import deque
 from typing import Any, NoReturn
 
 from vab import UserError, __version__
-from vab.complaints import OneLineErrors, fail, leave, nearest, refuse_addresses, refuse_empty, stopping_at_once
+from vab.errors import OneLineErrors, fail, leave, nearest, refuse_addresses, refuse_empty, stopping_at_once
 
 TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
             run_folds(arguments[1:])
         elif command in TRAINER_COMMANDS:
             with stopping_at_once():
-                from vab.training import train
+                from vab.training.cli import train
 
             train(arguments)
         else:
