@@ -95,7 +95,7 @@ two-stage: setup  ## a coarse and a fine model of the synthetic world, and what 
 	  --out $(WORLD)8/shards/$$part || exit; done
 	for stage in coarse fine; do $(BIN)/vab fit --config configs/demo/$$stage.yaml --data.train $(WORLD)8/shards/train \
 	  --data.val $(WORLD)8/shards/val $(ARGS) || exit; done
-	$(BIN)/vab demo two-stage --coarse runs/demo_coarse --fine runs/demo_fine --data $(WORLD)8/shards/val
+	$(BIN)/python -m bench.two_stage --coarse runs/demo_coarse --fine runs/demo_fine --data $(WORLD)8/shards/val
 
 test: setup  ## the tests: minutes, no network
 	$(BIN)/python -m pytest $(SPREAD) $(ARGS)

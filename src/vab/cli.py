@@ -79,15 +79,17 @@ COMMANDS: dict[str, tuple[str, Any]] = {
     ),
     "doctor": ("what is installed and works, which weights are where, what to type", "vab.commands.doctor:doctor"),
     "demo": (
-        "the synthetic world: world, score, report, two-stage",
+        "the synthetic world: world, score, report",
         {
             "world": "vab.demo.world:write_world",
             "score": "vab.demo.score:score",
             "report": "vab.demo.report:report",
-            "two-stage": "vab.demo.two_stage:two_stage",
         },
     ),
 }
+
+RENAMED = {"demo two-stage": "python -m bench.two_stage, in a checkout"}
+"""Former command -> what to type now."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -213,6 +215,8 @@ def run_command(name: str, arguments: list[str]) -> None:
     with stopping_at_once():
         import jsonargparse
 
+    if new := RENAMED.get(old := " ".join([name, *arguments[:1]])):
+        fail(f"vab {old} is now: {new}")
     place = COMMANDS[name][1]
     if isinstance(place, dict):
         if arguments and arguments[0] in place:
