@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vab.audio import log_mel_distance
 from vab.commands.generation import Generator
-from vab.complaints import fail
+from vab.errors import fail
 from vab.data.reading.dataset import ShardDataset
 from vab.files import track, write_atomically
 from vab.frozen.protocols import Codec
