@@ -95,7 +95,7 @@ two-stage: setup  ## a coarse and a fine model of the synthetic world, and what 
 	  --out $(WORLD)8/shards/$$part || exit; done
 	for stage in coarse fine; do $(BIN)/vab fit --config configs/demo/$$stage.yaml --data.train $(WORLD)8/shards/train \
 	  --data.val $(WORLD)8/shards/val $(ARGS) || exit; done
-	$(BIN)/vab demo two-stage --coarse runs/demo_coarse --fine runs/demo_fine --data $(WORLD)8/shards/val
+	$(BIN)/python -m bench.two_stage --coarse runs/demo_coarse --fine runs/demo_fine --data $(WORLD)8/shards/val
 
 test: setup  ## the tests: minutes, no network
 	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
@@ -118,8 +118,8 @@ bench:  ## how fast sound is made; BENCH=train, engines, loader, soak, evaluate,
 	@$(MAKE) --no-print-directory setup EXTRAS=$(EXTRAS),bench
 	$(BIN)/python -m bench.$(BENCH) $(ARGS)
 
-weights: setup  ## train the tiny frozen networks anew (about an hour on two cores)
-	$(BIN)/python -m vab.demo.weights --part all --out src/vab/frozen/weights $(ARGS)
+weights: setup  ## train the tiny frozen networks again (about an hour on two cores)
+	$(BIN)/python -m tools.tiny_networks --part all --out src/vab/frozen/weights $(ARGS)
 
 tensorboard: setup  ## look at the runs
 	$(BIN)/tensorboard --logdir runs $(ARGS)

@@ -1,1 +1,1 @@
-"""Measurements of speed, each a ratio to something measured in the same run. Not part of the package."""
+"""Measurements outside the package: speed as a ratio to something measured in the same run, and two stages."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback
 
+from ranks import free_port
 from vab.tasks.checkpoints import find_checkpoint
 
 RECIPE = Path(__file__).parents[1] / "configs" / "demo" / "pretrain.yaml"
@@ -37,6 +38,16 @@ def start(folder, name, command, **environment):
             [str(word) for word in command],
             cwd=folder, stdout=log, stderr=log, env=os.environ | settings, start_new_session=True,
         )  # fmt: skip
+
+
+def torchrun(*, nodes=1, node=0, ranks=2, host="127.0.0.1", port=None):
+    place = [
+        f"--nnodes={nodes}",
+        f"--node_rank={node}",
+        f"--master_addr={host}",
+        f"--master_port={port or free_port()}",
+    ]
+    return [*PYTHON, "torch.distributed.run", f"--nproc_per_node={ranks}", *place, "-m", "vab.cli"]
 
 
 def wait_for_steps(process, folder, name, steps):

@@ -7,7 +7,7 @@ import torch
 
 from fit_runs import RECIPE, flags
 from vab.cli import main
-from vab.complaints import cause_of
+from vab.errors import cause_of
 from vab.spec import UserError
 
 KEEP = [{"class_path": "vab.callbacks.Checkpoints", "init_args": {"save_last": True, "save_top_k": 0}}]

@@ -37,7 +37,6 @@ FLIPPED = {
     "demo world": "tests/demo/test_demo_flags.py::test_demo_world",
     "demo score": "tests/demo/test_demo_flags.py::test_demo_score",
     "demo report": "tests/demo/test_report.py::test_demo_report",
-    "demo two-stage": "tests/demo/test_demo_flags.py::test_demo_two_stage",
 }
 """Command -> the test of its flags."""
 

@@ -5,9 +5,8 @@ import subprocess
 import pytest
 import torch
 
-from fit_runs import PYTHON, flags, last, said, start, status
+from fit_runs import PYTHON, flags, last, said, start, status, torchrun
 from ranks import free_port
-from test_stopping import torchrun
 
 STEPS = 20
 

@@ -63,7 +63,7 @@ def test_tests_import_at_once_only_what_make_setup_installs():
                 open_ends.append(inner)
     names = {name for name, *_ in installed}
     owners = metadata.packages_distributions()
-    own = {path.stem for path in (ROOT / "tests").rglob("*")} | {"vab", "tests", "bench"}
+    own = {path.stem for path in (ROOT / "tests").rglob("*")} | {"vab", "tests", "bench", "tools"}
     faults = {}
     for path in (ROOT / "tests").rglob("*.py"):
         for node in ast.parse(path.read_text()).body:

@@ -214,8 +214,9 @@ def test_the_first_training_on_videos_of_ones_own_fits_one_gpu(place, capsys):
 def test_modules_that_are_run_by_name_are_there(page):
     for span in spans_of(TEXT[page]):
         if found := re.match(r"python -m ([\w.]+)(.*)", span):
-            assert importlib.util.find_spec(found[1])
-            source = inspect.getsource(importlib.import_module(found[1]))
+            spec = importlib.util.find_spec(found[1])
+            name = f"{found[1]}.__main__" if spec.submodule_search_locations else found[1]
+            source = inspect.getsource(importlib.import_module(name))
             assert all(f'"{flag}"' in source for flag in re.findall(r"--[\w-]+", found[2]))
 
 

@@ -15,7 +15,7 @@ from collections import deque
 from typing import Any, NoReturn
 
 from vab import UserError, __version__
-from vab.complaints import OneLineErrors, fail, leave, nearest, refuse_addresses, refuse_empty, stopping_at_once
+from vab.errors import OneLineErrors, fail, leave, nearest, refuse_addresses, refuse_empty, stopping_at_once
 
 TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
@@ -79,15 +79,17 @@ COMMANDS: dict[str, tuple[str, Any]] = {
     ),
     "doctor": ("what is installed and works, which weights are where, what to type", "vab.commands.doctor:doctor"),
     "demo": (
-        "the synthetic world: world, score, report, two-stage",
+        "the synthetic world: world, score, report",
         {
             "world": "vab.demo.world:write_world",
             "score": "vab.demo.score:score",
             "report": "vab.demo.report:report",
-            "two-stage": "vab.demo.two_stage:two_stage",
         },
     ),
 }
+
+RENAMED = {"demo two-stage": "python -m bench.two_stage, in a checkout"}
+"""Former command -> what to type now."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
             run_folds(arguments[1:])
         elif command in TRAINER_COMMANDS:
             with stopping_at_once():
-                from vab.training import train
+                from vab.training.cli import train
 
             train(arguments)
         else:
@@ -213,6 +215,8 @@ def run_command(name: str, arguments: list[str]) -> None:
     with stopping_at_once():
         import jsonargparse
 
+    if new := RENAMED.get(old := " ".join([name, *arguments[:1]])):
+        fail(f"vab {old} is now: {new}")
     place = COMMANDS[name][1]
     if isinstance(place, dict):
         if arguments and arguments[0] in place:

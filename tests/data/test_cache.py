@@ -34,7 +34,7 @@ NUM_RECORDS = 40
 PROGRAM = textwrap.dedent(
     f"""
     import sys
-    from vab.complaints import fail
+    from vab.errors import fail
     from vab.data import addresses
     from vab.data.remote import Cache
     from vab.data.reading.dataset import ShardDataset

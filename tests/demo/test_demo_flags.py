@@ -10,12 +10,10 @@ import pytest
 
 from flags import arguments_of, batches_seen, each_flag, flip
 from small_media import save_model
-from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
 from vab.commands.extract import extract
 from vab.data.reading.dataset import ShardDataset
 from vab.demo.score import score
-from vab.demo.two_stage import two_stage
 from vab.demo.world import write_world
 from vab.spec import UserError
 
@@ -136,73 +134,3 @@ def scoring(tmp_path_factory):
 @each_flag(score)
 def test_demo_score(request, scoring, flag):
     flip(request, scoring, flag)
-
-
-class TwoStage:
-    """Scores untrained stages of two and two levels on four records."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        spec = short_spec()
-        dataset = ShardDataset(write_shards(folder / "four", spec, 4))
-        write_shards(folder / "three", spec, 3, seed=1)
-        first = ShardDataset(folder / "four", levels=2)
-        self.coarse_models, self.fine_models = [], []
-        for seed in (0, 1):
-            for models, levels, given in ((self.coarse_models, first, 0), (self.fine_models, dataset, 2)):
-                path = folder / f"{seed}{given}" / "last.ckpt"
-                more = {"conditioning_levels": given} if given else {}
-                models.append(save_model(path, levels.spec, levels.codebooks, seed=seed, **more))
-
-    def run(self, **changes):
-        settings = {
-            "coarse": self.coarse_models[0], "fine": self.fine_models[0], "data": str(self.folder / "four"),
-            "device": "cpu",
-        }  # fmt: skip
-        return two_stage(**settings | changes)
-
-    @cached_property
-    def usual(self):
-        return self.run()
-
-    def coarse(self):
-        changed = self.run(coarse=self.coarse_models[1]).distance
-        assert changed["generated_coarse"] != self.usual.distance["generated_coarse"]
-        assert changed["reference_coarse"] == self.usual.distance["reference_coarse"]
-
-    def fine(self):
-        changed = self.run(fine=self.fine_models[1]).distance
-        assert changed["reference_fine"] != self.usual.distance["reference_fine"]
-
-    def data(self):
-        assert (self.usual.records, self.run(data=str(self.folder / "three")).records) == (4, 3)
-
-    def num_records(self):
-        assert self.run(num_records=2).records == 2
-
-    def batch_size(self):
-        batches = []
-        for size in (32, 2):
-            with batches_seen(Backbone) as sizes:
-                self.run(batch_size=size)
-            batches.append(max(sizes))
-        assert batches == [8, 4]  # guidance doubles them
-
-    def seed(self):
-        changed = self.run(seed=1).distance
-        assert changed["reference_random"] != self.usual.distance["reference_random"]
-        assert changed["generated_coarse"] != self.usual.distance["generated_coarse"]
-
-    def device(self):
-        with pytest.raises(UserError, match="there is no cuda:99"):
-            self.run(device="cuda:99")
-
-
-@pytest.fixture(scope="module")
-def staging(tmp_path_factory):
-    return TwoStage(tmp_path_factory.mktemp("two_stage_flags"))
-
-
-@each_flag(two_stage)
-def test_demo_two_stage(request, staging, flag):
-    flip(request, staging, flag)

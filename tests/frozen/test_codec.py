@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from tools.tiny_networks.training import UNSEEN_SEED, broad_sounds, world_sounds
 from vab.audio import log_mel_distance
-from vab.demo.pools import UNSEEN_SEED, broad_sounds, world_sounds
 from vab.frozen.codec import load_codec
 from vab.frozen.tiny import CodecConfig, CodecNetwork, TinyCodec8, levels_to_bytes, shipped_weights
 from vab.spec import UserError

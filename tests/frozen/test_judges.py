@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vab.demo.judge_maker import class_targets
+from tools.tiny_networks.train_judge import class_targets
 from vab.demo.world import CLASSES, describe, render_audio
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import load_judge

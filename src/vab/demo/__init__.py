@@ -1,1 +1,1 @@
-"""The offline synthetic audio-visual world, the makers of the shipped weights, and what a model of it is worth."""
+"""The offline synthetic audio-visual world, and how well a model of it does."""

@@ -1,7 +1,7 @@
 """The tiny codec, vision encoder and judge that ship with the package, so that everything runs with no download.
 
-Here is how they compute; `vab.demo.weights` makes their weights. A weights file is safetensors: its metadata holds the
-numbers of the architecture and the facts of the making, so that the file alone defines the network.
+This file holds the networks; `tools/tiny_networks`, outside the package, trains them. A weights file is safetensors:
+its metadata holds the numbers of the architecture and how it was made, so that the file alone defines the network.
 """
 
 from __future__ import annotations
@@ -412,7 +412,7 @@ def _read_levels(path: Path, codec_hash: str) -> tuple[Tensor, str]:
     if belongs_to != codec_hash:
         raise UserError(
             f"{path} holds levels for a codec of weights {belongs_to[:12]}, but {codec_hash[:12]} is installed: "
-            "make them again, with python -m vab.demo.weights --part codec8 --out DIR"
+            "make them again, in a checkout: python -m tools.tiny_networks --part codec8 --out DIR"
         )
     return load(contents)["codebooks"], hashlib.sha256(contents).hexdigest()
 
@@ -431,7 +431,7 @@ class TinyCodec(Codec):
     Trained on procedural sound alone, half of it the demo world's. It keeps the spectrum and drops the phase.
 
     Args:
-        weights: A file made by `vab.demo.weights`; the shipped one if None.
+        weights: A file made by `tools/tiny_networks`; the shipped one if None.
     """
 
     def __init__(self, weights: Path | None = None) -> None:
@@ -473,10 +473,10 @@ class TinyCodec8(TinyCodec):
     Network and first four levels are tiny's, bit for bit: its codes are tiny's with four more rows, and decoded from
     its first four rows they sound the same. The decoder has never met the finer levels in training, but it reads
     nothing of a step except the sum over levels. They are for models in two stages, a coarse one on the first levels
-    and a fine one on the rest, and correct what a fine model can know of: see `vab.demo.codec_maker`.
+    and a fine one on the rest, and correct what a fine model can know of: see `tools/tiny_networks/train_codec.py`.
 
     Args:
-        weights: A codec's file made by `vab.demo.weights`; the shipped one if None.
+        weights: A codec's file made by `tools/tiny_networks`; the shipped one if None.
         levels: The file of its further levels; the shipped one if None.
 
     Attributes:
@@ -501,7 +501,7 @@ class TinyVision(VisionEncoder):
     Frames of a call go through it together: which ones, may change their last bits.
 
     Args:
-        weights: A file made by `vab.demo.weights`; the shipped one if None.
+        weights: A file made by `tools/tiny_networks`; the shipped one if None.
     """
 
     def __init__(self, weights: Path | None = None) -> None:
@@ -533,7 +533,7 @@ class TinyJudge(Judge):
     """Tells the demo world's sounds apart. A segment with two sounding objects should read one half for each.
 
     Args:
-        weights: A file made by `vab.demo.weights`; the shipped one if None.
+        weights: A file made by `tools/tiny_networks`; the shipped one if None.
     """
 
     def __init__(self, weights: Path | None = None) -> None:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tools.tiny_networks.training import TRAIN_SEED, Average, Clock, broad_sounds, world_sounds
 from vab.audio import log_mel
-from vab.demo.pools import TRAIN_SEED, Average, Clock, broad_sounds, world_sounds
 from vab.frozen.tiny import CodecConfig, CodecNetwork, TinyCodec
 
 BATCH, CROP = 12, 16000

@@ -1,4 +1,4 @@
-"""How good the tiny codec is: what a round trip keeps of demo and real sound, beside two trivial baselines."""
+"""How good the tiny codec is: round trips of demo and real sound, compared with two trivial baselines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import soundfile
 import torch
 from torch import Tensor
 
+from tools.tiny_networks.train_judge import class_targets
+from tools.tiny_networks.training import UNSEEN_SEED, world_sounds
 from vab.audio import log_mel_distance, resample, si_sdr, to_mono
 from vab.data.media.segments import read_audio
-from vab.demo.judge_maker import class_targets
-from vab.demo.pools import UNSEEN_SEED, world_sounds
 from vab.frozen.tiny import TinyCodec, TinyJudge
 from vab.metrics.agreement import class_agreement
 

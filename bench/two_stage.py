@@ -1,11 +1,17 @@
-"""What the second of two stages adds: is its sound nearer to the codec's round trip than that of the first alone?"""
+"""Measure what the fine stage adds to the coarse one: is its sound nearer to the codec round trip with all levels?
+
+make two-stage
+python -m bench.two_stage --coarse runs/demo_coarse --fine runs/demo_fine --data data/demo8/shards/val
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import jsonargparse
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +20,7 @@ from torch import Tensor
 from vab.audio import log_mel_distance
 from vab.console import track
 from vab.data.reading.dataset import ShardDataset
+from vab.errors import fail
 from vab.files import write_atomically
 from vab.frozen.protocols import Codec
 from vab.generation.generator import Generator
@@ -24,12 +31,12 @@ from vab.tokens.noise import Stream, fold_in, record_keys, uniform
 from vab.tokens.sampler import Sampler
 
 _FINE, _RANDOM = 1, 2
-"""Folded into the keys of the fine stage and of the random levels, which draw numbers of their own."""
+"""Folded into the keys of the fine stage and of the random levels, so that each has random numbers of its own."""
 
 
 @dataclass(frozen=True)
 class TwoStageScore:
-    """Log-mel distances to the codec's round trip with all levels; each with its standard error over the records."""
+    """Log-mel distances to the codec round trip with all levels, each with its standard error over the records."""
 
     records: int
     codec: str
@@ -37,11 +44,11 @@ class TwoStageScore:
     coarse_levels: int
     levels: int
     distance: dict[str, tuple[float, float]]
-    """By what was heard, the names of ``_ROWS``."""
+    """By the names of ``_ROWS``."""
     gain: dict[str, tuple[float, float]]
-    """How much the fine levels take off the distance of the coarse ones alone, record by record; above 0 is better."""
+    """Mean decrease of the distance against the coarse levels alone, record by record; above 0 is better."""
     nearer: dict[str, float]
-    """Share of the records that the fine levels bring nearer."""
+    """Share of the records whose distance decreases with the fine levels."""
 
 
 _ROWS = {
@@ -62,18 +69,18 @@ _LIKELIEST = replace(_DRAWN, temperature=0.0)
 def two_stage(
     coarse: str, fine: str, data: str, num_records: int = 64, batch_size: int = 32, seed: int = 0, device: str = "auto"
 ) -> TwoStageScore:
-    """Score the two stages of a model on a validation set, and print the table.
+    """Score the two stages of a model on a validation set, and print a table.
 
-    Everything is compared with the codec's round trip of the record, with all levels. The figures also go to
-    ``two_stage.json`` beside the checkpoint of the fine stage.
+    Each sound is compared with the codec round trip of its record, with all levels. The scores are also written to
+    ``two_stage.json``, next to the checkpoint of the fine stage.
 
     Args:
-        coarse: Checkpoint of the coarse stage: a .ckpt file, or a run's folder.
-        fine: Of the fine stage, likewise.
+        coarse: Checkpoint of the coarse stage: a .ckpt file, or the folder of a run.
+        fine: Checkpoint of the fine stage, a file or folder too.
         data: Folder of shards with all the levels.
-        num_records: Records, from the start of the set; all if there are fewer.
-        batch_size: Records at once.
-        seed: Of the decoding.
+        num_records: How many records, from the start of the set; all if it has fewer.
+        batch_size: Records per batch.
+        seed: Seed of the decoding.
         device: auto, cpu, cuda, ...
     """
     if num_records < 2 or batch_size < 1:
@@ -85,13 +92,13 @@ def two_stage(
     count = min(num_records, len(dataset))
     if count < 2:
         raise UserError(f"{data} has {count} record: there is no standard error of one")
-    apart: dict[str, list[Tensor]] = {name: [] for name in _ROWS}
+    parts: dict[str, list[Tensor]] = {name: [] for name in _ROWS}
     starts = range(0, count, batch_size)
     for start in track(starts, "generating", len(starts)):
         batch = dataset.read(range(start, min(start + batch_size, count))).to(generator.task.device)
         for name, codes in _versions(generator, batch, seed).items():
-            apart[name].append(_distances(generator.codec, codes, batch))
-    distance = {name: torch.cat(parts) for name, parts in apart.items()}
+            parts[name].append(_distances(generator.codec, codes, batch))
+    distance = {name: torch.cat(values) for name, values in parts.items()}
     gain = {name: distance[name.split("_")[0] + "_coarse"] - distance[name] for name in _WITH_FINE}
     result = TwoStageScore(
         records=count,
@@ -102,50 +109,50 @@ def two_stage(
         gain={name: mean_and_error(values) for name, values in gain.items()},
         nearer={name: float((values > 0).double().mean()) for name, values in gain.items()},
     )
-    place = find_checkpoint(fine)
-    write_atomically(place.parent / "two_stage.json", (json.dumps(asdict(result), indent=2) + "\n").encode())
-    _print(result, place)
+    checkpoint = find_checkpoint(fine)
+    write_atomically(checkpoint.parent / "two_stage.json", (json.dumps(asdict(result), indent=2) + "\n").encode())
+    _print(result, checkpoint)
     return result
 
 
 @torch.inference_mode()
 def _versions(generator: Generator, batch: Batch, seed: int) -> dict[str, Tensor]:
-    """What is compared, by the names of ``_ROWS``: (B, k, T) codes, k the levels that are heard."""
+    """The codes that are compared, by the names of ``_ROWS``: each (B, k, T), k the levels that are decoded."""
     task, fine = generator.task, generator.fine
     assert fine is not None
     first, levels = task.spec.num_codebooks, fine.spec.num_codebooks
     steps, frames = batch.lengths
     keys = record_keys(seed, batch.index)
 
-    def finished(codes: Tensor, sampler: Sampler | None = None) -> Tensor:
-        """(B, first, T) coarse levels -> (B, K, T) with fine ones made for them."""
+    def with_fine_levels(codes: Tensor, sampler: Sampler | None = None) -> Tensor:
+        """(B, first, T) coarse levels -> (B, K, T) with generated fine levels."""
         hidden = codes.new_zeros(len(codes), levels - first, codes.shape[2])
         given = torch.cat([codes, hidden], dim=1)
         return fine.generate(batch.features, fold_in(keys, _FINE), sampler, codes=given, steps=steps, frames=frames)
 
     reference = batch.codes[:, :first]
-    made = task.generate(batch.features, keys, steps=steps, frames=frames)
-    chance = uniform(fold_in(keys, _RANDOM), Stream.TOKEN, (levels - first, batch.codes.shape[2]))
-    random = (chance * fine.spec.codebook_size).long()
+    generated = task.generate(batch.features, keys, steps=steps, frames=frames)
+    draws = uniform(fold_in(keys, _RANDOM), Stream.TOKEN, (levels - first, batch.codes.shape[2]))
+    random = (draws * fine.spec.codebook_size).long()
     return {
         "reference_coarse": reference,
         "reference_next": batch.codes[:, : first + 1],
-        "reference_fine": finished(reference),
-        "reference_likeliest": finished(reference, _LIKELIEST),
-        "reference_drawn": finished(reference, _DRAWN),
+        "reference_fine": with_fine_levels(reference),
+        "reference_likeliest": with_fine_levels(reference, _LIKELIEST),
+        "reference_drawn": with_fine_levels(reference, _DRAWN),
         "reference_random": torch.cat([reference, random], dim=1),
-        "generated_coarse": made,
-        "generated_fine": finished(made),
+        "generated_coarse": generated,
+        "generated_fine": with_fine_levels(generated),
     }
 
 
 @torch.inference_mode()
 def _distances(codec: Codec, codes: Tensor, batch: Batch) -> Tensor:
-    """(B,) float64 on the CPU: each record's log-mel distance to its round trip with all levels, padding left out."""
+    """(B,) float64 on the CPU: log-mel distance of each record to its round trip with all levels, without padding."""
     rows = []
     for row, reference, steps in zip(codes, batch.codes, batch.steps.tolist(), strict=True):
-        heard, whole = (codec.decode(one[None, :, :steps]) for one in (row, reference))  # (1, 1, N)
-        rows.append(log_mel_distance(heard, whole, codec.sample_rate)[0, 0])
+        sound, reference_sound = (codec.decode(one[None, :, :steps]) for one in (row, reference))  # (1, 1, N)
+        rows.append(log_mel_distance(sound, reference_sound, codec.sample_rate)[0, 0])
     return torch.stack(rows).cpu().double()
 
 
@@ -170,3 +177,15 @@ def _print(result: TwoStageScore, checkpoint: Path) -> None:
 
 def _pair(pair: tuple[float, float]) -> str:
     return f"{pair[0]:.4f} +- {pair[1]:.4f}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line on `argv`, or on the process's own arguments."""
+    try:
+        jsonargparse.auto_cli(two_stage, args=argv, as_positional=False, prog="python -m bench.two_stage")
+    except UserError as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,14 +5,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vab.demo.codec_maker import QuantiserTrainer, residual_clusters, spectral_loss
-from vab.demo.codec_report import shaped_noise
-from vab.demo.judge_maker import blur_phase
-from vab.demo.noises import broad_sound
-from vab.demo.pools import Average, Clock, broad_sounds
+from tools.tiny_networks.__main__ import main
+from tools.tiny_networks.broad_sounds import broad_sound
+from tools.tiny_networks.codec_report import shaped_noise
+from tools.tiny_networks.train_codec import QuantiserTrainer, residual_clusters, spectral_loss
+from tools.tiny_networks.train_judge import blur_phase
+from tools.tiny_networks.train_vision import average_precision, truth_of
+from tools.tiny_networks.training import Average, Clock, broad_sounds
 from vab.demo.scene import describe
-from vab.demo.vision_maker import average_precision, truth_of
-from vab.demo.weights import main
 from vab.frozen.tiny import CodecConfig, CodecNetwork, TinyCodec, TinyCodec8, TinyJudge, TinyVision
 from vab.spec import UserError
 

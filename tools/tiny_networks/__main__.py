@@ -1,8 +1,8 @@
-"""Makes the weights of the tiny networks: ``python -m vab.demo.weights --part all --out DIR --minutes 62``.
+"""Make the weights of the tiny networks: ``python -m tools.tiny_networks --part all --out DIR --minutes 62``.
 
-``--part decoder`` trains the decoder of the codec in DIR further, or of the shipped codec if DIR has none; encoder,
-codebooks and codes stay as they are. ``--part codec8`` makes the further levels of the codec in DIR. ``all`` makes the
-codec, then its decoder, and ends with codec8. ``--part report`` makes nothing; it prints how good the codec is.
+``--part decoder`` trains the decoder of the codec in DIR further, or of the shipped codec if DIR has none; it leaves
+encoder, codebooks and codes as they are. ``--part codec8`` makes the further levels of the codec in DIR. ``all`` makes
+the codec, vision and judge, then runs ``decoder`` and ``codec8``. ``--part report`` prints how good the codec is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,10 +17,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from vab.demo.codec_maker import make_codec, make_finer_levels, refine_decoder
-from vab.demo.codec_report import codec_report
-from vab.demo.judge_maker import make_judge
-from vab.demo.vision_maker import make_vision
+from tools.tiny_networks.codec_report import codec_report
+from tools.tiny_networks.train_codec import make_codec, make_finer_levels, refine_decoder
+from tools.tiny_networks.train_judge import make_judge
+from tools.tiny_networks.train_vision import make_vision
+from vab.files import write_atomically
 from vab.frozen.tiny import AnyNetwork, TinyCodec, TinyCodec8, levels_to_bytes, shipped_weights, weights_to_bytes
 
 MAKERS: dict[str, tuple[Callable[..., AnyNetwork], float, int]] = {
@@ -29,101 +29,88 @@ MAKERS: dict[str, tuple[Callable[..., AnyNetwork], float, int]] = {
     "vision": (make_vision, 0.42, 2500),
     "judge": (make_judge, 0.18, 3000),
 }
-"""Of each part: its maker, its share of the time when all are made, and how many demo segments it trains on.
+"""Of each part: the function that trains it, its share of the minutes under `all`, and its number of demo segments.
 
-So, with 62 minutes on one thread each, the shipped weights were made. Training goes by the clock: made again they will
-be about as good, not equal bit by bit.
+The shipped weights were trained with these settings, 62 minutes in total and one thread. The minutes are wall time, so
+another training gives weights that are about as good, not equal bit by bit.
 """
 
 FINER_SEGMENTS = 1500
-"""Demo segments that the codec's further levels are made on, in a few minutes whatever time the other parts get."""
+"""Demo segments that the codec's further levels are clustered on. It takes a few minutes; `minutes` has no effect."""
 
 DECODER_STEPS, DECODER_SEGMENTS = 1000, 1500
-"""Steps of ``--part decoder``, some minutes on one thread, and demo segments that it trains on. The shipped codec's
-encoder and codebooks are older than the limit on its output; its decoder was trained further with the limit."""
+"""Steps of ``--part decoder`` (some minutes on one thread), and demo segments that it trains on. The shipped codec was
+trained before its output was limited; its decoder was then trained further with the limit."""
 
 
 def write_weights(path: Path, contents: bytes) -> str:
-    """Write a weights file, complete or not at all.
-
-    Args:
-        path: Where to.
-        contents: Of the file.
-
-    Returns:
-        SHA-256 of the file, in hex.
-    """
-    partial_path = path.with_name(path.name + ".partial")
-    with partial_path.open("wb") as file:
-        file.write(contents)
-        file.flush()
-        os.fsync(file.fileno())
-    partial_path.replace(path)
+    """Write a weights file, complete or not at all; returns its SHA-256 in hex."""
+    write_atomically(path, contents)
     return hashlib.sha256(contents).hexdigest()
 
 
 def make_part(part: str, out: Path, minutes: float, segments: int | None = None) -> Path:
-    """Train one of the tiny networks and write its weights; a usable file is there from the first news on.
+    """Train one of the tiny networks and write its weights; each progress report writes a usable file.
 
     Args:
         part: "codec", "vision" or "judge".
         out: Folder of the file.
-        minutes: Of training, by the clock.
-        segments: How many demo segments to train on; the part's usual number if None.
+        minutes: Wall time of training.
+        segments: How many demo segments to train on; the part's default if None.
 
     Returns:
         Path of the file, named as the package expects it.
     """
-    maker, _, usual_segments = MAKERS[part]
-    segments = segments or usual_segments
+    maker, _, default_segments = MAKERS[part]
+    segments = segments or default_segments
     path, start = out / f"tiny_{part}.safetensors", time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    facts = {"maker": f"vab.demo.weights --part {part}", "minutes": minutes, "segments": segments}
+    made_by = {"maker": f"tools.tiny_networks --part {part}", "minutes": minutes, "segments": segments}
 
-    def on_progress(network: AnyNetwork, step: int, news: str) -> None:
-        write_weights(path, weights_to_bytes(network, {**facts, "steps": step, "unfinished": True}))
-        print(f"{part} {(time.monotonic() - start) / 60:.1f} min, step {step}: {news}", flush=True)
+    def on_progress(network: AnyNetwork, step: int, message: str) -> None:
+        write_weights(path, weights_to_bytes(network, {**made_by, "steps": step, "unfinished": True}))
+        print(f"{part} {(time.monotonic() - start) / 60:.1f} min, step {step}: {message}", flush=True)
 
     network = maker(minutes, segments, on_progress)
-    print(f"{part}: wrote {path}, sha256 {write_weights(path, weights_to_bytes(network, facts))}", flush=True)
+    print(f"{part}: wrote {path}, sha256 {write_weights(path, weights_to_bytes(network, made_by))}", flush=True)
     return path
 
 
 def make_decoder(out: Path, steps: int, segments: int | None = None) -> Path:
     """Train the decoder of the tiny codec further: of the one in the folder, or of the shipped one if there is none.
 
-    The further levels of that codec, which name the codec that they belong to, are written again for the new one.
+    The file of that codec's further levels names the hash of its codec, so it is written again for the new codec.
 
     Args:
         out: Folder of the file.
-        steps: Of training.
-        segments: How many demo segments to train on; the usual number if None.
+        steps: Training steps.
+        segments: How many demo segments to train on; DECODER_SEGMENTS if None.
 
     Returns:
         Path of the codec's file.
     """
     out.mkdir(parents=True, exist_ok=True)
     path, segments = out / "tiny_codec.safetensors", segments or DECODER_SEGMENTS
-    in_out = path.is_file()
-    base = path if in_out else shipped_weights("codec")
-    levels = out / "tiny_codec8.safetensors" if in_out else shipped_weights("codec8")
+    has_codec = path.is_file()
+    base = path if has_codec else shipped_weights("codec")
+    levels = out / "tiny_codec8.safetensors" if has_codec else shipped_weights("codec8")
     codec, finer = TinyCodec(base), None
     if levels.is_file():
         finer = TinyCodec8(base, levels).codebooks()[codec.num_codebooks :]
         with safe_open(levels, framework="pt") as file:
-            made = json.loads(file.metadata()["levels"])["made"]
-    facts = {
-        "maker": "vab.demo.weights --part decoder",
+            levels_made_by = json.loads(file.metadata()["levels"])["made"]
+    made_by = {
+        "maker": "tools.tiny_networks --part decoder",
         "steps": steps,
         "segments": segments,
         "encoder_and_codebooks_of": codec.weight_hash,
     }
     network = refine_decoder(
-        codec, steps, segments, lambda step, news: print(f"decoder step {step}: {news}", flush=True)
+        codec, steps, segments, lambda step, message: print(f"decoder step {step}: {message}", flush=True)
     )
-    written = write_weights(path, weights_to_bytes(network, facts))
+    written = write_weights(path, weights_to_bytes(network, made_by))
     if finer is not None:
-        write_weights(out / "tiny_codec8.safetensors", levels_to_bytes(finer, written, made))
+        write_weights(out / "tiny_codec8.safetensors", levels_to_bytes(finer, written, levels_made_by))
     print(f"decoder: wrote {path}, sha256 {written}", flush=True)
     return path
 
@@ -133,7 +120,7 @@ def make_codec8(out: Path, segments: int | None = None) -> Path:
 
     Args:
         out: Folder of the file.
-        segments: How many demo segments to make them on; the usual number if None.
+        segments: How many demo segments to cluster; FINER_SEGMENTS if None.
 
     Returns:
         Path of the file, named as the package expects it.
@@ -141,31 +128,27 @@ def make_codec8(out: Path, segments: int | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     base, path, segments = out / "tiny_codec.safetensors", out / "tiny_codec8.safetensors", segments or FINER_SEGMENTS
     codec = TinyCodec(base if base.is_file() else None)
-    levels = make_finer_levels(codec, segments, lambda news: print(f"codec8 {news}", flush=True))
-    facts = {"maker": "vab.demo.weights --part codec8", "segments": segments}
-    written = write_weights(path, levels_to_bytes(levels, codec.weight_hash, facts))
+    levels = make_finer_levels(codec, segments, lambda message: print(f"codec8 {message}", flush=True))
+    made_by = {"maker": "tools.tiny_networks --part codec8", "segments": segments}
+    written = write_weights(path, levels_to_bytes(levels, codec.weight_hash, made_by))
     print(f"codec8: wrote {path}, sha256 {written}", flush=True)
     return path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line.
-
-    Args:
-        argv: Arguments; those of the process if None.
-    """
-    parser = argparse.ArgumentParser(prog="python -m vab.demo.weights", description=__doc__)
+    """Run the command line on `argv`, or on the process's own arguments."""
+    parser = argparse.ArgumentParser(prog="python -m tools.tiny_networks", description=__doc__)
     parser.add_argument("--part", choices=[*MAKERS, "decoder", "codec8", "all", "report"], required=True)
     parser.add_argument("--out", type=Path, help="folder for the weights; for a report, the folder they are read from")
     parser.add_argument(
         "--minutes",
         type=float,
         default=62.0,
-        help="training time; shared out if all are made; decoder and codec8 have no use for it",
+        help="wall time of training; divided among the parts if all are made; no effect on decoder and codec8",
     )
     parser.add_argument("--steps", type=int, default=DECODER_STEPS, help="training steps of decoder")
     parser.add_argument("--segments", type=int, help="demo segments to train on, or to report on")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the processor")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--esc10", type=Path, help="report: folder of sound files")
     parser.add_argument("--av", type=Path, help="report: folder of videos with sound")
     arguments = parser.parse_args(argv)

@@ -1,6 +1,7 @@
-"""The score of two stages: what is compared with what, and that a fine stage which has learned shows it."""
+"""The score of two stages in bench/: what is compared with what, and that a fine stage which has learned shows it."""
 
 import json
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
@@ -8,13 +9,15 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from bench.two_stage import _distances, _versions, main, two_stage
+from flags import batches_seen, each_flag, flip
+from small_media import save_model
 from tone_shards import short_spec, write_shards
 from vab.audio import log_mel_distance
 from vab.backbone import Backbone
-from vab.cli import main
+from vab.cli import main as vab
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
-from vab.demo.two_stage import _distances, _versions, two_stage
 from vab.frozen.codec import load_codec
 from vab.generation.generator import Generator
 from vab.spec import UserError
@@ -90,7 +93,7 @@ def test_padding_is_not_heard(tmp_path):
 
 def test_a_fine_stage_that_has_learned_brings_the_sound_nearer(stages, shards, capsys):
     coarse, fine = stages
-    main(["demo", "two-stage", "--coarse", coarse, "--fine", fine, "--data", str(shards / "val"), "--batch_size", "8"])
+    main(["--coarse", coarse, "--fine", fine, "--data", str(shards / "val"), "--batch_size", "8"])
     printed = capsys.readouterr().out
     result = json.loads(Path(fine).with_name("two_stage.json").read_text())
     assert result["records"] == 20
@@ -114,3 +117,87 @@ def test_models_and_shards_that_do_not_belong_together_are_refused(stages, shard
     other = write_shards(tmp_path / "one", short_spec(), 1)
     with pytest.raises(UserError, match="no standard error of one"):
         two_stage(coarse, fine, str(other))
+
+
+def test_a_mistake_is_one_line(stages, shards, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--coarse", stages[0], "--fine", stages[1], "--data", str(shards / "val"), "--num_records", "1"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: need num_records of 2 or more")
+
+
+def test_the_command_of_before_names_this_one(capsys):
+    with pytest.raises(SystemExit) as stop:
+        vab(["demo", "two-stage", "--coarse", "runs/coarse"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: vab demo two-stage is now: python -m bench.two_stage, in a checkout\n"
+
+
+class TwoStage:
+    """Scores untrained stages of two and two levels on four records."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        spec = short_spec()
+        dataset = ShardDataset(write_shards(folder / "four", spec, 4))
+        write_shards(folder / "three", spec, 3, seed=1)
+        first = ShardDataset(folder / "four", levels=2)
+        self.coarse_models, self.fine_models = [], []
+        for seed in (0, 1):
+            for models, levels, given in ((self.coarse_models, first, 0), (self.fine_models, dataset, 2)):
+                path = folder / f"{seed}{given}" / "last.ckpt"
+                more = {"conditioning_levels": given} if given else {}
+                models.append(save_model(path, levels.spec, levels.codebooks, seed=seed, **more))
+
+    def run(self, **changes):
+        settings = {
+            "coarse": self.coarse_models[0], "fine": self.fine_models[0], "data": str(self.folder / "four"),
+            "device": "cpu",
+        }  # fmt: skip
+        return two_stage(**settings | changes)
+
+    @cached_property
+    def usual(self):
+        return self.run()
+
+    def coarse(self):
+        changed = self.run(coarse=self.coarse_models[1]).distance
+        assert changed["generated_coarse"] != self.usual.distance["generated_coarse"]
+        assert changed["reference_coarse"] == self.usual.distance["reference_coarse"]
+
+    def fine(self):
+        changed = self.run(fine=self.fine_models[1]).distance
+        assert changed["reference_fine"] != self.usual.distance["reference_fine"]
+
+    def data(self):
+        assert (self.usual.records, self.run(data=str(self.folder / "three")).records) == (4, 3)
+
+    def num_records(self):
+        assert self.run(num_records=2).records == 2
+
+    def batch_size(self):
+        batches = []
+        for size in (32, 2):
+            with batches_seen(Backbone) as sizes:
+                self.run(batch_size=size)
+            batches.append(max(sizes))
+        assert batches == [8, 4]  # guidance doubles them
+
+    def seed(self):
+        changed = self.run(seed=1).distance
+        assert changed["reference_random"] != self.usual.distance["reference_random"]
+        assert changed["generated_coarse"] != self.usual.distance["generated_coarse"]
+
+    def device(self):
+        with pytest.raises(UserError, match="there is no cuda:99"):
+            self.run(device="cuda:99")
+
+
+@pytest.fixture(scope="module")
+def staging(tmp_path_factory):
+    return TwoStage(tmp_path_factory.mktemp("two_stage_flags"))
+
+
+@each_flag(two_stage)
+def test_each_flag_of_two_stage(request, staging, flag):
+    flip(request, staging, flag)

@@ -35,7 +35,7 @@ def begin(shards, folder, workers, resume=None):
     more = [f"--data.num_workers={workers}", "--data.val_batch_size=1", "--trainer.callbacks+=moments.Marks"]
     more += [f"--ckpt_path={resume}"] if resume else []
     command = [*PYTHON, "vab.cli", *flags(shards, "run", batch_size=8, steps=STEPS), *more]
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return start(folder, "run", command, PYTHONPATH=os.pathsep.join(paths))
 
 

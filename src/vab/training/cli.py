@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
@@ -15,14 +13,12 @@ from typing import Any
 
 import torch
 import torch.distributed
-import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vab.callbacks import (
@@ -37,12 +33,13 @@ from vab.callbacks import (
     StoppedError,
 )
 from vab.callbacks.stopping import folder_of_returned_job
-from vab.complaints import OneLineErrors, cause_of, explain, leave
 from vab.data.reading.datamodule import ShardDataModule
 from vab.engines import FSDP
+from vab.errors import OneLineErrors, cause_of, explain, leave
 from vab.spec import UserError
 from vab.tasks import BaseTask
-from vab.tasks.checkpoints import find_checkpoint, newest_checkpoint, reading
+from vab.tasks.checkpoints import find_checkpoint, reading
+from vab.training.run_folder import name_of_run, place_of_run, refuse_folder_of_run
 
 _SHOWN = 160  # characters of a library's complaint
 
@@ -251,68 +248,6 @@ class TrainerCommands(LightningCLI):
         loop._batches_that_stepped = step
 
     before_test = before_validate
-
-
-def refuse_folder_of_run(folder: Path, flag: str) -> None:
-    """Refuse a run's folder as a place to write to.
-
-    Raises:
-        UserError: If it is one.
-    """
-    if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
-        raise UserError(
-            f"--{flag} {folder} is the folder of a run, into which only vab fit writes: give another folder"
-        )
-
-
-def place_of_run(settings: Any, checkpoint: Path, words: str) -> tuple[str, int] | None:
-    """Where a resumed run continues in its own folder: one line in TensorBoard, one best checkpoint.
-
-    It does so with the config that lies beside the checkpoint, but for its end, and from the newest checkpoint. A run
-    with a changed setting, or from an earlier checkpoint, gets a folder of its own, and nothing is lost.
-
-    Args:
-        settings: Of ``fit``.
-        checkpoint: From which the run continues.
-        words: The same settings, as they would be saved.
-
-    Returns:
-        The logger's version, and the step up to which its curves stay; None for a folder of its own.
-    """
-    logger, folder = settings.trainer.get("logger"), checkpoint.absolute().parent.parent
-    if getattr(logger, "class_path", None) != "lightning.pytorch.loggers.TensorBoardLogger":
-        return None
-    place = logger.init_args
-    home = Path(place.save_dir, place.get("name") or "", place.get("sub_dir") or "").absolute()
-    saved, newest = folder / "config.yaml", newest_checkpoint(folder)
-    if place.get("version") not in (None, folder.name) or folder.parent != home or not saved.is_file():
-        return None
-    if newest is None or not newest.samefile(checkpoint):
-        return None
-    if _but_for_its_end(words) != _but_for_its_end(saved.read_text()):
-        return None
-    with reading(checkpoint):
-        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    rank_zero_info(f"going on in {folder}")
-    return folder.name, step
-
-
-def name_of_run(config: str) -> str:
-    """The same eight letters for a run whenever it is started, also to a later end, and others for other settings."""
-    settings = json.dumps(_but_for_its_end(config), sort_keys=True, default=str)
-    return hashlib.sha256(settings.encode()).hexdigest()[:8]
-
-
-def _but_for_its_end(config: str) -> dict[str, Any]:
-    """A saved config without what says where it goes on and ends."""
-    settings: dict[str, Any] = yaml.safe_load(config)
-    for name in ("max_steps", "max_epochs"):
-        settings["trainer"].pop(name, None)
-    logger = settings["trainer"].get("logger")
-    if isinstance(logger, dict):
-        for name in ("version", "purge_step"):
-            logger["init_args"].pop(name, None)
-    return {name: value for name, value in settings.items() if name not in ("ckpt_path", "config")}
 
 
 def is_started_by_other() -> bool:

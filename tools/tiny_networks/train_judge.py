@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vab.demo.pools import TRAIN_SEED, UNSEEN_SEED, Average, Clock, broad_sounds, world_sounds
+from tools.tiny_networks.training import TRAIN_SEED, UNSEEN_SEED, Average, Clock, broad_sounds, world_sounds
 from vab.demo.world import CLASSES, Scene
 from vab.frozen.tiny import JudgeConfig, JudgeNetwork
 from vab.metrics.agreement import class_agreement

@@ -13,30 +13,21 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
-from fit_runs import PYTHON, flags, last, said, same_weights, start, status, wait_for_steps, wait_for_words
+from fit_runs import PYTHON, flags, last, said, same_weights, start, status, torchrun, wait_for_steps, wait_for_words
 from ranks import free_port
 from tasks_help import quiet_trainer, small_backbone
 from tone_shards import short_spec, write_shards
 from vab.callbacks import EMA, Checkpoints, StopOnSignal, StoppedError
 from vab.callbacks.stopping import folder_of_returned_job, requeue_folder
-from vab.complaints import stopping_at_once
 from vab.data.reading.datamodule import ShardDataModule
+from vab.errors import stopping_at_once
 from vab.tasks import PretrainTask
-from vab.training import how_to_go_on, is_loss_of_a_rank, name_of_run
+from vab.training.cli import how_to_go_on, is_loss_of_a_rank
+from vab.training.run_folder import name_of_run
 
 VAB = [*PYTHON, "vab.cli"]
 MANY = 100_000
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-
-
-def torchrun(*, nodes=1, node=0, ranks=2, host="127.0.0.1", port=None):
-    place = [
-        f"--nnodes={nodes}",
-        f"--node_rank={node}",
-        f"--master_addr={host}",
-        f"--master_port={port or free_port()}",
-    ]
-    return [*PYTHON, "torch.distributed.run", f"--nproc_per_node={ranks}", *place, "-m", "vab.cli"]
 
 
 class Signal(Callback):
@@ -156,7 +147,7 @@ def test_ctrl_c_saves_the_step_and_the_run_goes_on_bit_for_bit(kind, shards, tmp
 @pytest.mark.timeout(600)
 def test_a_second_ctrl_c_does_not_wait_for_a_validation(shards, tmp_path):
     endless = ["--trainer.callbacks+=fit_runs.EndlessValidation", "--data.num_workers=2"]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     process = start(tmp_path, "cut", [*VAB, *flags(shards, "cut"), *endless], PYTHONPATH=path)
     wait_for_words(process, tmp_path, "cut", "validating for ever")
     press_ctrl_c(process)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vab.demo.noises import broad_sound
+from tools.tiny_networks.broad_sounds import broad_sound
 from vab.demo.world import Scene, describe, render_audio
 
 TRAIN_SEED, UNSEEN_SEED = 7_000_001, 7_000_002

@@ -1,0 +1,1 @@
+"""Programs for the developers of the package. They are not part of it: no module of vab imports them."""

@@ -1,0 +1,1 @@
+"""Trains the tiny frozen networks whose weights the package ships, in `vab/frozen/weights`."""
