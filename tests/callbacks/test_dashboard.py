@@ -5,8 +5,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
+from tasks_help import quiet_trainer, small_backbone
+from tone_shards import LABELS
 from vab.callbacks import EMA, Dashboard, GenerationEval, MediaLog, Meters
-from vab.callbacks.dashboard import _flatten
+from vab.callbacks.dashboard import _flatten, layout, main_metrics
+from vab.data.reading.datamodule import ShardDataModule
+from vab.metrics.recall import CUTS
+from vab.tasks import AlignTask, ClassifyTask, PretrainTask
 
 ALL = {
     "Losses",
@@ -57,6 +62,34 @@ def test_charts_follow_the_callbacks(run, events, tmp_path):
         "Quality of generated sound",
         "Health of generated sound",
     }
+
+
+@pytest.mark.parametrize(
+    ("task", "titles", "metrics"),
+    [
+        (PretrainTask, {"Losses"}, ["val/accuracy"]),
+        (AlignTask, {"Losses", "Retrieval"}, [f"val/recall_at_{k}_{way}" for way in ("a2v", "v2a") for k in CUTS]),
+        (lambda net, **more: ClassifyTask(net, LABELS, **more), {"Losses", "Classification"}, ["val/top_1", "val/map"]),
+        (lambda net, **more: ClassifyTask(net, LABELS, multi_label=True, **more), {"Losses", "Classification"},
+         ["val/map"]),
+    ],
+)  # fmt: skip
+def test_each_task_shows_what_it_logs(shards, task, titles, metrics):
+    task = task(small_backbone(), warmup_steps=1)
+    trainer = quiet_trainer(max_steps=2, log_every_n_steps=1, callbacks=[GenerationEval(judges=[])])
+    data = ShardDataModule(train=str(shards / "train"), val=str(shards / "val"), batch_size=24, num_workers=0)
+    trainer.validate(task, data, verbose=False)
+    trainer.callbacks = [GenerationEval(judges=["tiny"]), MediaLog()]
+    found = layout(trainer, task)
+    generated = {title for title in found if title.endswith("of generated sound")}
+    assert bool(generated) == isinstance(task, PretrainTask)
+    assert set(found) - generated == titles | {"Throughput and memory", "Optimisation"}
+    assert main_metrics(trainer, task)[: 1 + len(metrics)] == ["val/loss", *metrics]
+    assert set(metrics) <= set(trainer.callback_metrics)
+    patterns = [tag for title in titles for tags in found[title].values() for tag in tags if tag.startswith("val/")]
+    for pattern in patterns:
+        few = r"val/top_\d+$"  # with two classes there is no top 5
+        assert any(re.match(pattern, tag) for tag in trainer.callback_metrics) or pattern == few, pattern
 
 
 def test_a_run_is_a_row_of_hyper_parameters_and_figures(run, events, tmp_path):

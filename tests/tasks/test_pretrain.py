@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import inspect
 import json
 from functools import partial
 
@@ -18,7 +19,7 @@ from vab.backbone import Backbone
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
 from vab.spec import UserError
-from vab.tasks import BaseTask, PretrainTask, load_task
+from vab.tasks import AlignTask, BaseTask, ClassifyTask, PretrainTask, load_task
 from vab.tasks.base import fold
 from vab.tasks.building import build
 from vab.tasks.checkpoints import find_checkpoint
@@ -93,6 +94,15 @@ def test_fold_tells_places_apart():
     folded = {fold(seed, epoch, step, 0) for seed in range(4) for epoch in range(4) for step in range(64)}
     assert len(folded) == 4 * 4 * 64
     assert all(0 <= value < 2**31 for value in folded)
+
+
+@pytest.mark.parametrize("kind", [PretrainTask, AlignTask, ClassifyTask])
+def test_hyper_parameters_are_all_the_arguments(kind):
+    given = {"labels": ("low", "high")} if kind is ClassifyTask else {}
+    task = kind(small_backbone(), seed=3, compile="eager", **given)
+    assert {*inspect.signature(kind).parameters} | {"_class_path"} == {*task.hparams}
+    assert (task.hparams["seed"], task.hparams["compile"]) == (3, "eager")
+    assert task.hparams["backbone"]["init_args"]["num_joint_layers"] == 1  # as it was given
 
 
 def test_hyper_parameters_are_json_and_rebuild_the_task(task):

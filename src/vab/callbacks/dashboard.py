@@ -14,32 +14,9 @@ from vab.callbacks.media import MediaLog
 from vab.callbacks.meters import Meters
 from vab.callbacks.tensorboard import tensorboards
 from vab.data.reading.datamodule import ShardDataModule
-from vab.metrics.recall import CUTS
-from vab.tasks import AlignTask, BaseTask, ClassifyTask, PretrainTask
+from vab.tasks import BaseTask
+from vab.tasks.base import Charts
 
-Layout = dict[str, dict[str, list[str]]]
-"""Category -> chart -> patterns of the tags that it draws."""
-
-_GUESSES: dict[str, list[str]] = {
-    "validation loss by level": [r"val/codes/loss_level_\d+$"],
-    "validation loss by share of hidden codes (%)": [r"val/codes/loss_hidden_\d+_\d+$"],
-    "training loss by level": [r"train/codes/loss_level_\d+$"],
-    "training loss by share of hidden codes (%)": [r"train/codes/loss_hidden_\d+_\d+$"],
-    "validation accuracy by level": [r"val/codes/accuracy_level_\d+$"],
-    "validation accuracy by share of hidden codes (%)": [r"val/codes/accuracy_hidden_\d+_\d+$"],
-}
-_RETRIEVAL: dict[str, list[str]] = {
-    "recall, video for a sound": [r"val/recall_at_\d+_a2v$"],
-    "recall, sound for a video": [r"val/recall_at_\d+_v2a$"],
-    "median rank": [r"val/median_rank_\w+$"],
-    "temperature": [r"train/temperature$"],
-}
-_CLASSES: dict[str, list[str]] = {
-    "accuracy (records of one class)": [r"val/top_\d+$", r"val/top_1_macro$"],
-    "mean average precision": [r"val/map$"],
-    "area under the ROC curve": [r"val/roc_auc$"],
-    "separation, d-prime": [r"val/d_prime$"],
-}
 _QUALITY: dict[str, list[str]] = {
     "Frechet distance of generated sound to codec round trips, by judge": [r"val/fad_\w+_to_codec$"],
     "KL divergence from codec round trips, by judge (nats)": [r"val/kld_\w+_to_codec$"],
@@ -94,7 +71,7 @@ class Dashboard(Callback):
             for category, parts in layout(trainer, pl_module).items()
         }
         opening, row, self._closing = hparams(
-            hyper_parameters(trainer, pl_module), dict.fromkeys(main_figures(trainer))
+            hyper_parameters(trainer, pl_module), dict.fromkeys(main_metrics(trainer, pl_module))
         )
         stored = opening.value[0].metadata.plugin_data
         columns = HParamsPluginData.FromString(stored.content)
@@ -114,39 +91,28 @@ class Dashboard(Callback):
             logger.experiment._get_file_writer().add_summary(self._closing)
 
 
-def layout(trainer: Trainer, task: BaseTask) -> Layout:
+def layout(trainer: Trainer, task: BaseTask) -> Charts:
     """The charts of a task's page, those alone for which the run's callbacks log something."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    evaluations = [callback for callback in callbacks if isinstance(callback, GenerationEval)]
-    guesses = _GUESSES if isinstance(task, PretrainTask) else {}
-    pages: Layout = {"Losses": {"loss": ["train/loss$", "val/loss$"], **guesses}}
-    if isinstance(task, AlignTask):
-        pages["Retrieval"] = _RETRIEVAL
-    if isinstance(task, ClassifyTask):
-        pages["Classification"] = _CLASSES
-    if any(evaluation.settings.judges for evaluation in evaluations):
-        pages["Quality of generated sound"] = _QUALITY
-    if evaluations:
-        pages["Synchrony of generated sound"] = _SYNCHRONY
-    if any(isinstance(callback, MediaLog) for callback in callbacks) and isinstance(task, PretrainTask):
-        pages["Health of generated sound"] = _HEALTH
+    pages = {"Losses": {"loss": ["train/loss$", "val/loss$"], **task.loss_charts}, **task.charts}
+    if task.generates:
+        evaluations = [callback for callback in callbacks if isinstance(callback, GenerationEval)]
+        if any(evaluation.settings.judges for evaluation in evaluations):
+            pages["Quality of generated sound"] = _QUALITY
+        if evaluations:
+            pages["Synchrony of generated sound"] = _SYNCHRONY
+        if any(isinstance(callback, MediaLog) for callback in callbacks):
+            pages["Health of generated sound"] = _HEALTH
     has_ceiling = any(isinstance(callback, Meters) and callback.ceiling is not None for callback in callbacks)
     throughput = _THROUGHPUT | (_UTILISATION if has_ceiling else {})
     return pages | {"Throughput and memory": throughput, "Optimisation": _OPTIMISATION}
 
 
-def main_figures(trainer: Trainer) -> list[str]:
-    """Tags of the figures by which runs are compared."""
+def main_metrics(trainer: Trainer, task: BaseTask) -> list[str]:
+    """Tags of the metrics by which runs are compared."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     generated = [name for callback in callbacks if isinstance(callback, GenerationEval) for name in callback.names]
-    task = trainer.lightning_module
-    if isinstance(task, AlignTask):
-        own = [f"val/recall_at_{cut}_{way}" for way in ("a2v", "v2a") for cut in CUTS]
-    elif isinstance(task, ClassifyTask):
-        own = ["val/map"] if task.multi_label else ["val/top_1", "val/map"]
-    else:
-        own = ["val/accuracy"]
-    return ["val/loss", *own, *dict.fromkeys(generated), "meters/positions_per_second"]
+    return ["val/loss", *task.main_metrics, *dict.fromkeys(generated), "meters/positions_per_second"]
 
 
 def hyper_parameters(trainer: Trainer, task: BaseTask) -> dict[str, bool | int | float | str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from vab.backbone import Backbone
 from vab.flops import step_flops
 from vab.losses import info_nce
-from vab.metrics.recall import Retrieval
+from vab.metrics.recall import CUTS, Retrieval
 from vab.spec import Batch, UserError
 from vab.tasks.base import BaseTask, linear_in_float32, sum_over
 
@@ -30,6 +30,16 @@ class AlignTask(BaseTask):
     Source: VAB, Su et al. 2024, the contrastive stage: the first N1 layers, unmasked tokens, mean over positions; the
     width of the projection is the follow-up's (VATT). Temperature and learning rate are not printed.
     """
+
+    charts: ClassVar = {
+        "Retrieval": {
+            "recall, video for a sound": [r"val/recall_at_\d+_a2v$"],
+            "recall, sound for a video": [r"val/recall_at_\d+_v2a$"],
+            "median rank": [r"val/median_rank_\w+$"],
+            "temperature": [r"train/temperature$"],
+        }
+    }
+    main_metrics = tuple(f"val/recall_at_{cut}_{way}" for way in ("a2v", "v2a") for cut in CUTS)
 
     def __init__(
         self,
@@ -70,6 +80,7 @@ class AlignTask(BaseTask):
             UserError: If a number is out of range.
         """
         super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from, compile)
+        self.remember(locals())
         if embedding_dim < 1 or temperature <= 0 or (micro_batch_size is not None and micro_batch_size < 1):
             raise UserError(
                 "embedding_dim and micro_batch_size must be 1 or more and temperature above 0, got "
@@ -81,20 +92,6 @@ class AlignTask(BaseTask):
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
         self.micro_batch_size = micro_batch_size
         self.retrieval = Retrieval()
-        self.remember(
-            backbone=backbone,
-            optimizer=optimizer,
-            warmup_steps=warmup_steps,
-            schedule_steps=schedule_steps,
-            final_lr_ratio=final_lr_ratio,
-            seed=seed,
-            init_from=init_from,
-            compile=compile,
-            embedding_dim=embedding_dim,
-            temperature=temperature,
-            learn_temperature=learn_temperature,
-            micro_batch_size=micro_batch_size,
-        )
 
     def setup(self, stage: str) -> None:
         """As every task; and refuse records that have no video to align."""

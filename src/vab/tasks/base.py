@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,13 +38,25 @@ _FREE = ("spec", "dropout", "num_joint_layers", "activation_checkpointing")
 _SHOWN = 3
 """Weights that are named where many do not fit."""
 
+Charts = dict[str, dict[str, list[str]]]
+"""Category -> chart -> patterns of the tags that it draws: pages of TensorBoard's custom scalars."""
+
 
 class BaseTask(LightningModule):
     """The backbone and how it is optimised; a task adds its steps.
 
-    Hyper-parameters are plain JSON, so every checkpoint opens with ``torch.load(..., weights_only=True)``: made by the
-    command line they are the parsed config, made in Python they are the same thing written by ``described_as``.
+    Hyper-parameters are plain JSON (see ``described_as``), so every checkpoint opens with
+    ``torch.load(..., weights_only=True)``.
     """
+
+    generates: ClassVar[bool] = False
+    """Whether the task makes sound."""
+    loss_charts: ClassVar[dict[str, list[str]]] = {}
+    """What a run's page in TensorBoard draws beside the loss: chart -> patterns of the tags."""
+    charts: ClassVar[Charts] = {}
+    """The page's categories for this task alone."""
+    main_metrics: Sequence[str] = ()
+    """Tags of the metrics by which runs are compared, beside ``val/loss``."""
 
     def __init__(
         self,
@@ -110,12 +122,17 @@ class BaseTask(LightningModule):
         """The segment that this model knows."""
         return self.backbone.spec
 
-    def remember(self, **arguments: Any) -> None:
-        """Store the arguments of ``__init__`` as hyper-parameters, in JSON.
+    def remember(self, arguments: Mapping[str, Any]) -> None:
+        """Store the arguments of a task as hyper-parameters, in JSON.
 
-        The command line hands Lightning the parsed config, which then takes the place of ``arguments``.
+        Args:
+            arguments: ``locals()`` of ``__init__``, before it has variables of its own.
+
+        Raises:
+            UserError: If an argument has no form in JSON.
         """
-        self.save_hyperparameters({name: described_as(value) for name, value in arguments.items()}, logger=False)
+        given = {name: described_as(value) for name, value in arguments.items() if name not in ("self", "__class__")}
+        self.save_hyperparameters(given, logger=False)
         self.hparams.setdefault("_class_path", f"{type(self).__module__}.{type(self).__name__}")
         try:
             json.dumps(dict(self.hparams))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def build_later(described: Built) -> Callable[[Iterable], Optimizer]:
 
 
 def described_as(value: Any) -> Any:
-    """A constructor argument as JSON: modules and optimizers by class and arguments, all else as it is.
+    """A constructor argument as JSON: networks and optimizers by class and arguments, settings by their fields.
 
     Raises:
         UserError: If an optimizer refuses its arguments.
@@ -41,9 +42,11 @@ def described_as(value: Any) -> Any:
         optimizer = made_optimizer(value, [nn.Parameter(torch.zeros(1))])
         kind = type(optimizer)
         taken = inspect.signature(kind).parameters
-        arguments = {name: default for name, default in optimizer.defaults.items() if name in taken}
-        return {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": _plain(arguments)}
-    return value
+        arguments = {name: described_as(value) for name, value in optimizer.defaults.items() if name in taken}
+        return {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": arguments}
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def class_of(path: str, base: type) -> type:
@@ -73,7 +76,3 @@ def class_or_none(path: str, base: type) -> type | None:
         return class_of(path, base)
     except (TypeError, UserError):
         return None
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,15 @@ class ClassifyTask(BaseTask):
     a linear layer, trained end to end from the contrastive model. Learning rates, mixup, smoothing and balancing are
     not printed; their form is CAV-MAE's (Gong et al. 2023).
     """
+
+    charts: ClassVar = {
+        "Classification": {
+            "accuracy (records of one class)": [r"val/top_\d+$", r"val/top_1_macro$"],
+            "mean average precision": [r"val/map$"],
+            "area under the ROC curve": [r"val/roc_auc$"],
+            "separation, d-prime": [r"val/d_prime$"],
+        }
+    }
 
     def __init__(
         self,
@@ -83,6 +92,7 @@ class ClassifyTask(BaseTask):
             UserError: If a number is out of range, there are fewer than two labels, or one is there twice.
         """
         super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from, compile)
+        self.remember(locals())
         if inputs not in get_args(Inputs):
             raise UserError(f"inputs must be one of {', '.join(get_args(Inputs))}, got {inputs!r}")
         if len(labels) < 2 or len(set(labels)) < len(labels):
@@ -104,6 +114,7 @@ class ClassifyTask(BaseTask):
         self.labels = tuple(labels)
         self.inputs = inputs
         self.multi_label = multi_label
+        self.main_metrics = ["val/map"] if multi_label else ["val/top_1", "val/map"]
         self.label_smoothing = label_smoothing
         self.mixup, self.mixup_order = mixup, mixup_order
         self.head_lr_factor, self.layer_lr_decay = head_lr_factor, layer_lr_decay
@@ -120,26 +131,6 @@ class ClassifyTask(BaseTask):
         self.mean_loss = MeanMetric().set_dtype(torch.float64)
         self.figures: dict[str, Tensor] = {}
         """What the last evaluation found, of each class too: see ``vab.metrics.classification.Classification``."""
-        self.remember(
-            backbone=backbone,
-            labels=list(labels),
-            optimizer=optimizer,
-            warmup_steps=warmup_steps,
-            schedule_steps=schedule_steps,
-            final_lr_ratio=final_lr_ratio,
-            seed=seed,
-            init_from=init_from,
-            compile=compile,
-            inputs=inputs,
-            multi_label=multi_label,
-            label_smoothing=label_smoothing,
-            mixup=mixup,
-            mixup_order=mixup_order,
-            head_lr_factor=head_lr_factor,
-            layer_lr_decay=layer_lr_decay,
-            freeze_backbone=freeze_backbone,
-            head_dropout=head_dropout,
-        )
 
     def step_flops(self, records: int) -> int:
         """Of what is looked at, through the modality blocks; forward alone where the backbone stays as it is."""

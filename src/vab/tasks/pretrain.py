@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,22 @@ from vab.tokens.expectation import expected_codes
 from vab.tokens.masking import Masking
 from vab.tokens.noise import Stream, record_keys, uniform
 
+_CURVES = (("validation", "val", "loss"), ("training", "train", "loss"), ("validation", "val", "accuracy"))
+
 
 class PretrainTask(BaseTask):
     """Visual-conditioned masked audio token prediction.
 
     Source: VAB, Su et al. 2024, the pre-training stage; values that it does not print are the follow-up's (VATT).
     """
+
+    generates = True
+    loss_charts: ClassVar = {
+        f"{stage} {name} by {split}": [rf"{tag}/codes/{name}_{pattern}$"]
+        for stage, tag, name in _CURVES
+        for split, pattern in [("level", r"level_\d+"), ("share of hidden codes (%)", r"hidden_\d+_\d+")]
+    }
+    main_metrics = ("val/accuracy",)
 
     def __init__(
         self,
@@ -68,6 +78,8 @@ class PretrainTask(BaseTask):
             UserError: If a number is out of range.
         """
         super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from, compile)
+        masking, sampler = _made(Masking, masking), _made(Sampler, sampler)
+        self.remember(locals())
         if not 0 <= conditioning_levels < self.spec.num_codebooks:
             raise UserError(
                 f"conditioning_levels must be at least 0 and leave a level to make of the shards' "
@@ -79,8 +91,8 @@ class PretrainTask(BaseTask):
                 f"{feature_dropout} and {label_smoothing}"
             )
         self.conditioning_levels = conditioning_levels
-        self.masking = _made(Masking, masking)
-        self.sampler = _made(Sampler, sampler)
+        self.masking: Masking = masking
+        self.sampler: Sampler = sampler
         self.feature_dropout = feature_dropout
         self.label_smoothing = label_smoothing
         self.audio_statistics: dict[str, float] | None = None
@@ -88,21 +100,6 @@ class PretrainTask(BaseTask):
         against it. Checkpoints carry it."""
         self.sampler.stages(self.made_levels)  # refuses a list that is too long, before anything is trained
         self.quality = GuessingQuality(self.spec.num_codebooks)
-        self.remember(
-            backbone=backbone,
-            optimizer=optimizer,
-            warmup_steps=warmup_steps,
-            schedule_steps=schedule_steps,
-            final_lr_ratio=final_lr_ratio,
-            seed=seed,
-            masking=asdict(self.masking),
-            feature_dropout=feature_dropout,
-            label_smoothing=label_smoothing,
-            sampler=asdict(self.sampler),
-            conditioning_levels=conditioning_levels,
-            init_from=init_from,
-            compile=compile,
-        )
 
     @property
     def made_levels(self) -> int:
