@@ -30,7 +30,7 @@ SOME_FILE = {  # where a page says which command takes --config, and not of what
     "folds": "configs/classify/esc50.yaml",
     "extract": "configs/extract/paper.yaml",
     "evaluate": "configs/evaluate/vab.yaml",
-    "recall": "configs/evaluate/cav_mae_retrieval.yaml",
+    "retrieve": "configs/evaluate/cav_mae_retrieval.yaml",
 }
 OWN = re.compile(r"[A-Z][A-Z_]+\d*")  # a file or folder of the reader's
 

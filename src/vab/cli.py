@@ -47,7 +47,7 @@ COMMANDS: dict[str, tuple[str, Any]] = {
     "export": ("a trained model as a folder to pass on: weights, config, card", "vab.commands.export:export"),
     "generate": ("sound for a silent video or a still picture", "vab.commands.generate:generate"),
     "retrieve": (
-        "recall on shards; with --query, what is nearest to a sound or a video",
+        "recall on shards or of any embeddings; with --query, what is nearest to a sound or a video",
         "vab.commands.retrieve:retrieve",
     ),
     "classify": ("the likeliest classes of media files", "vab.commands.classify:classify"),
@@ -57,7 +57,6 @@ COMMANDS: dict[str, tuple[str, Any]] = {
         "vab.commands.evaluate:evaluate",
     ),
     "compare": ("reports of evaluate side by side; unlike ones are refused", "vab.commands.compare:compare"),
-    "recall": ("retrieval metrics of any system's paired embeddings", "vab.commands.recall:recall"),
     "listen": ("a page for a listening test, and the score of its answers", "vab.commands.listen:listen"),
     "lists": (
         "what to extract of a published data set: vggsound, audioset, esc50, speech_commands, msrvtt",

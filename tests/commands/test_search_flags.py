@@ -1,4 +1,4 @@
-"""Each flag of ``vab retrieve``, ``vab recall`` and ``vab classify`` changes what is found as it says."""
+"""Each flag of ``vab retrieve`` and ``vab classify`` changes what is found as it says."""
 
 import csv
 import json
@@ -13,7 +13,6 @@ from small_media import tone, video
 from tasks_help import saved, small_backbone
 from tone_shards import LABELS, short_spec, write_shards
 from vab.commands.classify import classify
-from vab.commands.recall import recall
 from vab.commands.retrieve import retrieve
 from vab.data.media.write import write_wav
 from vab.evaluation.embedding import embed_file, load_encoders
@@ -75,6 +74,20 @@ class Retrieve:
         rows = np.random.default_rng(0).standard_normal((2, 5, 8))
         np.savez(self.folder / "five.npz", keys=np.array(list("abcde")), audio=rows[0], video=rows[1])
         assert self.run(checkpoint=None, data=None, embeddings=str(self.folder / "five.npz"))["N"] == 5
+
+    def pair(self, **changes):
+        """Metrics of six random keys of two files; with another side where its name is given the number of its rows."""
+        rows = np.random.default_rng(0).standard_normal((3, 6, 4))
+        for number, side in enumerate(("audio", "video")):
+            np.savez(self.folder / f"{side}.npz", keys=np.array(list("abcdef")), rows=rows[changes.get(side, number)])
+        sides = {side: str(self.folder / f"{side}.npz") for side in ("audio", "video")}
+        return self.run(checkpoint=None, data=None, **sides)["figures"]
+
+    def audio(self):
+        assert self.pair(audio=2) != self.pair()
+
+    def video(self):
+        assert self.pair(video=2) != self.pair()
 
     def query(self):
         hits = self.run(query=self.clip, top=20)
@@ -169,92 +182,6 @@ def retrieving(tmp_path_factory, shards):
 @each_flag(retrieve)
 def test_retrieve(request, retrieving, flag):
     flip(request, retrieving, flag)
-
-
-class Recall:
-    """Measures random embeddings of six keys, of which each side has one of its own."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.rows = np.random.default_rng(0).standard_normal((3, 6, 4))
-        self.sides = {"audio": self.npz("audio", 0, "abcdef"), "video": self.npz("video", 1, "abcdef")}
-        self.usual = self.run()
-
-    def npz(self, name, number, keys):
-        np.savez(self.folder / f"{name}.npz", keys=np.array(list(keys)), rows=self.rows[number])
-        return str(self.folder / f"{name}.npz")
-
-    def run(self, **changes):
-        return recall(**self.sides | changes)
-
-    def audio(self):
-        assert self.run(audio=self.npz("other", 2, "abcdef"))["figures"] != self.usual["figures"]
-
-    def video(self):
-        assert self.run(video=self.npz("other", 2, "abcdef"))["figures"] != self.usual["figures"]
-
-    def out(self):
-        self.run(out=str(self.folder / "figures.json"))
-        assert json.loads((self.folder / "figures.json").read_text())["figures"] == self.usual["figures"]
-
-    def listed(self):
-        path = self.folder / "list.csv"
-        path.write_text("name,kind,other\na,x,c\nb,y,d\nc,x,e\nd,y,f\n")
-        return {"keys": str(path), "key_column": "name"}
-
-    def keys(self):
-        assert self.run(**self.listed())["N"] == 4
-
-    def key_column(self):
-        galleries = [self.run(**self.listed() | {"key_column": name})["gallery_sha256"] for name in ("name", "other")]
-        assert galleries[0] != galleries[1]
-
-    def class_column(self):
-        with pytest.raises(UserError, match="kinds"):
-            self.run(**self.listed(), class_column="kinds", per_class=2)
-
-    def per_class(self):
-        assert self.run(**self.listed(), class_column="kind", per_class=2)["per_class"] == 2
-        with pytest.raises(UserError, match="3"):
-            self.run(**self.listed(), class_column="kind", per_class=3)
-
-    def expected(self):
-        with pytest.raises(UserError, match="the gallery has 6 items, --expected 5"):
-            self.run(expected=5)
-
-    def on_missing(self):
-        other = self.npz("other", 1, "abcdeg")
-        with pytest.raises(UserError, match="of 7 keys 2 are missing"):
-            self.run(video=other)
-        report = self.run(video=other, on_missing="skip")
-        assert (report["N"], report["missing"]) == (5, 2)
-
-    def by(self):
-        recordings = np.array(["x", "x", "x", "y", "y", "y"])
-        for side, number in (("audio", 0), ("video", 1)):
-            np.savez(self.sides[side], keys=np.array(list("abcdef")), rows=self.rows[number], recordings=recordings)
-        reports = [self.run(by=choice) for choice in ("recording", "segment")]
-        assert [report["by"] for report in reports] == ["recording", "segment"]
-        assert reports[0]["figures"]["mrr_a2v"] > reports[1]["figures"]["mrr_a2v"]
-        assert reports[1]["figures"] == self.usual["figures"]
-
-    def overwrite(self):
-        out = self.folder / "there.json"
-        out.write_text("mine")
-        with pytest.raises(UserError, match="is there already"):
-            self.run(out=str(out))
-        self.run(out=str(out), overwrite=True)
-        assert json.loads(out.read_text())["N"] == 6
-
-
-@pytest.fixture
-def recalling(tmp_path):
-    return Recall(tmp_path)
-
-
-@each_flag(recall)
-def test_recall(request, recalling, flag):
-    flip(request, recalling, flag)
 
 
 class Classify:

@@ -102,7 +102,7 @@ def classes_of(task: ClassifyTask, encoders: MediaEncoders, path: Path, top: int
         MediaError: If it is unreadable, or lacks what the task looks at.
     """
     segments = encoders.encode(path, audio=task.inputs != "video", video=task.inputs != "audio")
-    rows = [task.probabilities(part.codes, part.features, part.steps, part.frames) for part in segments.parts()]
+    rows = [task.probabilities(*part) for part in segments]
     mean = torch.cat(rows).mean(0).cpu()
     best = torch.sort(mean, descending=True, stable=True)
     return tuple(

@@ -1,60 +1,18 @@
-"""Retrieval with a trained alignment: its figures on a data set, and a search with one file."""
+"""``vab retrieve``: retrieval metrics of a data set or of saved embeddings, and a search with one file."""
 
 from __future__ import annotations
 
-import io
 import json
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
-from vab import __version__
-from vab.commands.recall import By, Embeddings, check_list_flags, measure, read_embeddings, show
-from vab.console import ProgressBar
-from vab.data.inputs.listing import find_sources
-from vab.data.media.segments import MediaError, scan_packets
-from vab.data.reading.dataset import ShardDataset
-from vab.data.reading.labels import first_of, read_keys
-from vab.evaluation.embedding import MediaEncoders, embed_file, embed_records, load_encoders
-from vab.evaluation.results_page import Hit, results_page, sound_of_codes
+from vab import UserError
+from vab.evaluation.retrieval.results import Hit, print_hits, results_page
 from vab.files import check_files, sha256_of, write_atomically
-from vab.frozen import device_named
-from vab.frozen.codec import load_codec
-from vab.spec import UserError
-from vab.tasks import AlignTask, load_task
-from vab.tasks.checkpoints import find_checkpoint
 
-_OTHER = {"audio": "video", "video": "audio"}
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """What is searched: embeddings with their names, and where what they are of can be found."""
-
-    names: tuple[str, ...]
-    """N different ones."""
-    audio: Tensor | None
-    """(N, E) float32; None where only the other side was embedded."""
-    video: Tensor | None
-    """(N, E) float32."""
-    dataset: ShardDataset | None = None
-    """Whose records they are."""
-    numbers: tuple[int, ...] = ()
-    """Their numbers in it."""
-    paths: tuple[Path, ...] = ()
-    """Files, where they are no records."""
-    left_out: tuple[str, ...] = ()
-    """What is not in it, and why."""
-    recordings: tuple[str, ...] | None = None
-    """Of each the recording that it is cut from, where known."""
+if TYPE_CHECKING:
+    from vab.tasks import AlignTask
 
 
 def retrieve(
@@ -62,6 +20,8 @@ def retrieve(
     data: str | None = None,
     media: str | None = None,
     embeddings: str | None = None,
+    audio: str | None = None,
+    video: str | None = None,
     query: str | None = None,
     query_by: Literal["auto", "audio", "video"] = "auto",
     top: int = 5,
@@ -74,136 +34,141 @@ def retrieve(
     per_class: int | None = None,
     expected: int | None = None,
     on_missing: Literal["stop", "skip"] = "stop",
-    by: By = "recording",
+    by: Literal["recording", "segment"] = "recording",
     batch_size: int = 64,
     device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any] | list[Hit]:
-    """Recall of an alignment on a data set, both ways; or, with a query, what is nearest to it.
+    """Measure retrieval between sound and video, both ways; or, with a query, find what is nearest to it.
 
-    Without a query: recall at 1, 5 and 10, median rank and mean reciprocal rank, as ``vab recall`` has them. With one:
-    a video finds sounds by its picture, a file of sound alone finds videos. A file longer than a segment is cut into
-    segments one after the other; its embedding is the mean of theirs.
+    Without a query: recall at 1, 5 and 10, median rank and mean reciprocal rank, of an alignment on shards, or of
+    embeddings of any system. Similarity is the cosine; ties count against. With a query: a video finds sounds by its
+    picture, a file of sound alone finds videos. A file longer than a segment is cut into segments one after the other;
+    its embedding is the mean of theirs.
 
     Args:
-        checkpoint: Of an alignment: a .ckpt file or a run's folder.
-        data: Folder of shards: what is measured, or searched.
+        checkpoint: An alignment that embeds --data, --media and the query: a .ckpt file or a run's folder.
+        data: The gallery: a folder of shards.
         media: Instead, for a query: a folder of media files, or a CSV with a column file.
         embeddings: Instead: a .npz with the arrays keys (N names), audio and video (N, E), of this or any other model;
-            perhaps recordings (N names).
-        query: A media file.
-        query_by: What of the query is looked at. auto: its picture if it has one, else its sound.
+            perhaps recordings (N names): of each key the recording that it is a segment of.
+        audio: Instead, with --video: a .npz with the arrays keys and one (N, E), perhaps recordings; sides are paired
+            by key, in any order. Or a .npy with (N, E) alone; sides are paired row by row.
+        video: The same with the video embeddings.
+        query: A media file to search with.
+        query_by: Which side of the query is embedded. auto: its picture if it has one, else its sound.
         top: How many are found.
-        out: A .json file for the figures, or for what was found.
-        save_embeddings: A .npz file for the embeddings, as ``embeddings`` reads them.
+        out: A .json file for the metrics, or for what was found.
+        save_embeddings: A .npz file for the embeddings, as --embeddings reads them.
         page: A .html file that shows what was found, with players.
-        keys: A list of the ids that make the gallery, as in ``vab recall``.
-        key_column: As in ``vab recall``.
-        class_column: As in ``vab recall``.
-        per_class: As in ``vab recall``.
-        expected: As in ``vab recall``.
-        on_missing: As in ``vab recall``.
-        by: As in ``vab recall``: whether other segments of a query's recording count as found, too.
+        keys: A list of the keys that make the gallery: text with one a line, .csv, or .json (a list, or {"data": list},
+            of keys or of tables). Other keys are not used.
+        key_column: Where the keys are in a .csv (a name from its first line, or a number from 0 for one without such a
+            line) or in the tables of a .json. May be left out where one is called key or video_id, or the only one id
+            or file.
+        class_column: Where the classes are in the list.
+        per_class: How many keys of each class the list must have.
+        expected: How many keys the gallery must have.
+        on_missing: What to do with a key that one side lacks. stop: refuse; skip: leave it out and count it.
+        by: What counts as found. recording: any segment of the query's recording, where recordings are known; segment:
+            the query's own segment alone. The same where each recording has one segment.
         batch_size: Records that are embedded together; has no effect on the result but for rounding.
         device: Where the networks run: auto, cpu, cuda, cuda:1, ...
         overwrite: Replace files that are there.
 
     Raises:
-        UserError: If the checkpoint is of another task or of other data, nothing is to be searched, or the query cannot
-            be read.
+        UserError: If the checkpoint is of another task or of other data, an input cannot be read, or keys are missing.
     """
-    given = [name for name in (data, media, embeddings) if name is not None]
-    if len(given) != 1:
-        raise UserError("give what is searched: one of --data SHARDS, --media FOLDER and --embeddings FILE.npz")
+    given = [name for name in (data, media, embeddings, audio or video) if name is not None]
+    if len(given) != 1 or (audio is None) != (video is None):
+        raise UserError(
+            "give what is searched or measured: one of --data SHARDS, --media FOLDER, --embeddings FILE.npz, and "
+            "--audio FILE with --video FILE"
+        )
     if top < 1 or batch_size < 1:
         raise UserError(f"--top and --batch_size must be 1 or more, got {top} and {batch_size}")
-    if checkpoint is None and (embeddings is None or query is not None):
+    if checkpoint is None and (data is not None or query is not None):
         raise UserError("give the model that embeds: --checkpoint FILE, or a run's folder")
     if query is None and media is not None:
-        raise UserError("--media is searched with a --query; figures need shards: vab extract, then --data")
+        raise UserError("--media is searched with a --query; metrics need shards: vab extract, then --data")
     if query is None and page is not None:
         raise UserError("--page shows what a query found: give --query FILE")
-    check_list_flags(keys, key_column, class_column, per_class)
+    if query is not None and audio is not None:
+        raise UserError("--query goes not with --audio and --video: save both sides in one file, for --embeddings")
+    if per_class is not None and class_column is None:
+        raise UserError("--per_class needs --class_column, which says where the list has its classes")
+    if keys is None and (key_column is not None or class_column is not None):
+        raise UserError("--key_column and --class_column are of the list of keys: give it as --keys FILE")
     outputs = {"out": (out, ".json"), "save_embeddings": (save_embeddings, ".npz"), "page": (page, ".html")}
-    check_files(outputs, [name for name in (*given, query, keys) if name is not None], overwrite)
+    check_files(outputs, [name for name in (*given, video, query, keys) if name is not None], overwrite)
+
+    from vab.data.reading.labels import first_of, read_keys
+    from vab.evaluation.embedding import embed_file, load_encoders
+    from vab.evaluation.retrieval.gallery import embed_media, embed_shards, read_embeddings, save_gallery
+    from vab.evaluation.retrieval.recall import measure, print_recall
+    from vab.evaluation.retrieval.search import OTHER_SIDE, decode_hits, query_side, search
+    from vab.frozen import device_named
+
     wanted = None if keys is None else read_keys(keys, key_column, class_column, per_class)
     where = device_named(device)
-    task = None if checkpoint is None else _alignment(checkpoint).to(where)
+    task = None if checkpoint is None else _load_alignment(checkpoint).to(where)
+    side, asked, encoders = "", None, None
+    if query is not None:
+        assert task is not None
+        side = query_side(Path(query), query_by)
+        encoders = load_encoders(task.spec, where, audio=side == "audio" or media is not None, video=True)
+        asked = embed_file(task, encoders, Path(query), side)
 
-    if query is None:
-        gallery = _read_gallery(embeddings) if data is None else _of_shards(task, data, wanted, batch_size, where)
-        if save_embeddings is not None:
-            _save(gallery, save_embeddings, checkpoint)
-        place = embeddings or data or ""
-        report = measure(_sides(gallery, place), wanted, keys, per_class, expected, on_missing, by)
-        report |= {
-            "checkpoint": checkpoint,
-            "gallery": place,
-            "data_sha256": None if gallery.dataset is None else gallery.dataset.manifest_hash,
-            "without_video": len(gallery.left_out),
-        }
-        if out is not None:
-            write_atomically(Path(out), (json.dumps(report, indent=2) + "\n").encode())
-        show(report)
+    if audio is not None and video is not None:
+        galleries = [read_embeddings(audio, "audio"), read_embeddings(video, "video")]
+    elif embeddings is not None:
+        galleries = [read_embeddings(embeddings, "audio", "video")]
+    elif data is not None:
+        assert task is not None
+        galleries = [embed_shards(task, data, wanted, batch_size, where)]
+    else:
+        assert task is not None
+        assert media is not None
+        assert encoders is not None
+        galleries = [embed_media(task, encoders, media, OTHER_SIDE[side])]
+    gallery = galleries[0]
+    if save_embeddings is not None:
+        save_gallery(gallery, save_embeddings, checkpoint)
+
+    if query is None or asked is None:
+        report = measure(gallery, galleries[-1], wanted, keys, per_class, expected, on_missing, by)
+        if audio is not None:
+            report["embeddings"] = {
+                name: {"file": one.path, "sha256": sha256_of(Path(one.path)), "width": one.embeddings[name].shape[1]}
+                for name, one in zip(("audio", "video"), galleries, strict=True)
+            }
+        else:
+            report |= {
+                "checkpoint": checkpoint,
+                "gallery": gallery.path,
+                "data_sha256": None if gallery.dataset is None else gallery.dataset.manifest_hash,
+                "without_video": len(gallery.left_out),
+            }
+        _write(out, report)
+        print_recall(report)
         if gallery.left_out:
             print(f"{len(gallery.left_out)} records without video are not in the gallery")
         return report
-    assert task is not None
-    path = Path(query)
-    side = _query_side(path, query_by)
-    encoders = load_encoders(task.spec, where, audio=side == "audio" or media is not None, video=True)
-    asked = embed_file(task, encoders, path, side)
-    if data is not None:
-        gallery = _of_shards(task, data, wanted, batch_size, where)
-    elif media is not None:
-        gallery = _of_media(task, encoders, media, _OTHER[side])
-    else:
-        gallery = _read_gallery(embeddings)
-    if save_embeddings is not None:
-        _save(gallery, save_embeddings, checkpoint)
-    hits = search(asked, gallery, _OTHER[side], top)
-    if out is not None:
-        found = {"query": query, "by": side, "among": len(gallery.names), "found": [asdict(hit) for hit in hits]}
-        write_atomically(Path(out), (json.dumps(found, indent=2) + "\n").encode())
+    hits = search(asked, gallery, OTHER_SIDE[side], top)
+    among = len(gallery.keys or ())
+    _write(out, {"query": query, "by": side, "among": among, "found": [asdict(hit) for hit in hits]})
     if page is not None:
-        sounds = _decoded(gallery, hits, where)
-        write_atomically(Path(page), results_page(path, side, hits, len(gallery.names), Path(page).parent, sounds))
-    _show(path, side, gallery, hits)
+        sounds = decode_hits(gallery, hits, where)
+        write_atomically(Path(page), results_page(Path(query), side, hits, among, Path(page).parent, sounds))
+    print_hits(Path(query), side, hits, among)
+    if gallery.left_out:
+        print(f"{len(gallery.left_out)} not searched ({first_of(gallery.left_out)})")
     return hits
 
 
-def search(query: Tensor, gallery: Gallery, side: str, top: int) -> list[Hit]:
-    """The ``top`` rows of a gallery's side that are nearest to a query (E,), by cosine; of equal ones the first.
+def _load_alignment(checkpoint: str) -> AlignTask:
+    from vab.tasks import AlignTask, load_task
 
-    Raises:
-        UserError: If the gallery was not embedded on that side, or in another width.
-    """
-    rows = gallery.audio if side == "audio" else gallery.video
-    if rows is None:
-        raise UserError(f"the gallery has no {side} embeddings")
-    if rows.shape[1] != len(query):
-        raise UserError(
-            f"the gallery's embeddings have width {rows.shape[1]}, the checkpoint's {len(query)}: they are of another "
-            "model, give its checkpoint"
-        )
-    rows = rows.double() / rows.double().norm(dim=1, keepdim=True)
-    cosines = rows @ (query.double() / query.double().norm())
-    order = torch.sort(cosines, descending=True, stable=True).indices[:top].tolist()
-    hits = []
-    for rank, place in enumerate(order, start=1):
-        file, start = "", None
-        labels: tuple[str, ...] = ()
-        if gallery.dataset is not None:
-            meta = gallery.dataset.record(gallery.numbers[place])
-            file, start = str(meta.get("source", "")), meta.get("start_seconds")
-            labels = tuple(gallery.dataset.label_names(gallery.numbers[place]))
-        elif gallery.paths:
-            file = str(gallery.paths[place])
-        hits.append(Hit(rank, gallery.names[place], float(cosines[place]), file, start, labels))
-    return hits
-
-
-def _alignment(checkpoint: str) -> AlignTask:
     task = load_task(checkpoint)
     if not isinstance(task, AlignTask):
         raise UserError(
@@ -213,127 +178,6 @@ def _alignment(checkpoint: str) -> AlignTask:
     return task
 
 
-def _of_shards(
-    task: AlignTask | None, folder: str, wanted: Sequence[str] | None, batch_size: int, where: torch.device
-) -> Gallery:
-    """The records of a data set that have a video, or those of them that a list names."""
-    assert task is not None
-    dataset = ShardDataset(folder)
-    task.spec.require(dataset.spec, "checkpoint", "shards")
-    if not len(dataset):
-        raise UserError(f"{folder} has no record")
-    names = [dataset.record_id(number) for number in range(len(dataset))]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if wanted is not None and twice and not set(twice).isdisjoint(wanted):
-        repeated = sorted(set(twice) & set(wanted))
-        raise UserError(
-            f"{folder}: {len(repeated)} ids of the list have several records ({first_of(repeated)}): a gallery needs "
-            "one of each, extract with --segments centre"
-        )
-    if twice:
-        names = [dataset.key(number) for number in range(len(dataset))]
-    chosen = set(names if wanted is None else wanted)
-    numbers = [number for number, name in enumerate(names) if name in chosen]
-    if not numbers:
-        raise UserError(f"{folder} has none of the {len(chosen)} keys of the list, such as {first_of(sorted(chosen))}")
-    frames = dataset.frames(numbers)
-    silent = [names[number] for number, count in zip(numbers, frames, strict=True) if not count]
-    numbers = [number for number, count in zip(numbers, frames, strict=True) if count]
-    if not numbers:
-        raise UserError(f"{folder}: no record has a video to retrieve")
-    audio, video = embed_records(task, dataset, numbers, batch_size, where)
-    left_out = tuple(f"{name}: no video" for name in silent)
-    recordings = tuple(map(str, dataset.sources(numbers).tolist()))
-    chosen_names = tuple(names[number] for number in numbers)
-    return Gallery(chosen_names, audio, video, dataset, tuple(numbers), left_out=left_out, recordings=recordings)
-
-
-def _of_media(task: AlignTask, encoders: MediaEncoders, media: str, side: str) -> Gallery:
-    """The files of a folder or a CSV that have what is searched for."""
-    sources = find_sources(media, "none")
-    names, paths, rows, left_out = [], [], [], []
-    with ProgressBar("embedding", len(sources), "files") as bar:
-        for source in sources:
-            try:
-                rows.append(embed_file(task, encoders, source.path, side))
-                names.append(source.name)
-                paths.append(source.path)
-            except MediaError as error:
-                left_out.append(f"{source.name}: {error.detail}")
-            bar.advance()
-    if not rows:
-        raise UserError(f"{media}: none of {len(sources)} files has {side} that can be read ({first_of(left_out)})")
-    stacked = torch.stack(rows)
-    audio, video = (stacked, None) if side == "audio" else (None, stacked)
-    return Gallery(tuple(names), audio, video, paths=tuple(paths), left_out=tuple(left_out))
-
-
-def _read_gallery(path: str | None) -> Gallery:
-    assert path is not None
-    audio, video = read_embeddings(path, "audio"), read_embeddings(path, "video")
-    if audio.keys is None:
-        raise UserError(f"{path} has no keys: save a .npz with the arrays keys, audio and video")
-    rows = torch.from_numpy(audio.rows), torch.from_numpy(video.rows)
-    return Gallery(audio.keys, *rows, recordings=audio.recordings)
-
-
-def _save(gallery: Gallery, path: str, checkpoint: str | None) -> None:
-    if gallery.audio is None or gallery.video is None:
-        raise UserError("--save_embeddings keeps both sides: give --data SHARDS")
-    about: dict[str, Any] = {"vab": __version__}
-    if checkpoint is not None:
-        about["checkpoint_sha256"] = sha256_of(find_checkpoint(checkpoint))
-    if gallery.dataset is not None:
-        about["data_sha256"] = gallery.dataset.manifest_hash
-    content = io.BytesIO()
-    recordings = {} if gallery.recordings is None else {"recordings": np.array(gallery.recordings)}
-    np.savez(
-        content,
-        **recordings,
-        keys=np.array(gallery.names),
-        audio=gallery.audio.float().numpy(),
-        video=gallery.video.float().numpy(),
-        about=np.array(json.dumps(about)),
-    )
-    write_atomically(Path(path), content.getbuffer())
-
-
-def _sides(gallery: Gallery, place: str) -> dict[str, Embeddings]:
-    assert gallery.audio is not None
-    assert gallery.video is not None
-    return {
-        "audio": Embeddings(place, gallery.audio.double().numpy(), gallery.names, gallery.recordings),
-        "video": Embeddings(place, gallery.video.double().numpy(), gallery.names, gallery.recordings),
-    }
-
-
-def _query_side(path: Path, query_by: str) -> str:
-    scan = scan_packets(path)
-    if query_by == "auto":
-        return "audio" if scan.video_end is None else "video"
-    if (scan.video_end if query_by == "video" else scan.audio_end) is None:
-        raise MediaError(f"no_{query_by}", path, f"has no {'picture' if query_by == 'video' else 'sound'} to search by")
-    return query_by
-
-
-def _decoded(gallery: Gallery, hits: Sequence[Hit], where: torch.device) -> dict[int, bytes]:
-    """By rank the sound of what was found, as a .wav file, where there are codes to make it from."""
-    if gallery.dataset is None:
-        return {}
-    codec = load_codec(gallery.dataset.spec.codec, where)
-    places = dict(zip(gallery.names, gallery.numbers, strict=True))
-    return {hit.rank: sound_of_codes(codec, gallery.dataset.read([places[hit.name]]), where) for hit in hits}
-
-
-def _show(path: Path, by: str, gallery: Gallery, hits: Sequence[Hit]) -> None:
-    console = Console(width=None if Console().is_terminal else 110)
-    what = "sounds nearest to the picture of" if by == "video" else "videos nearest to the sound of"
-    table = Table(title=f"{what} {path.name}, among {len(gallery.names)}", title_justify="left")
-    for heading, justify in (("", "right"), ("cosine", "right"), ("", "left"), ("from", "left"), ("classes", "left")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for hit in hits:
-        at = "" if hit.start_seconds is None else f" at {hit.start_seconds:g} s"
-        table.add_row(str(hit.rank), f"{hit.cosine:.3f}", hit.name, hit.file + at, ", ".join(hit.labels))
-    console.print(table, markup=False)
-    if gallery.left_out:
-        print(f"{len(gallery.left_out)} not searched ({first_of(gallery.left_out)})")
+def _write(out: str | None, content: dict[str, Any]) -> None:
+    if out is not None:
+        write_atomically(Path(out), (json.dumps(content, indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""From media files, or from shards, to what a trained task makes of them."""
+"""Encode media files as a trained task needs them, and embed files and records with an alignment."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +19,9 @@ from vab.data.extract.cutting import GRACE, Cutting, Segment
 from vab.data.extract.encode import encode_pictures, encode_sound
 from vab.data.media.open import MediaError
 from vab.data.reading.dataset import ShardDataset
-from vab.frozen.codec import load_codec
+from vab.frozen.loading import load_networks
 from vab.frozen.protocols import Codec, VisionEncoder
-from vab.frozen.vision import load_vision
-from vab.spec import Batch, SegmentSpec, UserError
+from vab.spec import Batch, SegmentSpec
 from vab.tasks import AlignTask
 
 MIN_SECONDS = 1.0
@@ -30,9 +30,8 @@ _AT_ONCE = 32
 """Segments that go through a network together."""
 
 
-@dataclass(frozen=True)
-class Segments:
-    """A file cut into segments, encoded; what was not asked for is None."""
+class Segments(NamedTuple):
+    """Segments of a file, encoded, in the order of ``ClassifyTask.probabilities``; None for what is not asked for."""
 
     codes: Tensor | None
     """(W, K, T) int64."""
@@ -43,52 +42,44 @@ class Segments:
     frames: Tensor | None
     """(W,) int64, valid ones."""
 
-    def __len__(self) -> int:
-        given = self.codes if self.features is None else self.features
-        return 0 if given is None else len(given)
-
-    def parts(self, size: int = _AT_ONCE) -> Iterator[Segments]:
-        """A few at a time."""
-        for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            fields = (self.codes, self.features, self.steps, self.frames)
-            yield Segments(*(None if field is None else field[part] for field in fields))
-
 
 @dataclass(frozen=True)
 class MediaEncoders:
-    """The frozen networks that a task's data were made with, for files that are in no shard."""
+    """The frozen networks that encoded a task's data, for media files that are in no shard."""
 
     spec: SegmentSpec
     """Of the task."""
     codec: Codec | None
-    """None where sound is not looked at."""
+    """None if sound is not needed."""
     vision: VisionEncoder | None
-    """None where pictures are not looked at."""
+    """None if pictures are not needed."""
     device: torch.device
-    """Where they are."""
+    """Of the networks."""
 
-    @torch.inference_mode()
-    def encode(self, path: Path, *, audio: bool, video: bool) -> Segments:
-        """Cut a file into segments of the task's length and encode each, as ``vab extract`` does.
+    def encode(self, path: Path, *, audio: bool, video: bool) -> Iterator[Segments]:
+        """Cut a file into segments of the task's length and encode them, as ``vab extract`` does, 32 at a time.
 
         Raises:
             MediaError: If it is unreadable, or lacks what is asked for.
         """
         segments = self._segments(path, audio, video)
-        rows: tuple[list[Tensor], ...] = ([], [], [], [])
         while some := list(itertools.islice(segments, _AT_ONCE)):
-            if audio:
-                assert self.codec is not None
-                rows[0].append(torch.from_numpy(encode_sound(self.codec, some, self.device).astype(np.int64)))
-                steps = [min(self.codec.steps_for(segment.valid_samples), self.spec.num_steps) for segment in some]
-                rows[2].append(torch.tensor(steps))
-            if video:
-                assert self.vision is not None
-                features = encode_pictures(self.vision, some, self.spec.num_frames, self.device)
-                rows[1].append(torch.from_numpy(features).float())
-                rows[3].append(torch.tensor([segment.valid_frames for segment in some]))
-        return Segments(*(torch.cat(row).to(self.device) if row else None for row in rows))
+            yield self._encode(some, audio, video)
+
+    @torch.inference_mode()
+    def _encode(self, segments: Sequence[Segment], audio: bool, video: bool) -> Segments:
+        codes = features = steps = frames = None
+        if audio:
+            assert self.codec is not None
+            codes = torch.from_numpy(encode_sound(self.codec, segments, self.device).astype(np.int64)).to(self.device)
+            valid = [min(self.codec.steps_for(segment.valid_samples), self.spec.num_steps) for segment in segments]
+            steps = torch.tensor(valid, device=self.device)
+        if video:
+            assert self.vision is not None
+            encoded = encode_pictures(self.vision, segments, self.spec.num_frames, self.device)
+            features = torch.from_numpy(encoded).float().to(self.device)
+            frames = torch.tensor([segment.valid_frames for segment in segments], device=self.device)
+        return Segments(codes, features, steps, frames)
 
     def _segments(self, path: Path, audio: bool, video: bool) -> Iterator[Segment]:
         spec = self.spec
@@ -113,21 +104,8 @@ class MediaEncoders:
 
 
 def load_encoders(spec: SegmentSpec, device: torch.device, *, audio: bool, video: bool) -> MediaEncoders:
-    """The networks by the names that a checkpoint carries.
-
-    Raises:
-        UserError: If their weights are others than those that the checkpoint's data were made with.
-    """
-    spec.require_stated(audio=audio, video=video)
-    codec = load_codec(spec.codec, device) if audio else None
-    vision = load_vision(spec.vision, device) if video else None
-    for kind, network, expected in (("codec", codec, spec.codec_hash), ("vision encoder", vision, spec.vision_hash)):
-        if network is not None and network.weight_hash != expected:
-            raise UserError(
-                f"the checkpoint was trained with {kind} {network.name} of weights {expected[:12]}, but "
-                f"{network.weight_hash[:12]} is installed: install the weights it was trained with"
-            )
-    return MediaEncoders(spec, codec, vision, device)
+    """Load the networks that a checkpoint's spec names; errors are those of ``load_networks``."""
+    return MediaEncoders(spec, *load_networks(spec, device, audio=audio, video=video), device)
 
 
 @torch.inference_mode()
@@ -137,9 +115,8 @@ def embed_file(task: AlignTask, encoders: MediaEncoders, path: Path, side: str) 
     Raises:
         MediaError: If it is unreadable, or lacks sound (``side`` audio) or picture (video).
     """
-    segments = encoders.encode(path, audio=side == "audio", video=side == "video")
     rows = []
-    for part in segments.parts():
+    for part in encoders.encode(path, audio=side == "audio", video=side == "video"):
         if side == "audio":
             assert part.codes is not None
             rows.append(task.embed_audio(part.codes, part.steps))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vab import cli
-from vab.commands.recall import recall
+from vab.commands.retrieve import retrieve
 from vab.metrics.recall import chance_table, match_ranks, retrieval_table
 from vab.spec import UserError
 
@@ -36,7 +36,7 @@ def expected(sides, keys):
 
 
 def test_sides_are_paired_by_key(sides, capsys):
-    report = recall("audio.npz", "video.npz", out="report.json")
+    report = retrieve(audio="audio.npz", video="video.npz", out="report.json")
     assert json.loads(Path("report.json").read_text()) == report
     assert report["figures"] == expected(sides, sorted(sides))
     assert report["figures"]["recall_at_1_a2v"] not in (0, 1)
@@ -61,7 +61,7 @@ def with_recordings(sides, recordings, other=None):
 def test_segments_of_one_recording_are_right_for_each_other(sides, capsys):
     recordings = {key: f"video_{number // 3}" for number, key in enumerate(sorted(sides))}
     with_recordings(sides, recordings)
-    report = recall("audio.npz", "video.npz", out="report.json")
+    report = retrieve(audio="audio.npz", video="video.npz", out="report.json")
     printed = capsys.readouterr().out
     audio, video = (torch.from_numpy(np.stack([sides[key][side] for key in sorted(sides)])) for side in (0, 1))
     groups = torch.arange(30) // 3
@@ -74,7 +74,7 @@ def test_segments_of_one_recording_are_right_for_each_other(sides, capsys):
     assert "by recording (10 recordings)" in printed
     row = next(line for line in printed.splitlines() if "chance" in line)
     assert f"{100 * report['chance']['recall_at_1']:.1f}" in row
-    by_segment = recall("audio.npz", "video.npz", by="segment")
+    by_segment = retrieve(audio="audio.npz", video="video.npz", by="segment")
     assert by_segment["figures"] == expected(sides, sorted(sides)) != report["figures"]
     assert by_segment["chance"]["recall_at_1"] == pytest.approx(1 / 30)
     assert by_segment["by"] == "segment"
@@ -82,7 +82,7 @@ def test_segments_of_one_recording_are_right_for_each_other(sides, capsys):
 
 
 def test_without_recordings_it_is_by_segment_and_says_so(sides, capsys):
-    report = recall("audio.npz", "video.npz")
+    report = retrieve(audio="audio.npz", video="video.npz")
     assert (report["by"], report["recordings"]) == ("segment", None)
     assert "by segment (recordings not known)" in capsys.readouterr().out
 
@@ -91,17 +91,17 @@ def test_recordings_that_differ_or_do_not_fit_are_refused(sides):
     first = {key: f"video_{number // 3}" for number, key in enumerate(sorted(sides))}
     with_recordings(sides, first, first | {"clip_004": "video_0"})
     with pytest.raises(UserError, match="name different recordings"):
-        recall("audio.npz", "video.npz")
+        retrieve(audio="audio.npz", video="video.npz")
     np.savez("audio.npz", keys=np.arange(3), x=np.ones((3, 8)), recordings=np.array(["a"]))
     with pytest.raises(UserError, match="1 recordings and 3 embeddings"):
-        recall("audio.npz", "audio.npz")
+        retrieve(audio="audio.npz", video="audio.npz")
 
 
 def test_rows_without_keys_are_paired_in_order(sides):
     keys = sorted(sides)
     for side, name in enumerate(("audio", "video")):
         np.save(f"{name}.npy", np.stack([sides[key][side] for key in keys]))
-    report = recall("audio.npy", "video.npy")
+    report = retrieve(audio="audio.npy", video="video.npy")
     assert report["figures"] == expected(sides, keys)
     assert (report["gallery_sha256"], report["paired"]) == (None, "row by row")
 
@@ -120,7 +120,7 @@ def test_a_list_makes_the_gallery(sides, name):
     keys = ["clip_003", "clip_011", "clip_029"]
     text, options = LISTS[name]
     Path(name).write_text(text.format(*keys))
-    report = recall("audio.npz", "video.npz", keys=name, **options)
+    report = retrieve(audio="audio.npz", video="video.npz", keys=name, **options)
     assert report["N"] == 3
     assert report["figures"] == expected(sides, keys)
     assert report["gallery_sha256"] == hashlib.sha256("\n".join(keys).encode()).hexdigest()
@@ -130,17 +130,17 @@ def test_a_list_makes_the_gallery(sides, name):
 def test_a_report_is_not_written_over(sides):
     Path("mine.json").write_text("mine")
     with pytest.raises(UserError, match=r"mine\.json is there already"):
-        recall("audio.npz", "video.npz", out="mine.json")
+        retrieve(audio="audio.npz", video="video.npz", out="mine.json")
     assert Path("mine.json").read_text() == "mine"
-    recall("audio.npz", "video.npz", out="mine.json", overwrite=True)
+    retrieve(audio="audio.npz", video="video.npz", out="mine.json", overwrite=True)
     assert json.loads(Path("mine.json").read_text())["N"] == 30
 
 
 def test_missing_keys_stop_it_or_are_counted(sides):
     Path("keys.txt").write_text("clip_000\nother_1\nclip_001\nother_2\n")
     with pytest.raises(UserError, match=r"of 4 keys 2 are missing: audio.npz lacks 2 \(other_1, other_2\)"):
-        recall("audio.npz", "video.npz", keys="keys.txt")
-    report = recall("audio.npz", "video.npz", keys="keys.txt", on_missing="skip")
+        retrieve(audio="audio.npz", video="video.npz", keys="keys.txt")
+    report = retrieve(audio="audio.npz", video="video.npz", keys="keys.txt", on_missing="skip")
     assert (report["N"], report["missing"], report["on_missing"]) == (2, 2, "skip")
     assert report["figures"] == expected(sides, ["clip_000", "clip_001"])
 
@@ -149,8 +149,8 @@ def test_a_key_of_one_side_alone_is_missing(sides):
     keys = sorted(sides)[:-1]
     np.savez("video.npz", keys=np.array(keys), embeddings=np.stack([sides[key][1] for key in keys]))
     with pytest.raises(UserError, match=r"video.npz lacks 1 \(clip_029\)"):
-        recall("audio.npz", "video.npz")
-    assert recall("audio.npz", "video.npz", on_missing="skip")["figures"] == expected(sides, keys)
+        retrieve(audio="audio.npz", video="video.npz")
+    assert retrieve(audio="audio.npz", video="video.npz", on_missing="skip")["figures"] == expected(sides, keys)
 
 
 def _save(name, **arrays):
@@ -203,7 +203,7 @@ def _rows(name, count=3, fill=1.0):
 @pytest.mark.parametrize(("arguments", "words"), BAD, ids=[words for _, words in BAD])
 def test_a_mistake_is_one_clear_line(sides, arguments, words):
     with pytest.raises(UserError, match=words) as refused:
-        recall(**{"audio": "audio.npz", "video": "video.npz", "out": "report.json"} | arguments())
+        retrieve(**{"audio": "audio.npz", "video": "video.npz", "out": "report.json"} | arguments())
     assert "\n" not in str(refused.value)
     assert not Path("report.json").exists()
 
@@ -218,9 +218,8 @@ def _official(count=1545):
     return [{"video_id": key, "wav": "x.wav", "labels": f"vgg_{row // 5}"} for row, key in enumerate(keys.tolist())]
 
 
-def _run(monkeypatch, *options):
-    monkeypatch.setitem(cli.COMMANDS, "recall", ("retrieval metrics", "vab.commands.recall:recall"))
-    arguments = ["recall", "--config", str(PROTOCOL), "--audio", "audio.npz", "--video", "video.npz"]
+def _run(*options):
+    arguments = ["retrieve", "--config", str(PROTOCOL), "--audio", "audio.npz", "--video", "video.npz"]
     cli.main([*arguments, "--keys", "list.json", *options])
 
 
@@ -228,18 +227,18 @@ def test_the_protocol_is_a_config(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     entries = _official()
     _text("list.json", json.dumps({"data": entries}))
-    _run(monkeypatch, "--out", "report.json")
+    _run("--out", "report.json")
     report = json.loads(Path("report.json").read_text())
     assert (report["N"], report["per_class"], report["on_missing"]) == (1545, 5, "stop")
     assert 0 < report["figures"]["recall_at_1_a2v"] < 1
     _text("list.json", json.dumps({"data": entries[1:]}))
     with pytest.raises(SystemExit) as stop:
-        _run(monkeypatch)
+        _run()
     assert stop.value.code == 2
     assert "list.json must have 5 keys of each class; 1 differ (vgg_0: 4)" in capsys.readouterr().err
     _text("list.json", json.dumps({"data": entries[5:]}))
     with pytest.raises(SystemExit):
-        _run(monkeypatch)
+        _run()
     assert "the gallery has 1540 items, --expected 1545" in capsys.readouterr().err
 
 
@@ -251,5 +250,5 @@ def test_the_official_list_is_read(tmp_path, monkeypatch, shared_data):
     np.savez("audio.npz", keys=keys, embeddings=side)
     np.savez("video.npz", keys=keys[::-1], embeddings=side[::-1])
     _text("list.json", path.read_text())
-    _run(monkeypatch, "--out", "report.json")
+    _run("--out", "report.json")
     assert json.loads(Path("report.json").read_text())["figures"]["recall_at_1_v2a"] == 1
