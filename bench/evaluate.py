@@ -148,7 +148,7 @@ def _measure(embed: Callable[[str], Any], distance: Callable[[Any, Any], float])
 
 def _make_weights(folder: Path) -> None:
     """Random ones in the published layout."""
-    from vab.frozen.panns import package_network
+    from vab.frozen.judges.panns import package_network
 
     torch.manual_seed(0)
     torch.save({"model": package_network("panns_16k").state_dict()}, folder / WEIGHTS)

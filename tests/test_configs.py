@@ -17,8 +17,8 @@ from tasks_help import quiet_trainer, small_backbone
 from vab.cli import main
 from vab.commands.extract import extract
 from vab.data.reading.datamodule import ShardDataModule
-from vab.frozen.clip_files import parse
-from vab.frozen.codec import CODECS
+from vab.frozen.vision.clip_files import parse
+from vab.frozen.weight_files.catalogue import CODECS
 from vab.spec import UserError
 from vab.tasks import PretrainTask
 

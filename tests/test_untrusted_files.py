@@ -363,7 +363,7 @@ def test_a_video_that_is_a_list_of_others_is_unreadable(text, checkpoint, tmp_pa
 
 
 def test_a_network_that_is_a_program_is_refused(tmp_path):
-    from vab.frozen.weight_files import read_weights
+    from vab.frozen.weight_files.reading import read_weights
 
     scripted = torch.jit.script(torch.nn.Linear(2, 2))
     scripted.save(tmp_path / "n.pt")

@@ -19,9 +19,7 @@ from vab.commands.installation.probes import _at_work
 from vab.commands.installation.process import ask
 from vab.cores import usable_cores
 from vab.extras import install_hint
-from vab.frozen.codec import CODECS
-from vab.frozen.judges import JUDGES
-from vab.frozen.registry import VISION, all_weights
+from vab.frozen.weight_files.catalogue import CODECS, JUDGES, VISION, all_weights
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -23,8 +23,9 @@ from vab.evaluation.figures import Comparison, check_metrics
 from vab.evaluation.folders import find_folder, is_paired, read_labels
 from vab.evaluation.report_file import number as shown
 from vab.evaluation.sides import Side
-from vab.frozen.judges import JUDGES, load_judge
+from vab.frozen.judges import load_judge
 from vab.frozen.listening import Impressions
+from vab.frozen.weight_files.catalogue import JUDGES
 from vab.metrics.card import MetricCard
 from vab.metrics.divergence import paired_kl
 from vab.metrics.frechet import frechet_infinity, frechet_infinity_fadtk, moments

@@ -21,7 +21,7 @@ from vab.data.extract.sounds import Listening
 from vab.evaluation.folders import find_folder
 from vab.evaluation.sides import hear
 from vab.frozen.judges import load_judge
-from vab.frozen.tiny import TinyJudge
+from vab.frozen.judges.tiny import TinyJudge
 from vab.metrics.kernel import kernel_distance, median_bandwidth
 from vab.metrics.synchrony import find_onsets
 from vab.spec import UserError

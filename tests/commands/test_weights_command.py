@@ -17,8 +17,8 @@ from frozen.codec_weights import audiogen, dac_of_hub
 from loopback import COMMIT, hub_hash, serving
 from vab.cli import main
 from vab.commands.weights import fetch_weights, verify_weights, weights_found
-from vab.frozen import registry, vggish
 from vab.frozen.codec import load_codec
+from vab.frozen.weight_files.catalogue import PUBLISHED, published_as
 from vab.spec import UserError
 
 CONTENT = random.Random(1).randbytes(2_000_003)
@@ -43,9 +43,11 @@ def server(monkeypatch):
     """A hub and an address; the hub is for processes that begin afterwards."""
     with serving() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
-        stand_in = dataclasses.replace(vggish.PUBLISHED, url=f"{server.address}/vggish-10086976.pth", sha256=SHA[:8])
+        stand_in = dataclasses.replace(
+            published_as("vggish"), url=f"{server.address}/vggish-10086976.pth", sha256=SHA[:8]
+        )
         for name in ("vggish", "vggish_relu"):
-            monkeypatch.setitem(registry._PUBLISHED["judge"], name, stand_in)
+            monkeypatch.setitem(PUBLISHED["judge"], name, stand_in)
         server.files["/vggish-10086976.pth"] = CONTENT
         yield server
 
@@ -187,7 +189,7 @@ def test_another_file_of_weights_is_taken_only_if_the_hub_lacks_the_first(server
     server.files[wrong + "open_clip_model.safetensors"] = CONTENT
     server.hashes[wrong + "open_clip_model.safetensors"] = "0" * 64
     script = """
-from vab.frozen.clip_files import parse, place_of
+from vab.frozen.vision.clip_files import parse, place_of
 for name in ("wrong", "lacking"):
     try:
         print(place_of(parse(f"hf-hub:them/{name}"), None, None).file.name)
@@ -203,7 +205,7 @@ def test_a_file_of_another_hash_does_not_stay_in_the_hubs_cache(server):
     server.files[DAC + "config.json"] = b"{}"
     server.hashes[DAC + "config.json"] = "0" * 40
     script = """
-from vab.frozen.downloading import cached, fetch, from_hub
+from vab.frozen.weight_files.downloading import cached, fetch, from_hub
 wanted = ("descript/dac_16khz", ["config.json"])
 try:
     fetch("it is not here", "wait", from_hub, *wanted)

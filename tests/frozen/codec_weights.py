@@ -89,7 +89,7 @@ def encodec_24khz(path):
 
 def audiogen(path, config=None):
     """A compression_state_dict.bin as audiocraft exports it; gives its ``best_state``."""
-    from vab.frozen.encodec import Numbers, networks
+    from vab.frozen.codec.encodec import Numbers, networks
 
     config = config or AUDIOCRAFT
     torch.manual_seed(4)

@@ -7,8 +7,8 @@ import torch
 from clip_weights import MODELS, publish
 from codec_weights import DAC44, audiogen, dac_of_hub, encodec_24khz, encodec_of_hub, sounds
 
-from vab.frozen import one_by_one, single_threaded
 from vab.frozen.codec import load_codec
+from vab.frozen.precision import one_by_one, single_threaded
 from vab.frozen.vision import load_vision
 
 CPU = torch.device("cpu")

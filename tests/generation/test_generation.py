@@ -17,7 +17,7 @@ from vab.audio import rms_db
 from vab.data.media.segments import MediaError, read_audio, read_frames, scan_packets
 from vab.data.media.write import write_video, write_wav
 from vab.frozen.codec import load_codec
-from vab.frozen.tiny import TinyCodec
+from vab.frozen.codec.tiny import TinyCodec
 from vab.generation.generator import Generator
 from vab.generation.inpainting import FADE_SECONDS
 from vab.generation.request import Request, window_starts

@@ -21,8 +21,12 @@ from tools.tiny_networks.codec_report import codec_report
 from tools.tiny_networks.train_codec import make_codec, make_finer_levels, refine_decoder
 from tools.tiny_networks.train_judge import make_judge
 from tools.tiny_networks.train_vision import make_vision
+from tools.tiny_networks.weights import AnyNetwork, levels_to_bytes, weights_to_bytes
 from vab.files import write_atomically
-from vab.frozen.tiny import AnyNetwork, TinyCodec, TinyCodec8, levels_to_bytes, shipped_weights, weights_to_bytes
+from vab.frozen.codec.tiny import TinyCodec, TinyCodec8
+from vab.frozen.judges import golden
+from vab.frozen.judges.tiny import TinyJudge
+from vab.frozen.tiny import shipped_weights
 
 MAKERS: dict[str, tuple[Callable[..., AnyNetwork], float, int]] = {
     "codec": (make_codec, 0.4, 1500),
@@ -73,6 +77,8 @@ def make_part(part: str, out: Path, minutes: float, segments: int | None = None)
 
     network = maker(minutes, segments, on_progress)
     print(f"{part}: wrote {path}, sha256 {write_weights(path, weights_to_bytes(network, made_by))}", flush=True)
+    if part == "judge":
+        golden.store(TinyJudge(path), out / "golden")
     return path
 
 

@@ -13,7 +13,8 @@ from tools.tiny_networks.train_judge import class_targets
 from tools.tiny_networks.training import UNSEEN_SEED, world_sounds
 from vab.audio import log_mel_distance, resample, si_sdr, to_mono
 from vab.data.media.segments import read_audio
-from vab.frozen.tiny import TinyCodec, TinyJudge
+from vab.frozen.codec.tiny import TinyCodec
+from vab.frozen.judges.tiny import TinyJudge
 from vab.metrics.agreement import class_agreement
 
 SECONDS = 4.0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tools.tiny_networks.training import TRAIN_SEED, Average, Clock, broad_sounds, world_sounds
 from vab.audio import log_mel
-from vab.frozen.tiny import CodecConfig, CodecNetwork, TinyCodec
+from vab.frozen.codec.tiny import CodecConfig, CodecNetwork, TinyCodec
 
 BATCH, CROP = 12, 16000
 """Waveforms per step, and their length in samples."""
@@ -141,6 +141,31 @@ def spectral_loss(estimate: Tensor, target: Tensor, sample_rate: int, n_fft: int
     return F.l1_loss(ours, theirs) + 3.0 * F.l1_loss((0.3 * ours).exp(), (0.3 * theirs).exp())
 
 
+@torch.no_grad()
+def start_as_vocoder(network: CodecNetwork) -> None:
+    """Set weights with which the latent is the mean log power of each band, and the decoder plays it back.
+
+    Training from random weights for a quarter of an hour does not get as far as these weights.
+    """
+    c = network.config
+    hertz = torch.arange(c.long_window // 2 + 1) * (c.sample_rate / c.long_window)
+    centres = (torch.arange(c.code_dim) + 0.5) * (c.sample_rate / 2 / c.code_dim)
+    near = ((hertz - centres[:, None]).abs() <= c.sample_rate / 4 / c.code_dim).float()  # (code_dim, long bins)
+    network.past_encoder.weight.zero_()
+    network.past_encoder.weight[:, : near.shape[1]] = near / near.sum(dim=1, keepdim=True)
+    network.past_encoder.bias.zero_()
+    played = torch.cat([torch.arange(c.num_partials) + 0.5, torch.arange(c.hop + 1) * (c.num_partials / c.hop)])
+    source = (played * (c.code_dim / c.num_partials)).long().clamp_max(c.code_dim - 1)
+    rows = torch.cat([torch.arange(c.num_partials), torch.arange(2 * c.num_partials, 2 * c.num_partials + c.hop + 1)])
+    network.past_decoder.weight.zero_()
+    network.past_decoder.weight[rows, source] = 2.0  # features are a quarter of log power, loudness a half
+    network.past_decoder.bias.zero_()
+    network.past_decoder.bias[rows] = torch.cat([torch.full((c.num_partials,), 2.5), torch.full((c.hop + 1,), 1.5)])
+    for layer in (network.to_latent, network.to_spectrum):
+        layer.weight.zero_()
+        layer.bias.zero_()
+
+
 def make_codec(minutes: float, sounds: int, on_progress: Callable[[CodecNetwork, int, str], None]) -> CodecNetwork:
     """Train a codec for a time.
 
@@ -156,6 +181,7 @@ def make_codec(minutes: float, sounds: int, on_progress: Callable[[CodecNetwork,
     rng = np.random.default_rng(0)
     world, broad = world_sounds(TRAIN_SEED, sounds)[1], broad_sounds(0, 3 * sounds // 2)
     network = CodecNetwork(CodecConfig())
+    start_as_vocoder(network)
     rate, num_levels = network.config.sample_rate, network.config.num_codebooks
     quantiser = QuantiserTrainer(network)
     weights = [p for name, p in network.named_parameters() if name != "codebooks"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tools.tiny_networks.training import TRAIN_SEED, UNSEEN_SEED, Average, Clock, broad_sounds, world_sounds
 from vab.demo.world import CLASSES, Scene
-from vab.frozen.tiny import JudgeConfig, JudgeNetwork
+from vab.frozen.judges.tiny import JudgeConfig, JudgeNetwork
 from vab.metrics.agreement import class_agreement
 
 BATCH = 32

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tools.tiny_networks.training import TRAIN_SEED, UNSEEN_SEED, Average, Clock
 from vab.demo.pictures import FPS, NUM_FRAMES, render_frames
 from vab.demo.scene import CLASSES, DISTRACTORS, LARGEST, SIDE, SMALLEST, Scene, SoundingObject, describe
-from vab.frozen.tiny import VisionConfig, VisionNetwork
+from vab.frozen.vision.tiny import VisionConfig, VisionNetwork
 from vab.resizing import Resizer
 
 BATCH = 64

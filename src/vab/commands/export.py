@@ -18,7 +18,7 @@ from torch import Tensor
 from vab import __version__
 from vab.evaluation.report_file import number, read_figures
 from vab.files import fitting_name, sync_folder, write_atomically
-from vab.frozen import dac, encodec
+from vab.frozen.weight_files.catalogue import PUBLISHED
 from vab.metrics.card import Figure
 from vab.spec import SegmentSpec, UserError
 from vab.tasks import AlignTask, BaseTask, ClassifyTask, PretrainTask, load_task
@@ -31,9 +31,8 @@ _USES = {
     ClassifyTask: "vab classify --checkpoint {folder} --media FILE --top 5",
 }
 _LICENCES = {
-    **{kind: published.licence for kind, published in (encodec.PUBLISHED | dac.PUBLISHED).items()},
-    "tiny": "Apache 2.0, part of vab",
-    "tiny8": "Apache 2.0, part of vab",
+    name.partition(":")[0]: published.licence if published else "Apache 2.0, part of vab"
+    for name, published in PUBLISHED["codec"].items()
 }
 
 

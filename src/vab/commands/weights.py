@@ -10,10 +10,10 @@ from rich.console import Console
 
 from vab.commands.findings import Finding, show_findings
 from vab.files import lock_folder, write_atomically
-from vab.frozen.downloading import PARTIAL, is_offline
-from vab.frozen.hashes import FORMAT, RECORD, check, read_record
-from vab.frozen.published import Published, tell_licence
-from vab.frozen.registry import Weights, all_weights, fetch_into, published_as
+from vab.frozen.weight_files.catalogue import Weights, all_weights, published_as
+from vab.frozen.weight_files.downloading import PARTIAL, is_offline
+from vab.frozen.weight_files.hashes import FORMAT, RECORD, check, read_record
+from vab.frozen.weight_files.published import Published, print_licence
 from vab.spec import UserError
 
 
@@ -52,8 +52,8 @@ def fetch_weights(names: list[str], out: str) -> None:
             if published not in absent:
                 print(f"{published.name}: there already")
         for published in absent:
-            tell_licence(published.owner, published.licence)
-            fetched = fetch_into(folder, published)
+            print_licence(published.owner, published.licence)
+            fetched = published.fetch_into(folder)
             record = {"format": FORMAT, "files": read_record(folder) | fetched}
             write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
             for name, entry in fetched.items():

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from vab.frozen import Frozen, full_precision, one_by_one
+from vab.frozen.precision import full_precision, one_by_one
 from vab.resizing import Resizer
 from vab.spec import UserError
+
+
+class Frozen(nn.Module):
+    """A network as it was loaded: evaluation mode and no gradients, whatever a trainer does to its parent modules."""
+
+    name: str
+    """What its loader was asked for."""
+    weight_hash: str
+    """SHA-256 of the file of its weights, in hex: two networks of one hash give the same numbers."""
+    packages: tuple[str, ...] = ()
+    """Distributions that its layers come from, besides torch: another version may compute something else."""
+
+    def freeze(self) -> Self:
+        """Stop gradients and switch to evaluation mode; the loaders call this last."""
+        self.requires_grad_(False)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: trainers switch whole trees to training, and batch statistics would follow."""
+        return super().train(False)
 
 
 class Codec(Frozen, ABC):

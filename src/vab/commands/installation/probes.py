@@ -183,7 +183,7 @@ def try_shipped() -> dict[str, Any]:
 def try_weights() -> dict[str, Any]:
     """Which weights are where."""
     from vab.commands.weights import weights_found
-    from vab.frozen.published import folders
+    from vab.frozen.weight_files.published import folders
 
     return {
         "findings": [finding.to_json() for finding in weights_found()],
@@ -193,7 +193,7 @@ def try_weights() -> dict[str, Any]:
 
 def try_encodec() -> dict[str, Any]:
     """A small EnCodec."""
-    from vab.frozen.encodec import Numbers, networks
+    from vab.frozen.codec.encodec import Numbers, networks
 
     networks(Numbers(_RATE, 1, 4, {"dimension": 4, "n_filters": 2, "n_residual_layers": 1, "ratios": [2]}))
     return {}
@@ -215,7 +215,7 @@ def try_dac() -> dict[str, Any]:
 
 def try_fad() -> dict[str, Any]:
     """The networks that judges panns_16k and panns_32k are made of."""
-    from vab.frozen.panns import package_models
+    from vab.frozen.judges.panns import package_models
 
     return {"imported": [package_models().__name__]}
 

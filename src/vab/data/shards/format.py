@@ -225,7 +225,7 @@ def library_versions(further: Iterable[str] = ()) -> dict[str, str]:
     """Versions of the packages that determine a data set's bytes, for the manifest.
 
     Args:
-        further: More distributions, such as ``vab.frozen.Frozen.packages``. The version is ``NOT_STATED`` for one that
+        further: More distributions, such as ``Frozen.packages`` of a codec. The version is ``NOT_STATED`` for one that
             is installed under another name, as forks are.
     """
     versions = {name: version(name) for name in ("vab", "torch", "numpy", "webdataset", "av", "soxr")}

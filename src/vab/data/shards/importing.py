@@ -48,8 +48,9 @@ from vab.data.shards.format import (
     read_manifest,
 )
 from vab.data.shards.writer import Record, ShardWriter
-from vab.frozen.codec import CODECS, NUMBERS, load_codec
+from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision
+from vab.frozen.weight_files.catalogue import CODEC_NUMBERS, CODECS
 from vab.spec import NOT_STATED, SegmentSpec, UserError
 
 _THREADS = 8
@@ -329,19 +330,21 @@ def codec_info(
         try:
             codec = load_codec(name, "cpu", weights)
         except UserError as error:
-            hint = "; or give its codebooks alone: --codebooks FILE" if name in NUMBERS and weights is None else ""
+            hint = (
+                "; or give its codebooks alone: --codebooks FILE" if name in CODEC_NUMBERS and weights is None else ""
+            )
             raise UserError(f"{error}{hint}") from error
         _require_same("codec", codec.weight_hash, weight_hash)
         return CodecInfo(name, codec.weight_hash, codec.sample_rate, codec.code_rate, codec.codebooks().cpu())
     if weights is not None:
         raise UserError("--codec_weights and --codebooks both give the codebooks: leave one out")
-    if name not in NUMBERS:
+    if name not in CODEC_NUMBERS:
         raise UserError(f"codec {name} ships with its weights: leave out --codebooks {codebooks}")
     path = Path(codebooks)
     if path.is_dir():
         path /= CODEBOOKS
     table = read_codebooks(path)
-    numbers = NUMBERS[name]
+    numbers = CODEC_NUMBERS[name]
     if path.name == CODEBOOKS and is_complete(path.parent):
         spec = SegmentSpec.from_dict(read_manifest(path.parent)[0]["spec"])
         if spec.codec != name:
