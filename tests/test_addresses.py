@@ -52,7 +52,7 @@ def test_an_address_to_write_to_is_refused(words, flag, needed, tmp_path, monkey
 
 
 def test_all_commands_that_write_are_among_them():
-    assert {"extract", "generate", "export", "evaluate", "shards import", "lists vggsound", "retrieve", "sweep"} <= {
+    assert {"extract", "generate", "export", "evaluate", "shards import", "datasets vggsound", "retrieve", "sweep"} <= {
         words for words, _, _ in CASES
     }
 

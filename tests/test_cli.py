@@ -13,7 +13,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tone_shards import short_spec, write_shards
-from vab.cli import main
+from vab.cli import COMMANDS, RENAMED, main
 from vab.tasks import PretrainTask, load_task
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -280,6 +280,12 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert text == "error: no command 'generated'; did you mean 'generate'?; vab --help lists them"
 
 
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_command_of_an_earlier_release_names_the_new_one(old, new, capsys):
+    assert complaint(capsys, old, "--help") == f"error: vab {old} is now vab {new}"
+    assert new.split()[0] in COMMANDS
+
+
 def test_what_is_missing_is_named_as_it_is_typed(capsys):
     for command, names in (
         (["extract", "--media", "x"], "--out"),
@@ -300,7 +306,7 @@ def test_what_is_missing_is_named_as_it_is_typed(capsys):
         "export --checkpoint x --out",
         "generate --checkpoint x --video y --out",
         "classify --checkpoint x --media y --out",
-        "lists vggsound --list x --media y --out",
+        "datasets vggsound --list x --media y --out",
         "weights fetch --names=[dac_16khz] --out",
         "demo world --out",
     ],

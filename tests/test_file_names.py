@@ -230,7 +230,7 @@ def test_extract_takes_files_of_any_name_from_folders_and_lists(videos, tmp_path
     found = {dataset.record(number)["id"] for number in range(len(dataset))}
     assert found == {"plain", *NAMES}
     assert run("shards", "info", tmp_path / "shards") == 0
-    # A list that names them, as `vab lists` writes it.
+    # A list that names them, as `vab datasets` writes it.
     listed = tmp_path / "list.csv"
     lines = "".join(f"{path.name},cat\n" for path in sorted(videos.iterdir()))
     write_atomically(listed, f"file,labels\n{lines}")

@@ -28,10 +28,10 @@ TRAINER_COMMANDS = {
 _OF_THE_PLACE = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
-# Command -> (its one line, where its function is); a dict is a group of commands.
 _BARE = ("vab compare", "vab shards merge")
 """Commands whose values before any flag are their first parameter's."""
 
+# Command -> (its one line, where its function is); a dict is a group of commands.
 COMMANDS: dict[str, tuple[str, Any]] = {
     "extract": ("media files to shards of codec tokens and frame features", "vab.commands.extract:extract"),
     "shards": (
@@ -58,14 +58,14 @@ COMMANDS: dict[str, tuple[str, Any]] = {
     ),
     "compare": ("reports of evaluate side by side; unlike ones are refused", "vab.commands.compare:compare"),
     "listen": ("a page for a listening test, and the score of its answers", "vab.commands.listen:listen"),
-    "lists": (
-        "what to extract of a published data set: vggsound, audioset, esc50, speech_commands, msrvtt",
+    "datasets": (
+        "list what to extract of a published data set: vggsound, audioset, esc50, speech_commands, msrvtt",
         {
-            "vggsound": "vab.commands.lists:vggsound",
-            "audioset": "vab.commands.lists:audioset",
-            "esc50": "vab.commands.lists:esc50",
-            "speech_commands": "vab.commands.lists:speech_commands",
-            "msrvtt": "vab.commands.lists:msrvtt",
+            "vggsound": "vab.commands.datasets:vggsound",
+            "audioset": "vab.commands.datasets:audioset",
+            "esc50": "vab.commands.datasets:esc50",
+            "speech_commands": "vab.commands.datasets:speech_commands",
+            "msrvtt": "vab.commands.datasets:msrvtt",
         },
     ),
     "weights": (
@@ -91,6 +91,10 @@ RENAMED = {"demo two-stage": "python -m bench.two_stage, in a checkout"}
 """Former command -> what to type now."""
 
 
+RENAMED = {"lists": "datasets"}
+"""Command of an earlier release -> what to type now."""
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run ``vab`` on ``argv``, or on the process's own arguments.
 
@@ -108,6 +112,8 @@ def main(argv: list[str] | None = None) -> None:
         return print(overview())
     if command == "--version":
         return print(f"vab {__version__}")
+    if command in RENAMED:
+        fail(f"vab {command} is now vab {RENAMED[command]}")
     if command not in TRAINER_COMMANDS and command not in COMMANDS:
         hint = nearest(command, [*TRAINER_COMMANDS, *COMMANDS])
         fail(f"no command {command!r}{hint}; vab --help lists them")

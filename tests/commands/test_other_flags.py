@@ -1,4 +1,4 @@
-"""Each flag of ``vab lists``, ``export``, ``folds``, ``listen``, ``doctor`` and ``weights`` does what it says."""
+"""Each flag of ``vab datasets``, ``export``, ``folds``, ``listen``, ``doctor`` and ``weights`` does what it says."""
 
 import contextlib
 import io
@@ -16,8 +16,8 @@ from small_media import save_model, tone, video
 from sound_folders import write_folder
 from tone_shards import short_spec, write_shards
 from vab.cli import main
+from vab.commands import datasets
 from vab.commands import folds as folds_module
-from vab.commands import lists
 from vab.commands.doctor import doctor
 from vab.commands.evaluate import evaluate
 from vab.commands.export import export
@@ -29,7 +29,7 @@ from vab.frozen.codec import load_codec
 from vab.spec import UserError
 from vab.tasks import load_task
 
-# ---- lists ----
+# ---- datasets ----
 
 
 class _List:
@@ -59,7 +59,7 @@ class VGGSound(_List):
     """Three excerpts, of which one has its own file name."""
 
     suffix = ""
-    command = staticmethod(lists.vggsound)
+    command = staticmethod(datasets.vggsound)
     lines = ("---g-f_I2yQ,1,people marching,test", "--0PQM4-hqg,30,bird chirping,train", "--56QUhyDQM,185,x,train")
 
     def __init__(self, folder):
@@ -102,7 +102,7 @@ class AudioSet(_List):
     """Two segments, of files called by the id alone."""
 
     suffix = ".csv"
-    command = staticmethod(lists.audioset)
+    command = staticmethod(datasets.audioset)
     lines = ('--4gqARaEJE, 10.000, 20.000, "/m/068hy"', '-0RWZT-miFs, 420.000, 430.000, "/m/03v3yw"')
 
     def __init__(self, folder):
@@ -146,7 +146,7 @@ class ESC50(_List):
     """Four recordings of two classes, one of them of ESC-10."""
 
     suffix = ""
-    command = staticmethod(lists.esc50)
+    command = staticmethod(datasets.esc50)
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -176,7 +176,7 @@ class MSRVTT(_List):
     """Two videos of the test set and one to train on."""
 
     suffix = ".csv"
-    command = staticmethod(lists.msrvtt)
+    command = staticmethod(datasets.msrvtt)
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -208,23 +208,23 @@ class MSRVTT(_List):
         assert [row["id"] for row in self.run(split="train")] == ["video0"]
 
 
-@each_flag(lists.vggsound)
-def test_lists_vggsound(request, tmp_path, flag):
+@each_flag(datasets.vggsound)
+def test_datasets_vggsound(request, tmp_path, flag):
     flip(request, VGGSound(tmp_path), flag)
 
 
-@each_flag(lists.audioset)
-def test_lists_audioset(request, tmp_path, flag):
+@each_flag(datasets.audioset)
+def test_datasets_audioset(request, tmp_path, flag):
     flip(request, AudioSet(tmp_path), flag)
 
 
-@each_flag(lists.esc50)
-def test_lists_esc50(request, tmp_path, flag):
+@each_flag(datasets.esc50)
+def test_datasets_esc50(request, tmp_path, flag):
     flip(request, ESC50(tmp_path), flag)
 
 
-@each_flag(lists.msrvtt)
-def test_lists_msrvtt(request, tmp_path, flag):
+@each_flag(datasets.msrvtt)
+def test_datasets_msrvtt(request, tmp_path, flag):
     flip(request, MSRVTT(tmp_path), flag)
 
 
@@ -235,8 +235,8 @@ class SpeechCommands:
     overwrite = "tests/data/inputs/published/test_keywords.py::test_lists_that_are_there_are_replaced_if_asked"
 
 
-@each_flag(lists.speech_commands)
-def test_lists_speech_commands(request, flag):
+@each_flag(datasets.speech_commands)
+def test_datasets_speech_commands(request, flag):
     flip(request, SpeechCommands, flag)
 
 

@@ -22,7 +22,7 @@ LINES = [line for line in BLOCKS.splitlines() if line.startswith("vab ")]
 
 
 def test_there_are_commands_for_each_data_set():
-    assert set(re.findall(r"^vab lists (\w+)", "\n".join(LINES), re.MULTILINE)) == set(COMMANDS["lists"][1])
+    assert set(re.findall(r"^vab datasets (\w+)", "\n".join(LINES), re.MULTILINE)) == set(COMMANDS["datasets"][1])
     assert len(LINES) > 30
 
 
@@ -40,7 +40,7 @@ def test_lists_and_shards_that_are_read_were_written_before():
             assert not name.startswith("data/lists/") or {name, str(Path(name).parent)} & written, line
         assert words[1:3] != ["shards", "verify"] or words[-1] in written, line
         written |= {given["--out"]} if "--out" in given else set()
-        if words[1] == "lists" and "--val_share" in given:
+        if words[1] == "datasets" and "--val_share" in given:
             written |= {given["--out"].replace("train.csv", "val.csv")}
 
 

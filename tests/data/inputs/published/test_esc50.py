@@ -11,7 +11,7 @@ from command_line import parsed
 from listed import column, touch
 from small_media import tone
 from vab.cli import main
-from vab.commands.lists import esc50
+from vab.commands.datasets import esc50
 from vab.data.inputs.listing import find_sources
 from vab.data.media.write import write_wav
 from vab.data.reading.dataset import ShardDataset

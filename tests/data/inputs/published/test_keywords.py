@@ -11,7 +11,7 @@ import pytest
 from command_line import parsed
 from listed import rows
 from vab.cli import main
-from vab.commands.lists import speech_commands
+from vab.commands.datasets import speech_commands
 from vab.data.inputs.published.keywords import KEYWORDS, WORDS
 from vab.data.reading.dataset import ShardDataset
 from vab.spec import UserError

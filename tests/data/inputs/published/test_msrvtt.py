@@ -8,7 +8,7 @@ import pytest
 from listed import column, rows, touch
 from small_media import video
 from vab.cli import main
-from vab.commands.lists import msrvtt
+from vab.commands.datasets import msrvtt
 from vab.data.inputs.published.msrvtt import CATEGORIES
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.labels import read_keys

@@ -9,8 +9,8 @@ from command_line import is_whole, parsed
 from listed import column, rows, touch
 from small_media import tone, video
 from vab.cli import main
+from vab.commands.datasets import audioset, vggsound
 from vab.commands.extract import extract
-from vab.commands.lists import audioset, vggsound
 from vab.data.inputs.published import youtube
 from vab.data.media.write import write_wav
 from vab.data.reading.dataset import ShardDataset
@@ -210,7 +210,7 @@ def videos(path):
 
 def test_a_share_of_the_recordings_is_held_out_by_their_ids_alone(tmp_path, capsys):
     table, other, media = many(tmp_path)
-    flags = ["lists", "vggsound", "--list", str(table), "--media", str(media), "--val_share", "0.2"]
+    flags = ["datasets", "vggsound", "--list", str(table), "--media", str(media), "--val_share", "0.2"]
     main([*flags, "--out", str(tmp_path / "lists")])
     train, val, test = (videos(tmp_path / "lists" / f"{part}.csv") for part in ("train", "val", "test"))
     assert (train | val, test) == ({*IDS[50:]}, {*IDS[:50]})  # the test stays what it was
@@ -228,7 +228,7 @@ def test_a_share_of_the_recordings_is_held_out_by_their_ids_alone(tmp_path, caps
     main([*flags, "--out", str(tmp_path / "fewer")])
     assert videos(tmp_path / "fewer" / "val.csv") <= val
     assert videos(tmp_path / "fewer" / "train.csv") <= train
-    main(["lists", "audioset", "--list", str(other), "--media", str(media), "--val_share", "0.2",
+    main(["datasets", "audioset", "--list", str(other), "--media", str(media), "--val_share", "0.2",
           "--out", str(tmp_path / "audioset" / "balanced_train.csv")])  # fmt: skip
     assert videos(tmp_path / "audioset" / "balanced_val.csv") & {*IDS[50:]} <= val
     assert not videos(tmp_path / "audioset" / "balanced_train.csv") & val

@@ -1,4 +1,4 @@
-"""``vab lists``: what to extract of a data set that is there as it was published."""
+"""``vab datasets``: list which files of a published data set to extract, given those that are on the disk."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def vggsound(
     Args:
         list: As published: vggsound.csv with both splits; or the list of one, such as test.csv, whose lines are
             ID_START.mp4,label.
-        media: Folder of the files, with subfolders, called as in vab lists audioset; ID.mp4 counts where the list has
+        media: Folder of the files, with subfolders, named as in vab datasets audioset; ID.mp4 counts where the list has
             one segment of the video.
         out: Folder for train.csv and test.csv, or a file of the list's own name, and, for those without a file,
             missing.txt.
