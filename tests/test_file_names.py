@@ -135,16 +135,16 @@ def test_generate_writes_one_file_of_any_name_with_its_note(name, videos, model,
 def test_an_output_that_the_file_system_cannot_name_is_that_inputs_own_error(
     videos, model, tmp_path, monkeypatch, capsys
 ):
-    from vab.commands import generate
+    from vab.generation import recipe
 
-    write = generate.write_sound
+    write = recipe.write_sound
 
     def narrow(job, *rest):
         if len(os.fsencode(job.target.name)) > 143:  # as on encrypted folders
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(job.target))
         return write(job, *rest)
 
-    monkeypatch.setattr(generate, "write_sound", narrow)
+    monkeypatch.setattr(recipe, "write_sound", narrow)
     assert run("generate", "--checkpoint", model, "--video", videos, "--out", tmp_path / "out") == 2
     assert capsys.readouterr().err.count("takes no name this long") == 2
     errors = {row["file"]: row["error"] for row in rows(tmp_path / "out" / "generations.csv")}

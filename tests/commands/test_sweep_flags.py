@@ -41,11 +41,11 @@ class Sweep:
             "checkpoint": self.model, "data": str(self.folder / "val"), "grid": str(self.folder / "grid.yaml"),
             "out": str(self.folder / str(next(self.numbers))), "num_records": 6, "device": "cpu",
         } | changes  # fmt: skip
-        return sweep(**settings), json.loads((self.folder / settings["out"] / "sweep.json").read_text())
+        return sweep(**settings), json.loads((self.folder / settings["out"] / "sweep.json").read_text())["settings"]
 
     def kld(self, **changes):
         """The divergence of the only setting."""
-        return self.run(**changes)[0][0].figures["kld_tiny"]
+        return self.run(**changes)[0][0].metrics["kld_tiny"]
 
     def checkpoint(self):
         assert self.kld(checkpoint=self.second) != self.usual
@@ -78,7 +78,7 @@ class Sweep:
         for metric in ("kld", "fad", "seconds"):
             rows = self.run(grid=str(self.folder / "two.yaml"), metric=metric, out=out)[0]
             column = metric if metric == "seconds" else f"{metric}_tiny"
-            values = [row.figures[column] for row in rows]
+            values = [row.metrics[column] for row in rows]
             assert values == sorted(values)
             assert f"# {column} " in (self.folder / "sorted" / "best.yaml").read_text()
 

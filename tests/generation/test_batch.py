@@ -20,13 +20,14 @@ import command_line
 from vab.backbone import Backbone
 from vab.cli import main
 from vab.data.media.write import write_video
-from vab.generation import ledger
-from vab.generation.batch import Recipe, generate_many
+from vab.generation import resumable
+from vab.generation.batch import generate_many, prefetch
 from vab.generation.generator import Generator
-from vab.generation.ledger import COLUMNS, Journal, Ledger
 from vab.generation.outputs import many_jobs, write_sound
-from vab.generation.prefetch import one_ahead
+from vab.generation.recipe import Recipe
 from vab.generation.request import Request
+from vab.generation.resumable import Journal
+from vab.generation.table import COLUMNS, GenerationFolder
 from vab.spec import UserError
 from vab.tasks import PretrainTask
 from vab.tokens.sampler import Sampler
@@ -78,16 +79,16 @@ def videos(tmp_path_factory):
 def run(checkpoint, generator):
     """What ``vab generate`` does with a folder, on networks that are loaded once."""
 
-    def run(source, out, *, seed=0, steps=2, variations=1, write=None, load=None, settings=None, **options):
-        recipe = Recipe(
-            checkpoint,
-            load or (lambda device: generator),
-            lambda loaded: (Sampler(decode_steps=steps, guidance_scale=2.0), None),
-            write or write_sound,
-            seed=seed,
-            settings=settings or {},
-        )
+    def run(source, out, *, seed=0, steps=2, variations=1, write=None, load=None, weights="ema", **options):
+        class Loaded(Recipe):
+            def load(self, device):
+                return (load or (lambda device: generator))(device), Sampler(steps, guidance_scale=2.0), None
+
+            def write(self, job, sound, sample_rate):
+                (write or write_sound)(job, sound, sample_rate)
+
         jobs = many_jobs(Path(source), Request(Path(source), ""), Path(out), "wav", variations)
+        recipe = Loaded(checkpoint, seed=seed, weights=weights)
         return generate_many(jobs, Path(out), recipe, **({"batch_size": 2, "device": "cpu"} | options))
 
     return run
@@ -161,7 +162,7 @@ class Moments:
 
     def __init__(self, monkeypatch):
         self.left = self.passed = 0
-        write_atomically, add, unlink = ledger.write_atomically, Journal.add, Path.unlink
+        write_atomically, add, unlink = resumable.write_atomically, Journal.add, Path.unlink
 
         def written(path, content):
             self.pass_one()
@@ -171,7 +172,7 @@ class Moments:
         def added(journal, output, row):
             self.pass_one()
             if self.is_now():
-                half = ledger._line(output, row)
+                half = resumable._line(output, row)
                 journal._file.write(half[: len(half) // 2])
             self.pass_one()
             add(journal, output, row)
@@ -181,7 +182,7 @@ class Moments:
             self.pass_one()
             unlink(path, missing_ok)
 
-        monkeypatch.setattr(ledger, "write_atomically", written)
+        monkeypatch.setattr(resumable, "write_atomically", written)
         monkeypatch.setattr(Journal, "add", added)
         monkeypatch.setattr(Path, "unlink", unlinked)
 
@@ -206,7 +207,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(videos, run, tmp_
     three.write_text("file,id\n" + "".join(f"{videos}/{name}.mp4,{name}\n" for name in "abc"))
     run(three, tmp_path / "whole", write=moments.write)
     expected, count = contents(tmp_path / "whole"), moments.passed
-    assert count >= 3 * 4 + 3 * 2
+    assert count >= 3 * 4 + 2 * 2 + 1
     for moment in range(1, count + 1):
         out = tmp_path / str(moment)
         moments.kill_at(moment)
@@ -272,7 +273,7 @@ def test_a_full_disk_ends_it_and_more_room_goes_on(whole, videos, run, small_dis
 
 def test_two_runs_do_not_share_a_folder(videos, run, tmp_path):
     for alone in (True, False):  # the first rank of another run, or one of its ranks that outlived it
-        with Ledger(tmp_path, {}).hold(alone), pytest.raises(UserError, match="another vab generate"):
+        with GenerationFolder(tmp_path, {}).lock(alone), pytest.raises(UserError, match="another vab generate"):
             run(videos, tmp_path)
     assert not list(tmp_path.iterdir())
     run(videos, tmp_path)
@@ -334,8 +335,8 @@ def test_other_settings_are_refused_and_overwriting_starts_afresh(whole, videos,
     with pytest.raises(UserError, match=r"seed: 0 != 1; sampler.decode_steps: 2 != 3\)") as refused:
         run(videos, out, seed=1, steps=3)
     assert "--overwrite" in str(refused.value)
-    with pytest.raises(UserError, match=r"num_variations: 1 != 2; weights: null != \"live\""):
-        run(videos, out, variations=2, settings={"weights": "live"})
+    with pytest.raises(UserError, match=r"num_variations: 1 != 2; weights: \"ema\" != \"live\""):
+        run(videos, out, variations=2, weights="live")
     expected = contents(whole)
     assert {name: value for name, value in contents(out).items() if name != "mine.txt"} == expected
 
@@ -403,13 +404,13 @@ def test_the_next_piece_is_worked_on_meanwhile_and_not_more():
         return number
 
     seen = []
-    with one_ahead(work, range(6)) as pieces:
+    with prefetch(work, range(6)) as pieces:
         for piece in pieces:
             seen.append(piece)
             assert piece == 5 or began[piece + 1].wait(5)
             assert not began[piece + 2 if piece < 5 else 6].wait(0.01)
     assert seen == list(range(6))
-    with one_ahead(work, []) as pieces:
+    with prefetch(work, []) as pieces:
         assert list(pieces) == []
 
 
@@ -419,7 +420,7 @@ def test_an_error_while_reading_ahead_reaches_the_caller_and_leaving_stops_the_t
             raise ZeroDivisionError
         return number
 
-    with one_ahead(fail, [0, 1]) as pieces:
+    with prefetch(fail, [0, 1]) as pieces:
         assert next(pieces) == 0
         with pytest.raises(ZeroDivisionError):
             next(pieces)
@@ -432,7 +433,7 @@ def test_an_error_while_reading_ahead_reaches_the_caller_and_leaving_stops_the_t
             ended.set()
         return number
 
-    with one_ahead(slow, range(9)) as pieces:
+    with prefetch(slow, range(9)) as pieces:
         assert next(pieces) == 0
     assert ended.is_set()
 

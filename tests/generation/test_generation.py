@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from small_media import save_model, tone, video
-from tone_shards import short_spec
+from tone_shards import short_spec, write_shards
 from vab.audio import rms_db
 from vab.data.media.segments import MediaError, read_audio, read_frames, scan_packets
 from vab.data.media.write import write_video, write_wav
+from vab.data.reading.dataset import ShardDataset
 from vab.frozen.codec import load_codec
 from vab.frozen.codec.tiny import TinyCodec
 from vab.generation.generator import Generator
 from vab.generation.inpainting import FADE_SECONDS
-from vab.generation.request import Request, window_starts
+from vab.generation.request import Prepared, Request
+from vab.generation.windows import window_starts
 from vab.spec import UserError
 from vab.tokens.sampler import Sampler
 
@@ -218,6 +220,25 @@ def test_a_coarse_model_makes_its_levels_and_the_fine_one_goes_on(two_stages, tw
     assert not torch.equal(finer.codes, both.codes)
 
 
+def test_records_of_a_data_set_get_the_codes_that_videos_get(two_stages, two_stage_generator, tmp_path, monkeypatch):
+    """Also where one has fewer steps and frames; a record's number stands for the CRC-32 of a video's name."""
+    batch = ShardDataset(write_shards(tmp_path / "ragged", short_spec(), 4, ragged=True)).read(range(4))
+    assert len(set(batch.steps.tolist())) > 1
+    monkeypatch.setattr("zlib.crc32", int)
+    for made_by in (two_stage_generator, Generator.load(two_stages[0], device="cpu")):
+        codes = made_by.codes_of_records(batch, 3, FAST, QUICK)
+        for number in range(4):
+            steps, frames = int(batch.steps[number]), int(batch.frames[number])
+            asked = Request(Path("x.mp4"), str(number))
+            item = Prepared(steps, [0], batch.features[number : number + 1], [frames], asked, steps * PER_STEP)
+            assert torch.equal(made_by.make([item], 3, FAST, QUICK)[0].codes, codes[number, :, :steps])
+    fine = Generator.load(two_stages[1], device="cpu")
+    assert torch.equal(fine.codes_of_records(batch, 3)[:, :2], batch.codes[:, :2])
+    with_kept = two_stage_generator.codes_of_records(batch, 3, keep_levels=2)
+    assert torch.equal(with_kept[:, :2], batch.codes[:, :2])
+    assert not torch.equal(with_kept[:, 2:], batch.codes[:, 2:])
+
+
 def test_a_coarse_model_too_keeps_sound_as_all_levels_have_it(two_stages, clip):
     coarse = Generator.load(two_stages[0], device="cpu")
     expected = round_trip(coarse, read_audio(clip, RATE, 0.0, 1.5).waveform)[1]
@@ -336,8 +357,8 @@ def test_a_compiled_model_makes_the_same_codes_and_compiles_once(checkpoint, cli
 def test_progress_is_told_once_a_window_and_stage(generator, two_stage_generator, clip):
     for made_by, stages in ((generator, 1), (two_stage_generator, 2)):
         item, calls = made_by.prepare(request(clip)), []
-        made_by.make([item], 0, QUICK, on_pass=lambda calls=calls: calls.append(1))
-        assert len(calls) == made_by.passes_of([item]) == 3 * stages
+        made_by.make([item], 0, QUICK, on_window=lambda calls=calls: calls.append(1))
+        assert len(calls) == made_by.num_windows([item]) == 3 * stages
 
 
 class LevelCodec(TinyCodec):

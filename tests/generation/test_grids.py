@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vab.generation.grids import Setting, content_of, read_grid
+from vab.generation.sampler_files import Setting, read_grid
 from vab.spec import UserError
 from vab.tokens.sampler import Sampler
 
@@ -50,16 +50,20 @@ def test_a_value_alone_is_a_list_of_one(grid):
     assert setting == Setting("", replace(BASE, decode_steps=4, top_k=None))
 
 
+def content_of(**settings):
+    return Setting("", Sampler(**settings)).content
+
+
 def test_content_tells_a_pool_from_a_list_and_not_how_a_number_is_written():
-    assert content_of(Sampler(decode_steps=4)) != content_of(Sampler(decode_steps=[4]))
-    assert content_of(Sampler(temperature=1)) == content_of(Sampler(temperature=1.0))
-    assert content_of(Sampler(top_k=None)) != content_of(Sampler(top_k=256))
+    assert content_of(decode_steps=4) != content_of(decode_steps=[4])
+    assert content_of(temperature=1) == content_of(temperature=1.0)
+    assert content_of(top_k=None) != content_of(top_k=256)
 
 
 @given(a=st.sampled_from([1, 2, 1.0]), b=st.sampled_from(["halton", "random"]), c=st.sampled_from([None, 1]))
 def test_content_is_equal_exactly_where_samplers_are(a, b, c):
-    first, second = Sampler(temperature=a, order=b, top_k=c), Sampler(temperature=1, order="random", top_k=1)
-    assert (content_of(first) == content_of(second)) == (first == second)
+    first, second = {"temperature": a, "order": b, "top_k": c}, {"temperature": 1, "order": "random", "top_k": 1}
+    assert (content_of(**first) == content_of(**second)) == (Sampler(**first) == Sampler(**second))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,8 @@ def test_content_is_equal_exactly_where_samplers_are(a, b, c):
         ("decode_steps: [[1, 1, 1, 1, 1]]", "decode_steps lists 5 levels, but the codes have 4"),
         ("- {name: [1], decode_steps: 4}", "name must be a word"),
         ("- 4", "entry 1: must hold lines"),
-        ("just words", "must hold lines"),
+        ("just words", "unknown key 'just words'"),
+        ("", "must hold lines"),
         ("[]", "the grid is empty"),
         ("a: [", "is not YAML"),
     ],

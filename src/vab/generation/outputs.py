@@ -1,4 +1,4 @@
-"""Where generated sounds go: targets that overwrite no input, files, and the notes beside them."""
+"""Where generated sounds go: targets that overwrite no input, the files, and the JSON files beside them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from vab.data.inputs.listing import VIDEO_SUFFIXES, find_sources
 from vab.data.media import segments as media
 from vab.data.media.write import replace_audio, write_wav
 from vab.files import fitting_name, write_atomically
-from vab.generation.generator import Sound
 from vab.generation.request import Request
+from vab.generation.sound import Sound
 from vab.spec import UserError
 
 OUTPUTS = (".wav", ".mp4", ".mkv")
-"""What ``generate`` writes."""
+"""Suffixes of the files that ``generate`` writes."""
 WavFormat = Literal["pcm16", "float"]
 _SUBTYPES = {"pcm16": "PCM_16", "float": "FLOAT"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A sound to make and where it goes."""
+    """A sound to generate and the file that it goes to."""
 
     request: Request
     target: Path
@@ -41,7 +41,7 @@ def single_jobs(request: Request, target: Path, num_variations: int) -> list[Job
     """The jobs of one input, one for each variation.
 
     Raises:
-        UserError: If the input is missing, or the target's kind cannot hold the sound.
+        UserError: If the input is missing, or the target's file format cannot hold the sound.
     """
     source = request.source
     if not source.exists():
@@ -58,13 +58,13 @@ def many_jobs(media_list: Path, template: Request, out: Path, suffix: str, num_v
 
     Args:
         media_list: The folder or CSV.
-        template: What all requests have in common; its source is not read.
+        template: The fields that all requests share; its source and name are replaced.
         out: Folder for the outputs.
-        suffix: Of the outputs, such as ``mp4``.
-        num_variations: Of each.
+        suffix: Suffix of the outputs, such as ``mp4``.
+        num_variations: Outputs for each input.
 
     Raises:
-        UserError: If an output would overwrite an input or another output, or a kind of file cannot hold the sound.
+        UserError: If an output would overwrite an input or another output, or its file format cannot hold the sound.
     """
     if out.suffix in OUTPUTS:
         raise UserError(f"--video {media_list} may hold many videos: give a folder for --out, got {out}")
@@ -75,9 +75,9 @@ def many_jobs(media_list: Path, template: Request, out: Path, suffix: str, num_v
         raise UserError(f"{media_list} has start times: sound is made for whole videos; leave the column out")
     jobs = []
     for source in sources:
-        # From the record's id, which is relative; a CSV may list files anywhere, and none may be written over.
+        # From the id, which is relative: a CSV may list files anywhere, and none may be overwritten.
         target = _inside(out, source.id, f".{suffix}")
-        # Named as listed, not by the file alone: ID/video.mp4 of every ID would have the same randomness.
+        # The name as listed, with its folder: else every ID/video.mp4 would get the same random numbers.
         request = replace(template, source=source.path, name=source.name)
         jobs += _variations(request, target, num_variations)
     _check(jobs)
@@ -99,7 +99,7 @@ def write_sound(job: Job, sound: Sound, sample_rate: int, wav_format: WavFormat 
 
 
 def write_note(job: Job, sound: Sound, notes: list[str], settings: Mapping[str, Any]) -> None:
-    """Write down beside a sound how it was made and what it is like: ``x.wav.json`` for ``x.wav`` (`fitting_name`)."""
+    """Write how a sound was made, its health and its warnings to ``x.wav.json`` beside ``x.wav`` (`fitting_name`)."""
     request = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(job.request).items()}
     note = {
         "video": request.pop("source"),
@@ -155,6 +155,6 @@ def _variations(request: Request, target: Path, count: int) -> list[Job]:
 
 
 def _inside(folder: Path, name: str, suffix: str) -> Path:
-    """Where a file goes that has a file name or relative path: within a folder, each name no longer than allowed."""
+    """The path of an output within a folder, from a file name or relative path; names are shortened to fit."""
     *folders, last = [part for part in Path(name).parts if part not in ("..", "/")] or ["video"]
     return folder.joinpath(*map(fitting_name, folders), fitting_name(last, suffix))

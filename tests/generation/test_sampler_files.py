@@ -2,7 +2,7 @@
 
 import pytest
 
-from vab.generation.samplers import changed_sampler
+from vab.generation.sampler_files import changed_sampler
 from vab.spec import UserError
 from vab.tokens.sampler import Sampler
 

@@ -11,20 +11,19 @@ import tone_shards
 from small_media import save_model
 from tone_shards import short_spec, write_shards
 from vab.cli import main
-from vab.commands.sweep import Row, ranked, sweep
+from vab.commands.sweep import sweep
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.order import spread_evenly
 from vab.frozen.judges import load_judge
 from vab.generation.generator import Generator
-from vab.generation.grids import Setting
-from vab.generation.measuring import Subset
-from vab.generation.samplers import read_sampler
+from vab.generation.sampler_files import Setting, changed_sampler
+from vab.generation.sweep import Row, Subset, ranked
 from vab.metrics.divergence import paired_kl
 from vab.metrics.frechet import frechet_distance, moments
 from vab.metrics.uncertainty import mean_and_error
 from vab.spec import UserError
-from vab.tokens.noise import record_keys
-from vab.tokens.sampler import Sampler, sampler_from
+from vab.tokens.noise import fold_in, record_keys
+from vab.tokens.sampler import Sampler
 
 GRID = "decode_steps: [1, 2]\norder: [confidence, halton]\n"
 
@@ -61,14 +60,14 @@ def written(out):
 def test_a_sweep_leaves_rows_a_table_and_the_best_sampler(place, tmp_path, capsys):
     rows = run(place, tmp_path / "out")
     assert len(rows) == 4
-    divergence = [row.figures["kld_tiny"] for row in rows]
+    divergence = [row.metrics["kld_tiny"] for row in rows]
     assert divergence == sorted(divergence)
     lines = written(tmp_path / "out")
     assert sorted(float(line["kld_tiny"]) for line in lines) == divergence
     assert {(line["decode_steps"], line["order"]) for line in lines} == {
         (steps, order) for steps in "12" for order in ("confidence", "halton")
     }
-    best = sampler_from(read_sampler(tmp_path / "out" / "best.yaml"))
+    best = changed_sampler(Sampler(), str(tmp_path / "out" / "best.yaml"), "--sampler")
     assert best == rows[0].setting.sampler
     assert best.guidance_scale == 2.0  # the checkpoint's own, which the grid does not name
     printed = capsys.readouterr()
@@ -85,20 +84,21 @@ def test_figures_are_those_of_the_records_taken_one_by_one(place, tmp_path):
     right = []
     for number in spread_evenly(6, len(dataset)):
         batch = dataset.read([number])
-        made = generator.task.generate(batch.features, record_keys(0, batch.index), row.setting.sampler)
+        keys = fold_in(record_keys(0, batch.index), 0)  # of the first window
+        made = generator.task.generate(batch.features, keys, row.setting.sampler)
         for name, codes in (("real", batch.codes), ("made", made)):
             heard[name].append(judge(generator.codec.decode(codes), 16_000))
         guess = heard["made"][-1].logits.argmax()
         right.append(float(guess == 3 + int(batch.labels.argmax())))
     real, made = (torch.cat([output.logits for output in heard[name]]) for name in ("real", "made"))
     expected, error = mean_and_error(paired_kl(real, made))
-    assert row.figures["kld_tiny"] == pytest.approx(expected, rel=1e-4)
-    assert row.figures["kld_tiny_error"] == pytest.approx(error, rel=1e-4)
+    assert row.metrics["kld_tiny"] == pytest.approx(expected, rel=1e-4)
+    assert row.metrics["kld_tiny_error"] == pytest.approx(error, rel=1e-4)
     sides = [moments(torch.cat([output.embedding[:, 0] for output in heard[name]])) for name in ("real", "made")]
-    assert row.figures["fad_tiny"] == pytest.approx(float(frechet_distance(*sides[0], *sides[1])), rel=1e-4)
-    assert row.figures["agreement"] == pytest.approx(sum(right) / 6)
-    assert 0 <= row.figures["warnings"] <= 1
-    assert row.figures["seconds"] > 0
+    assert row.metrics["fad_tiny"] == pytest.approx(float(frechet_distance(*sides[0], *sides[1])), rel=1e-4)
+    assert row.metrics["agreement"] == pytest.approx(sum(right) / 6)
+    assert 0 <= row.metrics["warnings"] <= 1
+    assert row.metrics["seconds"] > 0
 
 
 def one(folder, text):
@@ -109,13 +109,13 @@ def one(folder, text):
 
 def test_the_round_trip_itself_is_perfect(place):
     generator, dataset = Generator.load(place / "last.ckpt", device="cpu"), ShardDataset(place / "val")
-    subset = Subset(generator, dataset, load_judge("tiny"), range(6), 4, 0)
-    subset._generate = lambda batch, sampler: batch.codes
+    subset = Subset(generator, dataset, load_judge("tiny"), 6, 4, 0)
+    subset._generate = lambda number, sampler: subset._batches[number].codes
     figures = subset.measure(Sampler(decode_steps=1))
     assert figures["kld_tiny"] == 0
     assert figures["fad_tiny"] == pytest.approx(0, abs=1e-3)
     assert figures["longest_repeat_seconds"] == pytest.approx(
-        sum(sound.longest_repeat_seconds for sound in subset.real.health) / 6
+        sum(sound.longest_repeat_seconds for sound in subset._real[1]) / 6
     )
 
 
@@ -150,7 +150,7 @@ def test_a_sweep_that_was_killed_goes_on(place, tmp_path, monkeypatch):
     monkeypatch.setattr(Subset, "measure", measure)
     again, whole = run(place, out), run(place, tmp_path / "whole")
     figures = [
-        {row.setting.content: row.figures | {"seconds": 0.0} for row in rows} for rows in (again, whole)
+        {row.setting.content: row.metrics | {"seconds": 0.0} for row in rows} for rows in (again, whole)
     ]  # fmt: skip
     assert figures[0] == figures[1]
 
@@ -169,7 +169,7 @@ def test_figures_of_something_else_are_refused(place, tmp_path, changes, name):
     run(place, tmp_path / "out", grid=quick)
     if "checkpoint" in changes:
         changes = {"checkpoint": str(place / changes["checkpoint"])}
-    with pytest.raises(UserError, match=f"holds a sweep of something else.*{name}: .*give another --out"):
+    with pytest.raises(UserError, match=f"was begun with other settings.*{name}: .*give another folder"):
         run(place, tmp_path / "out", grid=quick, **changes)
 
 
@@ -180,7 +180,7 @@ def test_a_table_of_another_make_is_refused(place, tmp_path, damage):
     table = tmp_path / "out" / "sweep.csv"
     if damage:
         table.write_text(damage)
-        with pytest.raises(UserError, match="not as this version"):
+        with pytest.raises(UserError, match=r"sweep\.csv is damaged, or of another version"):
             run(place, tmp_path / "out", grid=quick)
     (tmp_path / "out" / "sweep.json").unlink()
     with pytest.raises(UserError, match=r"has no sweep\.json"):
@@ -200,7 +200,7 @@ def test_labels_that_the_judge_does_not_know_leave_the_other_metrics(place, shar
     with pytest.raises(UserError, match="no labels that judge tiny knows"):
         run(place, tmp_path / "a", data=data, grid=quick, metric="agreement")
     (row,) = run(place, tmp_path / "b", data=data, grid=quick)
-    assert "agreement" not in row.figures
+    assert "agreement" not in row.metrics
     with pytest.raises(UserError, match="no labels that judge tiny knows"):
         run(place, tmp_path / "b", data=data, grid=quick, metric="agreement")
 
@@ -211,7 +211,7 @@ def test_two_stages_and_a_fine_one_alone(place, tmp_path):
     (coarse,) = run(place, tmp_path / "coarse", grid=quick, checkpoint=str(place / "coarse.ckpt"))
     (both,) = run(place, tmp_path / "both", grid=quick, checkpoint=str(place / "coarse.ckpt"), fine_checkpoint=fine)
     (alone,) = run(place, tmp_path / "alone", grid=quick, checkpoint=fine)
-    assert len({row.figures["kld_tiny"] for row in (coarse, both, alone)}) == 3
+    assert len({row.metrics["kld_tiny"] for row in (coarse, both, alone)}) == 3
     with pytest.raises(UserError, match="decode_steps lists 3 levels, but the codes have 2"):
         run(place, tmp_path / "more", grid=one(tmp_path, "decode_steps: [[1, 1, 1]]\n"), checkpoint=fine)
 
@@ -222,7 +222,7 @@ def test_the_command_line(place, tmp_path, capsys):
     flags = [f"--checkpoint={place / 'last.ckpt'}", f"--data={place / 'val'}", f"--out={out}", "--num_records=4"]
     main(["sweep", *flags, f"--grid={grid}", "--metric=fad"])
     assert yaml.safe_load((out / "best.yaml").read_text())["decode_steps"] == 1
-    assert json.loads((out / "sweep.json").read_text())["records"] == 4
+    assert json.loads((out / "sweep.json").read_text())["settings"]["records"] == 4
     assert "quick" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main(["sweep", *flags, f"--grid={one(tmp_path, 'choice_temprature: [1]')}"])
