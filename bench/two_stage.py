@@ -30,8 +30,8 @@ from vab.tasks.checkpoints import find_checkpoint
 from vab.tokens.noise import Stream, fold_in, record_keys, uniform
 from vab.tokens.sampler import Sampler
 
-_FINE, _RANDOM = 1, 2
-"""Folded into the keys of the fine stage and of the random levels, so that each has random numbers of its own."""
+_RANDOM = 2
+"""Folded into the keys of the random levels, which so have random numbers of their own."""
 
 
 @dataclass(frozen=True)
@@ -118,31 +118,29 @@ def two_stage(
 @torch.inference_mode()
 def _versions(generator: Generator, batch: Batch, seed: int) -> dict[str, Tensor]:
     """The codes that are compared, by the names of ``_ROWS``: each (B, k, T), k the levels that are decoded."""
-    task, fine = generator.task, generator.fine
+    fine = generator.fine
     assert fine is not None
-    first, levels = task.spec.num_codebooks, fine.spec.num_codebooks
-    steps, frames = batch.lengths
-    keys = record_keys(seed, batch.index)
+    first, levels = generator.task.spec.num_codebooks, fine.spec.num_codebooks
 
-    def with_fine_levels(codes: Tensor, sampler: Sampler | None = None) -> Tensor:
-        """(B, first, T) coarse levels -> (B, K, T) with generated fine levels."""
-        hidden = codes.new_zeros(len(codes), levels - first, codes.shape[2])
-        given = torch.cat([codes, hidden], dim=1)
-        return fine.generate(batch.features, fold_in(keys, _FINE), sampler, codes=given, steps=steps, frames=frames)
+    def with_fine_levels(sampler: Sampler | None = None) -> Tensor:
+        """(B, K, T): the reference's coarse levels with generated fine levels."""
+        return generator.codes_of_records(batch, seed, fine_sampler=sampler, keep_levels=first)
 
     reference = batch.codes[:, :first]
-    generated = task.generate(batch.features, keys, steps=steps, frames=frames)
-    draws = uniform(fold_in(keys, _RANDOM), Stream.TOKEN, (levels - first, batch.codes.shape[2]))
+    generated = generator.codes_of_records(batch, seed)
+    draws = uniform(
+        fold_in(record_keys(seed, batch.index), _RANDOM), Stream.TOKEN, (levels - first, batch.codes.shape[2])
+    )
     random = (draws * fine.spec.codebook_size).long()
     return {
         "reference_coarse": reference,
         "reference_next": batch.codes[:, : first + 1],
-        "reference_fine": with_fine_levels(reference),
-        "reference_likeliest": with_fine_levels(reference, _LIKELIEST),
-        "reference_drawn": with_fine_levels(reference, _DRAWN),
+        "reference_fine": with_fine_levels(),
+        "reference_likeliest": with_fine_levels(_LIKELIEST),
+        "reference_drawn": with_fine_levels(_DRAWN),
         "reference_random": torch.cat([reference, random], dim=1),
-        "generated_coarse": generated,
-        "generated_fine": with_fine_levels(generated),
+        "generated_coarse": generated[:, :first],
+        "generated_fine": generated,
     }
 
 
