@@ -24,6 +24,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from vab.lightning_internals import shard_over_all_ranks
 from vab.spec import UserError
 
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step", "generate", "embed_audio", "embed_video")
@@ -49,7 +50,7 @@ class FSDP(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Meet the other ranks; all of them share the data."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        shard_over_all_ranks(self)
         super().setup_environment()
 
     @property

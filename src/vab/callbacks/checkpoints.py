@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from vab.callbacks.finite import FiniteCheck
 from vab.callbacks.generation_eval import GENERATED, GenerationEval
 from vab.callbacks.writing import AtomicCheckpoints, finish_writing
 from vab.files import TEMPORARY_SUFFIX
+from vab.lightning_internals import CheckpointHooks, save_last
 from vab.spec import UserError
 
 
-class Checkpoints(ModelCheckpoint):
+class Checkpoints(CheckpointHooks):
     """Lightning's checkpoints; the run's last step is saved also where no validation fell on it.
 
     A monitored figure of `GenerationEval` is there only after the validations that it was due at: the others save no
@@ -66,7 +67,7 @@ class Checkpoints(ModelCheckpoint):
         if trainer.is_global_zero and self.dirpath is not None and "://" not in str(self.dirpath):
             for half in Path(self.dirpath).glob(f"*{self.FILE_EXTENSION}{TEMPORARY_SUFFIX}"):
                 half.unlink()
-        names = self._figures(trainer)
+        names = self._generated_metrics(trainer)
         if self.monitor and GENERATED.match(self.monitor) and self.monitor not in names:
             there = ", ".join(names) or "none: add vab.callbacks.GenerationEval"
             raise UserError(f"Checkpoints cannot monitor {self.monitor}: the figures of generated sound are {there}")
@@ -78,69 +79,65 @@ class Checkpoints(ModelCheckpoint):
         if not name.startswith("val/") or name.count("/") > 1 or GENERATED.match(name):
             return
         if name not in trainer.callback_metrics:
-            raise self._no_figure(trainer.callback_metrics)
+            raise self._missing_metric(trainer.callback_metrics)
 
-    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        """Save if the figure is one of this moment's weights; of one that there is not the run ends, saved."""
-        if self.monitor not in monitor_candidates and self.monitor in self._figures(trainer):
+    def write_best(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
+        """Save only if the metric was computed with the current weights. If there is no such metric, save and stop."""
+        if self.monitor not in metrics and self.monitor in self._generated_metrics(trainer):
             return
-        if self.save_top_k and self.monitor and self.monitor not in monitor_candidates:
-            is_due = trainer.validating and self.monitor.startswith("val/")
-            if is_due or trainer.fit_loop.epoch_loop.val_loop._has_run:
-                if self.save_last:
-                    self._save_last_checkpoint(trainer, monitor_candidates)
-                raise self._no_figure(monitor_candidates)
-        super()._save_topk_checkpoint(trainer, monitor_candidates)
+        try:
+            super().write_best(trainer, metrics)
+        except MisconfigurationException as error:
+            save_last(self, trainer)
+            raise self._missing_metric(metrics) from error
 
-    def _no_figure(self, there: Iterable[str]) -> UserError:
+    def _missing_metric(self, there: Iterable[str]) -> UserError:
         figures = ", ".join(sorted(name for name in there if name.count("/") == 1))
         return UserError(f"Checkpoints cannot monitor {self.monitor}: the run has {figures}")
 
     @staticmethod
-    def _figures(trainer: Trainer) -> list[str]:
+    def _generated_metrics(trainer: Trainer) -> list[str]:
         """Names that the run's `GenerationEval` callbacks log."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         return [name for callback in callbacks if isinstance(callback, GenerationEval) for name in callback.names]
 
-    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+    def may_remove(self, trainer: Trainer, previous: str, current: str) -> bool:
         """As Lightning's, and only files of the run's own folder: a checkpoint that was resumed from names others."""
         own = str(self.dirpath).rstrip("/")
         if "://" in previous or "://" in own:
             is_own = previous.startswith(f"{own}/") and ".." not in previous.split("/")
         else:
             is_own = Path(own).resolve() in Path(previous).resolve().parents
-        return is_own and super()._should_remove_checkpoint(trainer, previous, current)
+        return is_own and super().may_remove(trainer, previous, current)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save ``last.ckpt`` if the run has gone on since."""
-        if self._should_skip_saving_checkpoint(trainer):  # as Lightning's own: in a fast_dev_run, and where it is saved
-            return
-        if self.save_last:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if not self.has_nothing_to_save(trainer):
+            save_last(self, trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """No run ends before its checkpoints are on the disk, whatever the strategy does at its end."""
         finish_writing(trainer)
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+    def write(self, trainer: Trainer, path: str) -> None:
         """Save; weights alone are saved without the hook by which `FiniteCheck` sees other checkpoints."""
         if self.save_weights_only:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, FiniteCheck):
                     callback.on_save_checkpoint(trainer, trainer.lightning_module, {})
-        super()._save_checkpoint(trainer, filepath)
+        super().write(trainer, path)
 
-    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+    def write_last(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:
         """The newest under its own name first; then ``last.ckpt`` is moved on to it, and the oldest goes."""
-        if self.keep_last == 1 or not self.save_last:
-            super()._save_last_checkpoint(trainer, monitor_candidates)
+        if self.keep_last == 1:
+            super().write_last(trainer, metrics)
             return
         assert self.dirpath is not None
         folder = Path(self.dirpath)
         numbered = folder / f"{self.CHECKPOINT_NAME_LAST}-step={trainer.global_step}{self.FILE_EXTENSION}"
         last = folder / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
         self.last_model_path = str(last)
-        self._save_checkpoint(trainer, str(numbered))
+        self.write(trainer, str(numbered))
         if trainer.is_global_zero:
             files = trainer.strategy.checkpoint_io
             assert isinstance(files, AtomicCheckpoints)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vab.callbacks.averaging import EMA
 from vab.callbacks.writing import finish_writing
 from vab.engines import is_sharded, local
+from vab.lightning_internals import unscales_gradients
 from vab.spec import UserError
 from vab.tasks import BaseTask
 
@@ -86,7 +87,7 @@ class FiniteCheck(Callback):
             pl_module.log("train/skipped_steps", self._note[1].float())
         if scaled:
             return
-        if getattr(optimizer, "_step_supports_amp_scaling", False) and not is_sharded(pl_module):
+        if unscales_gradients(optimizer) and not is_sharded(pl_module):
             optimizer.found_inf = bad.float()  # its kernel then changes nothing
         elif bad:
             for parameter in pl_module.parameters():

@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from vab.callbacks.ceiling import ceiling, precision_dtype
 from vab.callbacks.facts import run_facts
 from vab.callbacks.writing import finish_writing
+from vab.lightning_internals import last_saved_step, unscales_gradients
 from vab.spec import Batch
 from vab.tasks import BaseTask
 
@@ -73,13 +74,13 @@ class Meters(Callback):
             self.ceiling = trainer.strategy.broadcast(ceiling(device, dtype) if trainer.is_global_zero else None)
         self._window, self._total, self._paused = Tally(), Tally(), True
         self._first_step = self._logged_step = trainer.global_step
-        self._saved = _last_saved(trainer)
+        self._saved = last_saved_step(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Between two batches the trainer waits for the loader, if it was not validating or saving."""
         now = time.perf_counter()
-        if self._paused or self._saved != _last_saved(trainer):
-            self._paused, self._saved, self._mark = False, _last_saved(trainer), now
+        if self._paused or self._saved != last_saved_step(trainer):
+            self._paused, self._saved, self._mark = False, last_saved_step(trainer), now
         self._window.waited += now - self._mark
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -87,7 +88,7 @@ class Meters(Callback):
         if isinstance(pl_module, BaseTask) and pl_module.logs_this_step:
             norm = pl_module.gradient_norm()
             scaler = getattr(trainer.precision_plugin, "scaler", None)
-            if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            if scaler is not None and unscales_gradients(optimizer):
                 norm = norm / scaler.get_scale()  # a fused optimizer takes the scale off itself, later
             pl_module.log("train/gradient_norm", norm)
 
@@ -209,11 +210,6 @@ def _where(trainer: Trainer) -> list[str]:
         if last := getattr(saver, "last_model_path", ""):
             lines.append(f"last checkpoint: {last}")
     return lines
-
-
-def _last_saved(trainer: Trainer) -> int:
-    """The step of the newest checkpoint."""
-    return max((getattr(saver, "_last_global_step_saved", 0) for saver in trainer.checkpoint_callbacks), default=0)
 
 
 def _synchronize(device: torch.device) -> None:

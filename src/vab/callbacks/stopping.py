@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from vab.callbacks.writing import finish_writing
+from vab.lightning_internals import cluster_environment, is_accumulating, save_last
 
 
 class StoppedError(Exception):
@@ -99,7 +100,7 @@ class StopOnSignal(Checkpoint):
         Raises:
             StoppedError: On all ranks, once the state is saved.
         """
-        if trainer.fit_loop._should_accumulate():
+        if is_accumulating(trainer):
             return
         signum = self._first_note(trainer)
         if not signum:
@@ -177,7 +178,7 @@ def _leave_a_link(place: Path, target: Path | None) -> None:
 
 
 def _requeue_signal(trainer: Trainer) -> int | None:
-    environment = trainer._accelerator_connector.cluster_environment
+    environment = cluster_environment(trainer)
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
         return environment.requeue_signal
     return None
@@ -204,7 +205,7 @@ def _save_last(trainer: Trainer) -> str | Path | None:
     if keeper is None:
         return None
     if keeper.save_last:
-        keeper._save_last_checkpoint(trainer, keeper._monitor_candidates(trainer))
+        save_last(keeper, trainer)
         return keeper.last_model_path
     path = os.path.join(keeper.dirpath or trainer.default_root_dir, "last.ckpt")  # of an object store, perhaps
     trainer.save_checkpoint(path)

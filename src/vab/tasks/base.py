@@ -24,6 +24,7 @@ from torchmetrics import Metric
 from vab.backbone import Backbone
 from vab.engines import FSDP, compile_blocks, local, shard, whole
 from vab.flops import step_flops
+from vab.lightning_internals import attached_trainer, is_accumulating
 from vab.spec import Batch, SegmentSpec, UserError
 from vab.tasks.building import Built, build, build_later, class_of, class_or_none, described_as
 from vab.tasks.checkpoints import find_checkpoint, reading, require_finite
@@ -179,7 +180,7 @@ class BaseTask(LightningModule):
             UserError: If this task cannot be trained on that engine.
         """
         blocks = self.backbone.blocks
-        trainer = self._trainer
+        trainer = attached_trainer(self)
         if self.compile_backend is not None and trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             compile_blocks(blocks, self.compile_backend)
         if trainer is not None and isinstance(trainer.strategy, FSDP):
@@ -224,7 +225,7 @@ class BaseTask(LightningModule):
     def on_after_backward(self) -> None:
         """Once a step's gradients are all there, divide them by what they are a sum of. See `take_loss`."""
         trainer = self.trainer
-        if not self._losses_of_step or trainer.fit_loop._should_accumulate():
+        if not self._losses_of_step or is_accumulating(trainer):
             return
         loss, total = trainer.strategy.reduce(torch.stack(self._losses_of_step).sum(0), reduce_op="sum")
         self._losses_of_step.clear()
@@ -310,7 +311,7 @@ class BaseTask(LightningModule):
         """
         self._beginning = None
         self._require_own(checkpoint)
-        trainer = self._trainer
+        trainer = attached_trainer(self)
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return
         for saved in checkpoint.get("lr_schedulers", [])[:1]:
@@ -366,7 +367,7 @@ class BaseTask(LightningModule):
         Raises:
             UserError: Saying what differs.
         """
-        theirs, trainer = checkpoint["hyper_parameters"], self._trainer
+        theirs, trainer = checkpoint["hyper_parameters"], attached_trainer(self)
         path = None if trainer is None else trainer.ckpt_path
         is_fitting = trainer is not None and trainer.state.fn == TrainerFn.FITTING
         if path is not None and not self._is_kind(theirs["_class_path"]):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from vab.backbone import Backbone
+from vab.lightning_internals import is_accumulating, logged_step
 from vab.losses import hidden_code_loss, mask_ratio_bucket, masked_code_sums
 from vab.metrics.codes import BUCKETS, GuessingQuality, guessing_table
 from vab.spec import Batch, UserError
@@ -145,13 +146,13 @@ class PretrainTask(BaseTask):
         x = self.trunk(batch, mask, dropped)
         made = slice(self.conditioning_levels, None)
         loss = hidden_code_loss(x, self.backbone.heads[made], batch.codes[:, made], mask[:, made], self.label_smoothing)
-        if self.logs_this_step and not self.trainer.fit_loop._should_accumulate():
+        if self.logs_this_step and not is_accumulating(self.trainer):
             with torch.no_grad():
                 table = guessing_table(*self.guessing_sums(self.backbone.score(x), batch, mask))
             # Not self.log: of a share of hidden codes that this batch does not have, it would repeat the last value.
             figures = {f"train/codes/{name}": float(value) for name, value in table.items()}
             for logger in self.loggers:
-                logger.log_metrics(figures, step=self.trainer.fit_loop.epoch_loop._batches_that_stepped)
+                logger.log_metrics(figures, step=logged_step(self.trainer))
         return self.take_loss(loss, mask.float().mean())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

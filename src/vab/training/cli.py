@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -36,6 +37,7 @@ from vab.callbacks.stopping import folder_of_returned_job
 from vab.data.reading.datamodule import ShardDataModule
 from vab.engines import FSDP
 from vab.errors import OneLineErrors, cause_of, explain, leave
+from vab.lightning_internals import CommandHooks, set_global_step
 from vab.spec import UserError
 from vab.tasks import BaseTask
 from vab.tasks.checkpoints import find_checkpoint, reading
@@ -100,23 +102,21 @@ class Parser(OneLineErrors, LightningArgumentParser):
         return added
 
 
-class TrainerCommands(LightningCLI):
+class TrainerCommands(CommandHooks):
     """Lightning's own command line over our tasks and shards."""
 
     _run = "run"  # of fit: its name by its settings
     _place: tuple[str, int] | None = None  # of a run that continues in its own folder: the logger's version, the step
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Add what Lightning's commands lack: where to write, for those that write only when they are asked to."""
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand in ("validate", "test"):
+    def add_command_arguments(self, parser: LightningArgumentParser, command: str) -> None:
+        """Add the flags that say where to write, to the commands that write only on request."""
+        if command in ("validate", "test"):
             words = (
                 "folder in which TensorBoard logs the metrics, at the checkpoint's step; none: they are only printed"
             )
             parser.add_argument("--log_to", type=str | None, default=None, help=words)
-        elif subcommand == "predict":
+        elif command == "predict":
             parser.add_argument("--out", type=str, required=True, help="folder for predictions: one .npz for each rank")
-        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the shards say which network and which classes fit them."""
@@ -153,7 +153,7 @@ class TrainerCommands(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with what every run of ours has."""
-        settings = self._get(self.config_init, "trainer")
+        settings = self.config_init[self.config.subcommand].trainer
         plugins = settings.get("plugins") or []
         plugins = [*plugins] if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -207,7 +207,7 @@ class TrainerCommands(LightningCLI):
         trainer.callbacks.append(StopOnSignal(self._run))  # type: ignore[attr-defined]
         return trainer
 
-    def _parse_ckpt_path(self) -> None:
+    def check_checkpoint_path(self) -> None:
         """A run is what its config says and a checkpoint is its state: neither changes the other."""
         settings = self.config[self.config.subcommand]
         path = settings.get("ckpt_path")
@@ -219,8 +219,8 @@ class TrainerCommands(LightningCLI):
                 if (folder := settings.get(flag)) is not None:
                     refuse_folder_of_run(Path(folder), flag)
         else:
-            words = self._parser("fit").dump(settings, skip_unset=False)
-            self._run = name_of_run(words)
+            config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))["fit"]
+            self._run = name_of_run(config)
             if left := folder_of_returned_job(settings.trainer.default_root_dir or ".", self._run):
                 path = left
                 print(f"job {os.environ['SLURM_JOB_ID']} is back: going on with the run in {left}", file=sys.stderr)
@@ -234,7 +234,7 @@ class TrainerCommands(LightningCLI):
                 )
                 raise UserError(f"--ckpt_path {path} is an exported model, not the state of a run: {remedy}")
             if self.config.subcommand == "fit":
-                self._place = place_of_run(settings, Path(settings.ckpt_path), words)
+                self._place = place_of_run(settings, Path(settings.ckpt_path), config)
 
     def before_validate(self) -> None:
         """Let the trainer know the checkpoint's step, if metrics are to be logged at it."""
@@ -243,9 +243,7 @@ class TrainerCommands(LightningCLI):
             return
         with reading(settings.ckpt_path):
             step = torch.load(settings.ckpt_path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-        loop = self.trainer.fit_loop.epoch_loop
-        loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step  # the trainer's global_step
-        loop._batches_that_stepped = step
+        set_global_step(self.trainer, step)
 
     before_test = before_validate
 

@@ -27,7 +27,7 @@ def refuse_folder_of_run(folder: Path, flag: str) -> None:
         )
 
 
-def place_of_run(settings: Any, checkpoint: Path, words: str) -> tuple[str, int] | None:
+def place_of_run(settings: Any, checkpoint: Path, config: dict[str, Any]) -> tuple[str, int] | None:
     """Where a resumed run continues in its own folder: one line in TensorBoard, one best checkpoint.
 
     It does so with the config that lies beside the checkpoint, but for its end, and from the newest checkpoint. A run
@@ -36,7 +36,7 @@ def place_of_run(settings: Any, checkpoint: Path, words: str) -> tuple[str, int]
     Args:
         settings: Of ``fit``.
         checkpoint: From which the run continues.
-        words: The same settings, as they would be saved.
+        config: The same settings, as they would be saved.
 
     Returns:
         The logger's version, and the step up to which its curves stay; None for a folder of its own.
@@ -51,7 +51,7 @@ def place_of_run(settings: Any, checkpoint: Path, words: str) -> tuple[str, int]
         return None
     if newest is None or not newest.samefile(checkpoint):
         return None
-    if _but_for_its_end(words) != _but_for_its_end(saved.read_text()):
+    if _without_end(config) != _without_end(yaml.safe_load(saved.read_text())):
         return None
     with reading(checkpoint):
         step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
@@ -59,19 +59,16 @@ def place_of_run(settings: Any, checkpoint: Path, words: str) -> tuple[str, int]
     return folder.name, step
 
 
-def name_of_run(config: str) -> str:
+def name_of_run(config: dict[str, Any]) -> str:
     """The same eight letters for a run whenever it is started, also to a later end, and others for other settings."""
-    settings = json.dumps(_but_for_its_end(config), sort_keys=True, default=str)
+    settings = json.dumps(_without_end(config), sort_keys=True, default=str)
     return hashlib.sha256(settings.encode()).hexdigest()[:8]
 
 
-def _but_for_its_end(config: str) -> dict[str, Any]:
-    """A saved config without what says where it goes on and ends."""
-    settings: dict[str, Any] = yaml.safe_load(config)
-    for name in ("max_steps", "max_epochs"):
-        settings["trainer"].pop(name, None)
-    logger = settings["trainer"].get("logger")
-    if isinstance(logger, dict):
-        for name in ("version", "purge_step"):
-            logger["init_args"].pop(name, None)
-    return {name: value for name, value in settings.items() if name not in ("ckpt_path", "config")}
+def _without_end(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config without the settings that say where it resumes and ends."""
+    trainer = {name: value for name, value in config["trainer"].items() if name not in ("max_steps", "max_epochs")}
+    if isinstance(logger := trainer.get("logger"), dict):
+        kept = {name: value for name, value in logger["init_args"].items() if name not in ("version", "purge_step")}
+        trainer["logger"] = logger | {"init_args": kept}
+    return {name: value for name, value in config.items() if name not in ("ckpt_path", "config")} | {"trainer": trainer}

@@ -20,8 +20,9 @@ from vab.data.reading.loader import EvaluationLoader, Loader
 from vab.data.reading.mixed import MixedDataset, Records
 from vab.data.reading.opening import divide, open_training, refuse_tiny, require_alike, require_same_on_all_ranks
 from vab.data.reading.order import Share, earlier_draws, mixed_order, steps_per_epoch, train_batches, weighted_draws
-from vab.data.reading.resume import LoopCounters, Position, processed_steps
+from vab.data.reading.resume import LoopCounters, Position
 from vab.data.remote import Cache
+from vab.lightning_internals import processed_batches
 from vab.spec import Batch, UserError
 
 _LIMITS = ("limit_train_batches", "limit_val_batches", "overfit_batches")
@@ -75,7 +76,7 @@ class _TrainLoader(Loader):
         position = self._data.position
         if not self._data.steps_left(position.start):
             position.epoch, position.start = position.epoch + 1, 0
-        position.processed = processed_steps(self._trainer)
+        position.processed = processed_batches(self._trainer)
         for batch in self.batches():
             position.handed += 1
             yield batch
@@ -282,7 +283,7 @@ class ShardDataModule(LightningDataModule):
         """Repeat the batch whose step was stopped by an exception."""
         position = self.position
         if position.handed:
-            position.handed = min(position.handed, processed_steps(self._trainer()) - position.processed)
+            position.handed = min(position.handed, processed_batches(self._trainer()) - position.processed)
 
     def setup(self, stage: str) -> None:
         """Check that all ranks have the same data and settings, so that none waits for the others forever."""
@@ -386,7 +387,7 @@ class ShardDataModule(LightningDataModule):
         """
         position, done, pending = self.position, self.position.handed, 0
         if done:
-            processed = processed_steps(self._trainer())
+            processed = processed_batches(self._trainer())
             pending = processed % self._trainer().accumulate_grad_batches
             done = min(done, processed - position.processed) - pending
         consumed = position.start + done * self.global_batch_size

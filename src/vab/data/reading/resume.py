@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from vab.lightning_internals import add_to_logged_step, begin_epoch, progress_in
+
 
 @dataclass
 class Position:
@@ -60,8 +62,7 @@ class LoopCounters(Callback):
         self._new_epoch = False
         if trainer.state.fn != TrainerFn.FITTING or not state or "loops" not in checkpoint:
             return
-        counts = checkpoint["loops"]["fit_loop"]
-        steps, epochs = counts["epoch_loop.batch_progress"], counts["epoch_progress"]
+        steps, epochs = progress_in(checkpoint)
         pending = state.get("pending_batches", 0)
         done = steps["current"]["processed"] - pending
         if pending or steps["current"]["ready"] > done:
@@ -71,7 +72,7 @@ class LoopCounters(Callback):
             if done:
                 steps["total"]["completed"] -= 1
                 steps["current"]["completed"] -= 1
-                counts["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+                add_to_logged_step(checkpoint, -1)
         whole, left = self._data.steps_left(0), self._data.steps_left(state["records_consumed"])
         over = not state["steps_left"] or not left or self._data.starts_anew(state)
         self._new_epoch = over or not state["records_consumed"]
@@ -87,7 +88,7 @@ class LoopCounters(Callback):
         inside = epochs["current"]["processed"] < epochs["current"]["started"]
         if over and inside and state["records_consumed"]:
             # The trainer would have counted the epoch and its last step a moment after the checkpoint.
-            counts["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+            add_to_logged_step(checkpoint, 1)
         steps["current"] = dict.fromkeys(steps["current"], 0)
         steps["is_last_batch"] = False
         for scope, count in epochs.items():
@@ -102,10 +103,5 @@ class LoopCounters(Callback):
         """Begin an epoch if the checkpoint was written between two epochs."""
         if self._new_epoch:
             # The epoch begins as it would have without the interruption.
-            trainer.fit_loop.epoch_loop.restarting = False
+            begin_epoch(trainer)
             self._new_epoch = False
-
-
-def processed_steps(trainer: Trainer) -> int:
-    """Training steps of the trainer's current epoch that are finished, weight update included."""
-    return int(trainer.fit_loop.epoch_loop.batch_progress.current.processed)  # type: ignore[attr-defined]
