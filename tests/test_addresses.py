@@ -40,7 +40,7 @@ def test_an_address_to_write_to_is_refused(words, flag, needed, tmp_path, monkey
     refused = (
         f"error: {address}: a data set is written to a folder of this machine or to an object store (s3://, "
         if words in TO_STORES
-        else f"error: --{flag} {address}: results are written to this machine alone: give a"
+        else f"error: --{flag} {address}: results are written to local files only: give a"
     )
     with pytest.raises(SystemExit) as stop:
         main([*words.split(), *others, f"--{flag}", address])

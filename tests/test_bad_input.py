@@ -145,7 +145,7 @@ def test_ranks_that_would_each_train_alone_are_refused(refusal, monkeypatch):
     for name, value in place.items():
         monkeypatch.setenv(name, str(value))
     assert refusal("--trainer.devices=1", "--trainer.strategy=auto").startswith(
-        "torchrun has started 2 processes, and the trainer wants 1: "
+        "torchrun has started 2 processes, but the trainer is set to 1: "
     )
 
 

@@ -118,7 +118,7 @@ def test_what_cannot_be_compiled_is_said_once_and_trained_all_the_same(shards, t
         _, losses, other = fit(shards, tmp_path / "broken", task={"compile": "broken"})
     said = [record.getMessage() for record in caplog.records if "torch.compile" in record.getMessage()]
     assert len(said) == 1
-    assert said[0].startswith("torch.compile (broken) failed, training goes on without it: ")
+    assert said[0].startswith("torch.compile (broken) failed, training continues without it: ")
     assert "no compiler here" in said[0]
     assert len(said[0].splitlines()) == 1
     _, plain_losses, plain = fit(shards, tmp_path / "plain")

@@ -133,7 +133,8 @@ def test_an_epoch_begins_after_a_checkpoint_between_two_epochs(fit, tmp_path):
 
     saver = ModelCheckpoint(tmp_path / "own", filename="two", save_on_train_epoch_end=True)
     fit(saver, batches=2, limit_val_batches=0)
-    trainer = fit(Begin(), batches=2, max_epochs=2, limit_val_batches=0, resume=tmp_path / "own" / "two.ckpt")
+    longer = {"max_epochs": -1, "max_steps": 4, "limit_val_batches": 0}  # an end in steps, as in our recipes
+    trainer = fit(Begin(), batches=2, resume=tmp_path / "own" / "two.ckpt", **longer)
     assert trainer.global_step == 4
 
 

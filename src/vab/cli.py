@@ -15,7 +15,7 @@ from collections import deque
 from typing import Any, NoReturn
 
 from vab import UserError, __version__
-from vab.errors import OneLineErrors, fail, leave, nearest, refuse_addresses, refuse_empty, stopping_at_once
+from vab.errors import OneLineErrors, exit_now, fail, nearest, refuse_addresses, refuse_empty, stopping_at_once
 
 TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         raise
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        leave(130)
+        exit_now(130)
 
 
 def import_plugins(arguments: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a user is told when something is wrong, and how the process then ends."""
+"""Error messages on one line, for argument parsers too, and how the process exits after an error."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from vab import UserError
 
 
 def fail(message: str) -> NoReturn:
-    """One line, or a few, on stderr; exit status 2."""
+    """Print an error message on stderr and exit with status 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def leave(status: int) -> NoReturn:
-    """End the process where it stands, for one that was stopped in the middle of its work.
+def exit_now(status: int) -> NoReturn:
+    """Exit without the interpreter's own clean-up, for a process that was stopped in the middle of its work.
 
-    What was to be closed has been, on the way here. Threads may still be at work inside a library, and one that is
-    there while the interpreter takes itself apart can crash it.
+    Threads of a library may still run, and one that runs during the clean-up can crash the process.
     """
     for child in multiprocessing.active_children():
         child.terminate()
@@ -38,19 +37,19 @@ def leave(status: int) -> NoReturn:
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process where it stands; for the time of importing, when there is nothing to be closed.
+    """Let Ctrl-C end the process at once during imports, when there is nothing to close.
 
-    Python raises it wherever the program is, and there are packages that swallow what is raised while they are
-    imported, and are broken afterwards. Where Ctrl-C is ignored, or somebody has a handler of his own, it stays so.
+    Some packages swallow a KeyboardInterrupt that is raised while they are imported, and are broken afterwards.
+    Nothing changes where Ctrl-C is ignored or has a handler already.
     """
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
 
     def stop(*_: object) -> NoReturn:
-        os.write(2, b"stopped\n")  # print may be at work already
-        leave(130)
+        os.write(2, b"stopped\n")  # print is not safe in a signal handler
+        exit_now(130)
 
     signal.signal(signal.SIGINT, stop)
     try:
@@ -60,10 +59,7 @@ def stopping_at_once() -> Iterator[None]:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """``; did you mean ...?`` where something known is close to ``word``, else nothing.
-
-    A word that is itself known, to another command, gets no such advice.
-    """
+    """``; did you mean ...?`` with the known word closest to ``word``; empty if none is close, or ``word`` is known."""
     if word in known:
         return ""
     close = difflib.get_close_matches(word, known, n=1)
@@ -83,13 +79,13 @@ _UNKNOWN_ARGUMENT = re.compile(
 
 
 class OneLineErrors:
-    """A parser whose complaint is one line, with the nearest name that it knows, and which takes no shortened flags."""
+    """A parser whose errors are one line with the closest known name. It accepts no abbreviated flags."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the complaint as a UserError instead of printing the usage."""
+        """Raise a UserError instead of printing the usage."""
         text = explain(ex if ex is not None else message)
         text = _REQUIRED.sub(lambda names: _as_typed(self, names.group()), text)
         text = _NO_NUMBER.sub(r"--\1 must be a finite number, got \2", text)
@@ -106,12 +102,12 @@ class OneLineErrors:
             in_sampler = "sampler" in known and word in _sampler_settings()
             hint = f"; type --sampler.{word}" if in_sampler else nearest(word, sorted(names))
         elif text.endswith("expected one argument"):
-            hint = "; one that begins with '-' is joined with '=', as in --keep=-2"
+            hint = "; join a value that begins with '-' by '=', as in --keep=-2"
         raise UserError(text + hint)
 
 
 def _option_names(parser: Any) -> Iterator[str]:
-    """Names of a parser's options, those of its subcommands included."""
+    """Yield the names of a parser's options and of its subcommands' options."""
     for action in parser._actions:
         yield from (name.lstrip("-") for name in action.option_strings)
         if isinstance(action.choices, dict):
@@ -120,39 +116,39 @@ def _option_names(parser: Any) -> Iterator[str]:
 
 
 def _as_typed(parser: Any, names: str) -> str:
-    """Names of arguments, joined by commas, as they are typed: ``out`` as ``--out``, and without their command."""
+    """Write names of arguments, joined by commas, as a user types them: ``fit.out`` as ``--out``."""
     commands = {name for action in parser._actions if isinstance(action.choices, dict) for name in action.choices}
-    places = {action.dest for action in parser._actions if not action.option_strings}
+    positional = {action.dest for action in parser._actions if not action.option_strings}
     typed = []
     for name in names.split(", "):
         command, _, rest = name.partition(".")
         own = rest if command in commands else name
-        typed.append(own.upper() if own in places else f"--{own}")
+        typed.append(own.upper() if own in positional else f"--{own}")
     return ", ".join(typed)
 
 
-_WRITTEN = ("out", "page", "key", "save_embeddings", "save_reference")
-"""Flags of all commands that name what is written."""
+_OUTPUTS = ("out", "page", "key", "save_embeddings", "save_reference")
+"""Flags of all commands that name an output file or folder."""
 
 
 def refuse_addresses(values: Mapping[str, Any]) -> None:
-    """Refuse an address as the place to write to, which as a path would be a folder of this machine called ``s3:``.
+    """Refuse an address such as ``s3://...`` as the output of a command that writes local files only.
 
-    Not for commands that write a data set by ``OutFolder.at``.
+    As a path it would be a local folder called ``s3:``.
 
     Raises:
         UserError: Naming the flag.
     """
-    for name in _WRITTEN:
+    for name in _OUTPUTS:
         if "://" in str(values.get(name)):
             raise UserError(
-                f"--{name} {values[name]}: results are written to this machine alone: give a folder or file of it, and"
-                " upload that afterwards"
+                f"--{name} {values[name]}: results are written to local files only: give a local path and upload"
+                " the result afterwards"
             )
 
 
 def refuse_empty(parser: Any, values: Mapping[str, Any]) -> None:
-    """Refuse an empty text as a flag's value, which as a path would be the folder one happens to be in.
+    """Refuse an empty string as a flag's value. As a path it would be the current folder.
 
     Raises:
         UserError: Naming the flag.
@@ -170,7 +166,7 @@ def _sampler_settings() -> set[str]:
 
 
 def _argument_names() -> list[str]:
-    """Names of what tasks and backbones take, for hints."""
+    """List the parameter names of tasks, backbone, sampler and masking, for hints."""
     from vab import tasks
     from vab.backbone import Backbone
     from vab.tokens.decoding import Sampler
@@ -182,10 +178,10 @@ def _argument_names() -> list[str]:
 
 
 def explain(problem: Exception | str) -> str:
-    """The innermost words of a parser's complaint, in one line."""
+    """Put an error message on one line; of a parser's message only the innermost reason."""
     lines = [line.strip(" -") for line in str(problem).strip().splitlines()]
     if any("Union subtypes" in line for line in lines):
-        return _of_alternatives(lines)
+        return _explain_union(lines)
     return " ".join(line for line in lines if line)
 
 
@@ -197,27 +193,27 @@ _NO_REASON = re.compile(
 )
 
 
-def _of_alternatives(lines: list[str]) -> str:
-    """A complaint about a value that may be one of several things: its key, what it may be, and what it was.
+def _explain_union(lines: list[str]) -> str:
+    """Shorten an error about a value of several possible types: its key, what was expected, what was given.
 
-    What a parser says of each alternative alike, and of None, is left out.
+    Lines that a parser repeats for each type, and those about None, are left out.
     """
     text = re.sub(r":\n+", ": ", "\n".join(lines))
     keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', text)))
-    told = dict.fromkeys(_AROUND_A_REASON.sub("", line) for line in text.split("\n"))
-    reasons = [line for line in told if not _NO_REASON.match(line)]
-    if len(reasons) == 1 and (inner := re.match(r"[\w.]+(?=: )", reasons[0])):  # of a parser within this one
+    unique = dict.fromkeys(_AROUND_A_REASON.sub("", line) for line in text.split("\n"))
+    reasons = [line for line in unique if not _NO_REASON.match(line)]
+    if len(reasons) == 1 and (inner := re.match(r"[\w.]+(?=: )", reasons[0])):  # of a nested parser
         keys.append(inner.group())
         reasons = [reasons[0][inner.end() + 2 :]]
     words = re.sub(r"<class '([^']+)'>", r"\1", "; or ".join(reasons))
     words = re.sub(r"Expected an? (?:typing\.)?Literal\[([^\]]+)\]", r"Expected one of \1", words)
     given = re.search(r"^Given value: (?!NestedArg)(.+)", text, re.MULTILINE)
     got = f", got {given.group(1)}" if given and given.group(1) not in words else ""
-    return f"{'.'.join(keys)}: {words or 'it can be none of what is expected'}{got}"
+    return f"{'.'.join(keys)}: {words or 'the value fits none of the expected types'}{got}"
 
 
 def cause_of(error: BaseException, *kinds: type[BaseException]) -> BaseException | None:
-    """The first of these kinds among an error, what it was raised from, and so on; None where there is none."""
+    """Find the first error of these kinds in a chain of causes; None if there is none."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, kinds):
         found = found.__cause__ or found.__context__

@@ -1,4 +1,4 @@
-"""The processes of one command: a single one, or several on many devices and nodes, started by Lightning Fabric."""
+"""The processes of one command, on one or several devices and nodes, started by Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _ENDED_EARLY = (
     " finished work is kept"
 )
 
-# Ranks stop when their share is done, the first perhaps days before the last.
-_PATIENCE = timedelta(days=30)
+# A rank waits for the others when its share is done, perhaps for days.
+_TIMEOUT = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Ranks:
         """The value of rank 0, on every rank."""
         if self.fabric is None:
             return value
-        with _end_of_others():
+        with _lost_connection():
             return self.fabric.broadcast(value)
 
     def gather(self, value: T) -> list[T]:
@@ -54,7 +54,7 @@ class Ranks:
         import torch.distributed
 
         values: list[T | None] = [None] * self.world_size
-        with _end_of_others():
+        with _lost_connection():
             torch.distributed.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
@@ -137,7 +137,7 @@ def start_ranks(device: str, devices: int, num_nodes: int) -> Ranks:
     logging.disable(logging.INFO)  # hide how the processes connect
     try:
         # gloo needs no GPU; only small objects are exchanged.
-        strategy = DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE)
+        strategy = DDPStrategy(process_group_backend="gloo", timeout=_TIMEOUT)
         fabric = Fabric(accelerator=where.type, devices=devices, num_nodes=num_nodes, strategy=strategy)
         by_hand = isinstance(strategy.cluster_environment, LightningEnvironment)
         if num_nodes > 1 and by_hand and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
@@ -156,8 +156,8 @@ def start_ranks(device: str, devices: int, num_nodes: int) -> Ranks:
 
 
 @contextmanager
-def _end_of_others() -> Iterator[None]:
-    """Report a lost connection as what it is to the user: another process has stopped."""
+def _lost_connection() -> Iterator[None]:
+    """Report a lost connection as another process that has stopped."""
     try:
         yield
     except RuntimeError as error:

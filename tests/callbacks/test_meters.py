@@ -156,8 +156,8 @@ def test_the_end_says_what_was_reached_and_where_it_is(run, capsys, tmp_path):
 def test_the_progress_line_has_the_rates(run):
     progress, meters = StepProgress(), Meters()
     trainer, _, _ = run(meters, progress, enable_progress_bar=True, log_every_n_steps=2)
-    words = progress._words(trainer)
-    assert meters.words in words
+    words = progress.text(trainer)
+    assert meters.text in words
     assert "records/s data " in words
 
 

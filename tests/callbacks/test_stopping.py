@@ -17,11 +17,11 @@ from ranks import free_port
 from tasks_help import quiet_trainer, small_backbone
 from tone_shards import short_spec, write_shards
 from vab.callbacks import EMA, Checkpoints, StopOnSignal, StoppedError
-from vab.callbacks.stopping import folder_of_returned_job, requeue_folder
+from vab.callbacks.stopping import folder_of_requeued_job, requeue_folder
 from vab.data.reading.datamodule import ShardDataModule
 from vab.errors import stopping_at_once
 from vab.tasks import PretrainTask
-from vab.training.cli import how_to_go_on, is_loss_of_a_rank
+from vab.training.cli import how_to_resume, is_lost_rank
 from vab.training.run_folder import name_of_run
 
 VAB = [*PYTHON, "vab.cli"]
@@ -65,25 +65,25 @@ def test_a_run_that_is_told_to_end_saves_its_step_and_goes_on_bit_for_bit(accumu
     assert same_weights(fit("whole"), fit("on", resume=checkpoint))
 
 
-def test_the_line_tells_how_to_go_on():
+def test_the_line_tells_how_to_resume():
     stopped = StoppedError(signal.SIGTERM, 7, Path("runs/a b/last.ckpt"), requeued=False)
     arguments = ["fit", "--config", "x.yaml", "--ckpt_path", "old.ckpt", "--data.seed", "1", "--ckpt_path=older.ckpt"]
-    assert how_to_go_on(arguments, stopped) == (
-        "stopped by SIGTERM after step 7; go on with: vab fit --config x.yaml --data.seed 1"
+    assert how_to_resume(arguments, stopped) == (
+        "stopped by SIGTERM after step 7; resume with: vab fit --config x.yaml --data.seed 1"
         " --ckpt_path 'runs/a b/last.ckpt'"
     )
     nothing = StoppedError(signal.SIGTERM, 7, None, requeued=False)
-    assert "nothing is saved" in how_to_go_on(arguments, nothing)
+    assert "nothing was saved" in how_to_resume(arguments, nothing)
     back = StoppedError(signal.SIGUSR1, 7, Path("slurm_5/last.ckpt"), requeued=True)
     assert back.exit_status == 0
-    assert how_to_go_on(arguments, back).endswith("the job is in the queue again and goes on with slurm_5/last.ckpt")
+    assert how_to_resume(arguments, back).endswith("the job is requeued and resumes from slurm_5/last.ckpt")
 
 
 def test_a_lost_rank_is_told_from_other_faults():
     gone = "[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:21323"
-    assert is_loss_of_a_rank(RuntimeError(gone))
-    assert is_loss_of_a_rank(torch.distributed.DistNetworkError("the server is not there"))
-    assert not is_loss_of_a_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_lost_rank(RuntimeError(gone))
+    assert is_lost_rank(torch.distributed.DistNetworkError("the server is not there"))
+    assert not is_lost_rank(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 @pytest.mark.slow
@@ -228,7 +228,7 @@ def test_a_job_that_slurm_starts_again_is_one_run(warned, shards, tmp_path):
     if warned:
         process.send_signal(signal.SIGUSR1)
         assert status(process) == 0
-        assert "the job is in the queue again and goes on with" in said(tmp_path, "job")
+        assert "the job is requeued and resumes from" in said(tmp_path, "job")
         assert (tmp_path / "queue.txt").read_text() == "requeue 77\n"
     else:
         os.killpg(process.pid, signal.SIGKILL)
@@ -236,7 +236,7 @@ def test_a_job_that_slurm_starts_again_is_one_run(warned, shards, tmp_path):
     end = last(tmp_path, "job")["global_step"] + 3
     again = [*VAB, *flags(shards, "job", steps=end)]
     assert status(start(tmp_path, "job", again, **job, SLURM_RESTART_COUNT="1")) == 0
-    assert f"job 77 is back: going on with the run in {checkpoints}" in said(tmp_path, "job")
+    assert f"job 77 was requeued: resuming the run in {checkpoints}" in said(tmp_path, "job")
     assert [path.name for path in (tmp_path / "runs" / "job").iterdir()] == ["version_0"]
     assert not link.is_symlink()
     assert status(start(tmp_path, "whole", [*VAB, *flags(shards, "whole", steps=end)])) == 0
@@ -253,17 +253,17 @@ def test_a_job_goes_on_only_when_slurm_has_started_it_again(monkeypatch, tmp_pat
     under_slurm(monkeypatch)
     folder = requeue_folder(tmp_path, "mine")
     folder.mkdir()
-    assert folder_of_returned_job(tmp_path, "mine") is None
+    assert folder_of_requeued_job(tmp_path, "mine") is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert folder_of_returned_job(tmp_path, "mine") is None  # it had saved nothing yet
+    assert folder_of_requeued_job(tmp_path, "mine") is None  # it had saved nothing yet
     (folder / "last.ckpt").touch()
-    assert folder_of_returned_job(tmp_path, "mine") == folder == tmp_path / "slurm_5_mine"
+    assert folder_of_requeued_job(tmp_path, "mine") == folder == tmp_path / "slurm_5_mine"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "4")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    assert folder_of_returned_job(tmp_path, "mine") is None
+    assert folder_of_requeued_job(tmp_path, "mine") is None
     assert requeue_folder(tmp_path, "mine") == tmp_path / "slurm_4_2_mine"
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert folder_of_returned_job(tmp_path, "mine") is None
+    assert folder_of_requeued_job(tmp_path, "mine") is None
 
 
 def test_a_job_of_several_runs_goes_on_with_its_own(monkeypatch, tmp_path):
@@ -271,9 +271,9 @@ def test_a_job_of_several_runs_goes_on_with_its_own(monkeypatch, tmp_path):
     for run in ("first", "second"):
         requeue_folder(tmp_path, run).mkdir()
         (requeue_folder(tmp_path, run) / "last.ckpt").touch()
-    assert folder_of_returned_job(tmp_path, "second") == tmp_path / "slurm_5_second"
-    with pytest.warns(UserWarning, match=r"begins a new run: the one in .*slurm_5_second that it left"):
-        assert folder_of_returned_job(tmp_path, "third") is None
+    assert folder_of_requeued_job(tmp_path, "second") == tmp_path / "slurm_5_second"
+    with pytest.warns(UserWarning, match=r"starts a new run, because its run in .*slurm_5_second has"):
+        assert folder_of_requeued_job(tmp_path, "third") is None
 
 
 def test_a_run_has_a_name_by_its_settings():
@@ -302,12 +302,12 @@ def test_a_job_leaves_its_state_where_it_finds_it_again(keeps, monkeypatch, shar
         fit(Signal(2, signal.SIGUSR1))
     assert not stopped.value.requeued
     assert stopped.value.exit_status == 128 + signal.SIGUSR1
-    folder = folder_of_returned_job(tmp_path, "mine")
+    folder = folder_of_requeued_job(tmp_path, "mine")
     assert folder == tmp_path / ("run" if keeps else "slurm_5_mine")
     assert Path(stopped.value.checkpoint) == folder / "last.ckpt"
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 3
     fit()
-    assert folder_of_returned_job(tmp_path, "mine") is None
+    assert folder_of_requeued_job(tmp_path, "mine") is None
     assert (tmp_path / "run").exists() == keeps
 
 
@@ -326,7 +326,7 @@ def test_a_rank_that_dies_ends_the_other_with_a_line(shards, tmp_path):
     ranks[1].kill()
     assert status(ranks[0], seconds=60) == 2
     words = said(tmp_path, "rank0").splitlines()[-1]
-    assert words.startswith("error: rank 0 has lost another rank")
+    assert words.startswith("error: rank 0 lost the connection to another rank")
     assert "--ckpt_path" in words
     assert "Traceback" not in said(tmp_path, "rank0")
 

@@ -82,7 +82,7 @@ def test_a_full_disk_is_told_at_the_next_checkpoint_and_nothing_is_lost(small_di
     saver.save_checkpoint({"step": 1}, small_disk / "best-1.ckpt")
     saver.save_checkpoint(large, small_disk / "best-2.ckpt")
     saver.remove_checkpoint(small_disk / "best-1.ckpt")
-    saver.name_also(small_disk / "best-2.ckpt", small_disk / "last.ckpt")
+    saver.link(small_disk / "best-2.ckpt", small_disk / "last.ckpt")
     saver.keep_newest(small_disk, "best-*.ckpt", 1)
     with pytest.raises(UserError, match="no space left"):
         saver.wait()
@@ -168,7 +168,7 @@ def write_on_and_on(folder, begun):
     for step in range(1, 10_000):
         numbered = folder / f"last-step={step}.ckpt"
         saver.save_checkpoint({"step": step, "weights": torch.full((500_000,), float(step))}, numbered)
-        saver.name_also(numbered, folder / "last.ckpt")
+        saver.link(numbered, folder / "last.ckpt")
         saver.keep_newest(folder, "last-step=*.ckpt", 2)
         if step == 3:
             saver.wait()

@@ -105,7 +105,7 @@ def test_metrics_are_logged_on_request_at_the_checkpoints_step(command, metric, 
 
 def test_the_folder_of_a_run_is_no_place_to_write_to(run, shards, capsys):
     before = contents(run)
-    words = "is the folder of a run, into which only vab fit writes: give another folder"
+    words = "is the folder of a run, where only vab fit writes: give another folder"
     given = f"--config={run / 'config.yaml'}", f"--ckpt_path={run}", f"--data.test={shards / 'val'}"
     assert complaint(capsys, "validate", *given, f"--log_to={run}") == f"error: --log_to {run} {words}"
     assert complaint(capsys, "predict", *given, f"--out={run}") == f"error: --out {run} {words}"

@@ -1,4 +1,4 @@
-"""The average of the weights over the steps of a run."""
+"""The exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -13,61 +13,63 @@ from vab.spec import UserError
 
 
 class EMA(Callback):
-    """Exponential moving average of the weights: used to validate and to generate, never to train.
+    """Exponential moving average of the weights, for validation and generation, never for training.
 
     A checkpoint's ``state_dict`` holds the average and ``live_state_dict`` the weights that are being trained. Before
     the first update there is no average: nothing is swapped, and ``state_dict`` holds the live weights.
 
-    The average is float32 also of a network of bfloat16, in which 0.9999 of the past would never change. Where weights
-    are sharded each rank averages its share. (Lightning's own callback can do neither, and stores the initial weights
-    of a run that ends before the average starts.)
+    The average is float32 also for a bfloat16 network, in which a decay of 0.9999 would round to no change. With
+    sharded weights each rank averages its share. (Lightning's own callback can do neither, and stores the initial
+    weights of a run that ends before the average starts.)
     """
 
     keeps_average = True
-    """What tells this callback from others to those who must not import it."""
+    """Marks this callback for tasks, which must not import it."""
 
     def __init__(self, decay: float = 0.999, start_step: int = 0) -> None:
         """Configure the average.
 
         Args:
-            decay: Weight of the past at each step. 0.999 suits short runs; the paper prints none.
+            decay: Weight of the old average at each step. 0.999 suits short runs; the paper prints none.
             start_step: Optimizer steps before the first update, which copies the weights.
         """
         if not 0 <= decay < 1:
             raise UserError(f"EMA decay must be in [0, 1), got {decay}")
         self.decay = decay
         self.start_step = start_step
-        self._average: dict[str, Tensor] = {}  # of trained weights: this rank's share, float32, where the weights are
-        self._live: dict[str, Tensor] = {}  # the weights that the average has taken the place of, while it has
+        self._reset()
+
+    def _reset(self) -> None:
+        self._average: dict[str, Tensor] = {}  # of trained weights: this rank's share, float32, on their device
+        self._live: dict[str, Tensor] = {}  # the live weights, while the average has replaced them in the network
         self._loaded: dict[str, Tensor] = {}  # a checkpoint's average, until the weights are on their device
         self._updates = self._latest_step = 0
 
     @property
     def started(self) -> bool:
-        """Whether the average holds anything yet."""
+        """Whether there is an average."""
         return self._updates > 0
 
     @property
     def weights(self) -> list[Tensor]:
-        """This rank's share of the average and, while it has taken their place, of the live weights."""
+        """This rank's share of the average and, during a validation, of the live weights."""
         return [*self._average.values(), *self._live.values()]
 
     def state_dict(self) -> dict[str, Any]:
-        """When the average was last updated; the average itself is in the checkpoint's ``state_dict``."""
+        """The step of the latest update; the average itself is in the checkpoint's ``state_dict``."""
         return {"latest_update_step": self._latest_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the step of the latest update."""
         self._latest_step = state_dict["latest_update_step"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin with nothing."""
+        """Begin without an average."""
         if stage == "fit":
-            self._average, self._live, self._loaded = {}, {}, {}
-            self._updates = self._latest_step = 0
+            self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put a checkpoint's average where the weights are: while it was read they were not there yet."""
+        """Move a checkpoint's average to the device of the weights."""
         if self._loaded:
             self._average = {
                 name: local_share(self._loaded[name], weight).to(weight.device, torch.float32, copy=True)
@@ -91,41 +93,38 @@ class EMA(Callback):
 
     @torch.no_grad()
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average."""
+        """Put the average into the network."""
         if self.started:
             for name, weight in _trained(pl_module).items():
                 self._live[name] = local(weight).detach().clone()
                 local(weight).copy_(self._average[name])
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Back to the live weights."""
-        self._swap_back(pl_module)
-
     @torch.no_grad()
-    def _swap_back(self, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the live weights back."""
         weights = _trained(pl_module)
         for name, live in self._live.items():
             local(weights[name]).copy_(live)
         self._live = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Undo a swap that an error in validation left behind, before anything is saved."""
-        self._swap_back(pl_module)
+        """Put the live weights back after an error in validation, before anything is saved."""
+        self.on_validation_epoch_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store both sets of weights."""
         if not self.started:
             return
         module, weights = checkpoint["state_dict"], _trained(pl_module)
-        average = {name: _gathered(mine, weights[name]) for name, mine in self._average.items()}
-        live = {name: _gathered(mine, weights[name]) for name, mine in self._live.items()}
-        # Within a validation, as when a cluster asks for the job back, the module holds the average.
+        average = {name: _gathered(share, weights[name]) for name, share in self._average.items()}
+        live = {name: _gathered(share, weights[name]) for name, share in self._live.items()}
+        # During a validation, as for a requeued job, the network holds the average.
         checkpoint["live_state_dict"] = module | live
         checkpoint["state_dict"] = module | average
         checkpoint["ema_updates"] = self._updates
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take up both sets where they were left."""
+        """Restore both sets of weights when a run resumes."""
         if not trainer.training or "live_state_dict" not in checkpoint:
             return
         self._loaded = checkpoint["state_dict"]
@@ -138,7 +137,7 @@ def _trained(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _gathered(share: Tensor, like: Tensor) -> Tensor:
-    """The whole of which every rank has a share, divided as ``like`` is."""
+    """The whole tensor from every rank's share, which is divided as ``like`` is."""
     from torch.distributed.tensor import DTensor
 
     if not isinstance(like, DTensor):

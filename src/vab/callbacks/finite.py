@@ -1,4 +1,4 @@
-"""What happens when a loss or a gradient is not finite."""
+"""Stopping a run, or skipping a step, when a loss or a gradient is not finite."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from vab.lightning_internals import unscales_gradients
 from vab.spec import UserError
 from vab.tasks import BaseTask
 
-_IN_A_ROW = 100
+_MAX_SKIPPED = 100
 """Steps that may be skipped one after the other."""
 _SMALLEST_SCALE = 2.0**-24
 """Loss scale of 16-mixed below which no gradient was finite for some forty steps."""
 
 
 class NonFiniteError(Exception):
-    """A run has diverged; nothing of it was saved since."""
+    """A run has diverged. Nothing was saved since."""
 
     exit_status = 4
 
     def __init__(self, what: str, step: int, checkpoint: str | None) -> None:
-        go_on = f"its last good checkpoint is {checkpoint}" if checkpoint else "it has saved no checkpoint"
+        saved = f"its last good checkpoint is {checkpoint}" if checkpoint else "it has saved no checkpoint"
         super().__init__(
-            f"{what} of step {step} is not finite: the run ends, {go_on}; lower --model.optimizer.lr, or skip such"
+            f"{what} of step {step} is not finite: the run ends, {saved}; lower --model.optimizer.lr, or skip such"
             " steps with --trainer.callbacks+=vab.callbacks.FiniteCheck --trainer.callbacks.action=skip"
         )
 
 
 class FiniteCheck(Callback):
-    """Ends a run at the first loss or gradient norm that is not finite, or skips such steps.
+    """Stops a run at the first loss or gradient norm that is not finite, or skips such steps.
 
-    Nothing is saved from that step on, so the newest checkpoints are good ones; weights and their average are looked at
-    before each is saved. The loss is that of the whole step, and the norm that of the reduced gradients, so all ranks
-    decide alike. The device notes what it finds; the host reads the note where a step is logged, before validation and
-    before saving (on CPUs after each step). In 16-mixed, gradients that are not finite are the loss scaler's to skip:
-    there the loss counts, and the scale, which must not vanish.
+    Nothing is saved from that step on, so the newest checkpoints are good. Weights and their average are checked before
+    each checkpoint. The loss is that of the whole step, and the norm that of the reduced gradients, so all ranks decide
+    alike. The device counts bad steps; the host reads the counts where a step is logged, before a validation and before
+    a checkpoint (on CPUs after each step). In 16-mixed the loss scaler itself skips gradients that are not finite;
+    there only the loss is checked, and the scale, which must not vanish.
     """
 
     def __init__(self, action: Literal["stop", "skip"] = "stop") -> None:
@@ -55,37 +55,37 @@ class FiniteCheck(Callback):
                 fused, or sharded weights, each step then waits for the GPU.
 
         Raises:
-            UserError: If it is another word.
+            UserError: If it is neither.
         """
         if action not in ("stop", "skip"):
             raise UserError(f"FiniteCheck: action must be stop or skip, got {action!r}")
         self.action = action
-        self._told = 0
-        self._note: Tensor | None = None
+        self._reported = 0
+        self._counts: Tensor | None = None
         """(3,) int64 on the model's device: twice the first bad step, plus 1 if it was the loss; bad steps in all, and
         in a row."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with nothing found."""
-        self._told, self._note = 0, torch.zeros(3, dtype=torch.int64, device=pl_module.device)
+        """Reset the counts."""
+        self._reported, self._counts = 0, torch.zeros(3, dtype=torch.int64, device=pl_module.device)
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Note whether this step's loss and gradients are finite; without a wait for the device, but as above."""
-        if not isinstance(pl_module, BaseTask) or pl_module.step_loss is None or self._note is None:
+        """Count the step if its loss or gradients are not finite, without waiting for the device (but see ``skip``)."""
+        if not isinstance(pl_module, BaseTask) or pl_module.step_loss is None or self._counts is None:
             return
         loss = bad = ~pl_module.step_loss.isfinite()
-        scaled = _scaler(trainer) is not None
-        if not scaled:
+        is_scaled = _scaler(trainer) is not None
+        if not is_scaled:
             bad = loss | ~pl_module.gradient_norm().isfinite()
-        first, count, row = self._note
+        first, count, row = self._counts
         first = torch.where((first == 0) & bad, 2 * (trainer.global_step + 1) + loss, first)
-        self._note = torch.stack((first, count + bad, (row + 1) * bad))
+        self._counts = torch.stack((first, count + bad, (row + 1) * bad))
         if self.action == "stop":
             return
         if pl_module.logs_this_step:
-            pl_module.log("train/skipped_steps", self._note[1].float())
-        if scaled:
+            pl_module.log("train/skipped_steps", self._counts[1].float())
+        if is_scaled:
             return
         if unscales_gradients(optimizer) and not is_sharded(pl_module):
             optimizer.found_inf = bad.float()  # its kernel then changes nothing
@@ -94,31 +94,31 @@ class FiniteCheck(Callback):
                 parameter.grad = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *unused: Any) -> None:
-        """Read the note where the host waits for the device anyway.
+        """Read the counts where the host waits for the device anyway.
 
         Raises:
-            NonFiniteError: On all ranks, if the run is to end.
+            NonFiniteError: On all ranks, if the run is to stop.
         """
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if pl_module.device.type == "cpu" or (every > 0 and trainer.global_step % every == 0):
             self.require_finite(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No validation of a run that has diverged."""
+        """Do not validate a run that has diverged."""
         self.require_finite(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No good end either."""
+        """Do not report a run that has diverged as finished."""
         self.require_finite(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save nothing that is not finite.
+        """Refuse to save weights that are not finite.
 
         Raises:
             NonFiniteError: On all ranks.
         """
         self.require_finite(trainer)
-        if self._note is None:
+        if self._counts is None:
             return
         averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]  # type: ignore[attr-defined]
         weights = [local(parameter).detach() for parameter in pl_module.parameters()]
@@ -128,22 +128,22 @@ class FiniteCheck(Callback):
             raise NonFiniteError("a weight", trainer.global_step, _last_checkpoint(trainer))
 
     def require_finite(self, trainer: Trainer) -> None:
-        """Read the note.
+        """Read the counts.
 
         Raises:
-            NonFiniteError: On all ranks, if the run is to end.
+            NonFiniteError: On all ranks, if the run is to stop.
         """
-        if self._note is None:
+        if self._counts is None:
             return
-        first, count, row = self._note.tolist()
-        if count and (self.action == "stop" or row >= _IN_A_ROW):
+        first, count, row = self._counts.tolist()
+        if count and (self.action == "stop" or row >= _MAX_SKIPPED):
             what = "the loss" if first % 2 else "the gradient norm"
             raise NonFiniteError(what, first // 2, _last_checkpoint(trainer))
         if (scaler := _scaler(trainer)) is not None and scaler.get_scale() < _SMALLEST_SCALE:
             raise NonFiniteError("the gradient norm", trainer.global_step, _last_checkpoint(trainer))
-        if count > self._told:
+        if count > self._reported:
             rank_zero_info(f"step {trainer.global_step}: skipped {count} steps, loss or gradient norm not finite")
-            self._told = count
+            self._reported = count
 
 
 def _scaler(trainer: Trainer) -> Any:
@@ -152,7 +152,7 @@ def _scaler(trainer: Trainer) -> Any:
 
 
 def _last_checkpoint(trainer: Trainer) -> str | None:
-    """The newest checkpoint of the run that is on the disk, or the one that it began with."""
+    """The newest checkpoint that the run has written, else the one that it resumed from."""
     finish_writing(trainer)
     saved = [
         path

@@ -1,4 +1,4 @@
-"""How fast a run is, what it waits for and how much memory it takes."""
+"""Speed, data wait, MFU and memory of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vab.callbacks.ceiling import ceiling, precision_dtype
-from vab.callbacks.facts import run_facts
+from vab.callbacks.run_info import run_info
 from vab.callbacks.writing import finish_writing
 from vab.lightning_internals import last_saved_step, unscales_gradients
 from vab.spec import Batch
@@ -21,20 +21,20 @@ from vab.tasks import BaseTask
 
 @dataclass
 class Tally:
-    """What was done in some time, on this rank."""
+    """Sums over some steps, on this rank."""
 
     seconds: float = 0.0
-    """Of training: validations and the saving of checkpoints are left out."""
+    """Of training, without validation and saving."""
     waited: float = 0.0
-    """Of these, s between two batches."""
+    """Seconds of these between two batches."""
     records: int = 0
     positions: int = 0
-    """Codec steps and frames, padding too."""
+    """Codec steps and frames, with padding."""
     flops: int = 0
-    """Of the model, forward and backward (``vab.flops``); what is computed twice to save memory counts once."""
+    """Of the model, forward and backward (``vab.flops``), without recomputed activations."""
 
     def add(self, other: Tally) -> None:
-        """Count what another has."""
+        """Add the sums of other steps."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
@@ -42,22 +42,22 @@ class Tally:
 class Meters(Callback):
     """Speed, the share of time spent waiting for data, MFU, memory, the gradient's norm, the learning rate.
 
-    Rates are of all ranks together. A GPU is not waited for after each step, only where something is logged or
-    training pauses. MFU (model FLOPs utilisation) is the model's rate over that of a plain matrix product of the run's
-    type, which is measured once for each kind of device (`ceiling`).
+    Rates are of all ranks together. The host waits for the GPU only where something is logged or training pauses, not
+    after each step. MFU (model FLOPs utilisation) is the model's FLOP/s divided by those of a plain matrix product of
+    the run's dtype, which is measured once for each kind of device (`ceiling`).
     """
 
     def __init__(self, mfu: bool | None = None) -> None:
         """Configure what is measured.
 
         Args:
-            mfu: Whether MFU is; None: on GPUs.
+            mfu: Whether to measure MFU. None: on GPUs only.
         """
         self.mfu = mfu
         self.ceiling: float | None = None
-        """FLOP/s of one device at most, where it was measured."""
-        self.words = ""
-        """The last rates, for the progress line."""
+        """FLOP/s of a plain matrix product on one device; None if not measured."""
+        self.text = ""
+        """The last rates, for the progress bar."""
         self._window, self._total = Tally(), Tally()
         self._mark = 0.0  # the end of the last batch, or of a pause
         self._paused = True
@@ -77,19 +77,19 @@ class Meters(Callback):
         self._saved = last_saved_step(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Between two batches the trainer waits for the loader, if it was not validating or saving."""
+        """Count the time since the last batch as waiting for data, unless it was spent on validating or saving."""
         now = time.perf_counter()
         if self._paused or self._saved != last_saved_step(trainer):
             self._paused, self._saved, self._mark = False, last_saved_step(trainer), now
         self._window.waited += now - self._mark
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Log the norm before it is clipped."""
+        """Log the gradient norm before clipping."""
         if isinstance(pl_module, BaseTask) and pl_module.logs_this_step:
             norm = pl_module.gradient_norm()
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             if scaler is not None and unscales_gradients(optimizer):
-                norm = norm / scaler.get_scale()  # a fused optimizer takes the scale off itself, later
+                norm = norm / scaler.get_scale()  # a fused optimizer unscales later, by itself
             pl_module.log("train/gradient_norm", norm)
 
     def on_train_batch_end(
@@ -101,7 +101,7 @@ class Meters(Callback):
         if self.ceiling is not None and isinstance(pl_module, BaseTask):
             self._window.flops += pl_module.step_flops(len(batch))
         every, steps = trainer.log_every_n_steps, trainer.global_step - self._logged_step  # type: ignore[attr-defined]
-        # Steps that accumulate gradients have several batches, of which the last alone moves global_step.
+        # With accumulated gradients a step has several batches, and only the last of them changes global_step.
         logs = every > 0 and steps > 0 and trainer.global_step % every == 0
         if logs:
             _synchronize(pl_module.device)
@@ -115,27 +115,28 @@ class Meters(Callback):
             if (peak := peak_memory(pl_module.device)) is not None:
                 pl_module.log("meters/peak_memory_gib", peak / 2**30)
             pl_module.log("meters/learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
-            self.words = _short(rates)
-            self._turn_over(trainer)
+            self.text = _short(rates)
+            self._total.add(self._window)
+            self._window, self._logged_step = Tally(), trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What the device still has to do of the training is training time; what follows is not."""
+        """Stop the clock, once the device has finished the training steps."""
         if not self._paused:
             _synchronize(pl_module.device)
             self._window.seconds += time.perf_counter() - self._mark
         self._paused = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember of which step the figures are."""
+        """Remember the step of the metrics."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._validated_step = trainer.global_step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Say what run it is of, which ``vab export`` puts on the model's card."""
-        checkpoint["run"] = run_facts(trainer, self._validated_step)
+        """Store information about the run, for the model card of ``vab export``."""
+        checkpoint["run"] = run_info(trainer, self._validated_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum up, while the model is still on its device."""
+        """Make the summary, while the model is still on its device."""
         self._total.add(self._window)
         steps, total = trainer.global_step - self._first_step, self._total
         self._summary = []
@@ -158,11 +159,11 @@ class Meters(Callback):
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what the run was like and where its checkpoints are, once they are there."""
+        """Print the summary and the paths of the checkpoints, once they are written."""
         finish_writing(trainer)
         if not (self._summary and trainer.is_global_zero):
             return
-        print("\n".join(self._summary + _where(trainer)), flush=True)
+        print("\n".join(self._summary + _checkpoint_lines(trainer)), flush=True)
 
     def _rates(self, tally: Tally, world_size: int) -> dict[str, float]:
         rates = {
@@ -174,16 +175,9 @@ class Meters(Callback):
             rates["mfu"] = tally.flops / tally.seconds / self.ceiling
         return rates
 
-    def _turn_over(self, trainer: Trainer) -> None:
-        self._total.add(self._window)
-        self._window, self._logged_step = Tally(), trainer.global_step
-
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes taken so far at most: of a GPU by this process's tensors, else of main memory by the whole process.
-
-    None for main memory on Windows, which does not tell.
-    """
+    """Peak memory in bytes: of this process's tensors on a GPU, else of the whole process. None on Windows' CPUs."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -195,13 +189,13 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def _short(rates: dict[str, float]) -> str:
-    """The rates in a few letters."""
+    """The rates for the progress bar."""
     words = f"{rates['records_per_second']:.4g} records/s data {100 * rates['data_wait_share']:.0f} %"
     return words + (f" MFU {100 * rates['mfu']:.0f} %" if "mfu" in rates else "")
 
 
-def _where(trainer: Trainer) -> list[str]:
-    """The checkpoints of a run, in words."""
+def _checkpoint_lines(trainer: Trainer) -> list[str]:
+    """The lines of the summary about checkpoints."""
     lines = []
     for saver in trainer.checkpoint_callbacks:
         best, score = getattr(saver, "best_model_path", ""), getattr(saver, "best_model_score", None)

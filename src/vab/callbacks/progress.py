@@ -1,4 +1,4 @@
-"""The progress line."""
+"""The progress bar of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vab.console import ProgressBar
 
 
 class StepProgress(LightningProgressBar):
-    """One line for the whole run: steps, rate, time left, losses, meters. Off a terminal, a line per validation."""
+    """One bar for the whole run: steps, rate, time left, losses, meters. Not on a terminal: a line per validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class StepProgress(LightningProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the line."""
+        """Show the bar."""
         total = int(trainer.estimated_stepping_batches)
         self._bar = ProgressBar("train", total, "steps", completed=trainer.global_step, show=self._enabled)
         self._bar.start()
@@ -38,21 +38,21 @@ class StepProgress(LightningProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the line."""
+        """Move the bar."""
         if self._bar is not None and self._bar.is_shown:
-            self._bar.update(trainer.global_step, note=self._words(trainer))
+            self._bar.update(trainer.global_step, note=self.text(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Off a terminal: say how it stands."""
+        """Print a line if there is no bar."""
         if self._enabled and not (self._bar and self._bar.is_shown) and trainer.state.fn == TrainerFn.FITTING:
-            print(f"step {trainer.global_step}: {self._words(trainer)}", file=sys.stderr, flush=True)
+            print(f"step {trainer.global_step}: {self.text(trainer)}", file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the line as it is."""
+        """Stop the bar and leave it on the screen."""
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Stop the bar."""
         self._stop()
 
     def _stop(self) -> None:
@@ -61,8 +61,9 @@ class StepProgress(LightningProgressBar):
             self._bar = None
 
     @staticmethod
-    def _words(trainer: Trainer) -> str:
+    def text(trainer: Trainer) -> str:
+        """The losses and rates beside the bar."""
         shown = trainer.progress_bar_metrics
         words = [f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, float)]
-        meters = (callback.words for callback in trainer.callbacks if isinstance(callback, Meters))  # type: ignore[attr-defined]
+        meters = (callback.text for callback in trainer.callbacks if isinstance(callback, Meters))  # type: ignore[attr-defined]
         return " ".join([*words, *filter(None, meters)])

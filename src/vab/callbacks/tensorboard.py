@@ -1,4 +1,4 @@
-"""Where a run's sounds, pictures and pages go."""
+"""The TensorBoard loggers of a run."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 
 def tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
-    """The TensorBoard loggers of a run, whichever of its loggers they are."""
+    """The loggers of a run that write to TensorBoard."""
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -1,4 +1,4 @@
-"""How checkpoints get to the disk: whole files only, and written while the training goes on."""
+"""Writing checkpoint files: whole or not at all, and in the background while the training continues."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from vab.files import TEMPORARY_SUFFIX, sync_folder, write_atomically
 from vab.spec import UserError
 from vab.tasks.checkpoints import reading
 
-_WAITING = 1
+_MAX_WAITING = 1
 """Checkpoints that may still be in memory, as bytes, when the next one is made."""
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are there whole or not at all.
+    """Checkpoint files that are written whole or not at all.
 
-    Lightning's own are written to the system's temporary folder and moved; onto another disk that is a copy, which a
-    kill or a full disk leaves in halves under the final name.
+    Lightning writes to the system's temporary folder and moves the file. Onto another disk that is a copy, and a kill
+    or a full disk leaves half of it under the final name.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write beside the final place, then rename. Remote paths (``s3://...``) are left to Lightning.
+        """Write to a temporary file in the same folder, then rename it. Remote paths are left to Lightning.
 
         Raises:
             UserError: If the disk is full.
@@ -44,40 +44,40 @@ class AtomicCheckpoints(TorchCheckpointIO):
         self._write(Path(path), content)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read one of ours.
+        """Read a checkpoint of ours.
 
         Raises:
-            UserError: If the file is something else, or not whole.
+            UserError: If the file is something else, or incomplete.
         """
         with reading(path):
             content: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
-            # What Lightning, and then the task, look up first.
+            # The keys that Lightning and the task look up first.
             for name in ("pytorch-lightning_version", "state_dict"):
                 content[name]
             content["hyper_parameters"]["_class_path"]
         return content
 
-    def name_also(self, path: Path, name: Path) -> None:
-        """Make ``name`` another name of the file ``path``, in one moment: before it, it is what it was."""
+    def link(self, path: Path, name: Path) -> None:
+        """Make ``name`` another name of the file ``path``, replacing a file of that name in one step."""
         temporary = name.with_name(name.name + TEMPORARY_SUFFIX)
         temporary.unlink(missing_ok=True)
         try:
             os.link(path, temporary)
-        except OSError:  # a file system without hard links: a copy
+        except OSError:  # no hard links on this file system
             write_atomically(name, memoryview(path.read_bytes()))
             return
         temporary.replace(name)
         sync_folder(name.parent)
 
-    def keep_newest(self, folder: Path, pattern: str, count: int, spared: Path | None = None) -> None:
-        """Remove the files of a pattern but for the newest ``count``, and the one that the run began with.
+    def keep_newest(self, folder: Path, pattern: str, count: int, resumed: Path | None = None) -> None:
+        """Remove the files that match a pattern, except the newest ``count`` and the one that the run resumed from.
 
-        By the time of writing, not by the step in the name: a run that was taken up from an earlier step leaves later
-        ones behind that are not its own.
+        Newest by time of writing. The step in the name does not tell: a run that resumes from an earlier step finds
+        files of later steps, which are not its own.
         """
         found = sorted(folder.glob(pattern), key=lambda file: (file.stat().st_mtime_ns, file.name))
         for file in found[:-count]:
-            if spared is None or file.absolute() != spared.absolute():
+            if resumed is None or file.absolute() != resumed.absolute():
                 file.unlink(missing_ok=True)
 
     def _write(self, path: Path, content: io.BytesIO) -> None:
@@ -86,56 +86,56 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class BackgroundCheckpoints(AtomicCheckpoints):
-    """The same, beside the training, which waits until the state is in memory as bytes, not until it is on the disk.
+    """`AtomicCheckpoints` that are written in a thread: the training waits for the copy in memory, not for the disk.
 
-    The bytes are made before the training goes on, so what is saved is the state at the moment of saving. Writes, names
-    and removals are done one at a time, in the order in which they were asked for, and after a write that failed
-    nothing is renamed or removed until one has succeeded. What went wrong is raised at the next checkpoint, or at the
-    end of the run, which waits. Main memory holds up to two checkpoints. (Lightning's `AsyncCheckpointIO` would remove
-    the older checkpoint before the newer is written, and it pickles in the thread, which holds up Python's others.)
+    The checkpoint becomes bytes before the training continues, so it holds the state at the moment of saving. Writes,
+    links and removals are done one at a time, in order; after a failed write nothing is linked or removed until a write
+    succeeds. An error is raised at the next checkpoint, or at the end of the run, which waits. Main memory holds up to
+    two checkpoints. (Lightning's `AsyncCheckpointIO` would remove the older checkpoint before the newer is written, and
+    it pickles in the thread, which blocks Python's other threads.)
     """
 
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
-        self._unfinished: deque[tuple[Future[None], bool]] = deque()  # and whether it is a write
-        self._failed = False  # the last write, so that what follows it must not be done
+        self._unfinished: deque[tuple[Future[None], bool]] = deque()  # with whether it is a write
+        self._failed = False  # the last write
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Make the bytes now, write them later.
+        """Copy the state as bytes now, write them later.
 
         Raises:
-            UserError: If the disk was full when an earlier one was written.
+            UserError: If the disk was full when an earlier checkpoint was written.
         """
-        self._collect(writes_left=_WAITING)
+        self._collect(max_writes=_MAX_WAITING)
         super().save_checkpoint(checkpoint, path, storage_options)
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read one, which may be one that is still to be written."""
+        """Read a checkpoint, after all writes are done."""
         self.wait()
         return super().load_checkpoint(*args, **kwargs)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove one, once what was saved before is on the disk."""
-        self._later(self._unless_failed, super().remove_checkpoint, path)
+        """Remove a checkpoint, after those saved before are written."""
+        self._submit(self._unless_failed, super().remove_checkpoint, path)
 
-    def name_also(self, path: Path, name: Path) -> None:
-        """As above, in its turn."""
-        self._later(self._unless_failed, super().name_also, path, name)
+    def link(self, path: Path, name: Path) -> None:
+        """As `AtomicCheckpoints.link`, after those saved before are written."""
+        self._submit(self._unless_failed, super().link, path, name)
 
-    def keep_newest(self, folder: Path, pattern: str, count: int, spared: Path | None = None) -> None:
-        """As above, in its turn."""
-        self._later(self._unless_failed, super().keep_newest, folder, pattern, count, spared)
+    def keep_newest(self, folder: Path, pattern: str, count: int, resumed: Path | None = None) -> None:
+        """As `AtomicCheckpoints.keep_newest`, after those saved before are written."""
+        self._submit(self._unless_failed, super().keep_newest, folder, pattern, count, resumed)
 
     def wait(self) -> None:
-        """Until all is on the disk.
+        """Wait until everything is written.
 
         Raises:
             UserError: If the disk was full.
         """
-        self._collect(writes_left=0)
+        self._collect(max_writes=0)
 
     def teardown(self) -> None:
-        """Wait; of a run that an error stops, what else goes wrong here is told and not raised."""
+        """Wait. If an exception is stopping the run already, an error here is printed and not raised."""
         is_stopping = sys.exception() is not None
         try:
             self.wait()
@@ -149,7 +149,7 @@ class BackgroundCheckpoints(AtomicCheckpoints):
                 self._thread = None
 
     def _write(self, path: Path, content: io.BytesIO) -> None:
-        self._later(self._write_now, path, content, is_write=True)
+        self._submit(self._write_now, path, content, is_write=True)
 
     def _write_now(self, path: Path, content: io.BytesIO) -> None:
         self._failed = True
@@ -160,23 +160,23 @@ class BackgroundCheckpoints(AtomicCheckpoints):
         if not self._failed:
             work(*arguments)
 
-    def _later(self, work: Callable[..., None], *arguments: Any, is_write: bool = False) -> None:
+    def _submit(self, work: Callable[..., None], *arguments: Any, is_write: bool = False) -> None:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._unfinished.append((self._thread.submit(work, *arguments), is_write))
 
-    def _collect(self, writes_left: int) -> None:
-        """Wait until no more than so many writes are unfinished, and raise what went wrong in the others."""
+    def _collect(self, max_writes: int) -> None:
+        """Wait until at most so many writes are unfinished, and raise the errors of the others."""
         while self._unfinished:
             first, _ = self._unfinished[0]
-            if 0 < writes_left >= sum(is_write for _, is_write in self._unfinished) and not first.done():
+            if 0 < max_writes >= sum(is_write for _, is_write in self._unfinished) and not first.done():
                 return
             self._unfinished.popleft()
             first.result()
 
 
 def finish_writing(trainer: Trainer) -> None:
-    """Wait for a run's checkpoints.
+    """Wait until a run's checkpoints are written.
 
     Raises:
         UserError: If the disk was full.

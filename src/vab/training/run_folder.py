@@ -1,4 +1,4 @@
-"""The folder of a run: what names it, when a resumed run continues in it, and that only ``vab fit`` writes there."""
+"""Folders of runs: a run's name, when a resumed run continues in its own folder, and who may write there."""
 
 from __future__ import annotations
 
@@ -22,24 +22,22 @@ def refuse_folder_of_run(folder: Path, flag: str) -> None:
         UserError: If it is one.
     """
     if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
-        raise UserError(
-            f"--{flag} {folder} is the folder of a run, into which only vab fit writes: give another folder"
-        )
+        raise UserError(f"--{flag} {folder} is the folder of a run, where only vab fit writes: give another folder")
 
 
-def place_of_run(settings: Any, checkpoint: Path, config: dict[str, Any]) -> tuple[str, int] | None:
-    """Where a resumed run continues in its own folder: one line in TensorBoard, one best checkpoint.
+def logger_version(settings: Any, checkpoint: Path, config: dict[str, Any]) -> tuple[str, int] | None:
+    """Decide whether a resumed run continues in its own folder: one curve in TensorBoard, one best checkpoint.
 
-    It does so with the config that lies beside the checkpoint, but for its end, and from the newest checkpoint. A run
-    with a changed setting, or from an earlier checkpoint, gets a folder of its own, and nothing is lost.
+    It does if it resumes from the folder's newest checkpoint, and the folder's config differs in nothing but the length
+    of the run. A run with another setting, or from an older checkpoint, gets a new folder, so that no result is lost.
 
     Args:
         settings: Of ``fit``.
-        checkpoint: From which the run continues.
-        config: The same settings, as they would be saved.
+        checkpoint: Where the run resumes.
+        config: The same settings, as they are saved.
 
     Returns:
-        The logger's version, and the step up to which its curves stay; None for a folder of its own.
+        The logger's ``version`` and ``purge_step``, after which old curves are hidden. None for a new folder.
     """
     logger, folder = settings.trainer.get("logger"), checkpoint.absolute().parent.parent
     if getattr(logger, "class_path", None) != "lightning.pytorch.loggers.TensorBoardLogger":
@@ -51,21 +49,26 @@ def place_of_run(settings: Any, checkpoint: Path, config: dict[str, Any]) -> tup
         return None
     if newest is None or not newest.samefile(checkpoint):
         return None
-    if _without_end(config) != _without_end(yaml.safe_load(saved.read_text())):
+    if _without_length(config) != _without_length(yaml.safe_load(saved.read_text())):
         return None
+    rank_zero_info(f"resuming in {folder}")
+    return folder.name, global_step_in(checkpoint)
+
+
+def global_step_in(checkpoint: str | Path) -> int:
+    """The optimizer steps after which a checkpoint was saved."""
     with reading(checkpoint):
-        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    rank_zero_info(f"going on in {folder}")
-    return folder.name, step
+        step: int = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    return step
 
 
 def name_of_run(config: dict[str, Any]) -> str:
-    """The same eight letters for a run whenever it is started, also to a later end, and others for other settings."""
-    settings = json.dumps(_without_end(config), sort_keys=True, default=str)
+    """Eight hex digits that stand for the settings of a run, its length excepted."""
+    settings = json.dumps(_without_length(config), sort_keys=True, default=str)
     return hashlib.sha256(settings.encode()).hexdigest()[:8]
 
 
-def _without_end(config: dict[str, Any]) -> dict[str, Any]:
+def _without_length(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config without the settings that say where it resumes and ends."""
     trainer = {name: value for name, value in config["trainer"].items() if name not in ("max_steps", "max_epochs")}
     if isinstance(logger := trainer.get("logger"), dict):

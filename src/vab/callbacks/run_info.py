@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that it is of, for people who meet it later."""
+"""Information about a run, stored in its checkpoints."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from vab import __version__
 from vab.data.reading.datamodule import ShardDataModule
 
 
-def run_facts(trainer: Trainer, validated_step: int | None) -> dict[str, Any]:
-    """As plain JSON.
+def run_info(trainer: Trainer, validated_step: int | None) -> dict[str, Any]:
+    """Collect versions, precision, batch size and the last validation's metrics, as plain JSON.
 
     Args:
         trainer: Of the run.
-        validated_step: The step of the last validation, of which the figures are; None if there was none.
+        validated_step: The step of the last validation; None if there was none.
     """
-    facts: dict[str, Any] = {
+    info: dict[str, Any] = {
         "vab": __version__,
-        "torch": str(torch.__version__),  # a class of its own, which no safe loader takes
+        "torch": str(torch.__version__),  # a str subclass that weights_only loading refuses
         "lightning": lightning.__version__,
         "world_size": trainer.world_size,
         "precision": str(trainer.precision),
     }
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, ShardDataModule):
-        facts["records"] = len(data.train_dataset)
-        facts["records_per_step"] = data.global_batch_size * trainer.accumulate_grad_batches
+        info["records"] = len(data.train_dataset)
+        info["records_per_step"] = data.global_batch_size * trainer.accumulate_grad_batches
     if validated_step is not None:
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        facts |= {"validated_step": validated_step, "figures": logged}
-    return facts
+        info |= {"validated_step": validated_step, "figures": logged}
+    return info
