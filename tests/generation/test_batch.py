@@ -20,6 +20,7 @@ import command_line
 from vab.backbone import Backbone
 from vab.cli import main
 from vab.data.media.write import write_video
+from vab.files import lock_folder
 from vab.generation import resumable
 from vab.generation.batch import generate_many, prefetch
 from vab.generation.generator import Generator
@@ -27,7 +28,7 @@ from vab.generation.outputs import many_jobs, write_sound
 from vab.generation.recipe import Recipe
 from vab.generation.request import Request
 from vab.generation.resumable import Journal
-from vab.generation.table import COLUMNS, GenerationFolder
+from vab.generation.table import COLUMNS
 from vab.spec import UserError
 from vab.tasks import PretrainTask
 from vab.tokens.sampler import Sampler
@@ -82,7 +83,9 @@ def run(checkpoint, generator):
     def run(source, out, *, seed=0, steps=2, variations=1, write=None, load=None, weights="ema", **options):
         class Loaded(Recipe):
             def load(self, device):
-                return (load or (lambda device: generator))(device), Sampler(steps, guidance_scale=2.0), None
+                loaded = (load or (lambda device: generator))(device)
+                loaded.task.sampler = Sampler(steps, guidance_scale=2.0)
+                return loaded
 
             def write(self, job, sound, sample_rate):
                 (write or write_sound)(job, sound, sample_rate)
@@ -273,7 +276,10 @@ def test_a_full_disk_ends_it_and_more_room_goes_on(whole, videos, run, small_dis
 
 def test_two_runs_do_not_share_a_folder(videos, run, tmp_path):
     for alone in (True, False):  # the first rank of another run, or one of its ranks that outlived it
-        with GenerationFolder(tmp_path, {}).lock(alone), pytest.raises(UserError, match="another vab generate"):
+        with (
+            lock_folder(tmp_path, "vab generate", alone, share=True),
+            pytest.raises(UserError, match="another vab generate"),
+        ):
             run(videos, tmp_path)
     assert not list(tmp_path.iterdir())
     run(videos, tmp_path)

@@ -183,7 +183,7 @@ def test_a_table_of_another_make_is_refused(place, tmp_path, damage):
         with pytest.raises(UserError, match=r"sweep\.csv is damaged, or of another version"):
             run(place, tmp_path / "out", grid=quick)
     (tmp_path / "out" / "sweep.json").unlink()
-    with pytest.raises(UserError, match=r"has no sweep\.json"):
+    with pytest.raises(UserError, match=r"no sweep\.json beside it"):
         run(place, tmp_path / "out", grid=quick)
 
 

@@ -80,18 +80,8 @@ def generate(
         jobs = many_jobs(source, request, target, format, num_variations)
     else:
         jobs = single_jobs(request, target, num_variations)
-    recipe = Recipe(
-        checkpoint,
-        fine_checkpoint,
-        seed,
-        sampler,
-        fine_sampler,
-        overlap_seconds,
-        wav_format,
-        weights,
-        precision,
-        compile,
-    )
+    models = (checkpoint, fine_checkpoint, weights, precision, compile, overlap_seconds)
+    recipe = Recipe(*models, sampler, fine_sampler, seed, wav_format)
     refuse_overwriting([job.target for job in jobs], recipe.files)
     if many:
         generate_many(jobs, target, recipe, batch_size, device, devices, num_nodes, overwrite)

@@ -24,7 +24,7 @@ from vab import __version__
 from vab.console import ProgressBar
 from vab.data.media.segments import MediaError
 from vab.data.shards.format import library_versions
-from vab.files import sha256_of
+from vab.files import lock_folder, sha256_of
 from vab.generation.outputs import Job
 from vab.generation.recipe import Recipe
 from vab.generation.request import Prepared, Request
@@ -38,6 +38,7 @@ from vab.tokens.sampler import Sampler
 
 _LISTED_ERRORS = 20
 """Failed inputs that the last message names; the table has all."""
+_HEALTH = ("peak", "rms_db", "silence", "longest_repeat_seconds")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,30 +48,15 @@ R = TypeVar("R")
 class Report:
     """The result of a run."""
 
-    folder: GenerationFolder
-    """Where the outputs are."""
     rows: list[Row]
     """The table: one row for each output wanted."""
     made: int
     """Outputs of this run."""
-    seconds: float
-    """Seconds of sound generated in this run."""
-    wall_seconds: float
-    """Seconds that this run took to generate, without loading."""
 
     @property
     def failed(self) -> list[Row]:
         """Rows without an output."""
         return [row for row in self.rows if row["error"]]
-
-    def __str__(self) -> str:
-        warned = sum(bool(row["warnings"]) for row in self.rows)
-        skipped = len(self.rows) - len(self.failed) - self.made
-        rate = f"; {self.seconds / self.wall_seconds:.1f} s of sound per second" if self.made else ""
-        return (
-            f"{self.folder.table_file}: {self.made} made, {skipped} there before, {len(self.failed)} failed, "
-            f"{warned} with warnings{rate}"
-        )
 
 
 def generate_many(
@@ -113,7 +99,7 @@ def generate_many(
         try:
             run = _Run(recipe, out, batch_size, ranks.device)
             if ranks.rank == 0:
-                stack.enter_context(folder.lock(alone=True))
+                stack.enter_context(lock_folder(out, "vab generate", share=True))
                 done = {out / output for output in folder.resume(run.settings(jobs), run.about(), overwrite)}
         except UserError as problem:
             error = problem
@@ -127,7 +113,7 @@ def generate_many(
         made, seconds, wall_seconds = 0, 0.0, 0.0
         try:
             if ranks.rank != 0:
-                stack.enter_context(folder.lock(alone=False))
+                stack.enter_context(lock_folder(out, "vab generate", alone=False))
             with folder.journal(ranks.rank) as journal:
                 words = "generating" + ("" if ranks.world_size == 1 else f" (1 of {ranks.world_size} processes)")
                 total = sum(job.target not in done for batch in share for job in batch)
@@ -142,9 +128,13 @@ def generate_many(
         if ranks.rank != 0:
             return None
         all_made, all_seconds, all_wall_seconds = zip(*counts, strict=True)
-        report = Report(folder, folder.finish(), sum(all_made), sum(all_seconds), max(all_wall_seconds))
-    print(report)
-    if failed := report.failed:
+        report = Report(folder.finish(), sum(all_made))
+    failed, made = report.failed, report.made
+    kept, warned = len(report.rows) - len(failed) - made, sum(bool(row["warnings"]) for row in report.rows)
+    rate = f"; {sum(all_seconds) / max(all_wall_seconds):.1f} s of sound per second" if made else ""
+    counted = f"{made} made, {kept} there before, {len(failed)} failed, {warned} with warnings"
+    print(f"{folder.table_file}: {counted}{rate}")
+    if failed:
         lines = [
             row["error"] if row["file"] in row["error"] else f"{row['file']}: {row['error']}"
             for row in failed[:_LISTED_ERRORS]
@@ -192,7 +182,8 @@ class _Run:
 
     def __init__(self, recipe: Recipe, out: Path, batch_size: int, device: str) -> None:
         self.recipe, self.out, self.batch_size = recipe, out, batch_size
-        self.generator, self.sampler, self.fine_sampler = recipe.load(device)
+        self.generator = generator = recipe.load(device)
+        self.samplers = generator.task.sampler, None if generator.fine is None else generator.fine.sampler
         self.checkpoint_hash = sha256_of(find_checkpoint(recipe.checkpoint))
         self.rate = self.generator.codec.sample_rate
 
@@ -204,8 +195,8 @@ class _Run:
             "checkpoint_sha256": self.checkpoint_hash,
             "fine_checkpoint_sha256": recipe.fine_checkpoint and sha256_of(find_checkpoint(recipe.fine_checkpoint)),
             "seed": recipe.seed,
-            "sampler": asdict(self.sampler),
-            "fine_sampler": self.fine_sampler and asdict(self.fine_sampler),
+            "sampler": asdict(self.samplers[0]),
+            "fine_sampler": self.samplers[1] and asdict(self.samplers[1]),
             "precision": recipe.precision,
             "overlap_seconds": recipe.overlap_seconds,
             "format": jobs[0].target.suffix,
@@ -279,7 +270,7 @@ class _Run:
             return
         began = time.perf_counter()
         items = [item for _, item in ready]
-        sounds = self.generator.make(items, self.recipe.seed, self.sampler, self.fine_sampler, self.batch_size)
+        sounds = self.generator.make(items, self.recipe.seed, batch_size=self.batch_size)
         pace = (time.perf_counter() - began) / sum(item.samples for item in items)
         for (job, item), sound in zip(ready, sounds, strict=True):
             if job.target in done:
@@ -299,34 +290,26 @@ class _Run:
 
     def _row(self, job: Job, error: UserError | None = None) -> Row:
         """A row of the table without the columns that describe the sound."""
-        values = {
+        return dict.fromkeys(COLUMNS, "") | {
             "file": job.request.name,
             "input": _stamp(job.request.source),
-            "variation": job.request.variation,
-            "seed": self.recipe.seed,
-            "sampler": _compact(self.sampler),
-            "fine_sampler": "" if self.fine_sampler is None else _compact(self.fine_sampler),
-            "checkpoint": self.recipe.checkpoint,
+            "variation": str(job.request.variation),
+            "seed": str(self.recipe.seed),
+            "sampler": _compact(self.samplers[0]),
+            "fine_sampler": _compact(self.samplers[1]),
+            "checkpoint": str(self.recipe.checkpoint),
             "checkpoint_sha256": self.checkpoint_hash,
             "error": "" if error is None else " ".join(str(error).split()),
         }
-        return dict.fromkeys(COLUMNS, "") | {name: str(value) for name, value in values.items()}
 
     def _measured(self, job: Job, item: Prepared, sound: Sound, wall_seconds: float) -> Row:
         """The columns that describe the sound."""
-        health = sound.health
-        numbers = {
-            "seconds": len(sound.waveform) / self.rate,
-            "peak": health.peak,
-            "rms_db": health.rms_db,
-            "silence": health.silence,
-            "longest_repeat_seconds": health.longest_repeat_seconds,
-            "gain_db": sound.gain_db,
-        }
+        numbers = {"seconds": len(sound.waveform) / self.rate, "gain_db": sound.gain_db}
+        numbers |= {name: getattr(sound.health, name) for name in _HEALTH}
         return {name: f"{value:.6g}" for name, value in numbers.items()} | {
             "output": _output(job, self.out),
             "wall_seconds": f"{wall_seconds:.3g}",
-            "entropy": ";".join(f"{bits:.6g}" for bits in health.entropy),
+            "entropy": ";".join(f"{bits:.6g}" for bits in sound.health.entropy),
             "warnings": "; ".join([*item.notes, *sound.warnings]),
         }
 
@@ -335,8 +318,8 @@ def _output(job: Job, out: Path) -> str:
     return job.target.relative_to(out).as_posix()
 
 
-def _compact(sampler: Sampler) -> str:
-    return json.dumps(asdict(sampler), separators=(",", ":"))
+def _compact(sampler: Sampler | None) -> str:
+    return "" if sampler is None else json.dumps(asdict(sampler), separators=(",", ":"))
 
 
 def _stamp(path: Path) -> str:

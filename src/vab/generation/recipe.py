@@ -24,14 +24,14 @@ class Recipe:
 
     checkpoint: str
     fine_checkpoint: str | None = None
-    seed: int = 0
-    sampler: Changes = None
-    fine_sampler: Changes = None
-    overlap_seconds: float | None = None
-    wav_format: WavFormat = "pcm16"
     weights: Literal["ema", "live"] = "ema"
     precision: Precision = "32-true"
     compile: bool = False
+    overlap_seconds: float | None = None
+    sampler: Changes = None
+    fine_sampler: Changes = None
+    seed: int = 0
+    wav_format: WavFormat = "pcm16"
 
     def __post_init__(self) -> None:
         """Check the samplers before any network is loaded."""
@@ -43,24 +43,17 @@ class Recipe:
         """The files that it reads."""
         return [self.checkpoint, self.fine_checkpoint, sampler_file(self.sampler), sampler_file(self.fine_sampler)]
 
-    def load(self, device: str) -> tuple[Generator, Sampler, Sampler | None]:
-        """Load the networks onto a device; the samplers are those of the model and of its fine stage, if any."""
-        generator = Generator.load(
-            self.checkpoint,
-            self.weights,
-            device,
-            self.fine_checkpoint,
-            self.precision,
-            self.compile,
-            self.overlap_seconds,
-        )
-        task, fine = generator.task, generator.fine
-        sampler = changed_sampler(task.sampler, self.sampler, "--sampler", task.made_levels)
-        if fine is None:
-            if self.fine_sampler is not None:
-                raise UserError("--fine_sampler is for the fine stage: give one with --fine_checkpoint")
-            return generator, sampler, None
-        return generator, sampler, changed_sampler(fine.sampler, self.fine_sampler, "--fine_sampler", fine.made_levels)
+    def load(self, device: str) -> Generator:
+        """Load the networks onto a device; the samplers of model and fine stage are changed as the recipe says."""
+        model = (self.checkpoint, self.weights, device, self.fine_checkpoint)
+        generator = Generator.load(*model, self.precision, self.compile, self.overlap_seconds)
+        if generator.fine is None and self.fine_sampler is not None:
+            raise UserError("--fine_sampler is for the fine stage: give one with --fine_checkpoint")
+        stages = (generator.task, self.sampler, "--sampler"), (generator.fine, self.fine_sampler, "--fine_sampler")
+        for task, changes, flag in stages:
+            if task is not None:
+                task.sampler = changed_sampler(task.sampler, changes, flag, task.made_levels)
+        return generator
 
     def write(self, job: Job, sound: Sound, sample_rate: int) -> None:
         """Write a sound (of a sample rate in Hz) to its target, whole or not at all."""

@@ -20,7 +20,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from vab.files import Lock, csv_text, explain_full_disk, lock_folder, sync_folder, write_atomically
+from vab.files import csv_text, explain_full_disk, sync_folder, write_atomically
 from vab.spec import UserError
 
 Row = dict[str, str]
@@ -33,35 +33,30 @@ class ResumableFolder:
     Args:
         folder: Where the results go.
         name: Name of the files.
-        command: The command, for messages.
         remedy: What to type if the folder cannot be resumed, for messages.
     """
 
-    def __init__(self, folder: Path, name: str, command: str, remedy: str = "give another folder") -> None:
-        self.folder, self._command, self._remedy = folder, command, remedy
+    def __init__(self, folder: Path, name: str, remedy: str = "give another folder") -> None:
+        self.folder, self._remedy = folder, remedy
         self.settings_file, self.table_file = folder / f"{name}.json", folder / f"{name}.csv"
         self._prefix = f".{name}."
 
-    def lock(self, alone: bool = True) -> Lock:
-        """Create the folder and lock it against other runs, including those whose first process was killed.
+    def check(self, settings: Mapping[str, Any], outputs: Iterable[str] = ()) -> None:
+        """Refuse to resume the folder if it was not begun with these settings.
 
         Args:
-            alone: Fail if any process holds the lock; it is then shared with processes that ask with False.
+            settings: What determines the results, in plain JSON.
+            outputs: Files of the results, relative to the folder.
 
         Raises:
-            UserError: If another run is writing to the folder, or the folder cannot be created.
-        """
-        return lock_folder(self.folder, self._command, alone, share=True)
-
-    def is_begun(self, settings: Mapping[str, Any]) -> bool:
-        """Whether an earlier run has begun the folder with these settings.
-
-        Raises:
-            UserError: If it was begun with other settings, or the file cannot be read.
+            UserError: If it was begun with other settings, or has results but no settings.
         """
         path = self.settings_file
         if not path.exists():
-            return False
+            results = (self.table_file, *map(self.folder.joinpath, outputs))
+            if found := next((file for file in results if file.exists()), None):
+                raise UserError(f"{found} exists, but no {path.name} beside it says how it was made: {self._remedy}")
+            return
         try:
             theirs = json.loads(path.read_text())["settings"]
             differences = list(_differences(theirs, json.loads(json.dumps(settings))))
@@ -72,7 +67,6 @@ class ResumableFolder:
                 f"{self.folder} was begun with other settings ({'; '.join(differences)}): use the same to resume, or "
                 f"{self._remedy}"
             )
-        return True
 
     def table_rows(self, columns: Sequence[str] = ()) -> list[Row]:
         """The rows of the table; none if there is no table.

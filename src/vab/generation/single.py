@@ -24,7 +24,7 @@ def generate_one(jobs: Sequence[Job], recipe: Recipe, batch_size: int = 8, devic
     """
     if batch_size < 1:
         raise UserError(f"--batch_size must be 1 or more, got {batch_size}")
-    generator, sampler, fine_sampler = recipe.load(device)
+    generator = recipe.load(device)
     prepared = generator.prepare(jobs[0].request)
     _print("note", jobs[0].request.source, prepared.notes)
     rate = generator.codec.sample_rate
@@ -33,8 +33,8 @@ def generate_one(jobs: Sequence[Job], recipe: Recipe, batch_size: int = 8, devic
         "fine_checkpoint": recipe.fine_checkpoint,
         "weights": recipe.weights,
         "seed": recipe.seed,
-        "sampler": asdict(sampler),
-        "fine_sampler": None if fine_sampler is None else asdict(fine_sampler),
+        "sampler": asdict(generator.task.sampler),
+        "fine_sampler": None if generator.fine is None else asdict(generator.fine.sampler),
         "overlap_seconds": recipe.overlap_seconds,
         "precision": recipe.precision,
     }
@@ -43,7 +43,7 @@ def generate_one(jobs: Sequence[Job], recipe: Recipe, batch_size: int = 8, devic
         items = [replace(prepared, request=job.request) for job in batch]
         windows = generator.num_windows(items)
         with ProgressBar("generating", windows, "windows", show=windows > 1, transient=True) as bar:
-            sounds = generator.make(items, recipe.seed, sampler, fine_sampler, on_window=bar.advance)
+            sounds = generator.make(items, recipe.seed, on_window=bar.advance)
         for job, sound in zip(batch, sounds, strict=True):
             recipe.write(job, sound, rate)
             write_note(job, sound, prepared.notes, settings)

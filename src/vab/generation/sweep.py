@@ -23,7 +23,7 @@ from vab import __version__
 from vab.console import ProgressBar, print_table
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.order import spread_evenly
-from vab.files import write_atomically
+from vab.files import lock_folder, write_atomically
 from vab.frozen.listening import Impressions, class_columns, listen, resampled, sounds_of, true_classes
 from vab.frozen.protocols import Judge
 from vab.generation.generator import Generator
@@ -178,10 +178,9 @@ def run_sweep(
     }
     column = f"{metric}_{judge.name}" if metric in ("kld", "fad") else metric
     no_labels = UserError(f"{data.folder} has no labels that judge {judge.name} knows: sort by another --metric")
-    folder = ResumableFolder(out, "sweep", "vab sweep")
-    with folder.lock():
-        if not folder.is_begun(identity) and folder.table_file.exists():
-            raise UserError(f"{folder.table_file} has no {folder.settings_file.name} beside it: give another folder")
+    folder = ResumableFolder(out, "sweep")
+    with lock_folder(out, "vab sweep"):
+        folder.check(identity)
         rows = _read_rows(folder)
         folder.begin(identity, about, {})
         done = {row.setting.content for row in rows}
@@ -241,11 +240,7 @@ def _write_rows(folder: ResumableFolder, rows: Sequence[Row]) -> None:
 def _write_best(path: Path, rows: Sequence[Row], column: str) -> None:
     """The sampler file of the first row."""
     comment = f"# {column} {rows[0].metrics[column]:.6g}, the best of {len(rows)} settings in sweep.csv\n"
-    lines = [
-        yaml.safe_dump({name: value}, default_flow_style=None if isinstance(value, list) else False)
-        for name, value in asdict(rows[0].setting.sampler).items()
-    ]
-    write_atomically(path, comment + "".join(lines))
+    write_atomically(path, comment + yaml.safe_dump(asdict(rows[0].setting.sampler), sort_keys=False))
 
 
 def _print(rows: Sequence[Row], metric: Metric, subset: Subset, out: Path) -> None:
@@ -281,15 +276,12 @@ def _print(rows: Sequence[Row], metric: Metric, subset: Subset, out: Path) -> No
 
 def _matters(name: str, sampler: Sampler) -> bool:
     """Whether a setting has an effect beside the others, and is not the default word, such as remask none."""
-    if name in _WORDS and getattr(sampler, name) == getattr(Sampler(), name):
-        return False
-    if name == "choice_temperature":
-        return sampler.order == "confidence"
-    if name == "remask_strength":
-        return sampler.remask != "none"
-    if name == "guidance":
-        return sampler.guidance_scale != 1
-    return True
+    has_effect = {
+        "choice_temperature": sampler.order == "confidence",
+        "remask_strength": sampler.remask != "none",
+        "guidance": sampler.guidance_scale != 1,
+    }
+    return has_effect.get(name, True) and not (name in _WORDS and getattr(sampler, name) == getattr(Sampler(), name))
 
 
 def _steps(sampler: Sampler) -> str:

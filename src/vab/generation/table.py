@@ -30,7 +30,7 @@ COLUMNS = (
     "warnings",  # in words, joined by ;
     "error",  # why there is no output
 )
-_OVERWRITE = "give another folder, or --overwrite to make all its sounds again"
+_OVERWRITE = "give another folder, or --overwrite to make all sounds again"
 
 
 class GenerationFolder(ResumableFolder):
@@ -42,7 +42,7 @@ class GenerationFolder(ResumableFolder):
     """
 
     def __init__(self, folder: Path, inputs: Mapping[str, str]) -> None:
-        super().__init__(folder, "generations", "vab generate", _OVERWRITE)
+        super().__init__(folder, "generations", _OVERWRITE)
         self.inputs = inputs
 
     def resume(self, settings: Mapping[str, Any], about: Mapping[str, Any], overwrite: bool = False) -> set[str]:
@@ -62,13 +62,8 @@ class GenerationFolder(ResumableFolder):
         """
         if overwrite:
             self._delete_outputs()
-        elif not self.is_begun(settings):
-            existing = [path for path in (self.table_file, *map(self.folder.joinpath, self.inputs)) if path.exists()]
-            if existing:
-                raise UserError(
-                    f"{existing[0]} exists, but no {self.settings_file.name} beside it says how it was made: give "
-                    "another folder, or --overwrite to replace it"
-                )
+        else:
+            self.check(settings, self.inputs)
         # Missing outputs, outputs of changed inputs and failed outputs are made again.
         done = {output: row for output, row in self._rows().items() if (self.folder / output).is_file()}
         if lost := sorted(done.keys() - self.inputs.keys()):
