@@ -22,10 +22,10 @@ from vab.data.extract.parts import Settings
 from vab.data.extract.run import extract_parts
 from vab.data.inputs.listing import Sources, find_sources
 from vab.data.reading.dataset import ShardDataset
+from vab.data.shards.data_set import Contents, publish_data_set, rows_of_part
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import read_manifest
 from vab.data.shards.verify import verify
-from vab.data.shards.writer import publish_data_set, rows_of_part
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision
 from vab.spec import UserError
@@ -129,7 +129,7 @@ def test_an_index_of_another_join_is_written_again(media, tmp_path):
     further = {name: manifest[name] for name in ("versions",)}
     tables = [rows_of_part(out, number) for number in range(2)]
     codebooks = load_codec("tiny").codebooks()
-    publish_data_set(out, manifest, tables, codebooks, [], 6, further)
+    publish_data_set(out, Contents(manifest, tables, codebooks, [], 6, further))
     assert np.array_equal(np.load(tmp_path / "out" / "index.npy"), index)
     assert verify(tmp_path / "out") == []
 

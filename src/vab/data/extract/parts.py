@@ -32,14 +32,8 @@ from vab.data.extract.identity import MISSING, UNKNOWN, is_away
 from vab.data.inputs.listing import Source
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import Left, make_key
-from vab.data.shards.writer import (
-    Packed,
-    PartWriter,
-    RecordPacker,
-    read_part,
-    read_records,
-    read_rows,
-)
+from vab.data.shards.part_files import PartWriter, read_part, read_records, read_rows
+from vab.data.shards.records import Packed, RecordPacker
 from vab.files import explain_full_disk
 from vab.spec import SegmentSpec, UserError
 

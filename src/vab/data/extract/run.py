@@ -27,9 +27,10 @@ from vab.data.extract.report import (
     write_report,
 )
 from vab.data.inputs.listing import Sources
+from vab.data.shards.data_set import Contents, Rows, begin_folder, publish_data_set, rows_of_part
 from vab.data.shards.folder import OutFolder
-from vab.data.shards.format import HEAD, MANIFEST, PARTS, Left, library_versions, parse_manifest
-from vab.data.shards.writer import Rows, begin_folder, part_name, publish_data_set, read_part, rows_of_part
+from vab.data.shards.format import HEAD, MANIFEST, PARTS, Left, library_versions, parse_manifest, part_name
+from vab.data.shards.part_files import read_part
 from vab.spec import UserError
 
 _JOINS = 5
@@ -384,7 +385,7 @@ class _Extraction:
             further["duplicates"] = {self.sources[own].name: self.sources[first].name
                                      for own, (first, _) in duplicates.items()}  # fmt: skip
         return tars, publish_data_set(
-            self.out, head, tables, self.facts.codebooks, left_out, len(self.sources), further
+            self.out, Contents(head, tables, self.facts.codebooks, left_out, len(self.sources), further)
         )
 
     def _duplicates(self) -> dict[int, tuple[int, bytes]]:

@@ -47,7 +47,8 @@ from vab.data.shards.format import (
     read_codebooks,
     read_manifest,
 )
-from vab.data.shards.writer import Record, ShardWriter
+from vab.data.shards.records import Record
+from vab.data.shards.writer import ShardWriter
 from vab.frozen.codec import load_codec
 from vab.frozen.vision import load_vision
 from vab.frozen.weight_files.catalogue import CODEC_NUMBERS, CODECS

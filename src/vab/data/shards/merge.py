@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vab.data.remote import local_copy
+from vab.data.shards.data_set import Contents, Rows, begin_folder, publish_data_set
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import (
     CODEBOOKS,
@@ -26,7 +27,6 @@ from vab.data.shards.format import (
     read_manifest,
     shard_name,
 )
-from vab.data.shards.writer import Rows, begin_folder, publish_data_set
 from vab.files import explain_full_disk
 from vab.spec import UserError
 
@@ -85,7 +85,7 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
     mark = f"{num_sources} sha256:{hashlib.sha256(' '.join(inputs).encode()).hexdigest()}"
     head["extraction"] = head["extraction"] | {"inputs": mark}
     codebooks = read_codebooks(places[0] / CODEBOOKS)
-    merged = publish_data_set(target, head, tables, codebooks, left_out, num_sources, further)
+    merged = publish_data_set(target, Contents(head, tables, codebooks, left_out, num_sources, further))
     target.remove_parts()
     return merged
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from vab.data.addresses import is_address
 from vab.data.reading.dataset import ShardDataset
 from vab.data.remote import local_copy
+from vab.data.shards.data_set import Contents, Rows, write_data_set
 from vab.data.shards.folder import OutFolder
 from vab.data.shards.format import (
     CODE_TYPES,
@@ -37,7 +38,7 @@ from vab.data.shards.format import (
     read_codebooks,
     read_manifest,
 )
-from vab.data.shards.writer import Rows, check_values, write_data_set
+from vab.data.shards.records import check_values
 from vab.files import sha256_of
 from vab.spec import SegmentSpec, UserError
 
@@ -209,7 +210,7 @@ def index_folder(folder: str | Path, spec: str | Path | None = None, codebooks: 
     }
     out = OutFolder(folder)
     with out.work() as work:
-        manifest = write_data_set(work, head, tables, codebooks, left_out, 0, further)
+        manifest = write_data_set(work, Contents(head, tables, codebooks, left_out, 0, further))
         out.publish(work, [*SIDE_FILES, MANIFEST])
     return manifest
 
