@@ -15,9 +15,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-Counts = dict[str, dict[str, int]]
-"""Of ``total`` and ``current``: how many were ``ready``, ``started``, ``processed`` and ``completed``."""
-
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
     """The trainer that uses a module, or None; the public ``trainer`` raises where there is none."""
@@ -54,7 +51,8 @@ def begin_epoch(trainer: Trainer) -> None:
 def progress_in(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The progress counts of a checkpoint, to be changed in place: of batches, and of epochs.
 
-    Each has `Counts`; that of batches has ``is_last_batch`` as well.
+    Each maps ``total`` and ``current`` to the numbers of ``ready``, ``started``, ``processed`` and ``completed`` ones.
+    That of batches has ``is_last_batch`` as well.
     """
     loop = checkpoint["loops"]["fit_loop"]
     return loop["epoch_loop.batch_progress"], loop["epoch_progress"]

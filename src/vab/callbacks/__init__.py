@@ -1,4 +1,4 @@
-"""What watches a run: averaged weights, checkpoints, meters, the progress line, what generated sound is like."""
+"""Lightning callbacks: weight averaging, checkpoints, meters, progress, and the quality of generated sound."""
 
 from vab.callbacks.averaging import EMA
 from vab.callbacks.checkpoints import Checkpoints

@@ -72,8 +72,9 @@ def train(arguments: list[str]) -> None:
         if all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK")):
             diverged = isinstance(stopped, NonFiniteError)
             print(f"error: {stopped}" if diverged else how_to_resume(arguments, stopped), file=sys.stderr)
-        # Lightning's launcher would kill rank 0 if a rank that it started failed first.
-        exit_now(0 if is_started_by_lightning() else stopped.exit_status)
+        # Lightning's launcher would kill rank 0 if a rank that it started (not torchrun or SLURM) failed first.
+        is_launched = os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ
+        exit_now(0 if is_launched else stopped.exit_status)
     except SystemExit as ended:
         if cause_of(ended, KeyboardInterrupt) is None:
             raise
@@ -91,14 +92,6 @@ def train(arguments: list[str]) -> None:
 class Parser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser with one-line errors."""
 
-    def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Add the flags of ``Trainer.fit`` and the like, with a help text of --ckpt_path that is true here."""
-        added: list[str] = super().add_method_arguments(*args, **kwargs)
-        for action in self._actions:
-            if action.dest == "ckpt_path":
-                action.help = "A checkpoint, or a run's folder, which stands for its last.ckpt. fit resumes that run"
-        return added
-
 
 class TrainerCommands(CommandHooks):
     """LightningCLI with our callbacks, checks of settings, and rules for the folders of runs."""
@@ -107,7 +100,10 @@ class TrainerCommands(CommandHooks):
     _logger: tuple[str, int] | None = None  # of a run that resumes in its folder: the logger's version and purge_step
 
     def add_command_arguments(self, parser: LightningArgumentParser, command: str) -> None:
-        """Add the flags that say where to write, to the commands that write only on request."""
+        """Add the flags that say where a command writes, and correct the help of ``--ckpt_path``."""
+        for action in parser._actions:
+            if action.dest == "ckpt_path":
+                action.help = "A checkpoint, or a run's folder, which stands for its last.ckpt. fit resumes that run"
         if command in ("validate", "test"):
             words = "folder in which TensorBoard logs the metrics, at the checkpoint's step; default: only print them"
             parser.add_argument("--log_to", type=str | None, default=None, help=words)
@@ -262,11 +258,6 @@ def _as_list(value: Any) -> list[Any]:
 
 def _has(objects: list[Any], kind: type) -> bool:
     return any(isinstance(one, kind) for one in objects)
-
-
-def is_started_by_lightning() -> bool:
-    """Whether Lightning's launcher started this rank, not torchrun or SLURM."""
-    return os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ
 
 
 def is_lost_rank(error: RuntimeError) -> bool:
