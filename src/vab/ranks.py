@@ -72,7 +72,7 @@ class Ranks:
         words = [text for text in self.gather(None if error is None else str(error)) if text is not None]
         if not words:
             return
-        self._leave()
+        self._disconnect()
         if self.rank == 0:
             raise error if error is not None else UserError(words[0])
         raise SystemExit(0)
@@ -82,7 +82,7 @@ class Ranks:
         """Stop the ranks that this process started when it stops, and print each error once."""
         try:
             yield
-            self._leave()
+            self._disconnect()
         except BaseException as error:
             if self.fabric is not None and self.rank == 0:
                 for process in getattr(self.fabric.strategy.launcher, "procs", ()):
@@ -93,7 +93,7 @@ class Ranks:
                 raise SystemExit(0) from None
             raise
 
-    def _leave(self) -> None:
+    def _disconnect(self) -> None:
         """Wait for the other ranks and close the process group.
 
         If it is left to the exit of the interpreter, a thread of the connection may still run and abort the process.

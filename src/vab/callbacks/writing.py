@@ -41,7 +41,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
             return
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        self._write(Path(path), content)
+        self._run(_write, Path(path), content, is_write=True)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint of ours.
@@ -57,17 +57,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
             content["hyper_parameters"]["_class_path"]
         return content
 
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint."""
+        self._run(super().remove_checkpoint, path)
+
     def link(self, path: Path, name: Path) -> None:
         """Make ``name`` another name of the file ``path``, replacing a file of that name in one step."""
-        temporary = name.with_name(name.name + TEMPORARY_SUFFIX)
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(path, temporary)
-        except OSError:  # no hard links on this file system
-            write_atomically(name, memoryview(path.read_bytes()))
-            return
-        temporary.replace(name)
-        sync_folder(name.parent)
+        self._run(_link, path, name)
 
     def keep_newest(self, folder: Path, pattern: str, count: int, resumed: Path | None = None) -> None:
         """Remove the files that match a pattern, except the newest ``count`` and the one that the run resumed from.
@@ -75,14 +71,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
         Newest by time of writing. The step in the name does not tell: a run that resumes from an earlier step finds
         files of later steps, which are not its own.
         """
-        found = sorted(folder.glob(pattern), key=lambda file: (file.stat().st_mtime_ns, file.name))
-        for file in found[:-count]:
-            if resumed is None or file.absolute() != resumed.absolute():
-                file.unlink(missing_ok=True)
+        self._run(_keep_newest, folder, pattern, count, resumed)
 
-    def _write(self, path: Path, content: io.BytesIO) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content.getbuffer())
+    def _run(self, work: Callable[..., None], *arguments: Any, is_write: bool = False) -> None:
+        work(*arguments)
 
 
 class BackgroundCheckpoints(AtomicCheckpoints):
@@ -114,18 +106,6 @@ class BackgroundCheckpoints(AtomicCheckpoints):
         self.wait()
         return super().load_checkpoint(*args, **kwargs)
 
-    def remove_checkpoint(self, path: Any) -> None:
-        """Remove a checkpoint, after those saved before are written."""
-        self._submit(self._unless_failed, super().remove_checkpoint, path)
-
-    def link(self, path: Path, name: Path) -> None:
-        """As `AtomicCheckpoints.link`, after those saved before are written."""
-        self._submit(self._unless_failed, super().link, path, name)
-
-    def keep_newest(self, folder: Path, pattern: str, count: int, resumed: Path | None = None) -> None:
-        """As `AtomicCheckpoints.keep_newest`, after those saved before are written."""
-        self._submit(self._unless_failed, super().keep_newest, folder, pattern, count, resumed)
-
     def wait(self) -> None:
         """Wait until everything is written.
 
@@ -148,22 +128,18 @@ class BackgroundCheckpoints(AtomicCheckpoints):
                 self._thread.shutdown()
                 self._thread = None
 
-    def _write(self, path: Path, content: io.BytesIO) -> None:
-        self._submit(self._write_now, path, content, is_write=True)
-
-    def _write_now(self, path: Path, content: io.BytesIO) -> None:
-        self._failed = True
-        super()._write(path, content)
-        self._failed = False
-
-    def _unless_failed(self, work: Callable[..., None], *arguments: Any) -> None:
-        if not self._failed:
-            work(*arguments)
-
-    def _submit(self, work: Callable[..., None], *arguments: Any, is_write: bool = False) -> None:
+    def _run(self, work: Callable[..., None], *arguments: Any, is_write: bool = False) -> None:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
-        self._unfinished.append((self._thread.submit(work, *arguments), is_write))
+        self._unfinished.append((self._thread.submit(self._run_in_thread, work, arguments, is_write), is_write))
+
+    def _run_in_thread(self, work: Callable[..., None], arguments: tuple[Any, ...], is_write: bool) -> None:
+        if is_write:
+            self._failed = True
+            work(*arguments)
+            self._failed = False
+        elif not self._failed:
+            work(*arguments)
 
     def _collect(self, max_writes: int) -> None:
         """Wait until at most so many writes are unfinished, and raise the errors of the others."""
@@ -184,3 +160,27 @@ def finish_writing(trainer: Trainer) -> None:
     files = trainer.strategy.checkpoint_io
     if isinstance(files, BackgroundCheckpoints):
         files.wait()
+
+
+def _write(path: Path, content: io.BytesIO) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.getbuffer())
+
+
+def _link(path: Path, name: Path) -> None:
+    temporary = name.with_name(name.name + TEMPORARY_SUFFIX)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # no hard links on this file system
+        write_atomically(name, memoryview(path.read_bytes()))
+        return
+    temporary.replace(name)
+    sync_folder(name.parent)
+
+
+def _keep_newest(folder: Path, pattern: str, count: int, resumed: Path | None) -> None:
+    found = sorted(folder.glob(pattern), key=lambda file: (file.stat().st_mtime_ns, file.name))
+    for file in found[:-count]:
+        if resumed is None or file.absolute() != resumed.absolute():
+            file.unlink(missing_ok=True)
