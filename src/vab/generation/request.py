@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from vab.data.media import segments as media
 from vab.frozen.protocols import Codec
-from vab.generation.inpainting import ROUNDING_SECONDS, parse_spans, steps_within
 from vab.generation.windows import Windows
 from vab.spec import SegmentSpec, UserError
 
 MIN_SECONDS = 0.02
 """The shortest sound that can be requested."""
+ROUNDING_SECONDS = 0.1
+"""A kept span may end this much after the sound: sound tracks end a little before or after their picture."""
+_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
+_SPAN = re.compile(rf"\s*{_NUMBER}?\s*-\s*{_NUMBER}?\s*")
 
 
 @dataclass(frozen=True)
@@ -200,3 +204,59 @@ def read_known_sound(
     known_codes = torch.zeros(levels, total, dtype=torch.int64)
     known_codes[:, : codes.shape[1]] = codes[:levels]
     return KnownSound(known_codes, mask, waveform, spans), notes
+
+
+def parse_spans(text: str, end: float) -> list[tuple[float, float]]:
+    """Read spans of seconds such as ``0-2,5-``.
+
+    Args:
+        text: ``a-b``, ``a-`` (to the end) or ``-b`` (from the start), separated by commas; in any order.
+        end: End of the sound in seconds.
+
+    Returns:
+        (first, last) in seconds, sorted, merged where they touch, none beyond ``end``.
+
+    Raises:
+        UserError: If a span is malformed, is empty or reversed, or lies beyond the end.
+    """
+    spans = []
+    for part in text.split(","):
+        match = _SPAN.fullmatch(part)
+        if not match or match.groups() == (None, None):
+            raise UserError(
+                f"--keep takes spans of seconds, such as 0-2,5- (from 5 s to the end); {part.strip()!r} is none"
+            )
+        first = float(match.group(1) or 0.0)
+        last = end if match.group(2) is None else float(match.group(2))
+        if match.group(2) is not None and last <= first:
+            raise UserError(f"--keep: the span {part.strip()} is empty: its end must be above its beginning")
+        if first >= end or last > end + ROUNDING_SECONDS:
+            raise UserError(f"--keep: the span {part.strip()} lies beyond the sound, which ends at {end:.2f} s")
+        spans.append((first, min(last, end)))
+    merged: list[tuple[float, float]] = []
+    for first, last in sorted(spans):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged
+
+
+def steps_within(spans: list[tuple[int, int]], steps: int, samples: int, samples_per_step: float) -> Tensor:
+    """Which codec steps lie entirely within spans of samples.
+
+    Args:
+        spans: (first, one past the last) sample.
+        steps: T of the sound.
+        samples: N of the sound, where its last step ends.
+        samples_per_step: Of the codec.
+
+    Returns:
+        (T,) bool.
+    """
+    begin = torch.arange(steps, dtype=torch.float64) * samples_per_step
+    end = (begin + samples_per_step).clamp(max=samples)
+    within = torch.zeros(steps, dtype=torch.bool)
+    for first, last in spans:
+        within |= (begin >= first - 1e-6) & (end <= last + 1e-6)
+    return within

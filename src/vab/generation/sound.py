@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vab.generation.inpainting import FADE_SECONDS, splice
 from vab.generation.request import Prepared
 from vab.metrics.health import Health, health, warnings_for
 from vab.spec import SegmentSpec
+
+FADE_SECONDS = 0.015
+"""Length of the cross-fade between kept and generated sound; it lies in the generated sound."""
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,41 @@ def finished_sound(
     # A cross-fade contains some of the kept sound, which may exceed full scale where the rest does not.
     scaled = torch.where(is_generated, joined(waveform * gain).clamp(-1, 1), whole)
     return Sound(scaled, codes, measured, warnings, 20 * math.log10(gain))
+
+
+def splice(made: Tensor, known: Tensor, spans: list[tuple[int, int]], fade: int) -> Tensor:
+    """Put the kept spans of a known sound into a generated sound.
+
+    The kept samples do not change, so the cross-fade lies in the generated sound. Its gains add up to 1 (a raised
+    cosine): near a seam both sounds come from nearly the same codes, and an equal-power fade would raise the level by
+    up to 3 dB, which could clip. Where the sounds differ, the level drops by 3 dB for some milliseconds, inaudibly.
+
+    Args:
+        made: (N,) float. Generated with the codes of the kept spans as context.
+        known: (M,) float, M <= N. After its end, the fade is towards the generated sound, shifted to the last known
+            value, so that there is no step.
+        spans: (first, one past the last) kept sample; sorted, not touching, none beyond M.
+        fade: Samples of a cross-fade; fewer in a gap that is too short for two.
+
+    Returns:
+        (N,) float.
+    """
+    if not spans:
+        return made
+    count, ended = len(made), len(known)
+    other = made + (known[-1] - made[ended - 1])
+    other[:ended] = known
+    share = torch.ones(count)  # of the generated sound
+    edges = [(0, 0), *spans, (count, count)]
+    for (_, left), (right, _) in itertools.pairwise(edges):
+        sides = (left > 0) + (right < count)
+        length = min(fade, (right - left) // max(1, sides))
+        ramp = 0.5 - 0.5 * torch.cos(math.pi * (torch.arange(length) + 0.5) / max(1, length))
+        if left > 0:
+            share[left : left + length] = ramp
+        if right < count:
+            share[right - length : right] = ramp.flip(0)
+    joined = share * made + (1 - share) * other
+    for first, last in spans:
+        joined[first:last] = known[first:last]
+    return joined

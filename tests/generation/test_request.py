@@ -1,4 +1,4 @@
-"""What is kept of a known sound: spans, steps, and the joint with made sound."""
+"""What is kept of a known sound: spans of seconds, the codec steps within them, and the joint with generated sound."""
 
 import itertools
 import math
@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vab.generation.inpainting import parse_spans, splice, steps_within
+from vab.generation.request import parse_spans, steps_within
+from vab.generation.sound import splice
 from vab.spec import UserError
 
 COUNT = 400

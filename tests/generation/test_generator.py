@@ -20,8 +20,8 @@ from vab.data.reading.dataset import ShardDataset
 from vab.frozen.codec import load_codec
 from vab.frozen.codec.tiny import TinyCodec
 from vab.generation.generator import Generator
-from vab.generation.inpainting import FADE_SECONDS
 from vab.generation.request import Prepared, Request
+from vab.generation.sound import FADE_SECONDS
 from vab.generation.windows import window_starts
 from vab.spec import UserError
 from vab.tokens.sampler import Sampler
