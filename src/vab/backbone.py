@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -47,9 +48,9 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x))  # (B, P, 3 * D)
         if turn is not None:
             qkv = turn_queries_and_keys(qkv, turn, self.num_heads)
-        q, k, v = (part.transpose(1, 2) for part in _apart(qkv, self.num_heads).unbind(2))  # (B, H, P, D / H) each
+        q, k, v = rearrange(qkv, "B P (three H d) -> three B H P d", three=3, H=self.num_heads)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
-        return self.out(attended.transpose(1, 2).flatten(2))
+        return self.out(rearrange(attended, "B H P d -> B P (H d)"))
 
 
 class FeedForward(nn.Module):
@@ -269,8 +270,7 @@ class Backbone(nn.Module):
 
     def score(self, x: Tensor) -> Tensor:
         """(B, T, D) of `trunk` to (B, K, T, S) logits."""
-        logits = F.linear(x, self.heads.flatten(0, 1))  # (B, T, K * S): one product for all heads
-        return logits.unflatten(-1, self.heads.shape[:2]).transpose(1, 2)
+        return einsum(x, self.heads, "B T D, K S D -> B K T S")
 
     def trunk(
         self,
@@ -350,18 +350,19 @@ class Backbone(nn.Module):
         _check_shape("codes", codes, (self.spec.num_codebooks, self.spec.num_steps))
         if not self.has_codebooks:
             raise RuntimeError("the backbone has no codebooks: call set_codebooks or load a checkpoint first")
-        num_codebooks, codebook_size, code_dim = self.codebooks.shape
+        num_codebooks, codebook_size, _ = self.codebooks.shape
         codebooks = self.codebooks.to(self.modality.dtype)
         visible = hidden = None
         if mask is not None:
-            hidden = mask.transpose(1, 2).to(codebooks.dtype)  # (B, T, K) of 0 and 1
-            visible = (1 - hidden).flatten(0, 1)
+            codes = codes.masked_fill(mask, 0)  # hidden codes must not be read, whatever stands there
+            hidden = rearrange(mask, "B K T -> (B T) K").to(codebooks.dtype)  # 0 and 1
+            visible = 1 - hidden
         level = torch.arange(num_codebooks, device=codes.device)
-        codes = codes if mask is None else codes.masked_fill(mask, 0)  # whatever stands there must not be read
-        rows = (codes.transpose(1, 2) + level * codebook_size).reshape(-1, num_codebooks)  # (B * T, K) of K * S
-        x = F.embedding_bag(rows, codebooks.flatten(0, 1), mode="sum", per_sample_weights=visible)
-        x = x.view(codes.shape[0], codes.shape[2], code_dim)  # (B, T, code_dim): visible codes, summed over levels
-        x = x if hidden is None else x + hidden @ self.mask_code  # and a learned row per hidden level
+        rows = rearrange(codes + level[:, None] * codebook_size, "B K T -> (B T) K")  # in [0, K * S)
+        table = rearrange(codebooks, "K S d -> (K S) d")
+        x = F.embedding_bag(rows, table, mode="sum", per_sample_weights=visible)  # visible codes, summed over levels
+        x = x if hidden is None else x + hidden @ self.mask_code  # and a learned row for each hidden level
+        x = rearrange(x, "(B T) d -> B T d", B=len(codes))
         x = self.audio_input(x) + self.modality[1]
         return x if self.positions == "rotary" else x + self.sinusoid[self.spec.num_frames :]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -85,11 +86,11 @@ class _HeadsAndLoss(torch.autograd.Function):
         summed = wide if narrow == torch.float16 else narrow  # a sum over all rows, which float16 may be too short for
         learns = any(ctx.needs_input_grad)
         with torch.autocast(device, enabled=False):
-            steps = x.flatten(0, 1).to(narrow)  # (B * T, D)
+            steps = rearrange(x, "B T D -> (B T) D").to(narrow)
             total = steps.new_zeros((), dtype=wide)
             of_steps, of_heads = steps.new_zeros(steps.shape, dtype=wide), torch.zeros_like(heads, dtype=wide)
-            for level, head in enumerate(heads.to(narrow)):
-                hidden, target = mask[:, level].flatten(), codes[:, level].flatten()
+            of_levels = (rearrange(value, "B K T -> K (B T)") for value in (mask, codes))
+            for level, (head, hidden, target) in enumerate(zip(heads.to(narrow), *of_levels, strict=True)):
                 if select:
                     at = hidden.nonzero()[:, 0]
                     given, target = steps[at], target[at][:, None]
@@ -165,11 +166,10 @@ def masked_code_sums(logits: Tensor, codes: Tensor, mask: Tensor) -> MaskedCodeS
     Returns:
         Sums for each record and level. No gradient flows.
     """
-    batch, num_codebooks, num_steps = codes.shape
-    nll = F.cross_entropy(_by_step(logits), _targets(codes, mask), reduction="none")  # (B * T * K), 0 where visible
+    nll = F.cross_entropy(_by_step(logits), _targets(codes, mask), reduction="none")  # 0 where visible
     correct = (logits.argmax(-1) == codes) & mask  # (B, K, T)
     return MaskedCodeSums(
-        nll=nll.view(batch, num_steps, num_codebooks).sum(1, dtype=torch.float64),
+        nll=reduce(nll.double(), "(B T K) -> B K", "sum", B=codes.shape[0], K=codes.shape[1]),
         correct=correct.sum(-1),
         hidden=mask.sum(-1),
     )
@@ -191,7 +191,7 @@ def mask_ratio_bucket(mask: Tensor, steps: Tensor | None = None, num_buckets: in
     num_codebooks, num_steps = mask.shape[1:]
     num_codes = num_codebooks * (num_steps if steps is None else steps)
     # In integers: a share of exactly 0.7 must not round into the bucket below.
-    return (mask.flatten(1).sum(1) * num_buckets // num_codes).clamp(max=num_buckets - 1)
+    return (reduce(mask, "B K T -> B", "sum") * num_buckets // num_codes).clamp(max=num_buckets - 1)
 
 
 def info_nce(
@@ -234,9 +234,9 @@ def info_nce(
 
 def _by_step(logits: Tensor) -> Tensor:
     """(B, K, T, S) to (B * T * K, S) float32. The heads lay logits out step by step, so nothing is copied."""
-    return logits.transpose(1, 2).flatten(0, 2).float()  # bf16 has 8 bits: too few for a sum over a codebook
+    return rearrange(logits, "B K T S -> (B T K) S").float()  # bf16 has 8 bits: too few for a sum over a codebook
 
 
 def _targets(codes: Tensor, mask: Tensor) -> Tensor:
     """(B, K, T) to (B * T * K): the hidden codes in the order of `_by_step`, `_VISIBLE` elsewhere."""
-    return codes.masked_fill(~mask, _VISIBLE).transpose(1, 2).flatten()
+    return rearrange(codes.masked_fill(~mask, _VISIBLE), "B K T -> (B T K)")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from vab.tokens.noise import Stream, fold_in, gumbel, uniform
@@ -97,14 +98,14 @@ def _hidden_after(
     sampler: Sampler, wanted: Tensor, hidden: Tensor, confidence: Tensor, step_keys: Tensor, step: int, steps: int
 ) -> Tensor:
     """(B, k, T) bool: what of a stage's codes is hidden after a pass; arguments as `decode` has them."""
-    current = hidden.flatten(1).sum(1)  # (B,)
+    current = reduce(hidden, "B k T -> B", "sum")
     ratio, again = sampler.hidden_ratio(step, steps), sampler.remask_share(step, steps)
     pauses = sampler.remask == "loop" and again > 0
-    count = num_hidden_after(ratio, wanted.flatten(1).sum(1), current, may_stay=pauses)
+    count = num_hidden_after(ratio, reduce(wanted, "B k T -> B", "sum"), current, may_stay=pauses)
     if again == 0:
         return least_confident(confidence.masked_fill(~hidden, _CONFIDENCE_OF_KNOWN), count)
     filled = wanted & ~hidden
-    num_filled = filled.flatten(1).sum(1)
+    num_filled = reduce(filled, "B k T -> B", "sum")
     if sampler.remask == "rescale":
         num_again = share_of(torch.minimum(num_filled, count), again)
     else:
@@ -175,7 +176,7 @@ def least_confident(confidence: Tensor, count: Tensor) -> Tensor:
     Returns:
         (B, K, T) bool.
     """
-    order = confidence.flatten(1).argsort(dim=1, stable=True)  # (B, K * T)
+    order = rearrange(confidence, "B K T -> B (K T)").argsort(dim=1, stable=True)
     rank = torch.arange(order.shape[1], device=order.device)
     chosen = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, rank < count[:, None])
     return chosen.view_as(confidence)
@@ -221,7 +222,7 @@ def _ranks(order: Order, keys: Tensor, stage: Stage, num_steps: int) -> Tensor |
     ranks = _cached_ranks(order, stage.end_level - stage.first_level, num_steps).to(keys.device)
     turn = (uniform(keys, Stream.CHOICE) * num_steps).long()  # (B,)
     moment = (torch.arange(num_steps, device=keys.device) + turn[:, None]) % num_steps  # (B, T)
-    return ranks[:, moment].transpose(0, 1)
+    return rearrange(ranks[:, moment], "k B T -> B k T")
 
 
 def _radical_inverse(index: Tensor, base: int) -> Tensor:
@@ -269,8 +270,10 @@ def guided_logits(
     drop_features = torch.zeros(codes.shape[0], dtype=torch.bool, device=codes.device)
     if passes == 1:
         return codes_to_logits(codes, mask, drop_features)[:, levels].float()
-    both = codes_to_logits(codes.repeat(2, 1, 1), mask.repeat(2, 1, 1), torch.cat([drop_features, ~drop_features]))
-    with_video, without_video = both[:, levels].float().chunk(2)
+    twice = "B K T -> (2 B) K T"
+    both = codes_to_logits(repeat(codes, twice), repeat(mask, twice), torch.cat([drop_features, ~drop_features]))
+    both = both[:, levels].float()
+    with_video, without_video = rearrange(both, "(two B) k T S -> two B k T S", two=2)
     return torch.lerp(without_video, with_video, scale)
 
 

@@ -8,6 +8,7 @@ levels of a residual quantiser, which correct what is there already; a whole sou
 from __future__ import annotations
 
 import torch
+from einops import einsum
 from torch import Tensor
 
 
@@ -26,7 +27,7 @@ def expected_codes(probabilities: Tensor, codebooks: Tensor, codes: Tensor, mask
     """
     codebooks, filled = codebooks.float(), codes.clone()
     with torch.autocast(codes.device.type, enabled=False):  # in bfloat16 another entry would often be the nearest
-        left = torch.einsum("bkts,ksc->btc", probabilities.float() * mask[..., None], codebooks)
+        left = einsum(probabilities.float() * mask[..., None], codebooks, "B K T S, K S d -> B T d")
         for level, entries in enumerate(codebooks):  # (S, C)
             nearest = (entries.square().sum(-1) - 2 * left @ entries.T).argmin(-1)  # (B, T)
             hidden = mask[:, level]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from vab.spec import UserError
@@ -128,7 +129,7 @@ def independent_mask(
         is_padding = torch.arange(num_steps, device=keys.device) >= steps[:, None]  # (B, T)
         numbers = numbers.masked_fill(is_padding[:, None], torch.inf)
     # Raising the bar to the smallest number hides exactly one code where none would be, and changes nothing elsewhere.
-    bar = torch.maximum(ratios, numbers.flatten(1).amin(1))
+    bar = torch.maximum(ratios, reduce(numbers, "B K T -> B", "min"))
     return numbers <= bar[:, None, None]
 
 
