@@ -15,10 +15,9 @@ from vab.backbone import (
     Attention,
     Backbone,
     rotary_angles,
-    rotate,
+    rotate_queries_and_keys,
     sincos_table,
     symmetric_alibi,
-    turn_queries_and_keys,
 )
 from vab.losses import masked_code_loss
 from vab.spec import SegmentSpec, UserError
@@ -146,48 +145,47 @@ def test_attention_equals_torch_multi_head_attention(padded):
     torch.testing.assert_close(attention(x, None, mask), expected.transpose(0, 1), rtol=1e-5, atol=1e-6)
 
 
-def test_rotation_equals_complex_multiplication():
-    x, seconds = torch.randn(2, 5, 2, 3, 8), torch.tensor([0.01, 0.25, 0.5, 1.0, 9.99], dtype=torch.float64)
+def test_rotary_angles():
+    seconds = torch.tensor([0.01, 0.25, 0.5, 1.0, 9.99], dtype=torch.float64)
     angles = rotary_angles(seconds, code_rate=50.0, head_dim=8)
     for position in range(5):
         for pair in range(4):
             assert angles[position, pair].item() == pytest.approx(seconds[position].item() * 50 * 10_000 ** (-pair / 4))
-    turned = torch.view_as_complex(x.double().unflatten(-1, (4, 2))) * torch.exp(1j * angles)[:, None, None]
-    expected = torch.view_as_real(turned).flatten(-2).float()
-    torch.testing.assert_close(rotate(x, torch.stack([angles.cos(), angles.sin()]).float()), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_turning_in_place_changes_neither_values_nor_gradients(dtype):
-    angles, weight = make_backbone().turn[:, :5], torch.randn(2, 5, 3 * 2 * 8)
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rotation_and_its_gradient_equal_a_complex_product(dtype, compiled):
+    rotary, weight = make_backbone().rotary[:, :5], torch.randn(2, 5, 3 * 2 * 8)
     given = torch.randn(2, 5, 3 * 2 * 8, dtype=dtype)
 
-    def beside(qkv):
-        qkv = qkv.unflatten(-1, (3, 2, 8))
-        return torch.cat([rotate(qkv[:, :, :2], angles), qkv[:, :, 2:]], dim=2).flatten(2)
+    def complex_product(qkv):
+        qk, v = qkv.double().unflatten(-1, (3, 2, 8)).split((2, 1), dim=2)
+        turned = torch.view_as_complex(qk.unflatten(-1, (4, 2))) * torch.complex(*rotary[:, :, None, None].double())
+        return torch.cat([torch.view_as_real(turned).flatten(-2), v], dim=2).flatten(2).to(dtype)
+
+    def rotate(qkv):
+        return rotate_queries_and_keys(qkv, rotary, 2)
 
     found = []
-    for turned_by in (beside, lambda qkv: turn_queries_and_keys(qkv, angles, 2)):
+    for function in (complex_product, torch.compile(rotate, fullgraph=True, backend="eager") if compiled else rotate):
         x = given.clone().requires_grad_()
-        turned = turned_by(x * 1.0)
-        (turned.float() * weight).sum().backward()
-        found.append((turned.detach(), x.grad))
-    (value, gradient), (other_value, other_gradient) = found
-    assert torch.equal(value, other_value)
-    assert torch.equal(gradient, other_gradient)
-    assert not torch.equal(value[..., :32], given[..., :32])
-    assert torch.equal(value[..., 32:], given[..., 32:])
+        rotated = function(x * 1.0)
+        (rotated.float() * weight).sum().backward()
+        found.append((rotated.detach(), x.grad))
+    torch.testing.assert_close(found[1], found[0])
+    assert not torch.equal(found[1][0][..., :32], given[..., :32])
+    assert torch.equal(found[1][0][..., 32:], given[..., 32:])
 
 
 def test_rotated_products_depend_on_the_distance_in_time():
-    query, key = torch.randn(1, 1, 1, 1, 8), torch.randn(1, 1, 1, 1, 8)
+    qkv = torch.randn(1, 2, 3 * 8)
 
     def product(query_seconds, key_seconds):
-        turned = []
-        for x, seconds in ((query, query_seconds), (key, key_seconds)):
-            angles = rotary_angles(torch.tensor([seconds], dtype=torch.float64), 50.0, 8)
-            turned.append(rotate(x, torch.stack([angles.cos(), angles.sin()]).float()))
-        return (turned[0] * turned[1]).sum().item()
+        angles = rotary_angles(torch.tensor([query_seconds, key_seconds], dtype=torch.float64), 50.0, 8)
+        rotary = torch.stack([angles.cos(), angles.sin()]).float()
+        rotated = rotate_queries_and_keys(qkv.clone(), rotary, 1)[0]
+        return (rotated[0, :8] @ rotated[1, 8:16]).item()
 
     assert product(1.0, 1.3) == pytest.approx(product(4.0, 4.3), abs=1e-4)
     assert product(1.0, 1.3) != pytest.approx(product(1.0, 1.4), abs=1e-3)
@@ -195,9 +193,9 @@ def test_rotated_products_depend_on_the_distance_in_time():
 
 def test_frames_and_steps_share_one_axis_of_time():
     # 8 frames and 24 steps a second: frame k covers steps 3k .. 3k + 2, and its middle is that of the middle one.
-    turn = make_backbone().turn
+    rotary = make_backbone().rotary
     for frame in range(V):
-        torch.testing.assert_close(turn[:, frame], turn[:, V + 3 * frame + 1])
+        torch.testing.assert_close(rotary[:, frame], rotary[:, V + 3 * frame + 1])
 
 
 def test_alibi_and_sinusoids():
@@ -313,12 +311,12 @@ def test_one_modality_alone_is_both_with_the_other_unseen(backbone, inputs):
     assert none is None
 
     def stack(visible):
-        turn, mask = backbone._positions(slice(None), None, None)
+        rotary, mask = backbone._rotary_and_mask(slice(None), None, None)
         seen = torch.zeros(V + T, dtype=torch.bool)
         seen[visible] = True
         mask = seen.expand(1, 1, V + T, V + T) if mask is None else mask.masked_fill(~seen, -torch.inf)
         x = torch.cat([backbone.embed_features(features), backbone.embed_codes(codes)], dim=1)
-        return backbone._modality_stack(x, V, turn, mask)
+        return backbone._modality_stack(x, V, rotary, mask)
 
     torch.testing.assert_close(visual_alone, stack(slice(0, V))[:, :V], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(audio_alone, stack(slice(V, None))[:, V:], rtol=1e-4, atol=1e-5)

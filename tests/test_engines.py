@@ -188,7 +188,7 @@ def test_sixteen_bits_train_near_thirty_two(precision, shards, tmp_path):
     assert near != losses
     task.quality.reset()
     assert task.quality.per_level.dtype == torch.float64
-    assert task.backbone.turn.dtype == task.backbone.codebooks.dtype == torch.float32
+    assert task.backbone.rotary.dtype == task.backbone.codebooks.dtype == torch.float32
     assert torch.equal(content["state_dict"]["backbone.codebooks"], plain["state_dict"]["backbone.codebooks"])
     dtypes = {name: content[name]["backbone.audio_input.weight"].dtype for name in ("state_dict", "live_state_dict")}
     live = torch.bfloat16 if precision == "bf16-true" else torch.float32

@@ -1,12 +1,13 @@
-"""The one trained network: a multiway transformer over video features and audio tokens, whole, in this file.
+"""The network that vab trains: a multiway transformer over video features and audio tokens.
 
     features (B, V, C) -- linear --------------------------+
                                                            +-> N1 modality blocks -> N2 joint blocks -> K heads
     codes (B, K, T) -- frozen codebooks, summed, linear ---+        |                                   (B, K, T, S)
                                                                     +-> `encode`, for alignment and classification
 
-Positions are [visual ; audio]: V frames, then T codec steps. In a modality block both share the self-attention, then
-each has a feed-forward network of its own: two slices, no masks. In a joint block one feed-forward network serves all.
+A sequence has P = V + T positions: first the frames, then the codec steps. In a modality block all positions share the
+self-attention, then each modality passes through its own feed-forward network: two slices, no masks. A joint block has
+one feed-forward network for all positions.
 
 Source: VAB, Su et al. 2024, figure 2; the authors' follow-up code (pre-norm, no biases, codebooks as input, heads).
 Multiway blocks: VLMo, Bao et al. 2022; BEiT-3, Wang et al. 2022.
@@ -29,12 +30,12 @@ from vab.spec import SegmentSpec, UserError
 
 Positions = Literal["rotary", "alibi"]
 
-_INIT_STD = 0.02  # GPT-2's; the paper prints no initialisation
-_LONGEST = 10_000.0  # positions per radian of the slowest channels: Vaswani et al.'s, and RoFormer's
+_INIT_STD = 0.02  # as GPT-2; the paper does not print its initialisation
+_FREQUENCY_BASE = 10_000.0  # positions per radian of the slowest channels, as Vaswani et al. and RoFormer
 
 
 class Attention(nn.Module):
-    """Every position looks at every other. Normalises its input; the caller adds the result to it."""
+    """Self-attention over all positions. It normalises its input; the caller adds the residual."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -43,18 +44,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, turn: Tensor | None, attention_mask: Tensor | None) -> Tensor:
-        """(B, P, D) to (B, P, D). Both arguments as `Backbone._positions` gives them."""
-        qkv = self.qkv(self.norm(x))  # (B, P, 3 * D)
-        if turn is not None:
-            qkv = turn_queries_and_keys(qkv, turn, self.num_heads)
+    def forward(self, x: Tensor, rotary: Tensor | None, attn_mask: Tensor | None) -> Tensor:
+        """(B, P, D) to (B, P, D). `Backbone._rotary_and_mask` returns the other two arguments."""
+        qkv = self.qkv(self.norm(x))
+        if rotary is not None:
+            qkv = rotate_queries_and_keys(qkv, rotary, self.num_heads)
         q, k, v = rearrange(qkv, "B P (three H d) -> three B H P d", three=3, H=self.num_heads)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out(rearrange(attended, "B H P d -> B P (H d)"))
 
 
 class FeedForward(nn.Module):
-    """Every position by itself. Normalises its input; the caller adds the result to it."""
+    """A network of two layers for each position. It normalises its input; the caller adds the residual."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -68,9 +69,10 @@ class FeedForward(nn.Module):
 
 
 class ModalityBlock(nn.Module):
-    """Shared attention, then an expert for each modality. Each expert has its own norm (VLMo): the two differ in scale.
+    """Shared attention, then one expert per modality.
 
-    Dropout falls on what a block adds, not on the attention's probabilities: the fast kernels stay usable.
+    Each expert has its own norm, as in VLMo, because the modalities differ in scale. Dropout applies to the residual
+    branches, not to the attention probabilities, so that the fast attention kernels stay usable.
     """
 
     def __init__(self, dim: int, num_heads: int, hidden_dim: int, dropout: float) -> None:
@@ -80,9 +82,9 @@ class ModalityBlock(nn.Module):
         self.audio = FeedForward(dim, hidden_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, num_visual: int, turn: Tensor | None, attention_mask: Tensor | None) -> Tensor:
-        """(B, P, D) to (B, P, D); the first ``num_visual`` positions are visual, which may be none or all."""
-        x = x + self.dropout(self.attention(x, turn, attention_mask))
+    def forward(self, x: Tensor, num_visual: int, rotary: Tensor | None, attn_mask: Tensor | None) -> Tensor:
+        """(B, P, D) to (B, P, D). The first ``num_visual`` of the P positions are visual: 0 to P."""
+        x = x + self.dropout(self.attention(x, rotary, attn_mask))
         if num_visual == 0:
             return x + self.dropout(self.audio(x))
         if num_visual == x.shape[1]:
@@ -92,7 +94,7 @@ class ModalityBlock(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """Shared attention, then one feed-forward network for all positions."""
+    """Attention, then one feed-forward network for all positions."""
 
     def __init__(self, dim: int, num_heads: int, hidden_dim: int, dropout: float) -> None:
         super().__init__()
@@ -100,31 +102,32 @@ class JointBlock(nn.Module):
         self.feedforward = FeedForward(dim, hidden_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, turn: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor | None, attn_mask: Tensor | None) -> Tensor:
         """(B, P, D) to (B, P, D)."""
-        x = x + self.dropout(self.attention(x, turn, attention_mask))
+        x = x + self.dropout(self.attention(x, rotary, attn_mask))
         return x + self.dropout(self.feedforward(x))
 
 
 class Backbone(nn.Module):
-    """Guesses hidden audio tokens from the visible ones and the video; its first layers encode either modality.
+    """Predicts hidden audio tokens from the visible ones and the video. Its first blocks encode either modality.
 
-    Parameter names and shapes do not depend on the segment's length: weights trained on 10 s load into a network for
-    1 s. ``module.compile()`` works in place: no branch depends on data, shapes are static, names of weights stay.
+    Names and shapes of the parameters do not depend on the segment's length: weights trained on 10 s load into a
+    network for 1 s. ``module.compile()`` works in place: shapes are static, no branch depends on data, and the
+    parameters keep their names.
 
     Args:
-        spec: The numbers of the shards; a dict of them is accepted, as configurations and checkpoints carry.
+        spec: The numbers of the shards, also as a dict, which is how configurations and checkpoints store them.
         dim: D, width of the network.
         num_heads: H, attention heads; divides ``dim``.
-        num_modality_layers: N1, blocks with an expert for each modality.
-        num_joint_layers: N2, blocks with one feed-forward network. 0 where only `encode` is used.
-        feedforward_ratio: Width of the feed-forward networks over ``dim``.
-        dropout: On what each block adds to the stream.
-        positions: ``rotary`` turns queries and keys by time in seconds, on one axis for frames and codec steps.
-            ``alibi`` is the paper's: sines and cosines added to the inputs and a penalty on distance in [visual ;
-            audio], which does not tell a step which frame is its own.
-        activation_checkpointing: In training keep only what enters each block, and make the rest again for the
-            gradient, dropout as it was: less memory, about a third more time, the same gradient.
+        num_modality_layers: N1, blocks with one expert per modality.
+        num_joint_layers: N2, blocks with one feed-forward network. 0 if only `encode` is used.
+        feedforward_ratio: Width of the feed-forward networks as a multiple of ``dim``.
+        dropout: Dropout of each residual branch.
+        positions: ``rotary`` rotates queries and keys by time in seconds, on one time axis for frames and codec steps.
+            ``alibi`` is the paper's: sines and cosines are added to the inputs, and attention scores fall with the
+            distance between positions, which does not tell a codec step which frame it belongs to.
+        activation_checkpointing: In training, keep only the input of each block and recompute its activations, with
+            the same dropout, in the backward pass: less memory, about a third more time, the same gradient.
 
     Raises:
         UserError: If the sizes do not fit together.
@@ -133,10 +136,10 @@ class Backbone(nn.Module):
     Su et al. 2021, here in seconds; ALiBi: Press et al. 2022, made symmetric.
     """
 
-    codebooks: Tensor
-    turn: Tensor  # (2, V + T, D / H / 2): cosines, sines
-    alibi: Tensor  # (H, V + T, V + T)
-    sinusoid: Tensor  # (V + T, D)
+    codebooks: Tensor  # (K, S, code_dim)
+    rotary: Tensor  # (2, P, D / H / 2): cosines, sines
+    alibi: Tensor  # (H, P, P)
+    sinusoid: Tensor  # (P, D)
 
     def __init__(
         self,
@@ -151,6 +154,7 @@ class Backbone(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.spec = spec = SegmentSpec.from_dict(spec) if isinstance(spec, dict) else spec
         if positions not in get_args(Positions):
             raise UserError(f"backbone: positions must be one of {', '.join(get_args(Positions))}, got {positions!r}")
@@ -160,18 +164,8 @@ class Backbone(nn.Module):
             raise UserError(f"backbone: dim must be a multiple of 2 x num_heads, got dim {dim}, num_heads {num_heads}")
         if not 0 <= dropout < 1:
             raise UserError(f"backbone: dropout must be in [0, 1), got {dropout}")
-        self.init_args: dict[str, Any] = {
-            "spec": spec.to_dict(),
-            "dim": dim,
-            "num_heads": num_heads,
-            "num_modality_layers": num_modality_layers,
-            "num_joint_layers": num_joint_layers,
-            "feedforward_ratio": feedforward_ratio,
-            "dropout": dropout,
-            "positions": positions,
-            "activation_checkpointing": activation_checkpointing,
-        }
-        """The arguments that make this network again, as JSON; checkpoints carry them."""
+        self.init_args: dict[str, Any] = arguments | {"spec": spec.to_dict()}
+        """The arguments that build this network, as plain JSON; checkpoints store them."""
         self.dim = dim
         self.activation_checkpointing = activation_checkpointing
         self.positions = positions
@@ -198,7 +192,7 @@ class Backbone(nn.Module):
         step_seconds = (torch.arange(spec.num_steps, dtype=torch.float64) + 0.5) / spec.code_rate
         if positions == "rotary":
             angles = rotary_angles(torch.cat([frame_seconds, step_seconds]), spec.code_rate, dim // num_heads)
-            self.register_buffer("turn", torch.stack([angles.cos(), angles.sin()]).float(), persistent=False)
+            self.register_buffer("rotary", torch.stack([angles.cos(), angles.sin()]).float(), persistent=False)
         else:
             alibi = symmetric_alibi(spec.num_frames + spec.num_steps, num_heads)
             sinusoid = torch.cat([sincos_table(spec.num_frames, dim), sincos_table(spec.num_steps, dim)])
@@ -209,13 +203,13 @@ class Backbone(nn.Module):
         self.register_load_state_dict_post_hook(_note_loaded_codebooks)
 
     def set_codebooks(self, codebooks: Tensor) -> None:
-        """Give the codec's vectors, once, before the first step; a checkpoint brings its own.
+        """Set the codec's vectors, once, before the first step. Loading a checkpoint sets them too.
 
         Args:
             codebooks: (K, S, code_dim) float: the vectors whose sum over levels the codec's decoder reads.
 
         Raises:
-            UserError: If they belong to a codec of another shape, or are empty.
+            UserError: If the shape does not fit the spec, or the values are not finite or all zero.
         """
         if codebooks.shape != self.codebooks.shape:
             raise UserError(
@@ -229,47 +223,25 @@ class Backbone(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Its large parts in the order in which they are used."""
+        """All blocks, in the order in which they are used."""
         return [*self.modality_blocks, *(self.joint_blocks or [])]
 
     def drop_joint_part(self) -> None:
-        """Leave out what only `forward` needs, for tasks that end with the modality blocks: they have less to carry."""
+        """Delete the weights that only `forward` uses, for tasks that read the output of the modality blocks."""
         for name in ("joint_blocks", "joint_norm", "heads", "mask_code"):
             setattr(self, name, None)
 
     def freeze_modality(self, name: Literal["visual", "audio"]) -> None:
-        """Train nothing of what one modality alone uses, for tasks that never see it: DDP waits for every gradient."""
+        """Freeze the weights that only one modality uses, for tasks without it: DDP waits for every gradient."""
         for module in (getattr(self, f"{name}_input"), *(getattr(block, name) for block in self.modality_blocks)):
             module.requires_grad_(False)
 
-    def forward(
-        self,
-        codes: Tensor,
-        features: Tensor,
-        mask: Tensor | None = None,
-        *,
-        drop_features: Tensor | None = None,
-        steps: Tensor | None = None,
-        frames: Tensor | None = None,
-    ) -> Tensor:
-        """Score every code of every step.
-
-        Args:
-            codes: (B, K, T) int64 in [0, S). Unread where ``mask`` is True.
-            features: (B, V, C) float.
-            mask: (B, K, T) bool, True = hidden; None if nothing is.
-            drop_features: (B,) bool. Records whose video is withheld; None for none.
-            steps: (B,) int64 in [1, T]. Steps from there on are padding; None if no record is shorter than the
-                segment, which is faster.
-            frames: (B,) int64 in [0, V], as ``steps``; 0 for a record that has no video.
-
-        Returns:
-            (B, K, T, S) float logits, also at visible codes and at padding, where they mean nothing.
-        """
-        return self.score(self.trunk(codes, features, mask, drop_features=drop_features, steps=steps, frames=frames))
+    def forward(self, codes: Tensor, features: Tensor, mask: Tensor | None = None, **options: Tensor | None) -> Tensor:
+        """(B, K, T, S) float logits. They mean nothing at visible codes and at padding. Arguments as for `trunk`."""
+        return self.score(self.trunk(codes, features, mask, **options))
 
     def score(self, x: Tensor) -> Tensor:
-        """(B, T, D) of `trunk` to (B, K, T, S) logits."""
+        """The K heads: (B, T, D) from `trunk` to (B, K, T, S) logits."""
         return einsum(x, self.heads, "B T D, K S D -> B K T S")
 
     def trunk(
@@ -282,14 +254,27 @@ class Backbone(nn.Module):
         steps: Tensor | None = None,
         frames: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, D): what the heads read, from what `forward` takes."""
+        """The input of the heads.
+
+        Args:
+            codes: (B, K, T) int64 in [0, S). Not read where ``mask`` is True.
+            features: (B, V, C) float.
+            mask: (B, K, T) bool, True = hidden; None if nothing is hidden.
+            drop_features: (B,) bool, True = ignore the record's video; None to use every video.
+            steps: (B,) int64 in [1, T]: the codec steps of each record before its padding. None if no record is
+                shorter than the segment, which is faster.
+            frames: (B,) int64 in [0, V]: the same for frames; 0 for a record without video.
+
+        Returns:
+            (B, T, D) float.
+        """
         visual = self.embed_features(features, drop_features)
         audio = self.embed_codes(codes, mask)
-        turn, attention_mask = self._positions(slice(None), frames, steps)
-        x = self._modality_stack(torch.cat([visual, audio], dim=1), visual.shape[1], turn, attention_mask)
+        rotary, attn_mask = self._rotary_and_mask(slice(None), frames, steps)
+        x = self._modality_stack(torch.cat([visual, audio], dim=1), self.spec.num_frames, rotary, attn_mask)
         for block in self.joint_blocks:
-            x = self._through(block, x, turn, attention_mask)
-        normed: Tensor = self.joint_norm(x[:, visual.shape[1] :])
+            x = self._run_block(block, x, rotary, attn_mask)
+        normed: Tensor = self.joint_norm(x[:, self.spec.num_frames :])
         return normed
 
     def encode(
@@ -300,18 +285,18 @@ class Backbone(nn.Module):
         steps: Tensor | None = None,
         frames: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The output of the modality blocks, for alignment and classification. Nothing is hidden.
+        """The output of the modality blocks, for alignment and classification. No code is hidden.
 
-        Given both modalities, each sees the other; given one, it passes through the same attention and its own expert.
+        Two modalities attend to each other. A single one passes through the same attention and its own expert.
 
         Args:
             codes: (B, K, T) int64 in [0, S), or None.
             features: (B, V, C) float, or None.
-            steps: As in `forward`.
-            frames: As in `forward`.
+            steps: As for `trunk`.
+            frames: As for `trunk`.
 
         Returns:
-            Visual (B, V, D) and audio (B, T, D), each None where its input was None. Padding holds anything.
+            Visual (B, V, D) and audio (B, T, D), each None if its input was None. Values at padding mean nothing.
         """
         visual = None if features is None else self.embed_features(features)
         audio = None if codes is None else self.embed_codes(codes)
@@ -325,19 +310,19 @@ class Backbone(nn.Module):
         steps: Tensor | None = None,
         frames: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """`encode` from the inputs of the first block: visual (B, V, D) and audio (B, T, D), either of them or both."""
+        """`encode` for embedded inputs: visual (B, V, D), audio (B, T, D), or both."""
         given = [x for x in (visual, audio) if x is not None]
         if not given:
             raise ValueError("encode needs codes, features or both")
         num_visual = 0 if visual is None else self.spec.num_frames
         start = self.spec.num_frames - num_visual
         end = self.spec.num_frames + (0 if audio is None else self.spec.num_steps)
-        turn, attention_mask = self._positions(slice(start, end), frames, steps)
-        x = self._modality_stack(torch.cat(given, dim=1), num_visual, turn, attention_mask)
+        rotary, attn_mask = self._rotary_and_mask(slice(start, end), frames, steps)
+        x = self._modality_stack(torch.cat(given, dim=1), num_visual, rotary, attn_mask)
         return None if visual is None else x[:, :num_visual], None if audio is None else x[:, num_visual:]
 
     def embed_features(self, features: Tensor, drop_features: Tensor | None = None) -> Tensor:
-        """(B, V, C) float to (B, V, D): the visual inputs of the first block. See `forward`."""
+        """The visual inputs of the first block: (B, V, C) float to (B, V, D). Arguments as for `trunk`."""
         _check_shape("features", features, (self.spec.num_frames, self.spec.feature_dim))
         x = self.visual_input(features.to(self.visual_input.weight.dtype))
         if drop_features is not None:
@@ -346,7 +331,7 @@ class Backbone(nn.Module):
         return x if self.positions == "rotary" else x + self.sinusoid[: self.spec.num_frames]
 
     def embed_codes(self, codes: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, K, T) int64 to (B, T, D): the audio inputs of the first block. See `forward`."""
+        """The audio inputs of the first block: (B, K, T) int64 to (B, T, D). Arguments as for `trunk`."""
         _check_shape("codes", codes, (self.spec.num_codebooks, self.spec.num_steps))
         if not self.has_codebooks:
             raise RuntimeError("the backbone has no codebooks: call set_codebooks or load a checkpoint first")
@@ -354,36 +339,53 @@ class Backbone(nn.Module):
         codebooks = self.codebooks.to(self.modality.dtype)
         visible = hidden = None
         if mask is not None:
-            codes = codes.masked_fill(mask, 0)  # hidden codes must not be read, whatever stands there
+            codes = codes.masked_fill(mask, 0)  # a hidden code may be no index at all
             hidden = rearrange(mask, "B K T -> (B T) K").to(codebooks.dtype)  # 0 and 1
             visible = 1 - hidden
         level = torch.arange(num_codebooks, device=codes.device)
         rows = rearrange(codes + level[:, None] * codebook_size, "B K T -> (B T) K")  # in [0, K * S)
         table = rearrange(codebooks, "K S d -> (K S) d")
-        x = F.embedding_bag(rows, table, mode="sum", per_sample_weights=visible)  # visible codes, summed over levels
-        x = x if hidden is None else x + hidden @ self.mask_code  # and a learned row for each hidden level
+        x = F.embedding_bag(rows, table, mode="sum", per_sample_weights=visible)  # the sum over levels
+        x = x if hidden is None else x + hidden @ self.mask_code  # a learned vector for each hidden level
         x = rearrange(x, "(B T) d -> B T d", B=len(codes))
         x = self.audio_input(x) + self.modality[1]
         return x if self.positions == "rotary" else x + self.sinusoid[self.spec.num_frames :]
 
-    def _modality_stack(self, x: Tensor, num_visual: int, turn: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+    def _modality_stack(self, x: Tensor, num_visual: int, rotary: Tensor | None, attn_mask: Tensor | None) -> Tensor:
         for block in self.modality_blocks:
-            x = self._through(block, x, num_visual, turn, attention_mask)
+            x = self._run_block(block, x, num_visual, rotary, attn_mask)
         return self.modality_norm(x)
 
-    def _through(self, block: nn.Module, *inputs: Any) -> Tensor:
-        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            made_again: Tensor = checkpoint(block, *inputs, use_reentrant=False)
-            return made_again
-        x: Tensor = block(*inputs)
+    def _run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
+        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        x: Tensor = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return x
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
-        """Move or convert the network; what positions and codes are made of stays float32, whatever the weights are.
+    def _rotary_and_mask(
+        self, span: slice, frames: Tensor | None, steps: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The rotary table and the attention mask of a span of the positions; None where there is none.
 
-        In bfloat16 an angle near 1 is known to 1 in 256, and a checkpoint would hold other codebooks than the codec's.
+        The mask broadcasts with (B, H, P, P). It is bool, True = attend, or a float that is added to the scores.
         """
-        kept = {name: tensor for name, tensor in self._buffers.items() if name in ("codebooks", "turn")}
+        rotary = self.rotary[:, span] if self.positions == "rotary" else None
+        mask = self.alibi[None, :, span, span] if self.positions == "alibi" else None  # (1, H, P, P)
+        lengths = steps if frames is None else frames
+        if lengths is None:
+            return rotary, mask  # rotary needs no mask then, so the fastest attention kernels apply
+        has_content = []
+        for length, size in ((frames, self.spec.num_frames), (steps, self.spec.num_steps)):
+            end = torch.full_like(lengths, size) if length is None else length
+            has_content.append(torch.arange(size, device=lengths.device) < end[:, None])
+        keys = torch.cat(has_content, dim=1)[:, None, None, span]  # (B, 1, 1, P): no position attends to padding
+        return rotary, keys if mask is None else mask.masked_fill(~keys, -torch.inf)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
+        """Move or convert the network, but keep the codebooks and the rotary table in float32.
+
+        bfloat16 resolves an angle near 1 to 1 / 256, and a checkpoint would store other codebooks than the codec's.
+        """
+        kept = {name: tensor for name, tensor in self._buffers.items() if name in ("codebooks", "rotary")}
         super()._apply(fn, recurse)
         for name, tensor in kept.items():
             moved = self._buffers[name]
@@ -391,27 +393,8 @@ class Backbone(nn.Module):
                 self._buffers[name] = tensor.to(moved.device)
         return self
 
-    def _positions(
-        self, span: slice, frames: Tensor | None, steps: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What attention over a span of [visual ; audio] is told: the `rotate` turn and the mask, None for none.
-
-        The mask broadcasts with (B, H, P, P): bool, True = look, or float, added to the scores.
-        """
-        turn = self.turn[:, span] if self.positions == "rotary" else None
-        mask = self.alibi[None, :, span, span] if self.positions == "alibi" else None  # (1, H, P, P), added
-        given = steps if frames is None else frames
-        if given is None:
-            return turn, mask  # rotary: no mask at all, so the fastest kernels apply
-        is_sound = []
-        for length, size in ((frames, self.spec.num_frames), (steps, self.spec.num_steps)):
-            end = torch.full_like(given, size) if length is None else length
-            is_sound.append(torch.arange(size, device=given.device) < end[:, None])
-        keys = torch.cat(is_sound, dim=1)[:, None, None, span]  # (B, 1, 1, P): padding is not looked at
-        return turn, keys if mask is None else mask.masked_fill(~keys, -torch.inf)
-
     def _init_weights(self) -> None:
-        """Normal of 0.02; what is added to the stream smaller by the root of the number of additions (GPT-2)."""
+        """Normal of std 0.02; output layers of residual branches over the root of the number of branches (GPT-2)."""
         num_layers = len(self.modality_blocks) + len(self.joint_blocks)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -420,67 +403,68 @@ class Backbone(nn.Module):
                     nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, (Attention, FeedForward)):
-                added = module.out if isinstance(module, Attention) else module.down
-                nn.init.normal_(added.weight, std=_INIT_STD / math.sqrt(2 * num_layers))
+                output = module.out if isinstance(module, Attention) else module.down
+                nn.init.normal_(output.weight, std=_INIT_STD / math.sqrt(2 * num_layers))
         for parameter in (self.mask_code, self.modality, self.heads):
             nn.init.normal_(parameter, std=_INIT_STD)
 
 
 def rotary_angles(seconds: Tensor, code_rate: float, head_dim: int) -> Tensor:
-    """How far to turn each pair of channels at each position: (P,) seconds to (P, head_dim / 2) radians, float64.
+    """The rotation of each pair of channels at each position: (P,) seconds to (P, head_dim / 2) radians, float64.
 
-    Time is counted in codec steps, so the fastest pair turns by one radian per step, as RoFormer's does per word.
+    Time is counted in codec steps: the fastest pair rotates by one radian per step, as RoFormer's does per word.
     """
-    frequency = _LONGEST ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    frequency = _FREQUENCY_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     return (seconds * code_rate)[:, None] * frequency
 
 
-def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn the pairs of channels (2 i, 2 i + 1) of (B, P, A, H, head_dim) by their position's angles.
+def rotate_queries_and_keys(qkv: Tensor, rotary: Tensor, num_heads: int) -> Tensor:
+    """Rotate the channel pairs (2 i, 2 i + 1) of queries and keys by the angles of their position, in float32.
 
-    The product of two turned vectors depends on the difference of their angles: on how far apart in time they are.
-    ``turn`` is (2, P, head_dim / 2): cosines and sines.
+    The product of two rotated vectors depends on the difference of their angles: on the time between them.
+
+    Args:
+        qkv: (B, P, 3 * D) float: queries, keys, values. It may be overwritten.
+        rotary: (2, P, D / H / 2) float: cosines and sines of the angles.
+        num_heads: H.
+
+    Returns:
+        (B, P, 3 * D) of the dtype of ``qkv``.
     """
-    if not torch.compiler.is_compiling():  # one product of complex numbers instead of six of strided halves
-        return torch.view_as_real(_as_complex(x.float()) * _angles(turn)).flatten(-2).type_as(x)
-    cos, sin = turn[:, :, None, None].float()  # (P, 1, 1, head_dim / 2) each
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # a compiler fuses real arithmetic, and knows no complex numbers
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).type_as(x)
+    if not torch.compiler.is_compiling():
+        rotated: Tensor = _RotateInPlace.apply(qkv.float(), torch.complex(*rotary[:, :, None, None].float()), num_heads)
+        return rotated.type_as(qkv)
+    cos, sin = rotary[:, :, None, None].float()  # (P, 1, 1, D / H / 2) each
+    qk, v = _split_heads(qkv, num_heads).split((2, 1), dim=2)
+    a, b = rearrange(qk.float(), "B P A H (pair two) -> two B P A H pair", two=2)  # compilers fuse real arithmetic only
+    qk = rearrange([a * cos - b * sin, a * sin + b * cos], "two B P A H pair -> B P A H (pair two)").type_as(qkv)
+    return rearrange(torch.cat([qk, v], dim=2), "B P three H d -> B P (three H d)")
 
 
-def turn_queries_and_keys(qkv: Tensor, turn: Tensor, num_heads: int) -> Tensor:
-    """`rotate` the first two thirds of (B, P, 3 * D), which may be written over: nothing is kept for the gradient."""
-    if qkv.dtype == torch.float32 and not torch.compiler.is_compiling():
-        turned: Tensor = _TurnInPlace.apply(qkv, _angles(turn), num_heads)
-        return turned
-    qk, v = _apart(qkv, num_heads).split((2, 1), dim=2)
-    return torch.cat([rotate(qk, turn), v], dim=2).flatten(2)
-
-
-class _TurnInPlace(torch.autograd.Function):
-    """Autograd's own rule for a product in place of a part would copy the whole gradient three times a block."""
+class _RotateInPlace(torch.autograd.Function):
+    """One complex product, and no copy: autograd's own rule would copy the whole gradient three times per block."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, angles: Tensor, num_heads: int) -> Tensor:
-        _as_complex(_apart(qkv, num_heads)[:, :, :2]).mul_(angles)
-        ctx.save_for_backward(angles)
+    def forward(ctx: Any, qkv: Tensor, rotary: Tensor, num_heads: int) -> Tensor:
+        _as_complex(_split_heads(qkv, num_heads)[:, :, :2]).mul_(rotary)
+        ctx.save_for_backward(rotary)
         ctx.num_heads = num_heads
         ctx.mark_dirty(qkv)
         return qkv
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (angles,) = ctx.saved_tensors
-        back = torch.empty_like(gradient, memory_format=torch.contiguous_format)
-        given, turned = _apart(gradient, ctx.num_heads), _apart(back, ctx.num_heads)
-        torch.mul(_as_complex(given[:, :, :2]), angles.conj(), out=_as_complex(turned[:, :, :2]))
-        turned[:, :, 2] = given[:, :, 2]
-        return back, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (rotary,) = ctx.saved_tensors
+        grad_qkv = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        source, target = _split_heads(grad, ctx.num_heads), _split_heads(grad_qkv, ctx.num_heads)
+        torch.mul(_as_complex(source[:, :, :2]), rotary.conj(), out=_as_complex(target[:, :, :2]))
+        target[:, :, 2] = source[:, :, 2]
+        return grad_qkv, None, None
 
 
-def _apart(qkv: Tensor, num_heads: int) -> Tensor:
-    """(B, P, 3 * D) as (B, P, 3, H, D / H)."""
+def _split_heads(qkv: Tensor, num_heads: int) -> Tensor:
+    """(B, P, 3 * D) as (B, P, 3, H, D / H), always over the same memory, which ``rearrange`` does not promise."""
     return qkv.unflatten(-1, (3, num_heads, -1))
 
 
@@ -489,13 +473,8 @@ def _as_complex(x: Tensor) -> Tensor:
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
-def _angles(turn: Tensor) -> Tensor:
-    """(2, P, head_dim / 2) cosines and sines as (P, 1, 1, head_dim / 2) complex numbers."""
-    return torch.complex(*turn[:, :, None, None].float())
-
-
 def symmetric_alibi(num_positions: int, num_heads: int) -> Tensor:
-    """ALiBi for attention that looks both ways: (H, P, P) of -slope |i - j|, slopes 2^(-8 h / H) for h = 1..H."""
+    """ALiBi for attention in both directions: (H, P, P) of -slope |i - j|, slopes 2^(-8 h / H) for h = 1..H."""
     position = torch.arange(num_positions)
     distance = (position[:, None] - position).abs()  # (P, P)
     slopes = torch.tensor([2.0 ** (-8 * (head + 1) / num_heads) for head in range(num_heads)])
@@ -503,8 +482,8 @@ def symmetric_alibi(num_positions: int, num_heads: int) -> Tensor:
 
 
 def sincos_table(num_positions: int, dim: int) -> Tensor:
-    """Positions to add to inputs: (P, dim) of sines, then cosines (Vaswani et al. 2017, section 3.5; MAE's order)."""
-    frequency = _LONGEST ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    """Position embeddings: (P, dim) of sines, then cosines (Vaswani et al. 2017, section 3.5; order as in MAE)."""
+    frequency = _FREQUENCY_BASE ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angle = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1).float()
 
@@ -515,5 +494,5 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int, int]) -> None:
 
 
 def _note_loaded_codebooks(backbone: Backbone, _: Any) -> None:
-    """After loading weights: is there more than zeros? Asked here, once, as the answer waits for the device."""
+    """After loading weights, record whether they hold codebooks. Reading the answer waits for the device: only once."""
     backbone.has_codebooks = bool(backbone.codebooks.any())

@@ -1,20 +1,21 @@
 """The numbers every stage agrees on, and the letters that name a tensor's axes.
 
-====== =============================================
+====== ==========================================================
 letter axis
-====== =============================================
+====== ==========================================================
 B      batch
 K      codebooks (levels of the residual quantiser)
 T      codec steps
 S      codebook size (entries per codebook)
 V      video frames
+P      positions of the transformer: V frames, then T codec steps
 C      feature channels
 D      model width
 H      attention heads
 E      embedding width
 N      audio samples
 L      labels
-====== =============================================
+====== ==========================================================
 """
 
 from __future__ import annotations
