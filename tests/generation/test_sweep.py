@@ -14,6 +14,7 @@ from vab.cli import main
 from vab.commands.sweep import sweep
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.order import spread_evenly
+from vab.files import lock_folder
 from vab.frozen.judges import load_judge
 from vab.generation.generator import Generator
 from vab.generation.sampler_files import Setting, changed_sampler
@@ -150,7 +151,7 @@ def test_a_sweep_that_was_killed_goes_on(place, tmp_path, monkeypatch):
     monkeypatch.setattr(Subset, "measure", measure)
     again, whole = run(place, out), run(place, tmp_path / "whole")
     figures = [
-        {row.setting.content: row.metrics | {"seconds": 0.0} for row in rows} for rows in (again, whole)
+        {str(row.setting.sampler): row.metrics | {"seconds": 0.0} for row in rows} for rows in (again, whole)
     ]  # fmt: skip
     assert figures[0] == figures[1]
 
@@ -185,6 +186,15 @@ def test_a_table_of_another_make_is_refused(place, tmp_path, damage):
     (tmp_path / "out" / "sweep.json").unlink()
     with pytest.raises(UserError, match=r"no sweep\.json beside it"):
         run(place, tmp_path / "out", grid=quick)
+
+
+def test_a_folder_of_another_version_and_a_second_sweep_are_refused(place, tmp_path):
+    quick, out = one(tmp_path, "decode_steps: 1\n"), tmp_path / "out"
+    with lock_folder(out, "vab sweep"), pytest.raises(UserError, match="another vab sweep is writing"):
+        run(place, out, grid=quick)
+    (out / "sweep.json").write_text('{"vab": "0.1", "records": 6}')
+    with pytest.raises(UserError, match=r"sweep\.json is damaged, or of another version of vab: give another folder"):
+        run(place, out, grid=quick)
 
 
 def test_the_best_is_by_the_metric_asked_for():

@@ -110,7 +110,7 @@ def generate_many(
         share = [
             batch for batch in batches[ranks.rank :: ranks.world_size] if any(job.target not in done for job in batch)
         ]
-        made, seconds, wall_seconds = 0, 0.0, 0.0
+        made, seconds, began = 0, 0.0, time.perf_counter()
         try:
             if ranks.rank != 0:
                 stack.enter_context(lock_folder(out, "vab generate", alone=False))
@@ -118,20 +118,20 @@ def generate_many(
                 words = "generating" + ("" if ranks.world_size == 1 else f" (1 of {ranks.world_size} processes)")
                 total = sum(job.target not in done for batch in share for job in batch)
                 with ProgressBar(words, total, "files", show=ranks.rank == 0) as bar:
-                    made, seconds, wall_seconds = run.work(share, done, journal, bar)
+                    made, seconds = run.work(share, done, journal, bar)
         except UserError as problem:
             error = problem
             if ranks.world_size > 1:  # the others may run for a long time
                 print(f"process {ranks.rank} of {ranks.world_size} stops: {error}", file=sys.stderr, flush=True)
-        counts = ranks.gather((made, seconds, wall_seconds))
+        all_made, all_seconds = zip(*ranks.gather((made, seconds)), strict=True)
+        wall_seconds = time.perf_counter() - began  # without loading
         ranks.agree(error)
         if ranks.rank != 0:
             return None
-        all_made, all_seconds, all_wall_seconds = zip(*counts, strict=True)
         report = Report(folder.finish(), sum(all_made))
     failed, made = report.failed, report.made
     kept, warned = len(report.rows) - len(failed) - made, sum(bool(row["warnings"]) for row in report.rows)
-    rate = f"; {sum(all_seconds) / max(all_wall_seconds):.1f} s of sound per second" if made else ""
+    rate = f"; {sum(all_seconds) / wall_seconds:.1f} s of sound per second" if made else ""
     counted = f"{made} made, {kept} there before, {len(failed)} failed, {warned} with warnings"
     print(f"{folder.table_file}: {counted}{rate}")
     if failed:
@@ -217,16 +217,16 @@ class _Run:
 
     def work(
         self, batches: Sequence[Sequence[Job]], done: set[Path], journal: Journal, bar: ProgressBar
-    ) -> tuple[int, float, float]:
+    ) -> tuple[int, float]:
         """Generate what is missing of some batches, and note each output once it is in place.
 
         Returns:
-            How many outputs were made, their seconds of sound, and the seconds that it took.
+            How many outputs were made, and their seconds of sound.
 
         Raises:
             UserError: If the disk is full.
         """
-        made, seconds, wall_seconds, began = 0, 0.0, 0.0, time.perf_counter()
+        made, seconds = 0, 0.0
         with prefetch(lambda batch, stopped: self._prepare(batch, done, stopped), batches) as prepared:
             for inputs in prepared:
                 for job, row in self._rows(inputs, done):
@@ -234,8 +234,7 @@ class _Run:
                     bar.advance()
                     if not row["error"]:
                         made, seconds = made + 1, seconds + float(row["seconds"])
-                        wall_seconds = time.perf_counter() - began
-        return made, seconds, wall_seconds
+        return made, seconds
 
     def _prepare(self, batch: Sequence[Job], done: set[Path], stopped: threading.Event) -> _Inputs:
         """Read the media of a batch: all of them, unless none of the missing ones can be read."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +55,6 @@ class Setting:
     sampler: Sampler
     """All settings; the checkpoint's own where the grid does not name them."""
 
-    @property
-    def content(self) -> str:
-        """The sampler as text: equal for equal settings, ``1`` and ``1.0`` being the same."""
-        fields = {name: float(value) if type(value) is int else value for name, value in asdict(self.sampler).items()}
-        return json.dumps(fields, sort_keys=True)
-
 
 def read_grid(file: str | Path, base: Sampler, num_levels: int) -> list[Setting]:
     """Read a grid file: names of a sampler's fields, each with a list of values, in every combination.
@@ -85,7 +78,7 @@ def read_grid(file: str | Path, base: Sampler, num_levels: int) -> list[Setting]
         UserError: If the file cannot be read, or a name or value is not valid for a sampler.
     """
     content = _read_yaml(file)
-    settings: dict[str, Setting] = {}
+    settings: list[Setting] = []
     for number, table in enumerate(content if isinstance(content, list) else [content], start=1):
         where = f"{file}, entry {number}" if isinstance(content, list) else str(file)
         if not isinstance(table, dict) or not table:
@@ -97,11 +90,12 @@ def read_grid(file: str | Path, base: Sampler, num_levels: int) -> list[Setting]
         if empty := [field for field, values in zip(table, lists, strict=True) if not values]:
             raise UserError(f"{where}: {empty[0]} has no values")
         for values in itertools.product(*lists):
-            setting = Setting(name, _sampler(dict(zip(table, values, strict=True)), base, num_levels, where))
-            settings.setdefault(setting.content, setting)
+            sampler = _sampler(dict(zip(table, values, strict=True)), base, num_levels, where)
+            if all(sampler != setting.sampler for setting in settings):
+                settings.append(Setting(name, sampler))
     if not settings:
         raise UserError(f"{file}: the grid is empty")
-    return list(settings.values())
+    return settings
 
 
 def _sampler(values: Mapping[str, Any], base: Sampler, num_levels: int | None, where: str) -> Sampler:

@@ -183,8 +183,8 @@ def run_sweep(
         folder.check(identity)
         rows = _read_rows(folder)
         folder.begin(identity, about, {})
-        done = {row.setting.content for row in rows}
-        if missing := [setting for setting in settings if setting.content not in done]:
+        done = [row.setting.sampler for row in rows]
+        if missing := [setting for setting in settings if setting.sampler not in done]:
             if column == "agreement" and subset.truth is None:
                 raise no_labels
             subset.warm_up()
