@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
 from command_line import parsed
 from tasks_help import quiet_trainer, small_backbone
@@ -21,6 +20,7 @@ from vab.frozen.vision.clip_files import parse
 from vab.frozen.weight_files.catalogue import CODECS
 from vab.spec import UserError
 from vab.tasks import PretrainTask
+from vab.training.recipes import load
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = [
@@ -28,6 +28,16 @@ RECIPES = [
 ]
 STAGES = [path for path in sorted((CONFIGS / "trainer").glob("*.yaml")) if path.stem.endswith(("_coarse", "_fine"))]
 FOLDERS = ["trainer", "data", "task", "backbone"]
+
+
+def read(path):
+    """A YAML file as the parser reads it, merged over its base."""
+    return load(path.read_text(), path.parent)
+
+
+def parts_of(folder):
+    """The files of a folder that a recipe can name; `base.yaml` is only what the others begin with."""
+    return [path for path in sorted((CONFIGS / folder).glob("*.yaml")) if path.stem != "base"]
 
 
 def keys(value, prefix=""):
@@ -50,19 +60,36 @@ def test_a_recipe_holds_paths_only(path):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_all_parts_of_a_folder_and_class_set_the_same_keys(folder):
     found = {}
-    for path in sorted((CONFIGS / folder).glob("*.yaml")):
-        part = yaml.safe_load(path.read_text())
+    for path in parts_of(folder):
+        part = read(path)
         found.setdefault(part.get("class_path"), {})[path.name] = keys(part)
     assert sum(map(len, found.values())) > 1
     for files in found.values():
         assert len(set(map(frozenset, files.values()))) == 1, files
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_part_says_nothing_that_its_base_says(folder):
+    """So that a change of the base reaches all that are built on it."""
+    for path in parts_of(folder):
+        change = yaml.safe_load(path.read_text())
+        if "base" in change:
+            base = flat(read(path.parent / change.pop("base")))
+            repeated = [key for key, value in flat(load(yaml.safe_dump(change))).items() if base.get(key) == value]
+            assert repeated == [], path
+
+
+def flat(value, prefix=""):
+    """Dotted key -> value, lists whole."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {name: one for key, inner in value.items() for name, one in flat(inner, f"{prefix}.{key}").items()}
+
+
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
 def test_a_trainer_of_a_stage_differs_in_the_name_of_its_runs_alone(path):
     base, _, stage = path.stem.rpartition("_")
-    ours = yaml.safe_load(path.read_text())
-    theirs = yaml.safe_load((CONFIGS / "trainer" / f"{base}.yaml").read_text())
+    ours, theirs = read(path), read(CONFIGS / "trainer" / f"{base}.yaml")
     named, others = ours["logger"]["init_args"].pop("name"), theirs["logger"]["init_args"].pop("name")
     assert ours == theirs
     assert named == {"demo": "demo", "ddp": "dac"}[base] + f"_{stage}" != others
@@ -71,7 +98,7 @@ def test_a_trainer_of_a_stage_differs_in_the_name_of_its_runs_alone(path):
 def test_each_recipe_has_a_folder_of_runs_of_its_own():
     names = {}
     for path in RECIPES:
-        trainer = yaml.safe_load((path.parent / yaml.safe_load(path.read_text())["trainer"]).read_text())
+        trainer = read(path.parent / yaml.safe_load(path.read_text())["trainer"])
         names.setdefault(trainer["logger"]["init_args"]["name"], []).append(str(path.relative_to(CONFIGS)))
     assert all(len(recipes) == 1 for recipes in names.values()), names
 
@@ -83,8 +110,7 @@ def test_a_recipe_parses_to_what_its_parts_say(path, capsys):
     assert stop.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     recipe = yaml.safe_load(path.read_text())
-    data = OmegaConf.to_container(OmegaConf.load(path.parent / recipe["data"]), resolve=True)
-    task = yaml.safe_load((path.parent / recipe["model"]).read_text())
+    data, task = read(path.parent / recipe["data"]), read(path.parent / recipe["model"])
     del task["init_args"]["backbone"]  # a path
     for said, got in ((data, printed["data"]), (task, printed["model"])):
         assert not keys(said) - keys(got)
@@ -99,7 +125,7 @@ def merged(settings, changes):
 
 
 def test_no_warm_up_is_too_long_for_a_fast_dev_run(shards):
-    tasks = (yaml.safe_load(path.read_text())["init_args"] for path in (CONFIGS / "task").glob("*.yaml"))
+    tasks = (read(path)["init_args"] for path in parts_of("task"))
     schedules = {(task["warmup_steps"], task["schedule_steps"]) for task in tasks}
     assert any(end is None for _, end in schedules)
     for warmup, end in schedules:
@@ -113,7 +139,7 @@ def test_no_warm_up_is_too_long_for_a_fast_dev_run(shards):
 def test_two_stages_of_a_folder_divide_the_levels(folder, levels):
     def part(stage, name):
         recipe = yaml.safe_load((CONFIGS / folder / f"{stage}.yaml").read_text())
-        return yaml.safe_load((CONFIGS / folder / recipe[name]).read_text())
+        return read(CONFIGS / folder / recipe[name])
 
     coarse, fine = part("coarse", "data"), part("fine", "data")
     assert coarse["levels"] == part("fine", "model")["init_args"]["conditioning_levels"] == 4 < levels
@@ -212,11 +238,11 @@ def test_a_recipe_takes_another_trainer(capsys):
     recipe, trainer = CONFIGS / "pretrain.yaml", CONFIGS / "trainer" / "fsdp.yaml"
     settings = parsed(["fit", "--config", str(recipe), "--trainer", str(trainer)], capsys)["trainer"]
     assert settings["strategy"]["class_path"] == "vab.engines.FSDP"
-    assert settings["max_steps"] == yaml.safe_load(trainer.read_text())["max_steps"]
+    assert settings["max_steps"] == read(trainer)["max_steps"]
 
 
 def test_the_sharded_trainer_differs_in_its_strategy_alone():
-    whole, sharded = (yaml.safe_load((CONFIGS / "trainer" / f"{name}.yaml").read_text()) for name in ("ddp", "fsdp"))
+    whole, sharded = (read(CONFIGS / "trainer" / f"{name}.yaml") for name in ("ddp", "fsdp"))
     assert whole.pop("strategy") != sharded.pop("strategy")
     assert whole == sharded
 
@@ -251,7 +277,7 @@ def test_a_recipe_for_real_data_refuses_shards_of_a_toy_network_alone(path, shar
 
 def module_of(path, shards, **changes):
     """The data module of a recipe, on other shards."""
-    given = OmegaConf.to_container(OmegaConf.load(path.parent / yaml.safe_load(path.read_text())["data"]), resolve=True)
+    given = read(path.parent / yaml.safe_load(path.read_text())["data"])
     others = {"vocabulary": None, "fold": None, "levels": None, "splice": 0.0, "roll": 0.0, "val": str(shards / "val")}
     return ShardDataModule(**given | others | {"train": str(shards / "train"), "test": None} | changes)
 

@@ -14,6 +14,7 @@ from small_media import video
 from vab.cli import COMMANDS
 from vab.commands.extract import extract
 from vab.data.reading.dataset import ShardDataset
+from vab.training.recipes import load
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "data" / "README.md").read_text()
@@ -46,12 +47,16 @@ def test_lists_and_shards_that_are_read_were_written_before():
 
 def parts(path):
     """The folders that a file of configs/data names, by part, as from the repository's folder."""
-    named = yaml.safe_load(path.read_text().replace("${oc.env:VAB_DATA,data}", "data"))
-    train = [*named["train"]] if isinstance(named["train"], dict) else [named["train"]]
-    return {"train": train, **{part: [named[part]] for part in ("val", "test") if named[part]}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VAB_DATA", raising=False)
+        named = load(path.read_text(), path.parent)
+    train = named["train"] if isinstance(named["train"], dict) else [named["train"]]
+    # What a mapping's key interpolates is filled in when the data set is opened.
+    folders = {"train": [folder.replace("${oc.env:VAB_DATA,data}", "data") for folder in train]}
+    return folders | {part: [named[part]] for part in ("val", "test") if named[part]}
 
 
-DATA_SETS = {path.stem: parts(path) for path in sorted((ROOT / "configs/data").glob("*.yaml"))}
+DATA_SETS = {path.stem: parts(path) for path in sorted((ROOT / "configs/data").glob("*.yaml")) if path.stem != "base"}
 
 
 def test_no_recipe_chooses_its_checkpoint_by_the_test_set_of_any():
@@ -77,7 +82,8 @@ def test_the_commands_make_each_folder_that_a_recipe_names(name):
 def test_what_a_benchmark_reports_chooses_its_checkpoint_and_a_fold_chooses_none():
     monitors = {}
     for path in (ROOT / "configs/classify").glob("*.yaml"):
-        trainer = yaml.safe_load((path.parent / yaml.safe_load(path.read_text())["trainer"]).read_text())
+        trainer = path.parent / yaml.safe_load(path.read_text())["trainer"]
+        trainer = load(trainer.read_text(), trainer.parent)
         (kept,) = (one for one in trainer["callbacks"] if one["class_path"] == "vab.callbacks.Checkpoints")
         monitors[path.stem] = kept["init_args"].get("monitor")
         assert kept["init_args"]["save_top_k"] == (1 if monitors[path.stem] else 0)

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import torch
 import torch.distributed
 import yaml
@@ -41,12 +42,14 @@ from vab.lightning_internals import CommandHooks, set_global_step
 from vab.spec import UserError
 from vab.tasks import BaseTask
 from vab.tasks.checkpoints import find_checkpoint
+from vab.training import recipes
 from vab.training.run_folder import global_step_in, logger_version, name_of_run, refuse_folder_of_run
 
 
 def train(arguments: list[str]) -> None:
     """Run LightningCLI on ``arguments``, which start with the subcommand."""
     silence_irrelevant_warnings()
+    jsonargparse.set_loader("recipe", recipes.load, exceptions=(yaml.YAMLError,))
     try:
         TrainerCommands(
             BaseTask,
@@ -55,8 +58,8 @@ def train(arguments: list[str]) -> None:
             auto_configure_optimizers=False,
             seed_everything_default=0,
             parser_class=Parser,
-            # Only for ${oc.env:...}; numbers that several parts share are linked.
-            parser_kwargs={"parser_mode": "omegaconf"},
+            # For `base: FILE` and ${oc.env:...} only; numbers that several parts share are linked.
+            parser_kwargs={"parser_mode": "recipe"},
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"use_distributed_sampler": False},  # our order of records gives each rank its share
             args=arguments,
