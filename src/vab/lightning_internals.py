@@ -1,6 +1,7 @@
 """Lightning's private names, all of them: one function or method for each, checked against the installed release.
 
-Written for Lightning 2.6. ``tests/test_lightning_internals.py`` checks each of them, and that no other file uses one.
+Checked with Lightning 2.6.4 and 2.6.6. ``tests/test_lightning_internals.py`` checks each of them, and that no other
+file uses one.
 """
 
 from __future__ import annotations
