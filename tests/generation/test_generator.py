@@ -83,6 +83,20 @@ def test_features_of_a_window_are_those_of_its_own_frames(generator, clip):
         assert frames == span.valid_frames
 
 
+def test_reading_a_video_can_be_stopped_between_its_frames(generator, tmp_path):
+    write_video(tmp_path / "x.mp4", np.zeros((2, 32, 32, 3), np.uint8), "1/30", None, RATE)  # 60 s
+    calls = []
+
+    def check():
+        calls.append(1)
+        if len(calls) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        generator.prepare(request(tmp_path / "x.mp4"), check)
+    assert len(calls) == 2
+
+
 def test_a_long_video_is_as_long_as_its_picture_and_has_no_seams(checkpoint, tmp_path):
     """60 s of segments of 0.64 s. Between 20-ms frames the level jumps at the seams as it does everywhere."""
     generator = Generator.load(checkpoint, device="cpu")

@@ -19,7 +19,7 @@ Precision = Literal["32-true", "bf16-mixed"]
 
 @dataclass(frozen=True)
 class Windows:
-    """The video of one sound of T codec steps, in W windows of a segment each; on the CPU."""
+    """The video of one sound of T codec steps, in W windows of a segment each."""
 
     steps: int
     """T of the sound."""
