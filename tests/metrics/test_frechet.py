@@ -297,7 +297,6 @@ def test_the_metric_is_the_function_on_all_batches(offset):
         metric.update(part, real=True)
     expected = float(frechet_distance(*moments(real), *moments(made)))
     assert float(metric.compute()) == pytest.approx(expected, rel=1e-10)
-    assert (metric.count(real=True), metric.count(real=False)) == (50, 40)
     for got, wanted in zip(metric.moments(real=True), moments(real), strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-11)
 

@@ -205,10 +205,10 @@ def test_the_loss_takes_no_segment_of_the_same_recording_as_wrong():
 
 def test_nothing_is_an_error():
     metric = Retrieval()
-    with pytest.raises(ValueError, match="nothing to retrieve"), pytest.warns(UserWarning, match="before"):
+    with pytest.raises(ValueError, match="nothing to report"), pytest.warns(UserWarning, match="before"):
         metric.compute()
     metric.update(torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    with pytest.raises(ValueError, match="nothing to retrieve"):
+    with pytest.raises(ValueError, match="nothing to report"):
         metric.compute()
 
 

@@ -17,7 +17,6 @@ from vab.metrics.synchrony import (
     match_onsets,
     onset_counts,
     onset_ratios,
-    onset_recall,
 )
 from vab.metrics.uncertainty import mean_and_error, ratio_and_error
 
@@ -158,18 +157,16 @@ def test_each_onset_is_used_once_and_the_nearest_first():
     assert (matched.tolist(), theirs.tolist()) == ([1.06, 1.15], [0.97, 1.1])
 
 
-def test_recall_by_hand():
+def test_matches_by_hand():
     true = seconds(0.5, 1.0, 2.0, 3.0)
-    assert float(onset_recall(true, true)) == 1
-    assert float(onset_recall(true, seconds())) == 0
-    assert float(onset_recall(true, seconds(1.1, 2.11, 0.45))) == 0.5  # 1.1 is just near enough, 2.11 is not
-    assert float(onset_recall(true, seconds(2.1, 2.05, 1.95))) == 0.25
-    with pytest.raises(ValueError, match="no true onset"):
-        onset_recall(seconds(), true)
+    assert len(match_onsets(true, true)[0]) == 4
+    assert len(match_onsets(true, seconds())[0]) == len(match_onsets(seconds(), true)[0]) == 0
+    assert len(match_onsets(true, seconds(1.1, 2.11, 0.45))[0]) == 2  # 1.1 is just near enough, 2.11 is not
+    assert len(match_onsets(true, seconds(2.1, 2.05, 1.95))[0]) == 1
     with pytest.raises(ValueError, match="finite"):
-        onset_recall(true, seconds(math.nan))
+        match_onsets(true, seconds(math.nan))
     with pytest.raises(ValueError, match="above 0"):
-        onset_recall(true, true, 0.0)
+        match_onsets(true, true, 0.0)
 
 
 @pytest.mark.parametrize("late", [-0.9, -0.0137, 0.0, 0.2011, 0.98])
@@ -185,11 +182,9 @@ def test_offset_of_regular_beats_is_the_smallest():
     assert best_offset(beats, beats[3:5] + 0.1) == pytest.approx(-0.1)
 
 
-def test_offset_beyond_reach_is_refused():
-    with pytest.raises(ValueError, match="no shift of up to 1"):
-        best_offset(seconds(0.0), seconds(1.2))
-    with pytest.raises(ValueError, match="no shift"):
-        best_offset(seconds(0.0), seconds())
+def test_there_is_no_offset_beyond_the_limit():
+    assert best_offset(seconds(0.0), seconds(1.2)) is None
+    assert best_offset(seconds(0.0), seconds()) is None
     assert best_offset(seconds(0.0), seconds(1.2), max_seconds=2.0) == pytest.approx(-1.2)
     with pytest.raises(ValueError, match="above 0"):
         best_offset(seconds(0.0), seconds(0.0), max_seconds=0.0)

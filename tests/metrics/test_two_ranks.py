@@ -28,11 +28,10 @@ ONSETS = [(torch.rand(index % 4, generator=random), torch.rand(3, generator=rand
 
 
 class Case(NamedTuple):
-    """A metric, how it is given some records (numbers (n,), perhaps none), and what is read from it."""
+    """A metric, and how it is given some records (numbers (n,), perhaps none)."""
 
     make: Callable[[], Metric]
     feed: Callable[[Metric, Tensor], None]
-    read: Callable[[Metric], object] = lambda metric: metric.compute()
 
 
 def both_sides(real: Tensor, made: Tensor):
@@ -43,13 +42,9 @@ def both_sides(real: Tensor, made: Tensor):
     return feed
 
 
-def everything_known(metric):
-    return [metric.compute(), *metric.moments(real=True), metric.count(real=False), metric.compute()]
-
-
 CASES = {
-    "frechet": Case(lambda: FrechetDistance(WIDTH), both_sides(REAL, MADE), everything_known),
-    "frechet_far_from_zero": Case(lambda: FrechetDistance(WIDTH), both_sides(REAL + 1e4, MADE + 1e4), everything_known),
+    "frechet": Case(lambda: FrechetDistance(WIDTH), both_sides(REAL, MADE)),
+    "frechet_far_from_zero": Case(lambda: FrechetDistance(WIDTH), both_sides(REAL + 1e4, MADE + 1e4)),
     "frechet_low_rank": Case(  # 61 embeddings of 192 numbers
         lambda: FrechetDistance(16 * WIDTH),
         both_sides(REAL.repeat(1, 16).sin_() + REAL.roll(1, 0).repeat_interleave(16, 1), MADE.repeat(1, 16).cos()),
@@ -66,7 +61,6 @@ CASES = {
     f"divergence_{variant}": Case(
         lambda variant=variant: PairedDivergence(variant),
         lambda metric, index: metric.update(REAL[index], MADE[index]),
-        lambda metric: [metric.compute(), metric.error(), metric.count()],
     )
     for variant in VARIANTS
 }
@@ -75,9 +69,7 @@ CASES = {
 def numbers(read) -> list[list[float | None]]:
     """All tensors of what a metric says, flat, in one order; what does not exist (NaN) as None, for JSON."""
     if isinstance(read, dict):
-        return numbers([read[name] for name in sorted(read)])
-    if isinstance(read, list):
-        return [tensor for part in read for tensor in numbers(part)]
+        return [tensor for name in sorted(read) for tensor in numbers(read[name])]
     values = torch.as_tensor(read).double().flatten().tolist()
     return [[None if value != value else value for value in values]]
 
@@ -86,7 +78,7 @@ def measured(case: Case, index: Tensor, batch_size: int) -> list[list[float | No
     metric = case.make()
     for batch in index.split(batch_size):
         case.feed(metric, batch)
-    return numbers(case.read(metric))
+    return numbers(metric.compute())
 
 
 SHARES = {
@@ -135,7 +127,7 @@ def test_states_merge_and_start_anew(name):
     case.feed(second, torch.arange(20, RECORDS))
     case.feed(whole, torch.arange(RECORDS))
     first.merge_state(second)
-    same(numbers(case.read(first)), numbers(case.read(whole)))
+    same(numbers(first.compute()), numbers(whole.compute()))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ says nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from vab.metrics.divergence import paired_kl
 from vab.metrics.frechet import frechet_distance, moments
+from vab.metrics.uncertainty import mean_and_error
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def kld_by_class(
         if len(own) < min_count:
             found.left_out[name] = f"{len(own)} pairs, fewer than {min_count}"
             continue
-        error = float(own.std()) / math.sqrt(len(own))
-        found.figures[name] = {"kld": float(own.mean()), "kld_error": error, "pairs": len(own)}
+        mean, error = mean_and_error(own)
+        found.figures[name] = {"kld": mean, "kld_error": error, "pairs": len(own)}
     return found
 
 

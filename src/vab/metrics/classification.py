@@ -7,50 +7,41 @@ a softmax or a sigmoid changes nothing but top-k across classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from vab.metrics.records import each_once, joined
+from vab.metrics.records import RecordRows
 
 TOP = (1, 5)
-"""Top-k accuracy is told for these k."""
-_COLUMNS = 64  # classes sorted at once: bounds the memory of large vocabularies
+"""Top-k accuracy is reported for these k."""
 
 
 def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
     """Average precision of each class: the area under its precision-recall curve, as steps.
 
-    The sum over thresholds of precision times the gain in recall; records of equal score enter together, as in
-    scikit-learn's ``average_precision_score``, so the order of a file cannot matter.
+    The mean over the records of a class of the precision at their score. Records of equal score enter together, as in
+    scikit-learn's ``average_precision_score``, so the order of a file cannot matter. (torchmetrics' is float32, puts
+    logits through a sigmoid that makes large ones equal, and gives 0 for a class without records.)
 
     Args:
         scores: (N, L) float. Higher = more likely.
         targets: (N, L) bool. The true classes of each record.
 
     Returns:
-        (L,) float64 in (0, 1]; NaN for a class with no record, whose precision is defined nowhere.
+        (L,) float64 in (0, 1]; NaN for a class without records, whose precision is not defined.
 
     Raises:
         ValueError: If the shapes do not fit, there is no record, or a score is NaN.
     """
-    _check(scores, targets)
-    values = [
-        _precision(*columns)
-        for columns in zip(scores.split(_COLUMNS, dim=1), targets.split(_COLUMNS, dim=1), strict=True)
-    ]
-    return torch.cat(values)
-
-
-def _precision(scores: Tensor, targets: Tensor) -> Tensor:
-    ordered, order = scores.sort(dim=0, descending=True)
-    hits = targets.gather(0, order).double()  # (N, columns)
-    last = _last_of_ties(ordered)
-    found = hits.cumsum(0).gather(0, last)  # true ones down to the end of each one's ties
-    return (hits * found / (last + 1)).sum(0) / hits.sum(0)
+    values = []
+    for column, truth in _classes(scores, targets):
+        own = column[truth].sort().values
+        true = len(own) - torch.searchsorted(own, own)  # records of the class that score at least as high
+        among = len(column) - torch.searchsorted(column.sort().values, own)  # all records that do
+        values.append((true.double() / among).mean())
+    return torch.stack(values)
 
 
 def roc_auc(scores: Tensor, targets: Tensor) -> Tensor:
@@ -66,27 +57,12 @@ def roc_auc(scores: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: As for ``average_precision``.
     """
-    _check(scores, targets)
     values = []
-    for part, truth in zip(scores.split(_COLUMNS, dim=1), targets.split(_COLUMNS, dim=1), strict=True):
-        ordered, order = part.sort(dim=0)
-        hits = truth.gather(0, order).double()
-        last = _last_of_ties(ordered)
-        first = len(part) - 1 - _last_of_ties(ordered.flip(0)).flip(0)
-        place = (first + last).double() / 2 + 1  # 1 = lowest score; ties share their mean place
-        positives = hits.sum(0)
-        pairs = positives * (len(part) - positives)
-        values.append(((hits * place).sum(0) - positives * (positives + 1) / 2) / pairs)
-    return torch.cat(values)
-
-
-def _last_of_ties(ordered: Tensor) -> Tensor:
-    """(N, L) int64: for each row of sorted columns the last row of equal value."""
-    count = len(ordered)
-    rows = torch.arange(count, device=ordered.device)[:, None].expand_as(ordered)
-    ends = torch.ones_like(ordered, dtype=torch.bool)
-    ends[:-1] = ordered[1:] != ordered[:-1]
-    return rows.where(ends, rows.new_full((), count)).flip(0).cummin(0).values.flip(0)
+    for column, truth in _classes(scores, targets):
+        own, others = column[truth], column[~truth].sort().values
+        below = torch.searchsorted(others, own) + torch.searchsorted(others, own, right=True)  # twice as many
+        values.append(below.double().mean() / (2 * len(others)))
+    return torch.stack(values)
 
 
 def d_prime(auc: Tensor) -> Tensor:
@@ -158,82 +134,20 @@ def confusion_matrix(predicted: Tensor, true: Tensor, num_classes: int) -> Tenso
     return counts.reshape(num_classes, num_classes)
 
 
-@dataclass(frozen=True)
-class ClassTable:
-    """What is known of each class. A class is counted if some record has it and some has not; others are NaN."""
-
-    classes: tuple[str, ...]
-    """L names."""
-    positives: Tensor
-    """(L,) int64: records of each class."""
-    average_precision: Tensor
-    """(L,) float64; NaN for classes not counted, in all columns."""
-    roc_auc: Tensor
-    """(L,) float64."""
-    d_prime: Tensor
-    """(L,) float64."""
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Names of the classes that are not counted."""
-        return tuple(name for name, auc in zip(self.classes, self.roc_auc.tolist(), strict=True) if math.isnan(auc))
-
-    def macro(self) -> dict[str, Tensor]:
-        """Means over the counted classes, each weighing the same.
-
-        Returns:
-            float64 scalars: ``map``, ``roc_auc``, and ``d_prime``, that of the mean area, as AudioSet papers report it:
-            the mean of the classes' own is mostly larger, and infinite once one class is perfect.
-
-        Raises:
-            ValueError: If no class is counted.
-        """
-        counted = ~self.roc_auc.isnan()
-        if not bool(counted.any()):
-            raise ValueError("no class has both records that are of it and records that are not")
-        auc = self.roc_auc[counted].mean()
-        return {"map": self.average_precision[counted].mean(), "roc_auc": auc, "d_prime": d_prime(auc)}
-
-
-def class_table(scores: Tensor, targets: Tensor, classes: Sequence[str] | None = None) -> ClassTable:
-    """Average precision, ROC AUC and d-prime of each class.
-
-    Args:
-        scores: (N, L) float.
-        targets: (N, L) bool.
-        classes: L names; "0", "1", ... if None.
-
-    Raises:
-        ValueError: If the shapes do not fit, there is no record, a score is NaN, or there are not L names.
-    """
-    names = tuple(map(str, range(scores.shape[-1]))) if classes is None else tuple(classes)
-    precision, auc = average_precision(scores, targets), roc_auc(scores, targets)
-    if len(names) != len(auc):
-        raise ValueError(f"got scores of {len(auc)} classes and {len(names)} names")
-    precision = precision.masked_fill(auc.isnan(), math.nan)  # a class that all records have is no task
-    return ClassTable(names, targets.sum(0), precision, auc, d_prime(auc))
-
-
-class Classification(Metric):
+class Classification(RecordRows):
     """All of this over a whole data set, each record once, on any number of ranks.
 
-    Average precision needs all scores in one order, so they are kept (float32, N * L * 4 bytes) and gathered with their
-    record numbers. Where one rank has nothing to add, give it an update with (0, L) tensors.
+    Average precision needs all scores in one order, so they are kept: float32, N * L * 4 bytes.
 
     Args:
-        classes: Names of the classes, or how many there are.
+        classes: Names of the L classes, or how many there are.
     """
 
-    full_state_update = False
-    scores: list[Tensor]
-    targets: list[Tensor]
-    index: list[Tensor]
+    columns = ("scores", "targets")
 
     def __init__(self, classes: Sequence[str] | int) -> None:
         super().__init__()
-        self.classes = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
-        for name in ("scores", "targets", "index"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+        self.width = classes if isinstance(classes, int) else len(classes)
 
     def update(self, scores: Tensor, targets: Tensor, index: Tensor) -> None:
         """Keep a batch.
@@ -246,74 +160,81 @@ class Classification(Metric):
         Raises:
             ValueError: If the shapes do not fit, or a label is no class.
         """
-        width = len(self.classes)
         if targets.ndim == 1 and targets.dtype != torch.bool:
-            _in_vocabulary(targets, width)
-            targets = torch.nn.functional.one_hot(targets, width).bool()
-        shape = (len(index), width)
+            _in_vocabulary(targets, self.width)
+            targets = torch.nn.functional.one_hot(targets, self.width).bool()
+        shape = (len(index), self.width)
         if tuple(scores.shape) != shape or tuple(targets.shape) != shape or targets.dtype != torch.bool:
             shapes = f"{tuple(scores.shape)}, {tuple(targets.shape)} {targets.dtype} and {tuple(index.shape)}"
             raise ValueError(
-                f"Classification takes (B, {width}) scores and bool targets, and (B,) numbers, got {shapes}"
+                f"Classification takes (B, {self.width}) scores and bool targets, and (B,) numbers, got {shapes}"
             )
-        self.scores.append(scores.detach().float())
-        self.targets.append(targets.to(torch.uint8))  # not every backend gathers bool
-        self.index.append(index)
+        self.keep(index, scores=scores.float(), targets=targets.to(torch.uint8))  # not every backend gathers bool
 
     def compute(self) -> dict[str, Tensor]:
-        """Figures of the whole, and of each class.
+        """Metrics of the whole data set, and of each class.
+
+        A class is counted if some record has it and some record has not.
 
         Returns:
-            Scalars ``map``, ``roc_auc``, ``d_prime`` (see ``ClassTable.macro``), ``classes_counted``, ``records``;
-            vectors (L,) ``average_precision_per_class``, ``roc_auc_per_class``, ``d_prime_per_class`` (NaN where not
-            counted) and ``records_per_class``. Where every record has one class also ``top_1``, ``top_5`` (of records),
-            ``top_1_macro`` (mean over the classes that have records), ``top_1_per_class`` (L,) (NaN for those that have
-            none) and ``confusion_matrix`` (L, L), its predictions the highest score, of equal ones a wrong class: its
-            diagonal is ``top_1``.
-            A top k not below L is left out: it is 1 whatever the scores.
+            Scalars: ``map`` and ``roc_auc``, means over the counted classes; ``d_prime`` of the mean area, as AudioSet
+            papers report it (the mean of the classes' own is mostly larger, and infinite once one class is perfect);
+            ``classes_counted``, ``records``.
+            Vectors (L,): ``average_precision_per_class``, ``roc_auc_per_class``, ``d_prime_per_class`` (NaN where not
+            counted) and ``records_per_class``.
+            Where every record has one class also ``top_1``, ``top_5`` (of records; left out unless k < L),
+            ``top_1_macro`` (mean over the classes that have records), ``top_1_per_class`` (L,) (NaN for those without)
+            and ``confusion_matrix`` (L, L), whose predictions are the highest score and, of equal ones, a wrong class:
+            the sum of its diagonal gives ``top_1``.
 
         Raises:
             ValueError: If there is no record, a score is NaN, or no class is counted.
         """
-        gathered = [joined(state) for state in (self.index, self.scores, self.targets)]
-        if not len(gathered[0]):
-            raise ValueError("no record was scored: there is nothing to report")
-        scores, targets = each_once(*gathered)
+        _, scores, targets = self.rows()
         targets = targets.bool()
-        table = class_table(scores, targets, self.classes)
-        figures = table.macro() | {
-            "classes_counted": (~table.roc_auc.isnan()).sum(),
+        auc = roc_auc(scores, targets)
+        counted = ~auc.isnan()
+        if not bool(counted.any()):
+            raise ValueError("no class has both records that are of it and records that are not")
+        precision = average_precision(scores, targets).masked_fill(~counted, math.nan)
+        metrics = {
+            "map": precision[counted].mean(),
+            "roc_auc": auc[counted].mean(),
+            "d_prime": d_prime(auc[counted].mean()),
+            "classes_counted": counted.sum(),
             "records": torch.tensor(len(scores)),
-            "average_precision_per_class": table.average_precision,
-            "roc_auc_per_class": table.roc_auc,
-            "d_prime_per_class": table.d_prime,
-            "records_per_class": table.positives,
+            "average_precision_per_class": precision,
+            "roc_auc_per_class": auc,
+            "d_prime_per_class": d_prime(auc),
+            "records_per_class": targets.sum(0),
         }
         if bool((targets.sum(1) == 1).all()):
-            figures |= _one_label(scores, targets.to(torch.uint8).argmax(1))
-        return figures
+            metrics |= _one_label(scores, targets.to(torch.uint8).argmax(1))
+        return metrics
 
 
 def _one_label(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What needs one true class a record."""
+    """Metrics that need one true class a record."""
     width = scores.shape[1]
-    figures = {f"top_{k}": top_k_accuracy(scores, labels, k) for k in TOP if k < width}
+    top = {f"top_{k}": top_k_accuracy(scores, labels, k) for k in TOP if k < width}
     records, correct = labels.bincount(minlength=width), top_k_correct(scores, labels)
     share = labels.bincount(correct.double(), minlength=width) / records
-    others = scores.scatter(1, labels[:, None], -math.inf).argmax(1)  # of a tie the wrong class, as top 1 has it
-    return figures | {
+    others = scores.scatter(1, labels[:, None], -math.inf).argmax(1)  # of equal scores the wrong class, as for top 1
+    return top | {
         "top_1_macro": share[records > 0].mean(),
         "top_1_per_class": share,
         "confusion_matrix": confusion_matrix(torch.where(correct, labels, others), labels, width),
     }
 
 
-def _check(scores: Tensor, targets: Tensor) -> None:
+def _classes(scores: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each class in turn scores (N,) and truth (N,) bool; errors as for ``average_precision``."""
     if scores.ndim != 2 or scores.shape != targets.shape or 0 in scores.shape or targets.dtype != torch.bool:
         shapes = f"{tuple(scores.shape)} and {tuple(targets.shape)} {targets.dtype}"
         raise ValueError(f"classes take scores (N, L) and bool targets of the same shape, got {shapes}")
     if bool(scores.isnan().any()):
         raise ValueError("scores are NaN: they have no order")
+    return zip(scores.unbind(1), targets.unbind(1), strict=True)
 
 
 def _in_vocabulary(labels: Tensor, num_classes: int) -> None:

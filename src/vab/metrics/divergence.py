@@ -1,4 +1,4 @@
-"""How differently a judge hears a generated sound and the real one of the same video.
+"""How much a judge's class probabilities differ between a generated sound and the real one of the same video.
 
 The field's tools share the name KLD and not the number, so each of their definitions has a name here. All take logits.
 """
@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
-
-from vab.metrics import streamed
 
 EPSILON = 1e-6
 """What the variant "softmax_epsilon" adds to the generated side's probabilities."""
@@ -29,9 +27,9 @@ def _softmax_epsilon(real: Tensor, generated: Tensor) -> Tensor:
 
 
 def _sigmoid(real: Tensor, generated: Tensor) -> Tensor:
-    heard = real.sigmoid() * (F.logsigmoid(real) - F.logsigmoid(generated))
-    unheard = (-real).sigmoid() * (F.logsigmoid(-real) - F.logsigmoid(-generated))
-    return (heard + unheard).sum(1).clamp(min=0)
+    present = real.sigmoid() * (F.logsigmoid(real) - F.logsigmoid(generated))
+    absent = (-real).sigmoid() * (F.logsigmoid(-real) - F.logsigmoid(-generated))
+    return (present + absent).sum(1).clamp(min=0)
 
 
 _FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -41,6 +39,7 @@ _FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 VARIANTS = tuple(_FORMULAS)
 """Names of the definitions."""
+_UNKNOWN = f"unknown variant of KLD {{!r}}: there is {', '.join(VARIANTS)}"
 
 
 def paired_kl(real_logits: Tensor, generated_logits: Tensor, variant: str = "softmax") -> Tensor:
@@ -64,7 +63,7 @@ def paired_kl(real_logits: Tensor, generated_logits: Tensor, variant: str = "sof
         ValueError: If the shapes differ, there are no classes, a number is not finite, or the variant is unknown.
     """
     if variant not in _FORMULAS:
-        raise ValueError(f"unknown variant of KLD {variant!r}: there is {', '.join(VARIANTS)}")
+        raise ValueError(_UNKNOWN.format(variant))
     if real_logits.ndim != 2 or real_logits.shape != generated_logits.shape or not real_logits.shape[1]:
         shapes = f"{tuple(real_logits.shape)} and {tuple(generated_logits.shape)}"
         raise ValueError(f"paired_kl compares logits (B, L) row by row over L classes, got {shapes}")
@@ -75,7 +74,7 @@ def paired_kl(real_logits: Tensor, generated_logits: Tensor, variant: str = "sof
 
 
 class PairedDivergence(Metric):
-    """Mean of ``paired_kl`` over a whole data set, with its standard error: streamed in float64, equal on any split.
+    """Mean of ``paired_kl`` over a whole data set: float64 sums, equal on any split over batches and ranks.
 
     A record that a rank repeats as padding must not be given twice.
 
@@ -86,19 +85,21 @@ class PairedDivergence(Metric):
     higher_is_better = False
     is_differentiable = False
     full_state_update = False
-    values: Tensor
+    total: Tensor
+    pairs: Tensor
 
     def __init__(self, variant: str = "softmax") -> None:
         super().__init__()
         if variant not in VARIANTS:
-            raise ValueError(f"unknown variant of KLD {variant!r}: there is {', '.join(VARIANTS)}")
+            raise ValueError(_UNKNOWN.format(variant))
         self.variant = variant
-        self.add_state("values", streamed.no_rows(1), dist_reduce_fx=streamed.merge)
+        for name in ("total", "pairs"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, real_logits: Tensor, generated_logits: Tensor) -> None:
         """Add a batch of pairs, (B, L) logits each, B >= 0; errors as in ``paired_kl``."""
-        found = paired_kl(real_logits, generated_logits, self.variant)
-        streamed.add(self.values, found[:, None])
+        self.total += paired_kl(real_logits, generated_logits, self.variant).sum()
+        self.pairs += len(real_logits)
 
     def compute(self) -> Tensor:
         """The mean, scalar float64, nats.
@@ -106,21 +107,6 @@ class PairedDivergence(Metric):
         Raises:
             ValueError: If there is no pair.
         """
-        if not self.count():
+        if not self.pairs > 0:
             raise ValueError("no pair was compared: there is no divergence to report")
-        return self.values[0, 1].clone()
-
-    def error(self) -> Tensor:
-        """Standard error of the mean over all ranks, scalar float64, nats; every rank must ask.
-
-        Raises:
-            ValueError: If there are fewer than two pairs.
-        """
-        state = streamed.over_ranks(self, "values")
-        if (count := streamed.count_of(state)) < 2:
-            raise ValueError(f"a standard error needs at least 2 pairs, got {count}")
-        return (streamed.mean_and_covariance(state)[1][0, 0] / count).sqrt()
-
-    def count(self) -> int:
-        """Pairs over all ranks; every rank must ask."""
-        return streamed.count_of(streamed.over_ranks(self, "values"))
+        return self.total / self.pairs

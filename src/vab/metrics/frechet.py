@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from vab.metrics import streamed
+from vab.metrics.uncertainty import clustered_error, file_numbers
 
 STEPS = 25
 """Numbers of files that an extrapolation is fitted to."""
@@ -107,14 +108,11 @@ def frechet_error(mean1: Tensor, cov1: Tensor, embeddings: Tensor, groups: Tenso
     Raises:
         ValueError: If the shapes do not fit, a number is not finite, or there are fewer than two groups.
 
-    Source: derivative of the distance in its second covariance, I - T: Takatsu 2011; clustered as in Liang and Zeger
-    1986.
+    Source: derivative of the distance in its second covariance, I - T: Takatsu 2011.
     """
     mean1, cov1 = _gaussian(mean1, cov1, "reference's")
     embeddings = _embeddings(embeddings, mean1)
-    number, count = _numbered(embeddings, groups)
-    if count < 2:
-        raise ValueError(f"a standard error needs embeddings of at least 2 files, got {count}")
+    number, count = file_numbers(groups, embeddings)
     mean2, cov2 = moments(embeddings)
     centred = embeddings - mean2
     root2 = _root(cov2)  # (E, r), columns at right angles
@@ -123,8 +121,7 @@ def frechet_error(mean1: Tensor, cov1: Tensor, embeddings: Tensor, groups: Tenso
     whitened = centred @ root2 / root2.square().sum(0)  # (M, r)
     transported = (whitened @ turn.T).square() @ shared
     influence = 2 * centred @ (mean2 - mean1) + centred.square().sum(1) - transported - cov2.trace() + shared.sum()
-    sums = torch.zeros(count, dtype=torch.float64, device=influence.device).index_add_(0, number, influence)
-    return (sums.var() * count).sqrt() / len(embeddings)
+    return clustered_error(influence, number, count)
 
 
 def frechet_infinity(
@@ -156,7 +153,7 @@ def frechet_infinity(
     """
     mean1, cov1 = _gaussian(mean1, cov1, "reference's")
     embeddings = _embeddings(embeddings, mean1)
-    number, count = _numbered(embeddings, groups)
+    number, count = file_numbers(groups, embeddings)
     least = 4 * len(mean1)
     if len(embeddings) < least or count < 2 * STEPS:
         raise ValueError(
@@ -294,33 +291,17 @@ class FrechetDistance(Metric):
         return frechet_distance(*self.moments(real=True), *self.moments(real=False))
 
     def moments(self, real: bool) -> tuple[Tensor, Tensor]:
-        """Mean (E,) and covariance (E, E) of a side over all ranks, float64; every rank must ask.
+        """Mean (E,) and covariance (E, E) of a side, float64: of this rank, within ``compute`` of all ranks.
 
         Raises:
             ValueError: If the side has fewer than two embeddings.
         """
-        state = self._side(real)
-        if (count := streamed.count_of(state)) < 2:
+        state = self.real if real else self.generated
+        if (count := int(state[0, 0])) < 2:
             raise ValueError(
                 f"Frechet distance: {'real' if real else 'generated'} embeddings: {count}, but 2 are needed"
             )
         return streamed.mean_and_covariance(state)
-
-    def count(self, real: bool) -> int:
-        """Embeddings of a side over all ranks; every rank must ask. With E or fewer the distance depends on N."""
-        return streamed.count_of(self._side(real))
-
-    def _side(self, real: bool) -> Tensor:
-        return streamed.over_ranks(self, "real" if real else "generated")
-
-
-def _numbered(embeddings: Tensor, groups: Tensor | None) -> tuple[Tensor, int]:
-    """Of each embedding the number of its file, (M,) int64, and how many files there are."""
-    groups = torch.arange(len(embeddings), device=embeddings.device) if groups is None else groups
-    if groups.shape != embeddings.shape[:1]:
-        raise ValueError(f"groups are (M,), one for each of {len(embeddings)} embeddings, got {tuple(groups.shape)}")
-    number = groups.unique(return_inverse=True)[1]
-    return number, int(number.max()) + 1 if len(number) else 0
 
 
 def _distance_of(rows: Tensor, times: Tensor, mean1: Tensor, cov1: Tensor, root1: Tensor) -> Tensor:

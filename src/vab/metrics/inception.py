@@ -30,31 +30,22 @@ def inception_score(logits: Tensor, splits: int = 1, seed: int = 2020) -> tuple[
 
     Source: Salimans et al. 2016; parts and shuffle as in torch-fidelity (Apache-2.0) and av-benchmark.
     """
-    _check(logits)
+    if logits.ndim != 2 or not logits.shape[1]:
+        raise ValueError(f"inception score: logits are (B, L) over L classes, got {tuple(logits.shape)}")
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError("inception score: the logits have numbers that are not finite")
     if not 1 <= splits <= len(logits):
         raise ValueError(f"inception score: {splits} parts of {len(logits)} sounds: every part needs one")
     order = np.random.RandomState(seed).permutation(len(logits))  # the order that others have
     shuffled = logits.double()[torch.from_numpy(order).to(logits.device)]
     bounds = [part * len(logits) // splits for part in range(splits + 1)]
-    parts = [_score(*_sums(shuffled[start:end])) for start, end in itertools.pairwise(bounds)]
+    parts = [_score(shuffled[start:end]) for start, end in itertools.pairwise(bounds)]
     scores = torch.stack(parts)
     return scores.mean(), scores.std(correction=0)
 
 
-def _sums(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of (B, L) float64: sums of p (L,) and of p log p (), and the count ()."""
+def _score(logits: Tensor) -> Tensor:
+    """Of (B, L) float64. The mean KL(p || q) is the mean of sum p log p, less sum q log q, where q is the mean of p."""
     logs = logits.log_softmax(1)
-    return logs.exp().sum(0), (logs.exp() * logs).sum(), torch.tensor(float(len(logits))).to(logits)
-
-
-def _score(probabilities: Tensor, sureness: Tensor, count: Tensor) -> Tensor:
-    """The mean of KL(p || q) is the mean of sum p log p, less sum q log q, where q is the mean of p."""
-    mean = probabilities / count
-    return (sureness / count - torch.xlogy(mean, mean).sum()).clamp(min=0).exp()  # below 0 is rounding
-
-
-def _check(logits: Tensor) -> None:
-    if logits.ndim != 2 or not logits.shape[1]:
-        raise ValueError(f"inception score: logits are (B, L) over L classes, got {tuple(logits.shape)}")
-    if not bool(torch.isfinite(logits).all()):
-        raise ValueError("inception score: the logits have numbers that are not finite")
+    mean = logs.exp().sum(0) / len(logits)
+    return ((logs.exp() * logs).sum() / len(logits) - torch.xlogy(mean, mean).sum()).clamp(min=0).exp()  # 0: rounding

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from vab.metrics.uncertainty import clustered_error, file_numbers
+
 SCALE = 100.0
-"""The distance is told times this, as KAD."""
+"""The distance is multiplied by this, as KAD is."""
 PIECE = 1 << 22
 """Pairs at once: some 100 MB of float64 with what is computed from them."""
 BINS = 1 << 12
@@ -96,17 +98,10 @@ def kernel_error(
         ValueError: As ``kernel_distance``, or if there are fewer than two groups.
     """
     real, generated, width = _prepare(real, generated, bandwidth)
-    groups = torch.arange(len(generated), device=generated.device) if groups is None else groups
-    if groups.shape != generated.shape[:1]:
-        raise ValueError(f"groups are (M,), one for each of {len(generated)} embeddings, got {tuple(groups.shape)}")
-    number = groups.unique(return_inverse=True)[1]
-    count = int(number.max()) + 1
-    if count < 2:
-        raise ValueError(f"a standard error needs embeddings of at least 2 files, got {count}")
+    number, count = file_numbers(groups, generated)
     influence = 2 * (_means_within(generated, width) - _means_across(generated, real, width))
     influence = influence - influence.mean()
-    sums = torch.zeros(count, dtype=torch.float64, device=influence.device).index_add_(0, number, influence)
-    return SCALE * (sums.var() * count).sqrt() / len(generated)
+    return SCALE * clustered_error(influence, number, count)
 
 
 def _prepare(real: Tensor, generated: Tensor, bandwidth: Tensor | float | None) -> tuple[Tensor, Tensor, float]:
@@ -185,14 +180,10 @@ def _pairs(rows: Tensor, chosen: Sequence[Bin]) -> Iterator[Tensor]:
 
 def _embeddings(embeddings: Tensor, name: str) -> Tensor:
     """(N, E) in float64, at least two."""
-    _finite(embeddings, name)
-    if len(embeddings) < 2:
-        raise ValueError(f"kernel distance: {name} embeddings: {len(embeddings)}, but 2 are needed")
-    return embeddings.double()
-
-
-def _finite(embeddings: Tensor, name: str) -> None:
     if embeddings.ndim != 2 or not embeddings.shape[1]:
         raise ValueError(f"kernel distance: {name} embeddings are (N, E), got {tuple(embeddings.shape)}")
     if not bool(torch.isfinite(embeddings).all()):
         raise ValueError(f"kernel distance: the {name} embeddings have numbers that are not finite")
+    if len(embeddings) < 2:
+        raise ValueError(f"kernel distance: {name} embeddings: {len(embeddings)}, but 2 are needed")
+    return embeddings.double()

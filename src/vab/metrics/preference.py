@@ -12,6 +12,8 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from vab.metrics.uncertainty import sums_by_group
+
 ANSWERS = ("first_much_better", "first_better", "no_preference", "second_better", "second_much_better")
 """The five answers, from strong to strong; an answer is its place here."""
 
@@ -136,11 +138,10 @@ def effective_answers(chosen: Tensor, raters: Tensor, trials: Tensor) -> float:
     x = chosen.double()
     n, share = len(x), float(x.mean())
     clusters = [_numbered(names) for names in (raters, trials)]
-    sizes = [int(numbers.max()) + 1 for numbers in clusters]
     if share in (0.0, 1.0):
-        return float(min([size for size in sizes if size > 1], default=1))
+        return float(min([size for _, size in clusters if size > 1], default=1))
     single = share * (1 - share) / n
-    by_cluster = [_variance(x - share, numbers, size) for numbers, size in zip(clusters, sizes, strict=True)]
+    by_cluster = [_variance(x - share, *cluster) for cluster in clusters]
     variance = max(single, *by_cluster, sum(by_cluster) - single)
     return max(share * (1 - share) / variance, 1.0)
 
@@ -179,14 +180,14 @@ def sign_test(wins: int, losses: int) -> float:
 
 def _sign_test_by(signs: Tensor, names: Tensor) -> float:
     """Over clusters, by the sign of each one's sum."""
-    numbers = _numbered(names)
-    sums = torch.zeros(int(numbers.max()) + 1, dtype=torch.int64).index_add_(0, numbers, signs.to(torch.int64))
+    sums = sums_by_group(signs, *_numbered(names))
     return sign_test(int((sums > 0).sum()), int((sums < 0).sum()))
 
 
-def _numbered(names: Tensor) -> Tensor:
-    """(N,) int64: the same clusters, numbered from 0 without gaps."""
-    return names.unique(return_inverse=True)[1]
+def _numbered(names: Tensor) -> tuple[Tensor, int]:
+    """The same clusters, numbered from 0 without gaps, (N,) int64; and how many there are."""
+    numbers = names.unique(return_inverse=True)[1]
+    return numbers, int(numbers.max()) + 1
 
 
 def _variance(residuals: Tensor, numbers: Tensor, size: int) -> float:
@@ -194,5 +195,5 @@ def _variance(residuals: Tensor, numbers: Tensor, size: int) -> float:
     n = len(residuals)
     if size == 1:
         return 0.0
-    sums = torch.zeros(size, dtype=torch.float64).index_add_(0, numbers, residuals)
+    sums = sums_by_group(residuals, numbers, size)
     return float(sums.square().sum()) / n**2 * (size / (size - 1)) * ((n - 1) / n)

@@ -15,15 +15,14 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from vab.metrics.records import each_once, joined
+from vab.metrics.records import RecordRows
 
 TIE = 1e-12
 """Cosines closer than this are equal. In float64 the same two vectors give results some 1e-16 apart, depending on
 where in a matrix they stand; that must not break a tie. Float32 embeddings that differ at all differ by more."""
 CUTS = (1, 5, 10)
-"""Recall is told at these ranks."""
+"""Recall is reported at these ranks."""
 
 
 def match_ranks(queries: Tensor, gallery: Tensor, chunk: int = 1024, groups: Tensor | None = None) -> Tensor:
@@ -173,28 +172,21 @@ def matching_loss(
     return total / (2 * len(audio))
 
 
-class Retrieval(Metric):
+class Retrieval(RecordRows):
     """``retrieval_table`` over a whole data set, every record against every other, on any number of ranks.
 
-    The gallery is the data set, so embeddings are kept (float32, 2 * N * E * 4 bytes) and gathered with their record
-    numbers; a record that several ranks had counts once. A mean of recalls over batches or ranks would be that of
-    small galleries: another, higher number. Where one rank has nothing to add, give it an update with (0, E) tensors.
+    The gallery is the data set, so embeddings are kept: float32, 2 * N * E * 4 bytes. A mean of recalls over batches or
+    ranks would be that of small galleries: another, higher number.
 
-    Recall is by recording where ``update`` is told the recordings, else by record.
+    Recall is by recording where ``update`` is given the recordings, else by record.
     """
 
-    full_state_update = False
-    audio: list[Tensor]
-    video: list[Tensor]
-    index: list[Tensor]
-    source: list[Tensor]
+    columns = ("audio", "video", "source")
 
     def __init__(self) -> None:
         super().__init__()
         self.scale: float | None = None
         """What cosines are multiplied by for a loss."""
-        for name in ("audio", "video", "index", "source"):
-            self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(
         self, audio_embedding: Tensor, video_embedding: Tensor, index: Tensor, source: Tensor | None = None
@@ -217,10 +209,7 @@ class Retrieval(Metric):
             raise ValueError(
                 f"Retrieval takes embeddings (B, E) of both sides, record numbers and recordings (B,), got {shapes}"
             )
-        self.audio.append(audio_embedding.detach().float())
-        self.video.append(video_embedding.detach().float())
-        self.index.append(index)
-        self.source.append(source)
+        self.keep(index, audio=audio_embedding.float(), video=video_embedding.float(), source=source)
 
     def compute(self) -> dict[str, Tensor]:
         """The table, and ``loss`` (see ``matching_loss``) where ``scale`` was set.
@@ -228,10 +217,7 @@ class Retrieval(Metric):
         Raises:
             ValueError: If there is no record, or an embedding is not finite or 0.
         """
-        index, *rows = (joined(state) for state in (self.index, self.audio, self.video, self.source))
-        if not len(index):
-            raise ValueError("no record was embedded: there is nothing to retrieve")
-        audio, video, groups = each_once(index, *rows)
+        _, audio, video, groups = self.rows()
         table = retrieval_table(match_ranks(audio, video, groups=groups), match_ranks(video, audio, groups=groups))
         if self.scale is None:
             return table

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 
 def no_rows(width: int) -> Tensor:
@@ -65,20 +64,6 @@ def add(state: Tensor, rows: Tensor) -> None:
     state[0, 0] = total
 
 
-def count_of(state: Tensor) -> int:
-    """Rows in a state."""
-    return int(state[0, 0])
-
-
 def mean_and_covariance(state: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (E,) and unbiased covariance (E, E) in float64 of a state of at least two rows."""
     return state[0, 1:].clone(), state[1:, 1:] / (state[0, 0] - 1)
-
-
-def over_ranks(metric: Metric, name: str) -> Tensor:
-    """A metric's state of all ranks, outside ``compute`` too; every rank must ask."""
-    # Within ``compute`` states are gathered already, or are not to be (``forward`` asks for its batch alone).
-    own = metric._to_sync and not metric._is_synced
-    with metric.sync_context(should_sync=own, should_unsync=own):
-        state: Tensor = getattr(metric, name)
-        return state

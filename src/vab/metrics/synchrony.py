@@ -168,30 +168,7 @@ def match_onsets(
     return true[chosen[:, 0]], generated[chosen[:, 1]]
 
 
-def onset_recall(true_onsets: Tensor, generated_onsets: Tensor, tolerance_seconds: float = TOLERANCE_SECONDS) -> Tensor:
-    """Share of true onsets that have a generated one of their own within the tolerance.
-
-    Noise with an onset every 100 ms has a high recall, too: look at the precision beside it, which is this with its
-    arguments exchanged.
-
-    Args:
-        true_onsets: (n,) float, seconds, n >= 1.
-        generated_onsets: (m,) float, seconds.
-        tolerance_seconds: Above 0.
-
-    Returns:
-        Scalar float64 in [0, 1].
-
-    Raises:
-        ValueError: If there is no true onset, whose share is not defined; otherwise as ``match_onsets``.
-    """
-    if not len(true_onsets):
-        raise ValueError("there is no true onset: their share that was met is not defined")
-    matched, _ = match_onsets(true_onsets, generated_onsets, tolerance_seconds)
-    return torch.tensor(len(matched) / len(true_onsets), dtype=torch.float64)
-
-
-def best_offset(true_onsets: Tensor, generated_onsets: Tensor, max_seconds: float = 1.0) -> float:
+def best_offset(true_onsets: Tensor, generated_onsets: Tensor, max_seconds: float = 1.0) -> float | None:
     """By how much the generated onsets should be moved to lie best on the true ones; negative if they come late.
 
     The shift at which most pairs of a true and a generated onset fall together, judged by a Gaussian of
@@ -200,28 +177,19 @@ def best_offset(true_onsets: Tensor, generated_onsets: Tensor, max_seconds: floa
     within the limits.
 
     Args:
-        true_onsets: (n,) float, seconds, n >= 1.
-        generated_onsets: (m,) float, seconds, m >= 1.
+        true_onsets: (n,) float, seconds.
+        generated_onsets: (m,) float, seconds.
         max_seconds: Largest shift either way, above 0.
 
     Returns:
-        Seconds in [-max_seconds, max_seconds].
+        Seconds in [-max_seconds, max_seconds]; None if no shift within the limits brings two onsets together.
 
     Raises:
-        ValueError: If a side has no onset, no shift within the limits brings any two together, an onset is not finite,
-            or the limit is not above 0.
+        ValueError: If an onset is not finite, or the limit is not above 0.
     """
-    shift = _alignment(_times(true_onsets), _times(generated_onsets), max_seconds)
-    if shift is None:
-        raise ValueError(f"no shift of up to {max_seconds} s brings a generated onset to a true one")
-    return shift
-
-
-def _alignment(true: Tensor, generated: Tensor, max_seconds: float) -> float | None:
-    """``best_offset``, or None if there is none."""
     if not max_seconds > 0:
         raise ValueError(f"the largest shift must be above 0 s, got {max_seconds}")
-    gaps = (true[:, None] - generated).flatten()
+    gaps = (_times(true_onsets)[:, None] - _times(generated_onsets)).flatten()
     gaps = gaps[gaps.abs() <= max_seconds + 1e-9]
     if not len(gaps):
         return None
@@ -254,7 +222,7 @@ def onset_counts(
 
     Args:
         pairs: Of each of B records the true onsets (n,) and the generated ones (m,), in seconds.
-        tolerance_seconds: As for ``onset_recall``.
+        tolerance_seconds: As for ``match_onsets``.
         max_seconds: As for ``best_offset``.
 
     Returns:
@@ -267,7 +235,7 @@ def onset_counts(
     rows = []
     for true, generated in pairs:
         matched, _ = match_onsets(true, generated, tolerance_seconds)
-        shift = _alignment(_times(true), _times(generated), max_seconds)
+        shift = best_offset(true, generated, max_seconds)
         rows.append((len(matched), len(true), len(generated), abs(shift or 0.0), shift is not None))
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(COUNTS))
 
@@ -282,7 +250,7 @@ def chance_counts(
 
     Args:
         pairs: As for ``onset_counts``, in an order that puts records of one recording beside each other.
-        tolerance_seconds: As for ``onset_recall``.
+        tolerance_seconds: As for ``match_onsets``.
         max_seconds: As for ``best_offset``.
 
     Returns:
@@ -333,7 +301,7 @@ class Synchrony(Metric):
     repeated ones of padded batches out.
 
     Args:
-        tolerance_seconds: As for ``onset_recall``.
+        tolerance_seconds: As for ``match_onsets``.
         max_seconds: As for ``best_offset``.
     """
 
