@@ -28,7 +28,7 @@ from bench.measure import BF16, paper_spec, weights_of
 from bench.peers import PEERS, Peer, installed
 from bench.timing import machine, peak_memory, reset_peak_memory, run_as_program, synchronize
 from vab.backbone import Backbone
-from vab.callbacks.ceiling import matmul_rate
+from vab.callbacks.matmul_rate import matmul_rate
 from vab.engines import compile_blocks
 from vab.files import write_atomically
 from vab.flops import step_flops

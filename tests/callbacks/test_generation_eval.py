@@ -77,10 +77,10 @@ def test_figures_are_those_of_the_averaged_weights_on_a_fixed_subset(run, shards
     trainer, _, checkpoint = run(*callbacks)
     dataset = ShardDataset(shards / "val")
     expected = by_hand(load_task(checkpoint), dataset, [0, 3, 6, 10, 13, 16], seed=3)
-    assert evaluation.figures == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
-    assert set(evaluation.figures) <= set(evaluation.names)
+    assert evaluation.last_metrics == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
+    assert set(evaluation.last_metrics) <= set(evaluation.names)
     assert all(GENERATED.match(name) for name in evaluation.names)
-    for name, value in evaluation.figures.items():
+    for name, value in evaluation.last_metrics.items():
         assert float(trainer.callback_metrics[name]) == pytest.approx(value, rel=1e-6)
 
 
@@ -88,7 +88,7 @@ def test_the_parts_of_a_batch_make_no_difference(run):
     whole, parts = (GenerationEval(num_records=7, batch_size=size) for size in (7, 3))
     for evaluation in (whole, parts):
         run(evaluation, steps=2)
-    assert whole.figures == pytest.approx(parts.figures, rel=1e-6)
+    assert whole.last_metrics == pytest.approx(parts.last_metrics, rel=1e-6)
 
 
 def test_it_takes_place_when_due_and_at_the_last_validation(run):
@@ -175,7 +175,7 @@ def test_without_judges_there_is_synchrony(run):
     evaluation = GenerationEval(judges=[], num_records=4)
     trainer, _, _ = run(evaluation, steps=2)
     assert set(evaluation.names) == {f"val/onset_{kind}_to_codec" for kind in ("recall", "precision", "offset")}
-    assert set(evaluation.figures) <= set(evaluation.names)
+    assert set(evaluation.last_metrics) <= set(evaluation.names)
     assert not any(name.startswith(("val/fad", "val/kld")) for name in trainer.callback_metrics)
 
 
@@ -205,7 +205,7 @@ def test_a_fine_stage_is_given_the_coarse_levels(shards):
                       enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)  # fmt: skip
     trainer.validate(task, data, verbose=False)  # a validation alone is always due
     expected = by_hand(task.eval(), data.val_dataset, [0, 3, 6, 10, 13, 16], seed=0)
-    assert evaluation.figures == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
+    assert evaluation.last_metrics == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
 
 
 def test_pictures_show_what_was_found_and_the_same_records_each_time(run, events, tmp_path):

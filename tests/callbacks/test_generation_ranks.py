@@ -43,7 +43,7 @@ def judge(shards, out, devices, count, batch_size, fails):
     trainer.validate(task, data, verbose=False)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     with open(f"{out}/rank{trainer.global_rank}.json", "w") as file:
-        json.dump({"figures": evaluation.figures, "logged": logged}, file)
+        json.dump({"figures": evaluation.last_metrics, "logged": logged}, file)
 
 
 def results(shards, folder, devices, count, batch_size, fails=False):

@@ -1,4 +1,4 @@
-"""TensorBoard's pages for a run: charts laid out by what they tell, and a row of the table of runs."""
+"""TensorBoard's pages for a run: a page of charts, and a row in the table of runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vab.tasks.base import Charts
 _QUALITY: dict[str, list[str]] = {
     "Frechet distance of generated sound to codec round trips, by judge": [r"val/fad_\w+_to_codec$"],
     "KL divergence from codec round trips, by judge (nats)": [r"val/kld_\w+_to_codec$"],
-    "agreement of what is heard with the labels": [r"val/agreement$"],
+    "agreement of the judge with the labels": [r"val/agreement$"],
     "recall of the record's own round trip": [r"val/recall_at_\d+_g2r$"],
 }
 _SYNCHRONY: dict[str, list[str]] = {
@@ -48,18 +48,18 @@ _OPTIMISATION: dict[str, list[str]] = {
 }
 
 _FIRST = ("backbone.dim", "data.batch_size", "optimizer.lr", "seed", "trainer.precision")
-"""Columns of the table of runs that are shown at once; the others have to be ticked."""
+"""Columns of the table of runs that are shown at first."""
 
 
 class Dashboard(Callback):
-    """At the start of a run, in TensorBoard: a page of custom scalars made for the task, and a row under HPARAMS.
+    """At the start of a run, write a page of custom scalars for the task and a row under HPARAMS to TensorBoard.
 
-    A row has the hyper-parameters as they are, and the last value of each of the run's main figures.
+    The row has the hyper-parameters, and the last value of each of the run's main metrics.
     """
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both; the callbacks know by now what they will log."""
+        """Write both; by now the callbacks know what they will log."""
         loggers = tensorboards(trainer)
         if not (loggers and isinstance(pl_module, BaseTask)):
             return
@@ -86,13 +86,13 @@ class Dashboard(Callback):
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mark the row as that of a run that came to its end."""
+        """Mark the row as that of a finished run."""
         for logger in tensorboards(trainer) if isinstance(pl_module, BaseTask) else ():
             logger.experiment._get_file_writer().add_summary(self._closing)
 
 
 def layout(trainer: Trainer, task: BaseTask) -> Charts:
-    """The charts of a task's page, those alone for which the run's callbacks log something."""
+    """The charts of a task's page; without those for which no callback of the run logs anything."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     pages = {"Losses": {"loss": ["train/loss$", "val/loss$"], **task.loss_charts}, **task.charts}
     if task.generates:
@@ -116,7 +116,7 @@ def main_metrics(trainer: Trainer, task: BaseTask) -> list[str]:
 
 
 def hyper_parameters(trainer: Trainer, task: BaseTask) -> dict[str, bool | int | float | str]:
-    """What tells runs apart: the task's own, without the numbers that the data fix, and those of trainer and data."""
+    """Hyper-parameters of the task, without the numbers that the data set, and those of trainer and data."""
     own = {name: value for name, value in task.hparams.items() if not name.startswith("_")}
     flat = _flatten(own)
     kept = {name: value for name, value in flat.items() if not name.startswith("backbone.spec.")}
@@ -143,7 +143,7 @@ def hyper_parameters(trainer: Trainer, task: BaseTask) -> dict[str, bool | int |
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Nested JSON as one level: ``backbone.init_args.dim`` is ``backbone.dim``, and a class stands under its place."""
+    """Nested JSON as one level: ``backbone.init_args.dim`` is ``backbone.dim``, a class name has its place's name."""
     if isinstance(value, Mapping):
         flat: dict[str, bool | int | float | str] = {}
         for name, inner in value.items():

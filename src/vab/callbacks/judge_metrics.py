@@ -1,4 +1,4 @@
-"""What a judge makes of generated sounds beside the codec round trips of the same records: states over all ranks."""
+"""A judge's metrics of generated sounds against the codec round trips of the same records, over all ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from vab.frozen.listening import Impressions, class_columns, true_classes
 from vab.frozen.protocols import Judge
@@ -16,13 +15,13 @@ from vab.metrics.classification import confusion_matrix
 from vab.metrics.divergence import PairedDivergence
 from vab.metrics.frechet import FrechetDistance
 from vab.metrics.recall import CUTS, match_ranks
-from vab.metrics.records import each_once
+from vab.metrics.records import RecordRows
 from vab.spec import UserError
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What was heard, record by record, on the CPU; M records in the order of their numbers."""
+class JudgedRecords:
+    """A judge's outputs record by record, on the CPU; M records in the order of their numbers."""
 
     index: Tensor
     """(M,) int64."""
@@ -33,69 +32,69 @@ class Rows:
     logits: Tensor
     """(M, L) float32: of the generated sounds."""
     truth: Tensor
-    """(M, L) bool: the true classes; none anywhere where the judge does not know the labels."""
+    """(M, L) bool: the true classes; all False if the judge does not know the labels."""
 
     def confusion(self) -> Tensor:
-        """(L, L) int64: a record of n true classes counts in n rows, each time as what was heard most."""
+        """(L, L) int64: a record of n true classes counts in n rows, each time as the class of the highest logit."""
         record, true = self.truth.nonzero(as_tuple=True)
         return confusion_matrix(self.logits.argmax(1)[record], true, self.truth.shape[1])
 
     def ranks(self) -> Tensor | None:
         """(M,) int64: at which place a generated sound finds the round trip of its record; 0 = first.
 
-        None where some sound has an embedding of zeros, which is like nothing.
+        None if a sound has an embedding of zeros, which has no direction.
         """
         if not bool((self.real.any(1) & self.generated.any(1)).all()):
             return None
         return match_ranks(self.generated, self.real)
 
+    def metrics(self) -> dict[str, float]:
+        """Agreement with the labels, and recall of the record's own round trip; each left out if it has no value."""
+        metrics = {}
+        known = self.truth.any(1)
+        if bool(known.any()):
+            metrics["agreement"] = float(class_agreement(self.logits[known], self.truth[known]).mean())
+        if (ranks := self.ranks()) is not None:
+            metrics |= {f"recall_at_{k}_g2r": float((ranks < k).double().mean()) for k in CUTS if k < len(ranks)}
+        return metrics
 
-class _Gathered(Metric):
-    """Rows of all ranks."""
 
-    full_state_update = False
-    index: list[Tensor]
-    real: list[Tensor]
-    generated: list[Tensor]
-    logits: list[Tensor]
-    truth: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("index", "real", "generated", "logits", "truth"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+class _Records(RecordRows):
+    columns = ("real", "generated", "logits", "truth")
 
     def update(self, index: Tensor, **rows: Tensor) -> None:
         """Keep a batch."""
-        for name, values in ({"index": index} | rows).items():
-            getattr(self, name).append(values.to(self.device))
+        self.keep(index, **rows)
 
-    def compute(self) -> list[Tensor]:
-        """Each record once: the columns of `Rows`."""
-        states = (self.index, self.real, self.generated, self.logits, self.truth)
-        columns = [state if isinstance(state, Tensor) else torch.cat(state) for state in states]
-        return [column.cpu() for column in each_once(columns[0], *columns)]
+    def compute(self) -> JudgedRecords:
+        """Each record once."""
+        return JudgedRecords(*(column.cpu() for column in self.rows()))
 
 
-class Ear:
-    """A judge with what it has heard; `update` after each batch, `compute` on all ranks at once."""
+class JudgeMetrics:
+    """A judge with the sums of its metrics; ``update`` after each batch, ``compute`` on all ranks at once."""
 
     def __init__(self, judge: Judge, labels: Sequence[str], device: torch.device) -> None:
         """Begin.
 
         Args:
-            judge: Listens where it is.
-            labels: Of the data set; agreement is known where the judge knows them all.
+            judge: It runs on the device that it is on.
+            labels: Of the data set; agreement is computed if the judge knows them all.
             device: Where ranks exchange their sums: that of the network that is trained.
         """
         self.judge = judge
-        self.columns = _columns(judge, labels)
+        self.label_columns: list[int] | None
+        """Place of each label among the judge's classes; None if it does not know them all."""
+        try:
+            self.label_columns = class_columns(judge, labels)
+        except UserError:
+            self.label_columns = None
         self._distance = FrechetDistance(judge.embedding_dim).to(device)
         self._divergence = PairedDivergence().to(device)
-        self._rows = _Gathered().to(device)
+        self._records = _Records().to(device)
 
     def names(self) -> list[str]:
-        """Of the figures that only this judge has, without ``val/``."""
+        """Names of the metrics that each judge has for itself, without ``val/``."""
         kinds = ("fad", "kld") if self.judge.classes else ("fad",)
         return [f"{kind}_{self.judge.name}_to_codec" for kind in kinds]
 
@@ -113,64 +112,34 @@ class Ear:
         self._distance.update(generated.embedding.to(device), real=False)
         if self.judge.classes:
             self._divergence.update(real.logits.to(device), generated.logits.to(device))
-        self._rows.update(
-            index,
-            real=_pooled(real),
-            generated=_pooled(generated),
-            logits=generated.logits,
-            truth=self._truth(labels),
-        )
+        if self.label_columns is None:
+            truth = torch.zeros(len(labels), len(self.judge.classes), dtype=torch.bool)
+        else:
+            truth = true_classes(self.judge, self.label_columns, labels)
+        means = {"real": _means(real), "generated": _means(generated)}
+        self._records.update(index, **means, logits=generated.logits, truth=truth)
 
-    def compute(self) -> tuple[dict[str, float], Rows]:
-        """Figures by name, and what they rest on; then forget what was heard."""
-        states: list[Metric] = [self._distance, *([self._divergence] if self.judge.classes else [])]
-        figures = {name: float(state.compute()) for name, state in zip(self.names(), states, strict=True)}
-        rows = Rows(*self._rows.compute())
+    def compute(self) -> tuple[dict[str, float], JudgedRecords]:
+        """Metrics by name and the outputs that they rest on; afterwards start again with no records."""
+        states = [self._distance, self._divergence]
+        metrics = {name: float(state.compute()) for name, state in zip(self.names(), states, strict=False)}
+        records = self._records.compute()
         self.reset()
-        return figures, rows
+        return metrics, records
 
     def reset(self) -> None:
-        """Forget what was heard."""
-        for state in (self._distance, self._divergence, self._rows):
+        """Forget all records."""
+        for state in (self._distance, self._divergence, self._records):
             state.reset()
 
-    def _truth(self, labels: Tensor) -> Tensor:
-        """(B, L) bool."""
-        if self.columns is None:
-            return torch.zeros(len(labels), len(self.judge.classes), dtype=torch.bool)
-        return true_classes(self.judge, self.columns, labels)
 
-
-def shared_figures(rows: Rows) -> dict[str, float]:
-    """What is told once, by the judge that knows the labels best: agreement, and recall of the right record.
-
-    What has no value is left out: agreement without labels, and recall where a sound has no direction.
-    """
-    figures = {}
-    known = rows.truth.any(1)
-    if bool(known.any()):
-        figures["agreement"] = float(class_agreement(rows.logits[known], rows.truth[known]).mean())
-    ranks = rows.ranks()
-    if ranks is not None:
-        figures |= {f"recall_at_{cut}_g2r": float((ranks < cut).double().mean()) for cut in CUTS if cut < len(ranks)}
-    return figures
-
-
-def nobody(judge: Judge) -> Impressions:
-    """What a judge heard in no sound at all."""
+def empty_outputs(judge: Judge) -> Impressions:
+    """A judge's outputs for no sounds."""
     empty = torch.zeros(0, dtype=torch.int64)
     return Impressions(torch.zeros(0, judge.embedding_dim), empty, torch.zeros(0, len(judge.classes)))
 
 
-def _pooled(heard: Impressions) -> Tensor:
+def _means(outputs: Impressions) -> Tensor:
     """(B, E): the mean over each sound's windows."""
-    parts = heard.embedding.split(heard.rows.tolist())
-    return torch.stack([part.mean(0) for part in parts]) if len(heard.rows) else heard.embedding
-
-
-def _columns(judge: Judge, labels: Sequence[str]) -> list[int] | None:
-    """Where the judge's list has each label; None if it has not all of them."""
-    try:
-        return class_columns(judge, labels)
-    except UserError:
-        return None
+    parts = outputs.embedding.split(outputs.rows.tolist())
+    return torch.stack([part.mean(0) for part in parts]) if len(outputs.rows) else outputs.embedding

@@ -1,4 +1,4 @@
-"""The most that a device computes: what the model's own rate is held against."""
+"""The rate of matrix products that a device reaches, to compare a model's own rate with."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import torch
 from vab.files import write_atomically
 
 _SECONDS = 0.3
-"""How long is measured."""
+"""Time that a measurement takes."""
 _WIDTH = {"cuda": 8192, "cpu": 1024}
-"""Of the square matrices: large enough that a device is busy with them."""
+"""Width of the square matrices: large enough to keep a device busy."""
 
 
 def precision_dtype(precision: str) -> torch.dtype | None:
-    """In what a trainer's precision, such as ``bf16-mixed``, multiplies matrices; None where that is not one type."""
+    """The type in which a trainer's precision, such as ``bf16-mixed``, multiplies matrices; None if not known."""
     names = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
     return names.get(precision.partition("-")[0])
 
 
-def ceiling(device: torch.device, dtype: torch.dtype, cache: Path | None = None) -> float:
-    """FLOP/s of a plain matrix product, measured the first time that it is asked for on this kind of device.
+def known_matmul_rate(device: torch.device, dtype: torch.dtype, cache: Path | None = None) -> float:
+    """FLOP/s of a matrix product on this kind of device; measured the first time, then read from a file.
 
     Args:
-        device: On which.
-        dtype: Of the matrices; of float32 in what way torch is set to multiply them now.
-        cache: File of what was measured before; by default ``vab/matmul_rates.json`` in the user's cache folder. One
-            that cannot be read or written is done without.
+        device: Where.
+        dtype: Of the matrices; float32 as torch is set to multiply it now.
+        cache: The file; by default ``vab/matmul_rates.json`` in the user's cache folder. If it cannot be read or
+            written, the rate is measured each time.
     """
     path = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vab" / "matmul_rates.json"
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
@@ -41,14 +41,14 @@ def ceiling(device: torch.device, dtype: torch.dtype, cache: Path | None = None)
         known[name] = matmul_rate(_WIDTH.get(device.type, 1024), device, dtype)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, (json.dumps(known, indent=2) + "\n").encode())
+            write_atomically(path, json.dumps(known, indent=2) + "\n")
         except (OSError, ValueError):
-            pass  # a home that is full or read-only: measured again next time
+            pass  # a home that is full or read-only
     return known[name]
 
 
 def matmul_rate(width: int, device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of some products of square matrices, in about a third of a second."""
+    """FLOP/s of the fastest of several products of square matrices, in about a third of a second."""
     a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + _SECONDS
     a @ b  # the first call also prepares
@@ -62,7 +62,7 @@ def matmul_rate(width: int, device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _read(path: Path) -> dict[str, float]:
-    """What was measured before; nothing where there is no such file, or something else in it."""
+    """Measured rates by name; empty if there is no such file, or it holds something else."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

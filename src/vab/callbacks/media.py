@@ -1,4 +1,4 @@
-"""What the model sounds like so far: a few segments to hear and see, and the health of some more."""
+"""Sounds of the model during training: some segments to hear and see, and the health of some more."""
 
 from __future__ import annotations
 
@@ -27,20 +27,19 @@ from vab.spec import Batch, UserError
 from vab.tasks import PretrainTask
 
 _MEASURED = 64
-"""Training records whose sound is measured at the start of a run: seconds on a GPU, and means to a few per cent."""
+"""Training records that are measured at the start of a run: seconds on a GPU, and means within a few per cent."""
 _FRAMES_SHOWN = 8
 
 
 class MediaLog(Callback):
-    """At each validation the same few segments in TensorBoard, as sound and as pictures, and their health.
+    """At each validation, the same segments in TensorBoard as sound and as pictures, and their health.
 
-    A group of its own for each: the reference, where its file is at hand, and the codec's round trip, the best that the
-    model could do, both once; then what the model makes of the video; and one picture with some frames and the
-    spectrograms of all three. Of some more segments the health is measured: means are curves, what seems wrong is said
-    in words.
+    Each segment has a group of its own: the reference (if its file is at hand) and the codec round trip, the best that
+    the model could reach, both logged once; the generated sound; and a picture with some frames and the spectrograms of
+    all three. The health of some more segments is measured: means are curves, warnings are text.
 
-    At the start of a run it measures what the training audio is like and leaves that with the task, which keeps it in
-    its checkpoints: generated sound is held against it, here and wherever the checkpoint is used.
+    At the start of a run it measures the training audio and stores the statistics in the task, whose checkpoints carry
+    them: generated sound is compared with them, here and wherever the checkpoint is used.
     """
 
     def __init__(
@@ -49,10 +48,10 @@ class MediaLog(Callback):
         """Configure the log.
 
         Args:
-            num_records: How many records of the validation set, the first ones, are shown.
-            media: Folder that the records' files are in, as it was extracted; no reference is shown without.
+            num_records: How many records are shown, the first of the validation set.
+            media: Folder with the records' files, as it was extracted; without it no reference is shown.
             device: Where the codec runs; auto is where the model is.
-            num_checked: How many records of the validation set, the first ones, are generated for their health.
+            num_checked: How many records are generated to check their health, the first of the validation set.
         """
         if num_records < 0 or num_checked < 0:
             raise UserError(f"MediaLog: num_records and num_checked are 0 or more, got {num_records}, {num_checked}")
@@ -65,7 +64,7 @@ class MediaLog(Callback):
 
     @rank_zero_only  # the rank that writes the checkpoints, and the one that generates
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the training audio as the codec gives it back, unless a checkpoint has brought its figures."""
+        """Measure codec round trips of the training audio, unless a checkpoint has brought the statistics."""
         data = getattr(trainer, "datamodule", None)
         if not (isinstance(pl_module, PretrainTask) and isinstance(data, ShardDataModule)):
             return
@@ -84,10 +83,7 @@ class MediaLog(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Generate while the averaged weights are in place, which is until the end of validation's epoch.
-
-        On the first rank; where weights are sharded on all of them, as each has a part of what all need.
-        """
+        """Generate at the first batch, with the averaged weights: on the first rank, or on all if sharded."""
         if not (trainer.is_global_zero or is_sharded(pl_module)):
             return
         loggers = tensorboards(trainer)
@@ -129,7 +125,7 @@ class MediaLog(Callback):
         return sounds_of(self._codec, codes, batch.steps)
 
     def _references(self, data: ShardDataModule, few: Batch, task: PretrainTask) -> list[_Shown]:
-        """What the first records are like, whatever the model makes of them."""
+        """What of the first records does not depend on the model."""
         count, spec = min(self.num_records, len(few)), data.spec
         shown = []
         for number, round_trip in zip(range(count), self._decoded(few.codes, few, task), strict=False):
@@ -148,17 +144,17 @@ class MediaLog(Callback):
 
 @dataclass(frozen=True)
 class _Shown:
-    """What of a record stays the same."""
+    """What is shown of a record at each validation."""
 
     title: str
     sounds: list[tuple[str, Tensor]]
-    """Names that sort in the order of the sounds, and waveforms (N,) float32."""
+    """Names, which sort in the order of the sounds, and waveforms (N,) float32."""
     frames: np.ndarray | None
     """(V, H, W, 3) uint8, evenly spaced over the segment."""
 
 
 def _frames(file: Path, start: float, seconds: float) -> np.ndarray | None:
-    """A few frames; None where the file is one of sound alone."""
+    """A few frames; None if the file has no video."""
     try:
         return read_frames(file, _FRAMES_SHOWN / seconds, start, _FRAMES_SHOWN).frames
     except MediaError as error:
@@ -168,13 +164,13 @@ def _frames(file: Path, start: float, seconds: float) -> np.ndarray | None:
 
 
 def _add_sound(loggers: list[TensorBoardLogger], tag: str, audio: Tensor, step: int, rate: int) -> None:
-    """TensorBoard clips what leaves [-1, 1]; scaling keeps a loud mistake audible as one."""
+    """Scale sounds that leave [-1, 1], where TensorBoard would clip them."""
     for logger in loggers:
         logger.experiment.add_audio(tag, audio / audio.abs().max().clamp(min=1), step, rate)
 
 
 def _health_of(codes: Tensor, batch: Batch, sounds: list[Tensor], task: PretrainTask) -> list[Health]:
-    """Of each record, without its padding."""
+    """Health of each record, without its padding."""
     rates = task.spec.sample_rate, task.spec.code_rate
     triples = zip(codes, batch.steps.tolist(), sounds, strict=True)
     return [health(sound, record[:, :steps], *rates) for record, steps, sound in triples]
@@ -183,7 +179,7 @@ def _health_of(codes: Tensor, batch: Batch, sounds: list[Tensor], task: Pretrain
 def _show_health(
     logger: TensorBoardLogger, step: int, sounds: list[Health], reference: dict[str, float] | None
 ) -> None:
-    """Means as scalars, and what seems wrong as text, a line for each finding."""
+    """Means as scalars, and warnings as text, one a line."""
     for name in ("peak", "rms_db", "silence", "longest_repeat_seconds"):
         mean = sum(getattr(sound, name) for sound in sounds) / len(sounds)
         logger.experiment.add_scalar(f"health/{name}", mean, step)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from vab.callbacks.ceiling import ceiling, precision_dtype
+from vab.callbacks.matmul_rate import known_matmul_rate, precision_dtype
 from vab.callbacks.run_info import run_info
 from vab.callbacks.writing import finish_writing
 from vab.lightning_internals import last_saved_step, unscales_gradients
@@ -44,7 +44,7 @@ class Meters(Callback):
 
     Rates are of all ranks together. The host waits for the GPU only where something is logged or training pauses, not
     after each step. MFU (model FLOPs utilisation) is the model's FLOP/s divided by those of a plain matrix product of
-    the run's dtype, which is measured once for each kind of device (`ceiling`).
+    the run's dtype, which is measured once for each kind of device (`known_matmul_rate`).
     """
 
     def __init__(self, mfu: bool | None = None) -> None:
@@ -71,7 +71,8 @@ class Meters(Callback):
         device, dtype = pl_module.device, precision_dtype(str(trainer.precision))
         wanted = device.type == "cuda" if self.mfu is None else self.mfu
         if wanted and dtype is not None and isinstance(pl_module, BaseTask):
-            self.ceiling = trainer.strategy.broadcast(ceiling(device, dtype) if trainer.is_global_zero else None)
+            rate = known_matmul_rate(device, dtype) if trainer.is_global_zero else None
+            self.ceiling = trainer.strategy.broadcast(rate)
         self._window, self._total, self._paused = Tally(), Tally(), True
         self._first_step = self._logged_step = trainer.global_step
         self._saved = last_saved_step(trainer)

@@ -1,4 +1,4 @@
-"""Pictures for a log: spectrograms with axes, a confusion matrix, and what was retrieved. Pixels, not files."""
+"""Pictures for a log, as pixels: spectrograms with axes, a confusion matrix, retrieved sounds."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _COLUMNS = 3
 
 @dataclass(frozen=True)
 class Found:
-    """A sound, with what stands above its spectrogram."""
+    """A sound, and the title above its spectrogram."""
 
     title: str
     sound: Tensor
     """(N,) float32."""
     right: bool = False
-    """Whether it is the one that was looked for."""
+    """Whether it is the one that was searched for."""
 
 
 def spectrogram_picture(waveform: Tensor, sample_rate: int, floor: float = -9.0, ceiling: float = 1.0) -> np.ndarray:
-    """A log-mel spectrogram as a picture with a fixed scale, so that pictures of a run compare.
+    """A log-mel spectrogram as a picture with a fixed scale, so that pictures of a run can be compared.
 
     Args:
         waveform: (N,) float32.
@@ -58,13 +58,13 @@ def spectrogram_picture(waveform: Tensor, sample_rate: int, floor: float = -9.0,
 def spectrograms_figure(
     rows: Sequence[tuple[str, Tensor]], sample_rate: int, title: str = "", frames: np.ndarray | None = None
 ) -> np.ndarray:
-    """Spectrograms of one moment, one above the other on one time axis, under some frames of the video.
+    """Spectrograms one above the other on one time axis, below some frames of the video.
 
     Args:
         rows: Name and waveform (N,) float32 of each.
         sample_rate: Hz.
         title: Above all.
-        frames: (V, H, W, 3) uint8, evenly spaced over the time axis; none where there is no video at hand.
+        frames: (V, H, W, 3) uint8, evenly spaced over the time axis; None without a video.
 
     Returns:
         (height, width, 3) uint8.
@@ -91,10 +91,10 @@ def spectrograms_figure(
 
 
 def confusion_figure(counts: Tensor, names: Sequence[str], title: str) -> np.ndarray:
-    """A confusion matrix: a row for each true class, darker for a larger share of the row, with the counts written in.
+    """A confusion matrix: a row for each true class, darker for a larger share of the row, with the counts.
 
     Args:
-        counts: (L, L) of 0 or above; true classes down, those that were heard across.
+        counts: (L, L), 0 or more; a row for each true class, a column for each predicted one.
         names: L of them.
         title: Above it.
 
@@ -115,17 +115,17 @@ def confusion_figure(counts: Tensor, names: Sequence[str], title: str) -> np.nda
     places = range(len(names))
     axis.set_xticks(places, names, rotation=90, fontsize=10)
     axis.set_yticks(places, names, fontsize=10)
-    axis.set_xlabel("heard", fontsize=11)
+    axis.set_xlabel("predicted", fontsize=11)
     axis.set_ylabel("true", fontsize=11)
     axis.set_title(title, fontsize=11)
     return _pixels(figure)
 
 
 def retrieval_figure(query: Found, found: Sequence[Found], sample_rate: int, title: str) -> np.ndarray:
-    """What was looked for, and what was found in order; the right one framed.
+    """The spectrograms of a query and of the sounds found for it; the right one has a frame.
 
     Args:
-        query: The sound that was given.
+        query: The sound that was searched with.
         found: The nearest sounds, nearest first.
         sample_rate: Hz.
         title: Above all.
@@ -153,7 +153,7 @@ def retrieval_figure(query: Found, found: Sequence[Found], sample_rate: int, tit
 
 
 def _figure(width: float, height: float) -> Figure:
-    """In inches; of no window and no global state."""
+    """Size in inches; without a window or global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=_DPI)

@@ -1,4 +1,4 @@
-"""What ``vab predict`` leaves behind."""
+"""The files that ``vab predict`` writes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from vab.spec import UserError
 
 
 class PredictionWriter(BasePredictionWriter):
-    """``vab predict`` leaves what each rank made in ``codes_rank_R.npz``, for other tasks ``predictions_rank_R.npz``.
+    """Write the predictions of each rank to ``codes_rank_R.npz``, for other tasks to ``predictions_rank_R.npz``.
 
-    ``index`` (n,) has the records' numbers; beside it ``codes`` (n, K, T) of a pretraining, ``audio`` and ``video``
-    (n, E) embeddings of an alignment, ``probabilities`` (n, L) of a classification.
+    A file has ``index`` (n,), the records' numbers, and ``codes`` (n, K, T) of a pretraining, or embeddings ``audio``
+    and ``video`` (n, E) of an alignment, or ``probabilities`` (n, L) of a classification.
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        """Configure the place.
+        """Configure the folder.
 
         Args:
-            folder: Where the files go; by default the logger's folder, else the trainer's ``default_root_dir``.
+            folder: Folder of the files; by default the logger's folder, else the trainer's ``default_root_dir``.
         """
         super().__init__("epoch")
         self.folder = folder
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a folder that holds predictions, before any are made: ranks that are fewer would leave old files.
+        """Refuse a folder that holds predictions: with fewer ranks than before, some old files would stay.
 
         Raises:
-            UserError: With what to do.
+            UserError: If it does.
         """
         found = [] if self.folder is None else sorted(Path(self.folder).glob("*_rank_*.npz"))
         if found and trainer.is_global_zero:
@@ -44,7 +44,7 @@ class PredictionWriter(BasePredictionWriter):
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Any, batch_indices: Any
     ) -> None:
-        """Write the records that count, each once over all ranks."""
+        """Write the valid records: each one is on one rank only."""
         valid = torch.cat([batch["valid"] for batch in predictions]).cpu()
         arrays = {
             name: torch.cat([batch[name] for batch in predictions]).cpu()[valid].numpy()

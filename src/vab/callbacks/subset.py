@@ -1,4 +1,4 @@
-"""Some records of a validation set, shared over ranks: what they sound like, and what a model makes of their videos."""
+"""A fixed subset of a validation set, shared over ranks: its codec round trips, and the sounds generated for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vab.callbacks.heard import Ear, Rows, nobody, shared_figures
+from vab.callbacks.judge_metrics import JudgedRecords, JudgeMetrics, empty_outputs
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.order import Share, evaluation_batches, spread_evenly
 from vab.frozen import device_named
@@ -30,12 +30,12 @@ _SYNCHRONY = {
     "offset_seconds": "onset_offset_to_codec",
 }
 KEPT = 3
-"""Of each batch the first so many sounds are kept, for pictures; of the others only what was heard."""
+"""Waveforms of each batch that are kept, for pictures; of the others only onsets and judges' outputs are kept."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What fixes the figures, beside the model."""
+    """What the metrics depend on, beside the model."""
 
     judges: tuple[str, ...]
     num_records: int
@@ -47,33 +47,33 @@ class Settings:
 
 @dataclass(frozen=True)
 class Sounds:
-    """What the records of a batch sound like; B of them, or none."""
+    """The sounds of a batch of B records, B >= 0."""
 
     index: Tensor
     """(B,) int64 numbers of the records."""
     onsets: list[Tensor]
     """Seconds, of each record."""
-    impressions: list[Impressions]
-    """Of each judge, of all records."""
+    outputs: list[Impressions]
+    """Of each judge, for all records."""
     first: list[Tensor]
     """Waveforms (N,) float32 of the first few."""
 
 
 class SharedSubset:
-    """A rank's share of the records, with the codec and the judges."""
+    """A rank's share of the subset, with the codec and the judges."""
 
     def __init__(self, task: PretrainTask, data: ShardDataModule, settings: Settings, world: int, rank: int) -> None:
-        """Get the codec and the judges, and listen to the codec's round trips.
+        """Load the codec and the judges, and run them on the codec's round trips.
 
         Args:
-            task: Makes the sounds.
-            data: Its validation set is taken from.
+            task: It generates the sounds.
+            data: The subset is of its validation set.
             settings: As the user gave them.
-            world: Ranks.
-            rank: This one.
+            world: Number of ranks.
+            rank: This rank's number.
 
         Raises:
-            UserError: If the codec or a judge cannot be had, or there are fewer than two records.
+            UserError: If the codec or a judge cannot be loaded, or there are fewer than two records.
         """
         records = spread_evenly(settings.num_records, data.num_val_records)
         if len(records) < 2:
@@ -81,90 +81,85 @@ class SharedSubset:
         device = task.device if settings.device == "auto" else device_named(settings.device)
         self.dataset, self.settings, self.count = data.val_dataset, settings, len(records)
         self.codec = load_codec(task.spec.codec, device)
-        self.ears = [Ear(load_judge(name, device), data.labels, task.device) for name in settings.judges]
+        self.judges = [JudgeMetrics(load_judge(name, device), data.labels, task.device) for name in settings.judges]
         self._task = task
         shares = evaluation_batches(len(records), settings.batch_size or data.val_batch_size, world, rank)
         self._shares = [share._replace(numbers=np.asarray(records)[share.numbers]) for share in shares]
-        self._real = [self.hear(batch.codes, batch) for batch in map(self._valid, self._shares)]
+        self._real = [self.analyse(batch.codes, batch) for batch in map(self._valid, self._shares)]
 
     @property
-    def lead(self) -> Ear | None:
-        """The first judge that knows the labels, or else the first; None where there is no judge."""
-        return next((ear for ear in self.ears if ear.columns is not None), self.ears[0] if self.ears else None)
+    def lead(self) -> JudgeMetrics | None:
+        """The first judge that knows the labels, or else the first; None if there is no judge."""
+        knowing = (judge for judge in self.judges if judge.label_columns is not None)
+        return next(knowing, self.judges[0] if self.judges else None)
 
     @property
     def names(self) -> list[str]:
-        """Of the figures, as far as they have a value."""
-        names = [name for ear in self.ears for name in ear.names()]
+        """Names of the metrics; those without a value are not logged."""
+        names = [name for judge in self.judges for name in judge.names()]
         if self.lead is not None:
-            names += ["agreement"] if self.lead.columns is not None else []
+            names += ["agreement"] if self.lead.label_columns is not None else []
             names += [f"recall_at_{cut}_g2r" for cut in CUTS if cut < self.count]
         return [*names, *_SYNCHRONY.values()]
 
-    def make(self, precision: AbstractContextManager) -> list[Sounds]:
-        """This rank's part: generate, and listen. No rank waits for another here.
+    def generate(self, precision: AbstractContextManager) -> list[Sounds]:
+        """Generate this rank's sounds and analyse them. No rank waits for another here.
 
         Args:
-            precision: In which the network computes.
+            precision: Context in which the network computes.
         """
         with precision:
             batches = (self.dataset.read(share.numbers, share.valid) for share in self._shares)
             codes = [self._task.generate_for(batch, self.settings.seed).cpu() for batch in batches]
         pairs = zip(codes, self._shares, strict=True)
-        return [self.hear(made[torch.from_numpy(share.valid)], self._valid(share)) for made, share in pairs]
+        return [self.analyse(made[torch.from_numpy(share.valid)], self._valid(share)) for made, share in pairs]
 
-    def add(self, made: list[Sounds]) -> Synchrony:
-        """Hold this rank's part against the round trips; the judges' part stays in ``ears``. No rank waits here."""
+    def add(self, generated: list[Sounds]) -> Synchrony:
+        """Add this rank's sounds to its judges' metrics and to those of synchrony. No rank waits here."""
         synchrony = Synchrony(self.settings.tolerance_seconds).to(self._task.device)
-        for ear in self.ears:
-            ear.reset()
-        for share, real, sounds in zip(self._shares, self._real, made, strict=True):
-            synchrony.update(list(zip(real.onsets, sounds.onsets, strict=True)))
+        for judge in self.judges:
+            judge.reset()
+        for share, real, made in zip(self._shares, self._real, generated, strict=True):
+            synchrony.update(list(zip(real.onsets, made.onsets, strict=True)))
             batch = self._valid(share)
-            for ear, theirs, ours in zip(self.ears, real.impressions, sounds.impressions, strict=True):
-                ear.update(theirs, ours, batch.index, batch.labels)
+            for judge, theirs, ours in zip(self.judges, real.outputs, made.outputs, strict=True):
+                judge.update(theirs, ours, batch.index, batch.labels)
         return synchrony
 
-    def compute(self, synchrony: Synchrony) -> tuple[dict[str, float], Rows | None]:
-        """Figures over all ranks, which must ask together after they have added.
+    def compute(self, synchrony: Synchrony) -> tuple[dict[str, float], JudgedRecords | None]:
+        """Metrics over all ranks, which must call this together after they have added.
 
         Returns:
-            Figures by name, those without a value left out; and what the leading judge heard.
+            Metrics by name, those without a value left out; and the outputs of the leading judge.
         """
-        figures: dict[str, float] = {}
-        lead = None
-        for ear in self.ears:
-            own, rows = ear.compute()
-            figures |= own
-            if ear is self.lead:
-                lead = rows
-                figures |= shared_figures(rows)
+        metrics: dict[str, float] = {}
+        records = None
+        for judge in self.judges:
+            own, outputs = judge.compute()
+            metrics |= own
+            if judge is self.lead:
+                records = outputs
+                metrics |= outputs.metrics()
         with synchrony.sync_context():
             known = bool(synchrony.records > 0)
         if known:
             timing = synchrony.compute()
-            figures |= {name: float(timing[kind]) for kind, name in _SYNCHRONY.items() if kind in timing}
-        return figures, lead
+            metrics |= {name: float(timing[kind]) for kind, name in _SYNCHRONY.items() if kind in timing}
+        return metrics, records
 
     @torch.no_grad()
-    def hear(self, codes: Tensor, batch: Batch) -> Sounds:
-        """Decode, and listen.
-
-        Args:
-            codes: (B, K, T) int64 on the CPU.
-            batch: B records, whose lengths count.
-        """
-        sounds = self.decode(codes, batch)
-        rate = self.codec.sample_rate
-        impressions = [_listen(ear.judge, sounds, rate) for ear in self.ears]
-        return Sounds(batch.index, [find_onsets(sound, rate) for sound in sounds], impressions, sounds[:KEPT])
+    def analyse(self, codes: Tensor, batch: Batch) -> Sounds:
+        """Decode codes (B, K, T) int64 of B records, find onsets, and run the judges."""
+        sounds, rate = self.decode(codes, batch), self.codec.sample_rate
+        outputs = [_listen(metrics.judge, sounds, rate) for metrics in self.judges]
+        return Sounds(batch.index, [find_onsets(sound, rate) for sound in sounds], outputs, sounds[:KEPT])
 
     def decode(self, codes: Tensor, batch: Batch) -> list[Tensor]:
         """B waveforms (N,) float32 on the CPU."""
         return sounds_of(self.codec, codes, batch.steps) if len(codes) else []
 
     def _valid(self, share: Share) -> Batch:
-        """The records of a share that count, which may be none."""
+        """The records of a share without repeated ones; there may be none."""
         batch = self.dataset.read(share.numbers, share.valid)
         kept: dict[str, Any] = {
             name: value[batch.valid] for name, value in vars(batch).items() if isinstance(value, Tensor)
@@ -173,7 +168,7 @@ class SharedSubset:
 
 
 def _listen(judge: Judge, sounds: Sequence[Tensor], rate: int) -> Impressions:
-    """As `listen`, at the judge's rate; sounds may be none."""
+    """`listen` at the judge's sample rate, to any number of sounds."""
     if not sounds:
-        return nobody(judge)
+        return empty_outputs(judge)
     return listen(judge, resampled(sounds, rate, judge.sample_rate), judge.sample_rate)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vab import __version__
-from vab.callbacks.class_table import FIGURES
+from vab.callbacks.class_table import METRICS
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.opening import folds_of
 from vab.files import write_atomically
@@ -52,7 +52,7 @@ def cross_validate(arguments: Sequence[str], folds: int = 5, overwrite: bool = F
     figures: dict[str, dict[str, float]] = {}
     for fold in range(1, folds + 1):
         folder = home / f"fold_{fold}"
-        done, command = folder / FIGURES, {"arguments": list(arguments), "fold": fold, "vab": __version__}
+        done, command = folder / METRICS, {"arguments": list(arguments), "fold": fold, "vab": __version__}
         if overwrite or not done.is_file() or _read(folder / _COMMAND) != command:
             for old in (folder / _COMMAND, done):  # a run that is cut off is done again
                 old.unlink(missing_ok=True)
