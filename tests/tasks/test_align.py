@@ -16,7 +16,7 @@ from vab.losses import info_nce
 from vab.metrics.recall import match_ranks, matching_loss, retrieval_table
 from vab.spec import UserError
 from vab.tasks import AlignTask, ClassifyTask, PretrainTask, load_task
-from vab.tasks.base import sum_over
+from vab.tasks.layers import sum_over
 
 
 def aligned(dataset, **settings):

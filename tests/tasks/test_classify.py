@@ -164,7 +164,7 @@ def test_training_tells_the_classes_apart(shards, tmp_path, freeze):
     assert float(trainer.callback_metrics["val/map"]) > 0.8
     same = all(torch.equal(task.backbone.state_dict()[name], value) for name, value in before.items())
     assert same == freeze
-    assert task.figures["confusion_matrix"].sum() == 20
+    assert task.last_metrics["confusion_matrix"].sum() == 20
     again = load_task(saved(task, tmp_path / "c.ckpt"))
     assert again.labels == LABELS
     batch = data.val_dataset.read(range(4))

@@ -1,10 +1,11 @@
-"""Stage two: sound and video of one moment near each other, from each alone. The result retrieves."""
+"""Stage two: contrastive alignment of sound and video, for retrieval."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from itertools import zip_longest
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,8 @@ from vab.flops import step_flops
 from vab.losses import info_nce
 from vab.metrics.recall import CUTS, Retrieval
 from vab.spec import Batch, UserError
-from vab.tasks.base import BaseTask, linear_in_float32, sum_over
+from vab.tasks.base import BaseTask
+from vab.tasks.layers import linear_in_float32, sum_over
 
 _LARGEST_SCALE = 100.0
 """CLIP's bound: a temperature of 0.01. Beyond it training becomes unstable."""
@@ -61,7 +63,7 @@ class AlignTask(BaseTask):
         """Configure the stage.
 
         Args:
-            backbone: The network; its joint blocks and heads are left out.
+            backbone: The network; its joint blocks and heads are removed.
             optimizer: Takes parameter groups (our values: none are printed).
             warmup_steps: Steps over which the learning rate rises linearly from 0.
             schedule_steps: Step at which the linear fall ends; none means the trainer's ``max_steps``.
@@ -69,11 +71,11 @@ class AlignTask(BaseTask):
             seed: Of dropout.
             init_from: Checkpoint, or a run's folder, whose weights the run begins with.
             embedding_dim: E (VATT's value).
-            temperature: What cosines are divided by, at first (CAV-MAE's value).
-            learn_temperature: Whether it is trained, too, down to 0.01 (CLIP's bound).
-            micro_batch_size: Records that go through the network at once. Their activations are made again for the
-                gradient, which stays that of the whole batch (as GradCache's, Gao et al. 2021): memory for this many
-                records, about a third more time. None: all at once.
+            temperature: What cosines are divided by at the start (CAV-MAE's value).
+            learn_temperature: Train the temperature, down to 0.01 (CLIP's bound).
+            micro_batch_size: Records that go through the network at once. Activations are recomputed in the backward
+                pass; the gradient is that of the whole batch (as in GradCache, Gao et al. 2021). It needs memory for
+                this many records and about a third more time. None: all at once.
             compile: Compile the backbone's blocks for training (``torch.compile``); a string names the backend.
 
         Raises:
@@ -94,16 +96,16 @@ class AlignTask(BaseTask):
         self.retrieval = Retrieval()
 
     def setup(self, stage: str) -> None:
-        """As every task; and refuse records that have no video to align."""
+        """As every task; and refuse records without video."""
         super().setup(stage)
         self.require_video("align")
         if stage == "fit" and self.trainer.accumulate_grad_batches > 1:
             rank_zero_info(
-                "accumulated batches are no negatives of each other: --model.micro_batch_size makes a batch large"
+                "accumulated batches are not negatives of each other: for a large batch use --model.micro_batch_size"
             )
 
     def step_flops(self, records: int) -> int:
-        """Each modality by itself, through the modality blocks; with micro-batches the second pass is not counted."""
+        """Each modality alone through the modality blocks; recomputing for micro-batches is not counted."""
         sizes = self.backbone.init_args
         alone = [{"visual": modality == "video", "audio": modality == "audio"} for modality in ("audio", "video")]
         return sum(step_flops(self.spec, sizes, records, joint=False, **which) for which in alone)
@@ -114,18 +116,12 @@ class AlignTask(BaseTask):
         return self.log_scale.exp()
 
     def embed_audio(self, codes: Tensor, steps: Tensor | None = None) -> Tensor:
-        """(B, K, T) int64 codes, (B,) valid steps or None, to (B, E) float32 of unit length; no video is looked at."""
-        positions = self.backbone.encode(codes=codes, steps=steps)[1]
-        assert positions is not None
-        total, count = sum_over(positions, steps)
-        return F.normalize(linear_in_float32(self.audio_projection, total / count), dim=1)
+        """Embed sounds: (B, K, T) int64 codes, (B,) valid steps or None, to (B, E) float32 of unit length."""
+        return _embedding(self.backbone.encode(codes=codes, steps=steps)[1], steps, self.audio_projection)
 
     def embed_video(self, features: Tensor, frames: Tensor | None = None) -> Tensor:
-        """(B, V, C) float features, (B,) valid frames or None, to (B, E) float32 of unit length; nothing is heard."""
-        positions = self.backbone.encode(features=features, frames=frames)[0]
-        assert positions is not None
-        total, count = sum_over(positions, frames)
-        return F.normalize(linear_in_float32(self.video_projection, total / count), dim=1)
+        """Embed videos: (B, V, C) float features, (B,) valid frames or None, to (B, E) float32 of unit length."""
+        return _embedding(self.backbone.encode(features=features, frames=frames)[0], frames, self.video_projection)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Audio and video embeddings, (B, E) float32 each, of unit length."""
@@ -133,9 +129,11 @@ class AlignTask(BaseTask):
         return self.embed_audio(batch.codes, steps), self.embed_video(batch.features, frames)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Embed, and score against the records of all ranks."""
-        audio, video = self._embed_in_parts(batch)
-        # With gradients: what a record is to the queries of other ranks teaches it, too.
+        """InfoNCE against the records of all ranks."""
+        steps, frames = batch.lengths
+        audio = self._embed_in_parts(self.embed_audio, batch.codes, steps)
+        video = self._embed_in_parts(self.embed_video, batch.features, frames)
+        # With gradients: other ranks' queries train a record's embedding as well.
         gallery = (self._of_all_ranks(audio), self._of_all_ranks(video))
         same_source = batch.source[:, None] == self._of_all_ranks(batch.source)
         loss = info_nce(audio, video, self.scale, gallery, self.global_rank * len(batch), same_source)
@@ -144,39 +142,27 @@ class AlignTask(BaseTask):
         return self.take_loss(loss)
 
     def on_train_batch_end(self, *unused: Any) -> None:
-        """Keep the temperature from falling below CLIP's bound."""
+        """Keep the temperature at or above CLIP's bound."""
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(_LARGEST_SCALE))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Embed; the whole data set is one gallery, in which all segments of a recording are right for each other."""
+        """Embed; the whole data set is the gallery, in which all segments of a recording match each other."""
         audio, video = self(batch)
         rows = (audio, video, batch.index, batch.source)
         self.retrieval.update(*(tensor[batch.valid] for tensor in rows))
 
-    def on_validation_epoch_end(self) -> None:
-        """Log recall by recording, both ways over the whole data set, each record once."""
-        self._log_retrieval("val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Log recall by recording, both ways over the whole data set."""
-        self._log_retrieval("test")
+    def dataset_metrics(self, stage: Literal["val", "test"]) -> dict[str, Tensor]:
+        """The loss, and recall by recording, both ways over the whole data set."""
+        self.retrieval.scale = float(self.scale)
+        metrics: dict[str, Tensor] = self.retrieval.compute()
+        self.retrieval.reset()
+        return metrics
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Embeddings; ``index`` and ``valid`` say whose."""
+        """Embeddings, with ``index`` and ``valid`` of the records."""
         audio, video = self(batch)
         return {"audio": audio, "video": video, "index": batch.index, "valid": batch.valid}
-
-    def _log_retrieval(self, stage: str) -> None:
-        self.retrieval.scale = float(self.scale)
-        figures = self.retrieval.compute()
-        self.retrieval.reset()
-        self.log(f"{stage}/loss", figures.pop("loss").float(), prog_bar=True)
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in figures.items()})
 
     def _of_all_ranks(self, rows: Tensor) -> Tensor:
         """(B, ...) of each rank to (ranks * B, ...), rank by rank, with gradients."""
@@ -186,22 +172,17 @@ class AlignTask(BaseTask):
         assert isinstance(gathered, Tensor)
         return gathered.flatten(0, 1)
 
-    def _embed_in_parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _embed_in_parts(self, embed: Callable[..., Tensor], inputs: Tensor, lengths: Tensor | None) -> Tensor:
+        """Embed ``micro_batch_size`` records at a time; the backward pass recomputes each part, with equal dropout."""
         size = self.micro_batch_size
-        if size is None or size >= len(batch):
-            embedded: tuple[Tensor, Tensor] = self(batch)
-            return embedded
-        steps, frames = batch.lengths
-        rows = [slice(start, start + size) for start in range(0, len(batch), size)]
-        # Recomputed part by part in the backward pass, dropout as it was: one step's gradient, one part's memory.
-        audio = [
-            checkpoint(self.embed_audio, batch.codes[part], None if steps is None else steps[part], use_reentrant=False)
-            for part in rows
-        ]
-        video = [
-            checkpoint(
-                self.embed_video, batch.features[part], None if frames is None else frames[part], use_reentrant=False
-            )
-            for part in rows
-        ]
-        return torch.cat(audio), torch.cat(video)
+        if size is None or size >= len(inputs):
+            return embed(inputs, lengths)
+        parts = zip_longest(inputs.split(size), () if lengths is None else lengths.split(size))
+        return torch.cat([checkpoint(embed, *part, use_reentrant=False) for part in parts])
+
+
+def _embedding(positions: Tensor | None, lengths: Tensor | None, projection: nn.Linear) -> Tensor:
+    """(B, P, D) outputs of the backbone to (B, E) float32: mean over valid positions, projection, unit length."""
+    assert positions is not None
+    total, count = sum_over(positions, lengths)
+    return F.normalize(linear_in_float32(projection, total / count), dim=1)

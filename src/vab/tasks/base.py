@@ -1,8 +1,7 @@
-"""What every task shares: the backbone, the optimizer with its schedule, and reading a checkpoint back."""
+"""What all tasks share: the backbone, the optimizer with its schedule, evaluation, and loading a checkpoint."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
@@ -26,25 +24,22 @@ from vab.engines import FSDP, compile_blocks, local, shard, whole
 from vab.flops import step_flops
 from vab.lightning_internals import attached_trainer, is_accumulating
 from vab.spec import Batch, SegmentSpec, UserError
-from vab.tasks.building import Built, build, build_later, class_of, class_or_none, described_as
-from vab.tasks.checkpoints import find_checkpoint, reading, require_finite
+from vab.tasks.building import build, build_later, class_of, class_or_none, described_as
+from vab.tasks.checkpoints import find_checkpoint, reading, require_finite, require_same_sizes, require_same_weights
 from vab.tasks.exported import WEIGHTS, plain_names, read_exported
 from vab.tasks.optim import decay_groups, linear_warmup_decay, made_optimizer, take_settings
 from vab.tokens.noise import fold_in, record_keys
 
 _LENGTHS = ("segment_seconds", "num_steps", "video_fps", "num_frames")
-"""What may differ between a run and the one that it begins with: positions are computed, not learned."""
+"""Numbers of a segment that may differ from those of ``init_from``: positions are computed, not learned."""
 _FREE = ("spec", "dropout", "num_joint_layers", "activation_checkpointing")
-"""Arguments of a backbone that may differ, too."""
-_SHOWN = 3
-"""Weights that are named where many do not fit."""
-
+"""Arguments of a backbone that may differ."""
 Charts = dict[str, dict[str, list[str]]]
 """Category -> chart -> patterns of the tags that it draws: pages of TensorBoard's custom scalars."""
 
 
 class BaseTask(LightningModule):
-    """The backbone and how it is optimised; a task adds its steps.
+    """The backbone and how it is optimised. A task adds its steps and ``dataset_metrics``.
 
     Hyper-parameters are plain JSON (see ``described_as``), so every checkpoint opens with
     ``torch.load(..., weights_only=True)``.
@@ -72,17 +67,16 @@ class BaseTask(LightningModule):
         init_from: str | None = None,
         compile: bool | str = False,
     ) -> None:
-        """Configure the optimisation.
+        """Configure the optimisation; defaults as for ``PretrainTask``.
 
         Args:
             backbone: The network.
-            optimizer: Takes parameter groups. The values are the follow-up's (VATT): AdamW 2e-4, decay 1e-6; VAB's own
-                are not printed.
-            warmup_steps: Steps over which the learning rate rises linearly from 0 (VATT's value).
-            schedule_steps: Step at which the linear fall ends; none means the trainer's ``max_steps`` (VATT's value).
+            optimizer: Takes parameter groups.
+            warmup_steps: Steps over which the learning rate rises linearly from 0.
+            schedule_steps: Step at which the linear fall ends; none means the trainer's ``max_steps``.
             final_lr_ratio: Learning rate at the end of the fall, as a share of the top one.
             seed: Of the task's own randomness (masks, feature dropout, dropout), apart from the order's.
-            init_from: Checkpoint, or a run's folder, with whose weights a run begins; of whatever task.
+            init_from: Checkpoint, or a run's folder, whose weights the run begins with; of any task.
             compile: Compile the backbone's blocks for training (``torch.compile``); a string names the backend.
 
         Raises:
@@ -94,7 +88,7 @@ class BaseTask(LightningModule):
                 f"warmup_steps must be 0 or more and final_lr_ratio in [0, 1], got {warmup_steps} and {final_lr_ratio}"
             )
         self.backbone = backbone if isinstance(backbone, nn.Module) else build(backbone)
-        # By its description: a callable of the command line's drags its parser into every copy of the module.
+        # Not the callable itself: the command line's holds its parser, and would copy it with the module.
         described = described_as(optimizer)
         self.optimizer_class: str = described["class_path"]
         self.make_optimizer = build_later(described)
@@ -104,12 +98,12 @@ class BaseTask(LightningModule):
         self.seed = seed
         self.init_from = init_from
         self.compile_backend = compile if isinstance(compile, str) else "inductor" if compile else None
-        self._losses_of_step: list[Tensor] = []  # times their weights, and the weights
+        self._losses_of_step: list[Tensor] = []  # of each batch: loss times weight, and weight
         self.step_loss: Tensor | None = None
         """Scalar: the loss of the last optimizer step, over all its batches and ranks."""
-        self._beginning: str | UserError | None = None
-        # Of the checkpoint that a run continues from: its step, learning rate as a share of the top, and whether that
-        # is where its schedule ended.
+        self._init_message: str | UserError | None = None
+        # Of the checkpoint that the run resumes: step, learning rate as a share of the top, and whether its schedule
+        # has ended.
         self._resumed: tuple[int, float, bool] | None = None
 
     @property
@@ -120,7 +114,7 @@ class BaseTask(LightningModule):
 
     @property
     def spec(self) -> SegmentSpec:
-        """The segment that this model knows."""
+        """The segments that the model is made for."""
         return self.backbone.spec
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
@@ -141,7 +135,7 @@ class BaseTask(LightningModule):
             raise UserError(f"hyper-parameters must be plain JSON, or checkpoints would not reload: {error}") from error
 
     def setup(self, stage: str) -> None:
-        """Take the codec's codebooks from the data set, and refuse data that the model was not made for."""
+        """Take the codec's codebooks from the data set; refuse data that the model is not made for."""
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
@@ -149,15 +143,15 @@ class BaseTask(LightningModule):
         if not self.backbone.has_codebooks:
             self.backbone.set_codebooks(data.codebooks)
         if stage == "fit" and self.init_from is not None:
-            # Here, before the strategy takes the weights over; only later is it known whether the run is a resumed one,
-            # which has its own weights, and for which the file may be gone.
+            # Weights must be read before the strategy takes them over. Whether the run is a resumed one is known only
+            # later: it has its own weights, and the file may be gone, so the error waits.
             try:
-                self._beginning = self.begin_with(self.init_from)
+                self._init_message = self.begin_with(self.init_from)
             except UserError as error:
-                self._beginning = error
+                self._init_message = error
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BaseTask:
-        """Move or convert the network; sums of metrics stay in their own types, also where weights are bfloat16."""
+        """Move or convert the network; states of metrics keep their types, also with weights in bfloat16."""
         types = [
             (metric, name, default.dtype)
             for metric in self.modules()
@@ -174,7 +168,7 @@ class BaseTask(LightningModule):
         return self
 
     def configure_model(self) -> None:
-        """Make the network what the run's engine needs, in place; names and shapes of weights stay.
+        """Compile or shard the network as the run's engine needs, in place; names and shapes of weights stay.
 
         Raises:
             UserError: If this task cannot be trained on that engine.
@@ -189,10 +183,10 @@ class BaseTask(LightningModule):
             shard(self, blocks, mesh)
 
     def require_shardable(self) -> None:
-        """Refuse weights that cannot be sharded.
+        """Refuse trained weights that cannot be sharded.
 
         Raises:
-            UserError: If there are any that are trained.
+            UserError: If there is one.
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim == 0 and parameter.requires_grad:
@@ -201,15 +195,15 @@ class BaseTask(LightningModule):
                 )
 
     def take_loss(self, loss: Tensor, weight: Tensor | None = None) -> Tensor:
-        """What a training step gives back of its loss; the step's loss over all its batches and ranks is logged.
+        """Turn a batch's loss into what ``training_step`` returns; the loss of the whole optimizer step is logged.
 
-        A step on several ranks, or with gradients accumulated, takes the mean of the batches' losses. Of batches with
-        unlike numbers of hidden codes that is not the mean over codes which one large batch would have. So each mean
-        is multiplied by its weight here, and the gradient divided by all ranks' and batches' weights at the end.
+        On several ranks, or with accumulated gradients, Lightning averages the losses of batches. If batches differ in
+        their numbers of hidden codes, that is not the mean over codes that one large batch has. So each loss is
+        multiplied by its weight here, and `on_after_backward` divides the gradient by the weights of all batches.
 
         Args:
-            loss: Scalar, a mean.
-            weight: Scalar, how much it is a mean of; where not given all batches of a step are alike.
+            loss: Scalar, a mean over the batch.
+            weight: Scalar, what the mean is over; None if all batches of a step weigh the same.
         """
         trainer = self.trainer
         if trainer.world_size * trainer.accumulate_grad_batches == 1:
@@ -223,7 +217,7 @@ class BaseTask(LightningModule):
         return loss
 
     def on_after_backward(self) -> None:
-        """Once a step's gradients are all there, divide them by what they are a sum of. See `take_loss`."""
+        """When the gradients of an optimizer step are complete, divide them by their weights; see `take_loss`."""
         trainer = self.trainer
         if not self._losses_of_step or is_accumulating(trainer):
             return
@@ -237,38 +231,58 @@ class BaseTask(LightningModule):
             if parameter.grad is not None:
                 local(parameter.grad).mul_(factor.to(parameter.grad.dtype))
 
+    def dataset_metrics(self, stage: Literal["val", "test"]) -> dict[str, Tensor]:
+        """Scalar metrics of all records that ``validation_step`` was given since the last call, by the name to log."""
+        raise NotImplementedError
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the whole data set, each record once."""
+        self._log_metrics("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the whole data set, each record once."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: Literal["val", "test"]) -> None:
+        for name, value in self.dataset_metrics(stage).items():
+            self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss")
+
     def gradient_norm(self) -> Tensor:
-        """Scalar, L2, of all gradients as they are now; of sharded ones all ranks must ask at once."""
+        """Scalar: L2 norm of all gradients now. With sharded weights all ranks must call this."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         return whole(torch.nn.utils.get_total_norm(gradients))
 
     def on_fit_start(self) -> None:
-        """Say what a new run began with, or why it could not."""
+        """Print which weights were loaded from ``init_from``, or raise the error that it met."""
         self._losses_of_step.clear()
-        if isinstance(self._beginning, UserError):
-            raise self._beginning
-        if self._beginning is not None:
-            rank_zero_info(self._beginning)
+        if isinstance(self._init_message, UserError):
+            raise self._init_message
+        if self._init_message is not None:
+            rank_zero_info(self._init_message)
         self._compare_schedules()
 
     def step_flops(self, records: int) -> int:
-        """Floating-point operations of the backbone in a training step of so many records, forward and backward."""
+        """Floating-point operations of the backbone in a training step, forward and backward."""
         return step_flops(self.spec, self.backbone.init_args, records)
 
     def lr_factor(self, name: str) -> float:
-        """What the learning rate of a parameter is multiplied by."""
+        """Factor of a parameter's learning rate."""
         return 1.0
 
     def training_keys(self, batch: Batch) -> Tensor:
-        """(B,) int64: a key for each record of a training batch, another in each epoch and each time it is drawn."""
+        """(B,) int64: a key for each record of a training batch, different in each epoch and at each draw."""
         keys = fold_in(record_keys(self.seed, batch.index), self.current_epoch)
         return torch.where(batch.draw > 0, fold_in(keys, batch.draw), keys)
 
     def require_video(self, doing: str) -> None:
-        """Refuse data of which some records are sound alone.
+        """Refuse data if some records have no video.
 
         Raises:
-            UserError: If there are any.
+            UserError: If some have none.
         """
         data = getattr(self.trainer, "datamodule", None)
         for dataset in () if data is None else (data.train_dataset, data.val_dataset):
@@ -279,12 +293,12 @@ class BaseTask(LightningModule):
                 )
 
     def begin_with(self, checkpoint: str | Path) -> str:
-        """Take the weights that a trained task and this one have in common; averaged ones, where it has them.
+        """Take the weights that a trained task and this one have in common; averaged ones if the checkpoint has them.
 
-        Segments may be of another length or frame rate; codec, vision encoder and the backbone's sizes must be equal.
+        Segments may differ in length and frame rate; codec, vision encoder and the backbone's sizes must be equal.
 
         Returns:
-            What was taken, what is new, and what of the other was left, in words.
+            A message that names which weights were loaded, which are new and which were not used.
 
         Raises:
             UserError: If there is no checkpoint, or it does not fit.
@@ -292,24 +306,24 @@ class BaseTask(LightningModule):
         other = load_task(checkpoint)
         lengths = {name: getattr(self.spec, name) for name in _LENGTHS}
         replace(other.spec, **lengths).require(self.spec, "init_from", "shards")
-        self._require_sizes(other.backbone.init_args, f"init_from {checkpoint}", _FREE)
+        require_same_sizes(other.backbone.init_args, self.backbone.init_args, f"init_from {checkpoint}", _FREE)
         mine, theirs = self.state_dict(), other.state_dict()
         taken = {name: value for name, value in theirs.items() if name in mine and mine[name].shape == value.shape}
         self.load_state_dict(taken, strict=False)
         self.backbone.has_codebooks = True
-        told = f"began with {find_checkpoint(checkpoint)} ({type(other).__name__}): took {_parts(taken)}"
+        message = f"began with {find_checkpoint(checkpoint)} ({type(other).__name__}): took {_parts(taken)}"
         if new := mine.keys() - taken.keys():
-            told += f"; new: {_parts(new)}"
+            message += f"; new: {_parts(new)}"
         if left := theirs.keys() - taken.keys():
-            told += f"; not taken: {_parts(left)}"
-        return told
+            message += f"; not taken: {_parts(left)}"
+        return message
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was trained on other segments, codecs or features than the data at hand.
+        """Refuse a checkpoint that was trained on other segments, codecs or features than the data of this run.
 
-        Weights do not show it: their shapes fit, and the codebooks of the checkpoint would take the data's place.
+        Shapes of weights do not show it, and the checkpoint's codebooks would replace those of the data.
         """
-        self._beginning = None
+        self._init_message = None
         self._require_own(checkpoint)
         trainer = attached_trainer(self)
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
@@ -324,18 +338,19 @@ class BaseTask(LightningModule):
         if "live_state_dict" not in checkpoint:
             return
         if not any(getattr(callback, "keeps_average", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            # Without an average the run goes on with the weights that its optimizer state belongs to.
+            # Without an average the run continues with the weights that its optimizer state belongs to.
             checkpoint["state_dict"] = checkpoint["live_state_dict"]
 
     def on_train_start(self) -> None:
-        """Sharded weights are read later than others."""
+        """Compare schedules again: sharded checkpoints are read after ``on_fit_start``."""
         self._compare_schedules()
 
     def _compare_schedules(self) -> None:
-        """Say so if this run's schedule continues with another learning rate than the checkpoint's.
+        """Print a line if this run's schedule continues with another learning rate than the checkpoint's.
 
         Raises:
-            UserError: If that schedule has ended, and none is named that would raise the learning rate again.
+            UserError: If the checkpoint's schedule has ended, this run's would raise the learning rate again, and no
+                ``schedule_steps`` says that it should.
         """
         if self._resumed is None:
             return
@@ -360,12 +375,12 @@ class BaseTask(LightningModule):
         return self.schedule_steps if self.schedule_steps is not None else int(self.trainer.estimated_stepping_batches)
 
     def _require_own(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the state of another task, network or optimizer, whose names and shapes torch would stumble over.
+        """Refuse a checkpoint of another task, network or optimizer, before torch fails on names and shapes.
 
-        Where no trainer has read the file the task was made from it, and the segments alone are compared.
+        Without a trainer the task was made from the checkpoint, and only the segments are compared.
 
         Raises:
-            UserError: Saying what differs.
+            UserError: With what differs.
         """
         theirs, trainer = checkpoint["hyper_parameters"], attached_trainer(self)
         path = None if trainer is None else trainer.ckpt_path
@@ -382,9 +397,9 @@ class BaseTask(LightningModule):
             return
         has_joint_part = self.backbone.joint_blocks is not None
         free = [name for name in _FREE if name != "num_joint_layers" or not has_joint_part]
-        self._require_sizes(backbone, f"checkpoint {path}", free)
+        require_same_sizes(backbone, self.backbone.init_args, f"checkpoint {path}", free)
         if self.strict_loading:
-            self._require_weights(checkpoint["state_dict"], f"checkpoint {path}")
+            require_same_weights(checkpoint["state_dict"], self.state_dict(), f"checkpoint {path}")
         for name in ("state_dict", "live_state_dict"):
             require_finite(checkpoint.get(name, {}), path)
         if not is_fitting:
@@ -402,52 +417,13 @@ class BaseTask(LightningModule):
             )
 
     def _is_kind(self, class_path: str) -> bool:
-        """Whether that is the name of this task's class; the command line may write a shorter one than Python."""
+        """Whether that is the name of this task's class, which may be importable from several modules."""
         kind = class_or_none(class_path, BaseTask)
         is_kin = kind is not None and (isinstance(self, kind) or issubclass(kind, type(self)))
         return is_kin or class_path == self.hparams["_class_path"]
 
-    def _require_sizes(self, theirs: Built, called: str, free: Iterable[str]) -> None:
-        """Refuse a backbone with other arguments than this one's, but for the ``free`` ones.
-
-        Raises:
-            UserError: With both values of each.
-        """
-        defaults = {name: parameter.default for name, parameter in inspect.signature(Backbone).parameters.items()}
-        sizes = [
-            f"{name}: {theirs.get(name, defaults[name])} != {mine}"
-            for name, mine in self.backbone.init_args.items()
-            if name not in free and theirs.get(name, defaults[name]) != mine
-        ]
-        if sizes:
-            raise UserError(
-                f"{called} has another backbone (its value != this one's: {'; '.join(sizes)}): give the same"
-                " --model.backbone"
-            )
-
-    def _require_weights(self, theirs: dict[str, Tensor], called: str) -> None:
-        """Refuse weights of other names or shapes than this task's.
-
-        Raises:
-            UserError: With the first that do not fit.
-        """
-        mine = self.state_dict()
-        wrong = [f"it has no {name}" for name in mine.keys() - theirs.keys()]
-        wrong += [f"there is no {name} here" for name in theirs.keys() - mine.keys()]
-        wrong += [
-            f"{name}: {tuple(theirs[name].shape)} != {tuple(mine[name].shape)}"
-            for name in mine.keys() & theirs.keys()
-            if theirs[name].shape != mine[name].shape
-        ]
-        if wrong:
-            more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-            raise UserError(
-                f"the weights of {called} do not fit this model ({'; '.join(sorted(wrong)[:_SHOWN])}{more}): give the"
-                " config.yaml of its run as --config"
-            )
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed this step's dropout from its place in the run, so that a resumed run draws what it would have drawn."""
+        """Seed this step's dropout from its place in the run, so that a resumed run draws the same."""
         torch.manual_seed(fold(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def configure_gradient_clipping(
@@ -456,13 +432,13 @@ class BaseTask(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Any | None = None,
     ) -> None:
-        """Clip as the trainer does, and a fused optimizer's gradients too, which it refuses with bfloat16 for no cause.
+        """Clip as the trainer does, also with a fused optimizer in bf16-mixed, which the trainer refuses.
 
-        The reason for refusing is a scale on the gradients, which a fused optimizer takes off after the clipping.
-        Only 16-mixed has one.
+        The trainer's reason is a scale on the gradients, which a fused optimizer removes after the clipping. Only
+        16-mixed has one.
 
         Raises:
-            UserError: If that is the precision.
+            UserError: If the precision is 16-mixed and the optimizer fused.
         """
         precision = self.trainer.precision_plugin
         if gradient_clip_val and getattr(precision, "scaler", None) is not None and optimizer.defaults.get("fused"):
@@ -477,7 +453,8 @@ class BaseTask(LightningModule):
         """Groups with and without weight decay, and a linear rise and fall of the learning rate.
 
         Raises:
-            UserError: If the optimizer refuses its arguments or these weights, or the schedule ends before its top.
+            UserError: If the optimizer refuses its arguments or these weights, or the warm-up does not end before the
+                schedule.
         """
         optimizer = made_optimizer(self.make_optimizer, decay_groups(self, self.lr_factor))
         for group in optimizer.param_groups:
@@ -493,50 +470,13 @@ class BaseTask(LightningModule):
 
 
 def _parts(names: Iterable[str]) -> str:
-    """Names of weights as a short list of the modules that they belong to."""
+    """The modules that weights of these names belong to, as a short list."""
     modules = (name.removeprefix("backbone.").partition(".")[0] for name in names)
     return ", ".join(dict.fromkeys(sorted(modules)))
 
 
-def sum_over(positions: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The sum over each record's positions that are there, and how many those are.
-
-    Args:
-        positions: (B, P, D) float. Padding holds anything.
-        lengths: (B,) int64, 0 or more: the first so many count; None if all do.
-
-    Returns:
-        (B, D) and (B, 1) float32, to be divided for a mean.
-    """
-    if lengths is None:
-        total = positions.sum(1, dtype=torch.float32)
-        return total, total.new_full((len(positions), 1), positions.shape[1])
-    counted = torch.arange(positions.shape[1], device=lengths.device) < lengths[:, None]  # (B, P)
-    kept = positions.masked_fill(~counted[..., None], 0.0)
-    return kept.sum(1, dtype=torch.float32), lengths[:, None].to(torch.float32)
-
-
-def linear_in_float32(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer in float32 or wider, also under autocast and with weights in bfloat16.
-
-    For outputs whose order is a metric: in bfloat16 scores are often equal, and ties count against the right one.
-
-    Args:
-        layer: (D, E).
-        x: (..., D) float.
-
-    Returns:
-        (..., E) float32.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        if layer.weight.dtype in (torch.float32, torch.float64):
-            scores: Tensor = layer(x.to(layer.weight.dtype))
-            return scores.float()
-        return F.linear(x.float(), layer.weight.float(), None if layer.bias is None else layer.bias.float())
-
-
 def fold(*values: int) -> int:
-    """One non-negative integer below 2**31 from several, every one of which counts (FNV-1a over the values)."""
+    """One integer in [0, 2**31) that depends on all of several (FNV-1a over the values)."""
     folded = 0xCBF29CE484222325
     for value in values:
         folded = ((folded ^ (value & 0xFFFFFFFFFFFFFFFF)) * 0x100000001B3) % 2**64
@@ -544,11 +484,11 @@ def fold(*values: int) -> int:
 
 
 def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -> BaseTask:
-    """Read a trained task back, on the CPU and ready to use, whatever run or command wrote it.
+    """Load a trained task, on the CPU and in evaluation mode.
 
     Args:
-        checkpoint: A ``.ckpt`` file, a run's folder, of which the newest ``last.ckpt`` is taken, or an exported model.
-        weights: The averaged weights where the run kept an average, or the live ones.
+        checkpoint: A ``.ckpt`` file, a run's folder (its newest ``last.ckpt``), or an exported model.
+        weights: The averaged weights if the run kept an average, or the live ones.
 
     Raises:
         UserError: If there is no checkpoint there, or it is not one of vab's.

@@ -1,4 +1,4 @@
-"""Networks and optimizers as plain JSON, the form that configs have, and made from it again."""
+"""Networks and optimizers as plain JSON, in the form of configs, and rebuilt from it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from vab.spec import UserError
 from vab.tasks.optim import made_optimizer
 
 Built = dict[str, Any]
-"""An object as plain JSON: ``{"class_path": ..., "init_args": {...}}``, the form that configs have."""
+"""An object as plain JSON: ``{"class_path": ..., "init_args": {...}}``, as in configs."""
 
 
 def build(described: Built) -> Any:
-    """Make the network that ``{"class_path", "init_args"}`` describes."""
+    """Create the network that ``{"class_path", "init_args"}`` describes."""
     return class_of(described["class_path"], Backbone)(**described.get("init_args", {}))
 
 
 def build_later(described: Built) -> Callable[[Iterable], Optimizer]:
-    """The optimizer that ``{"class_path", "init_args"}`` describes, once it is given parameters."""
+    """A function of parameters that creates the optimizer that ``{"class_path", "init_args"}`` describes."""
     return lambda params: class_of(described["class_path"], Optimizer)(params, **described.get("init_args", {}))
 
 
@@ -50,13 +50,13 @@ def described_as(value: Any) -> Any:
 
 
 def class_of(path: str, base: type) -> type:
-    """The class of that name, if it is a ``base`` and its module is loaded: vab's, torch's, or one that the user named.
+    """The class of that name, if it is a ``base`` and its module is loaded: by vab, torch or ``--plugins``.
 
     Nothing is imported: the name may come from a checkpoint, and importing a module runs its code.
 
     Raises:
         UserError: If its module is not loaded.
-        TypeError: If it is something else, or not there.
+        TypeError: If there is no such class, or it is no ``base``.
     """
     module, _, name = str(path).rpartition(".")
     if module not in sys.modules:
@@ -71,7 +71,7 @@ def class_of(path: str, base: type) -> type:
 
 
 def class_or_none(path: str, base: type) -> type | None:
-    """The same, or None if there is no such class, or its module is not loaded."""
+    """`class_of`, or None where it raises."""
     try:
         return class_of(path, base)
     except (TypeError, UserError):

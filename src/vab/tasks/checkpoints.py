@@ -1,27 +1,33 @@
-"""Where a checkpoint is, and what is said of a file that is none."""
+"""Find a checkpoint, and check that it fits a task."""
 
 from __future__ import annotations
 
+import inspect
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from vab.backbone import Backbone
 from vab.spec import UserError
 from vab.tasks.exported import WEIGHTS, is_exported
 
+_SHOWN = 3
+"""Weights that a message names."""
+
 
 def find_checkpoint(place: str | Path) -> Path:
-    """The file that a path means.
+    """The checkpoint at a path.
 
     Args:
-        place: A file means itself. An exported model's folder means its weights. Any other folder means the newest
-            ``last.ckpt`` under it, or its only ``.ckpt`` file.
+        place: A file; the folder of an exported model; or a folder with one ``.ckpt`` file or several, of which the
+            newest ``last.ckpt`` is taken.
 
     Raises:
-        UserError: If there is no checkpoint, or several of which none is a ``last.ckpt``.
+        UserError: If there is no checkpoint, or several and none is a ``last.ckpt``.
     """
     path = Path(place)
     if path.is_file():
@@ -30,29 +36,25 @@ def find_checkpoint(place: str | Path) -> Path:
         raise UserError(f"no checkpoint at {path}: give a .ckpt file or a run's folder, such as runs/pretrain")
     if is_exported(path):
         return path / WEIGHTS
-    found = _by_age(path)
-    last = [file for file in found if file.stem.startswith("last")]
-    if not last and len(found) > 1:
-        raise UserError(f"no last.ckpt under {path}, but {len(found)} others: give one, such as {found[-1]}")
-    if not found:
+    newest, count = newest_checkpoint(path), len([*path.rglob("*.ckpt")])
+    if newest is None:
         raise UserError(f"no .ckpt file under {path}: the run has not saved a checkpoint yet")
-    return (last or found)[-1]
+    if count > 1 and not newest.stem.startswith("last"):
+        raise UserError(f"no last.ckpt under {path}, but {count} others: give one, such as {newest}")
+    return newest
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The last state of a run: its newest ``last.ckpt``, or the newest checkpoint of a run that keeps none."""
-    found = _by_age(folder)
-    last = [file for file in found if file.stem.startswith("last")]
-    return next(reversed(last or found), None)
+    """The newest ``last.ckpt`` under a folder, or its newest checkpoint if there is none of that name."""
 
+    def age(file: Path) -> tuple[bool, int, bool, Path]:
+        return file.stem.startswith("last"), file.stat().st_mtime_ns, file.stem == "last", file
 
-def _by_age(folder: Path) -> list[Path]:
-    """The checkpoints under a folder, oldest first; of files of one moment, ``last.ckpt`` comes last."""
-    return sorted(folder.rglob("*.ckpt"), key=lambda file: (file.stat().st_mtime_ns, file.stem == "last", file))
+    return max(folder.rglob("*.ckpt"), key=age, default=None)
 
 
 def require_finite(weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Refuse weights of a run that diverged.
+    """Refuse the weights of a run that diverged.
 
     Raises:
         UserError: With the name of the first that is not finite.
@@ -65,18 +67,57 @@ def require_finite(weights: Mapping[str, Tensor], path: str | Path) -> None:
         )
 
 
-@contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """Within it, whatever a file that is no checkpoint of ours, or half of one, makes torch and us raise is one line.
+def require_same_sizes(theirs: Mapping[str, Any], mine: Mapping[str, Any], called: str, free: Iterable[str]) -> None:
+    """Refuse a backbone with other arguments than this task's.
+
+    Args:
+        theirs: Arguments of the checkpoint's backbone; those of an older release may lack some.
+        mine: Arguments of this task's.
+        called: Name of the checkpoint, for the message.
+        free: Arguments that may differ.
 
     Raises:
-        UserError: That line.
+        UserError: With both values of each.
+    """
+    defaults = {name: parameter.default for name, parameter in inspect.signature(Backbone).parameters.items()}
+    pairs = {name: (theirs.get(name, defaults[name]), value) for name, value in mine.items() if name not in free}
+    if differ := [f"{name}: {other} != {own}" for name, (other, own) in pairs.items() if other != own]:
+        raise UserError(
+            f"{called} has another backbone (its value != this one's: {'; '.join(differ)}): give the same"
+            " --model.backbone"
+        )
+
+
+def require_same_weights(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor], called: str) -> None:
+    """Refuse weights of other names or shapes than this task's; ``called`` is the checkpoint's name.
+
+    Raises:
+        UserError: With the first that do not fit.
+    """
+    wrong = [f"it has no {name}" for name in mine.keys() - theirs.keys()]
+    wrong += [f"there is no {name} here" for name in theirs.keys() - mine.keys()]
+    shapes = {name: (tuple(theirs[name].shape), tuple(mine[name].shape)) for name in mine.keys() & theirs.keys()}
+    wrong += [f"{name}: {other} != {own}" for name, (other, own) in shapes.items() if other != own]
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise UserError(
+            f"the weights of {called} do not fit this model ({'; '.join(sorted(wrong)[:_SHOWN])}{more}): give the"
+            " config.yaml of its run as --config"
+        )
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """While a checkpoint is read, turn the errors of a file that is none of ours, or cut off, into one line.
+
+    Raises:
+        UserError: With that line.
     """
     try:
         yield
     except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError, OSError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        reason = reason.partition(". ")[0]  # what follows in torch's words is advice for programs
+        reason = reason.partition(". ")[0]  # then torch gives advice for programmers
         if isinstance(error, KeyError):
             reason = f"it has no {reason}" if isinstance(error.args[0], str) else f"{type(error).__name__} {reason}"
         raise UserError(

@@ -1,4 +1,4 @@
-"""Stage three: which classes a segment is of, from sound, video or both."""
+"""Stage three: classification of segments by sound, video or both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from vab.backbone import Backbone
 from vab.flops import pass_flops, step_flops
 from vab.metrics.classification import Classification
 from vab.spec import Batch, UserError
-from vab.tasks.base import BaseTask, linear_in_float32, sum_over
+from vab.tasks.base import BaseTask
+from vab.tasks.layers import linear_in_float32, sum_over, without_padding
 from vab.tokens.noise import Stream, uniform
 
 Inputs = Literal["audio_video", "audio", "video"]
@@ -26,9 +27,9 @@ _LISTED = 5
 class ClassifyTask(BaseTask):
     """Classification with the backbone's modality blocks and one linear layer.
 
-    Source: VAB, Su et al. 2024, the classification stage: mean over the output positions of whatever is given, then
-    a linear layer, trained end to end from the contrastive model. Learning rates, mixup, smoothing and balancing are
-    not printed; their form is CAV-MAE's (Gong et al. 2023).
+    Source: VAB, Su et al. 2024, the classification stage: mean over the output positions of all inputs, then a linear
+    layer, trained end to end from the contrastive model. Learning rates, mixup, smoothing and balancing are not
+    printed; their form is CAV-MAE's (Gong et al. 2023).
     """
 
     charts: ClassVar = {
@@ -66,7 +67,7 @@ class ClassifyTask(BaseTask):
         """Configure the stage.
 
         Args:
-            backbone: The network; its joint blocks and heads are left out.
+            backbone: The network; its joint blocks and heads are removed.
             labels: Names of the L classes; the command line takes them from the data.
             optimizer: Takes parameter groups (CAV-MAE's learning rate and decay for VGGSound).
             warmup_steps: Steps over which the learning rate rises linearly from 0.
@@ -74,22 +75,22 @@ class ClassifyTask(BaseTask):
             final_lr_ratio: Learning rate at the end of the fall, as a share of the top one.
             seed: Of mixup and dropout.
             init_from: Checkpoint, or a run's folder, whose weights the run begins with: an alignment's, a
-                pretraining's, or another classification's, whose last layer is taken if it is of the same size.
-            inputs: What is looked at, in training and afterwards.
-            multi_label: Several classes may hold at once: a sigmoid and a binary cross-entropy for each, instead of a
-                softmax.
-            label_smoothing: Share of the target spread over the classes; for a softmax alone.
-            mixup: Share of records that training mixes with their neighbour in the batch, sound, video and target
-                alike, where they enter the first block.
+                pretraining's, or another classification's, whose last layer is used if its size is the same.
+            inputs: What the model sees, in training and later.
+            multi_label: A record may have several classes: a sigmoid and a binary cross-entropy for each class instead
+                of a softmax.
+            label_smoothing: Share of the target spread over the classes; with a softmax only.
+            mixup: Share of records that training mixes with their neighbour in the batch: sound and video before the
+                first block, and targets.
             mixup_order: The share of each is Beta(order, order) distributed; a whole number (CAV-MAE's: 10).
             head_lr_factor: Learning rate of the linear layer as a multiple (CAV-MAE's: 10 to 100).
-            layer_lr_decay: Learning rate of each block as a share of that of the block above it; 1 for all alike.
-            freeze_backbone: Train the linear layer alone, on features that stay as they are: a linear probe.
+            layer_lr_decay: Learning rate of each block as a share of that of the block above it; 1 for equal ones.
+            freeze_backbone: Train the linear layer alone: a linear probe.
             head_dropout: Share of the mean's channels that training drops before the linear layer.
             compile: Compile the backbone's blocks for training (``torch.compile``); a string names the backend.
 
         Raises:
-            UserError: If a number is out of range, there are fewer than two labels, or one is there twice.
+            UserError: If a number is out of range, there are fewer than two labels, or one is repeated.
         """
         super().__init__(backbone, optimizer, warmup_steps, schedule_steps, final_lr_ratio, seed, init_from, compile)
         self.remember(locals())
@@ -129,17 +130,17 @@ class ClassifyTask(BaseTask):
             self.backbone.requires_grad_(False)
         self.classification = Classification(self.labels)
         self.mean_loss = MeanMetric().set_dtype(torch.float64)
-        self.figures: dict[str, Tensor] = {}
-        """What the last evaluation found, of each class too: see ``vab.metrics.classification.Classification``."""
+        self.last_metrics: dict[str, Tensor] = {}
+        """The last evaluation's metrics, of each class too: see ``vab.metrics.classification.Classification``."""
 
     def step_flops(self, records: int) -> int:
-        """Of what is looked at, through the modality blocks; forward alone where the backbone stays as it is."""
+        """Of the inputs through the modality blocks; forward only with a frozen backbone."""
         count = pass_flops if self.freeze_backbone else step_flops
         which = {"visual": self.inputs != "audio", "audio": self.inputs != "video"}
         return count(self.spec, self.backbone.init_args, records, joint=False, **which)
 
     def setup(self, stage: str) -> None:
-        """As every task; and refuse data whose records do not have what is to be learned."""
+        """As every task; and refuse data without the video or labels that are needed."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
@@ -176,14 +177,14 @@ class ClassifyTask(BaseTask):
                 rank_zero_info(f"{len(rare)} of {len(self.labels)} classes have no training record: {named}")
 
     def train(self, mode: bool = True) -> ClassifyTask:
-        """Switch to training; a frozen backbone stays as it is when it is used."""
+        """Switch to training; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.freeze_backbone:
             self.backbone.eval()
         return self
 
     def lr_factor(self, name: str) -> float:
-        """Of the linear layer, of the blocks from the last to the first, and of what comes before them."""
+        """Factor of the linear layer; of a block, by its depth; of the layers before the blocks."""
         if name.startswith("classifier."):
             return self.head_lr_factor
         number = len(self.backbone.modality_blocks)
@@ -206,7 +207,7 @@ class ClassifyTask(BaseTask):
             features: (B, V, C) float; None where ``inputs`` is audio.
             steps: (B,) int64, valid steps; None if all are.
             frames: (B,) int64, valid frames; None if all are.
-            mix: (B,) float in [0, 1]. How much of each record stays; the rest is its neighbour's. None for no mixing.
+            mix: (B,) float in [0, 1]. Share of each record; the rest is its neighbour's. None for no mixing.
 
         Returns:
             (B, L) float32 logits.
@@ -223,7 +224,7 @@ class ClassifyTask(BaseTask):
             for positions, lengths in ((visual, frames), (audio, steps))
             if positions is not None
         ]
-        # Over all positions that are there, whosever: many more steps than frames, as the paper has it.
+        # Over the positions of both modalities: many more steps than frames, as in the paper.
         mean = sum(total for total, _ in sides) / sum(count for _, count in sides)
         return linear_in_float32(self.classifier, self.dropout(mean))
 
@@ -235,9 +236,8 @@ class ClassifyTask(BaseTask):
         steps: Tensor | None = None,
         frames: Tensor | None = None,
     ) -> Tensor:
-        """(B, L) float32 in [0, 1]: of one record they add up to 1, unless classes are independent (multi_label)."""
-        logits = self(codes, features, steps, frames)
-        return logits.sigmoid() if self.multi_label else logits.softmax(1)
+        """(B, L) float32 in [0, 1]. Those of a record add up to 1, unless the model is multi-label."""
+        return self._probabilities(self(codes, features, steps, frames))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Score the classes of records and of mixtures of them."""
@@ -255,29 +255,23 @@ class ClassifyTask(BaseTask):
         self.mean_loss.update(self._losses(logits, self._targets(batch), 0.0)[valid].double())
         self.classification.update(logits[valid], batch.labels[valid].bool(), batch.index[valid])
 
-    def on_validation_epoch_end(self) -> None:
-        """Log figures of the whole data set, each record once."""
-        self._log_figures("val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Log figures of the whole data set."""
-        self._log_figures("test")
+    def dataset_metrics(self, stage: Literal["val", "test"]) -> dict[str, Tensor]:
+        """The loss and the scalars of ``Classification``; those of each class stay in ``last_metrics``."""
+        self.last_metrics, loss = self.classification.compute(), self.mean_loss.compute()
+        self.classification.reset()
+        self.mean_loss.reset()
+        return {"loss": loss} | {name: value for name, value in self.last_metrics.items() if value.ndim == 0}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Probabilities; ``index`` and ``valid`` say whose."""
-        logits = self._logits(batch)
-        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
+        """Probabilities, with ``index`` and ``valid`` of the records."""
+        probabilities = self._probabilities(self._logits(batch))
         return {"probabilities": probabilities, "index": batch.index, "valid": batch.valid}
 
     def shares(self, batch: Batch) -> Tensor:
-        """(B,) float32: how much of each record mixup leaves in this epoch; 1 for those that are not mixed.
+        """(B,) float32: the share of each record in its mixture in this epoch; 1 for those that are not mixed.
 
-        A number of the record's own, whatever its batch; a share is the ratio of two sums of ``mixup_order``
-        exponential numbers, which is Beta distributed. The last of an odd batch has no neighbour.
+        It depends on the record, not on its batch. The ratio of two sums of ``mixup_order`` exponential numbers is Beta
+        distributed. The last record of an odd batch has no neighbour.
         """
         keys = self.training_keys(batch)
         waits = -uniform(keys, Stream.MIX_SHARE, (2, self.mixup_order)).log().sum(2)  # (B, 2)
@@ -286,11 +280,13 @@ class ClassifyTask(BaseTask):
         return share.masked_fill((uniform(keys, Stream.MIX) >= self.mixup) | alone, 1.0)
 
     def _logits(self, batch: Batch, mix: Tensor | None = None) -> Tensor:
-        steps, frames = batch.lengths
         codes = None if self.inputs == "video" else batch.codes
         features = None if self.inputs == "audio" else batch.features
-        logits: Tensor = self(codes, features, steps, frames, mix)
+        logits: Tensor = self(codes, features, *batch.lengths, mix)
         return logits
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self.multi_label else logits.softmax(1)
 
     def _targets(self, batch: Batch) -> Tensor:
         if batch.labels.shape[1] != len(self.labels):
@@ -306,16 +302,8 @@ class ClassifyTask(BaseTask):
             return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
         return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
 
-    def _log_figures(self, stage: str) -> None:
-        self.figures = self.classification.compute()
-        self.classification.reset()
-        self.log(f"{stage}/loss", self.mean_loss.compute().float(), prog_bar=True)
-        self.mean_loss.reset()
-        scalars = {name: value for name, value in self.figures.items() if value.ndim == 0}
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in scalars.items()})
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As every task; and refuse a checkpoint of other classes, whose last layer may fit all the same."""
+        """As every task; and refuse a checkpoint of other classes, even if its last layer fits."""
         theirs = tuple(checkpoint["hyper_parameters"].get("labels", self.labels))
         if theirs != self.labels:
             at = next((i for i, pair in enumerate(zip(theirs, self.labels, strict=False)) if pair[0] != pair[1]), None)
@@ -328,18 +316,17 @@ class ClassifyTask(BaseTask):
 
 
 def _neighbours(count: int, device: torch.device) -> Tensor:
-    """(B,) int64: 1 0 3 2 ...; the last of an odd number is its own. Pairs that no even share of a batch cuts."""
+    """(B,) int64: 1 0 3 2 ...; the last of an odd number is its own neighbour. No even part of a batch cuts a pair."""
     number = torch.arange(count, device=device)
     other = number + 1 - 2 * (number % 2)
     return torch.where(other < count, other, number)
 
 
 def _mixed(x: Tensor, lengths: Tensor | None, mix: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Inputs (B, P, D) mixed with the neighbour's, and their lengths: the longer one's."""
+    """Inputs (B, P, D) mixed with the neighbours', and their lengths: those of the longer of the two."""
     if lengths is None:
         return _mixed_rows(x, mix), None
-    counted = torch.arange(x.shape[1], device=lengths.device) < lengths[:, None]
-    x = x.masked_fill(~counted[..., None], 0.0)  # padding holds anything
+    x = without_padding(x, lengths)
     longer = torch.maximum(lengths, lengths[_neighbours(len(lengths), lengths.device)])
     return _mixed_rows(x, mix), torch.where(mix < 1, longer, lengths)
 

@@ -1,10 +1,10 @@
-"""A trained model as files that hold nothing else and run nothing: weights as safetensors, the rest as JSON.
+"""A trained model as files that cannot run code: weights as safetensors, the rest as JSON.
 
 A folder::
 
     config.json          format, class and arguments of the task, spec, labels, which weights, how it was trained
     model.safetensors    the weights, codebooks of the codec among them
-    README.md            the model card; read by people only
+    README.md            the model card; not read by vab
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from vab.spec import UserError
 FORMAT, FORMAT_VERSION = "vab-model", 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _COMPILED = "_orig_mod."
-"""What ``torch.compile(module)`` puts before the names of the weights of what it wraps."""
+"""Prefix of weight names in a module wrapped by ``torch.compile(module)``."""
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by the names that they have in a network that is not compiled."""
+    """Weights by their names in a network that is not compiled."""
     return {name.replace(_COMPILED, ""): value for name, value in state.items()}
 
 
@@ -37,10 +37,10 @@ def is_exported(folder: Path) -> bool:
 
 
 def read_exported(file: Path) -> dict[str, Any]:
-    """The model whose weights are ``file``, as the entries that a checkpoint has for the same.
+    """An exported model as the entries of a checkpoint; ``file`` holds its weights.
 
     Raises:
-        UserError: If something is missing, or of another format.
+        UserError: If something is missing or has another format.
     """
     place = file.with_name(CONFIG)
     try:

@@ -1,4 +1,4 @@
-"""How a task is optimised: groups of parameters, the learning rate's rise and fall, and a config's changes of them."""
+"""How a task is optimised: parameter groups, the learning-rate schedule, and a config's changes on resuming."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 from vab.spec import UserError
 
 _HOW = ("fused", "foreach", "capturable", "differentiable")
-"""Settings of optimizers that change how a step is computed and not what."""
+"""Settings of optimizers that do not change the result of a step."""
 
 
 def made_optimizer(make: Callable[[Iterable], Optimizer], parameters: Iterable) -> Optimizer:
-    """An optimizer; which arguments it takes only its class knows, and says in one of three ways.
+    """Create an optimizer.
 
     Raises:
-        UserError: If it refuses them.
+        UserError: If it refuses its arguments, by any of three kinds of error.
     """
     try:
         return make(parameters)
@@ -47,7 +47,7 @@ def decay_groups(module: nn.Module, lr_factor: Callable[[str], float] = lambda n
 def linear_warmup_decay(warmup: int, end: int, final: float) -> Callable[[int], float]:
     """Learning-rate factor: 0 to 1 over ``warmup`` steps, then down to ``final`` at step ``end``, and level after.
 
-    A function, not an object: schedulers save objects, and a resumed run's config would not count.
+    A function, not an object: schedulers save objects, which would override a resumed run's config.
 
     Args:
         warmup: Steps of the rise.
@@ -68,13 +68,13 @@ def linear_warmup_decay(warmup: int, end: int, final: float) -> Callable[[int], 
 
 
 def take_settings(checkpoint: dict[str, Any], optimizer: Optimizer) -> list[str]:
-    """Give a checkpoint's optimizer the settings of one that was just made: a run is what its config says.
+    """Replace the settings of a checkpoint's optimizer by those of the config, which made ``optimizer``.
 
-    torch restores settings with the state, so that a new learning rate would count for nothing, silently. Learning
-    rates keep their place in the schedule.
+    torch restores settings with the state, and would silently ignore a new learning rate. Learning rates keep their
+    place in the schedule.
 
     Returns:
-        What changes, in words.
+        Descriptions of the changes.
     """
 
     def listed(value: Any) -> Any:
@@ -83,7 +83,7 @@ def take_settings(checkpoint: dict[str, Any], optimizer: Optimizer) -> list[str]
     changes: dict[str, None] = {}
     for state in checkpoint.get("optimizer_states", [])[:1]:
         if len(state["param_groups"]) != len(optimizer.param_groups):
-            return []  # of another make: torch says so
+            return []  # another network: torch raises an error
         for saved, made in zip(state["param_groups"], optimizer.param_groups, strict=True):
             top = saved.get("initial_lr", saved["lr"])
             settings = {name: value for name, value in made.items() if name not in ("params", "lr")}

@@ -1,10 +1,10 @@
-"""Stage one: predict hidden audio tokens from the visible ones and the video. The result makes sound as it is."""
+"""Stage one: predict hidden audio tokens from visible ones and the video. The trained model generates sound."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +70,9 @@ class PretrainTask(BaseTask):
             feature_dropout: Share of segments trained without video, for guidance (VATT's value).
             label_smoothing: Share of the target spread over the codebook (VATT's value).
             sampler: How ``predict`` and the media callback decode.
-            conditioning_levels: The first levels, never hidden and never guessed: the model fills the finer ones for
-                them, as the second stage of VAB-DAC does. 0 for a model that makes all of its levels.
-            init_from: Checkpoint, or a run's folder, with whose weights the run begins.
+            conditioning_levels: How many levels, the first ones, are given and never predicted: the model predicts the
+                finer ones, as the second stage of VAB-DAC does. 0 for a model that predicts all levels.
+            init_from: Checkpoint, or a run's folder, whose weights the run begins with.
             compile: Compile the backbone's blocks for training (``torch.compile``); a string names the backend.
 
         Raises:
@@ -97,32 +97,32 @@ class PretrainTask(BaseTask):
         self.feature_dropout = feature_dropout
         self.label_smoothing = label_smoothing
         self.audio_statistics: dict[str, float] | None = None
-        """What the training audio is like, where it was measured (``vab.metrics.health``): generated sound is held
-        against it. Checkpoints carry it."""
-        self.sampler.stages(self.made_levels)  # refuses a list that is too long, before anything is trained
+        """Statistics of the training audio (``vab.metrics.health``), if measured: generated sound is compared with
+        them. Checkpoints carry them."""
+        self.sampler.stages(self.made_levels)  # raises if a list is too long
         self.quality = GuessingQuality(self.spec.num_codebooks)
 
     @property
     def made_levels(self) -> int:
-        """How many levels the model makes: those after the conditioning ones."""
+        """Number of levels that the model predicts: those after the conditioning ones."""
         return self.spec.num_codebooks - self.conditioning_levels
 
     def mask_for(self, keys: Tensor, steps: Tensor) -> Tensor:
-        """(B, K, T) bool: the codes to hide of records of (B,) sound steps; none of a conditioning level."""
+        """(B, K, T) bool: the codes to hide, for records of (B,) valid steps; none of a conditioning level."""
         mask = self.masking.mask(keys, self.made_levels, self.spec.num_steps, steps)
         return F.pad(mask, (0, 0, self.conditioning_levels, 0))
 
     def logits(self, batch: Batch, mask: Tensor, drop_features: Tensor | None = None) -> Tensor:
-        """The network's guess at every code of a batch: (B, K, T, S) float. Arguments as `trunk` has them."""
+        """Predictions for all codes of a batch: (B, K, T, S) float. Arguments as for `trunk`."""
         return self.backbone.score(self.trunk(batch, mask, drop_features))
 
     def trunk(self, batch: Batch, mask: Tensor, drop_features: Tensor | None = None) -> Tensor:
-        """(B, T, D) float: what the backbone's heads read.
+        """(B, T, D) float: the input of the backbone's heads.
 
         Args:
             batch: Records.
             mask: (B, K, T) bool. True = hidden.
-            drop_features: (B,) bool. Records that are to be guessed without their video.
+            drop_features: (B,) bool. Records whose video the network does not see.
         """
         steps, frames = batch.lengths
         return self.backbone.trunk(
@@ -130,16 +130,16 @@ class PretrainTask(BaseTask):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what belongs to the model but is no weight."""
+        """Store the statistics of the training audio."""
         checkpoint["audio_statistics"] = self.audio_statistics
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back, also without a trainer."""
+        """Restore them, also without a trainer."""
         self.audio_statistics = checkpoint.get("audio_statistics")
         super().on_load_checkpoint(checkpoint)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Hide codes, guess them, score the guess."""
+        """Hide codes and predict them."""
         keys = self.training_keys(batch)
         mask = self.mask_for(keys, batch.steps)
         dropped = uniform(keys, Stream.FEATURE_DROPOUT) < self.feature_dropout
@@ -149,37 +149,26 @@ class PretrainTask(BaseTask):
         if self.logs_this_step and not is_accumulating(self.trainer):
             with torch.no_grad():
                 table = guessing_table(*self.guessing_sums(self.backbone.score(x), batch, mask))
-            # Not self.log: of a share of hidden codes that this batch does not have, it would repeat the last value.
-            figures = {f"train/codes/{name}": float(value) for name, value in table.items()}
+            # Not self.log: it would repeat the last value for a share of hidden codes that this batch does not have.
+            metrics = {f"train/codes/{name}": float(value) for name, value in table.items()}
             for logger in self.loggers:
-                logger.log_metrics(figures, step=logged_step(self.trainer))
+                logger.log_metrics(metrics, step=logged_step(self.trainer))
         return self.take_loss(loss, mask.float().mean())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Guess codes hidden by a mask that depends on the record alone."""
+        """Predict codes under a mask that depends on the record alone."""
         mask = self.evaluation_mask(batch)
         self.quality.update(*self.guessing_sums(self.logits(batch, mask), batch, mask))
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the means over the whole data set, each record once."""
-        table = self.quality.compute()
+    def dataset_metrics(self, stage: Literal["val", "test"]) -> dict[str, Tensor]:
+        """Means over the whole data set; in validation those of levels and shares of hidden codes under ``codes/``."""
+        table: dict[str, Tensor] = self.quality.compute()
         self.quality.reset()
-        self.log("val/loss", table.pop("loss").float(), prog_bar=True)
-        self.log("val/accuracy", table.pop("accuracy").float())
-        self.log_dict({f"val/codes/{name}": value.float() for name, value in table.items()})
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the means over the whole data set."""
-        table = self.quality.compute()
-        self.quality.reset()
-        self.log_dict({f"test/{name}": value.float() for name, value in table.items()})
+        main = ("loss", "accuracy") if stage == "val" else table
+        return {name if name in main else f"codes/{name}": value for name, value in table.items()}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Codes made from the video, for a fine stage from the coarse levels too; ``index`` and ``valid`` say whose."""
+        """Codes generated from the video (and the conditioning levels), with ``index`` and ``valid`` of the records."""
         codes = self.generate_for(batch, self.seed)
         return {"codes": codes, "index": batch.index, "valid": batch.valid}
 
@@ -196,9 +185,9 @@ class PretrainTask(BaseTask):
     def generate_for(
         self, batch: Batch, seed: int, sampler: Sampler | None = None, *, drop_features: bool = False
     ) -> Tensor:
-        """`generate` for records of a data set, a fine stage from their coarse levels: (B, K, T) int64 codes.
+        """`generate` for records of a data set, given their conditioning levels: (B, K, T) int64 codes.
 
-        A record's result depends on the seed and its number alone, not on its batch.
+        A record's result depends on the seed and its number, not on its batch.
         """
         batch = batch.to(self.device)
         steps, frames = batch.lengths
@@ -224,20 +213,20 @@ class PretrainTask(BaseTask):
 
         Args:
             features: (B, V, C) float32.
-            keys: (B,) int64. The seed of each record's randomness; a record's result depends on nothing else.
+            keys: (B,) int64. The seed of each record's randomness; a record's result depends on no other.
             sampler: Decoding settings; the task's own by default.
-            codes: (B, K, T) int64. Known codes, where ``mask`` is False. A fine stage cannot do without.
-            mask: (B, K, T) bool. True = to be made; every code that is not of a conditioning level by default.
-            steps: (B,) int64. Steps wanted of each record, where some are fewer than T.
-            frames: (B,) int64. Frames that are picture, where some are fewer than V.
-            drop_features: Decode as if there were no video.
+            codes: (B, K, T) int64. Known codes, where ``mask`` is False. Required with conditioning levels.
+            mask: (B, K, T) bool. True = to be predicted; by default all codes but those of conditioning levels.
+            steps: (B,) int64. Steps to generate for each record, if some are fewer than T.
+            frames: (B,) int64. Valid frames, if some are fewer than V.
+            drop_features: Decode without the video.
 
         Returns:
-            (B, K, T) int64. Steps at and after ``steps`` hold nothing.
+            (B, K, T) int64. Steps at and after ``steps`` are padding.
         """
         sampler = sampler or self.sampler
         if drop_features:
-            sampler = replace(sampler, guidance_scale=1.0)  # with and without video would be the same
+            sampler = replace(sampler, guidance_scale=1.0)  # guided and unguided passes would be equal
         shape = (len(features), self.spec.num_codebooks, self.spec.num_steps)
         if codes is None and self.conditioning_levels:
             raise ValueError(f"the first {self.conditioning_levels} levels of the codes must be given to a fine stage")
