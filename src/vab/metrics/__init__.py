@@ -1,1 +1,1 @@
-"""How good: pure functions over embeddings and codes, and torchmetrics states around them. No network, no files."""
+"""Metrics: pure functions of embeddings, scores and codes, and torchmetrics classes for them. No networks, no files."""

@@ -1,4 +1,4 @@
-"""Whether what is heard is what is there, for segments with one or several classes."""
+"""Classifier accuracy on generated sounds, for segments with one or several classes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def class_agreement(scores: Tensor, truth: Tensor) -> Tensor:
-    """Share of a segment's true classes among as many top guesses.
+    """Share of a segment's n true classes among the classifier's top n predictions.
 
-    With one true class it is top-1 accuracy. A blind guess reaches n / L for n true classes.
+    With one true class it is top-1 accuracy. By chance it is n / L.
 
     Args:
         scores: (B, L) float. Higher = more likely; ties go to the lower class number.
@@ -24,7 +24,7 @@ def class_agreement(scores: Tensor, truth: Tensor) -> Tensor:
     count = truth.sum(1)
     if not bool((count > 0).all()):
         raise ValueError("a segment without a true class has no agreement")
-    order = scores.argsort(dim=1, descending=True, stable=True)  # (B, L) classes, likeliest first
-    ranked = truth.gather(1, order)  # (B, L) whether each guess is true
+    order = scores.argsort(dim=1, descending=True, stable=True)  # (B, L) classes, most likely first
+    ranked = truth.gather(1, order)  # (B, L) whether each prediction is true
     among_top = torch.arange(scores.shape[1], device=scores.device) < count[:, None]
     return (ranked & among_top).sum(1).double() / count

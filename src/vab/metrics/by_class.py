@@ -1,7 +1,6 @@
-"""Which classes of sounds are made well: Frechet distance and divergence of each class by itself.
+"""Frechet distance and divergence of each class of sounds.
 
-A record of several classes counts for each of them. A class with too few is left out and named, not given a number that
-says nothing.
+A record of several classes counts for each of them. A class with too few records is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from vab.metrics.uncertainty import mean_and_error
 
 @dataclass(frozen=True)
 class ByClass:
-    """Figures of each class, in the order of the classes."""
+    """Metrics of each class, in the order of the classes."""
 
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By class: the figures and the counts they rest on."""
+    """By class: the metrics and the counts that they rest on."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """By class without figures: why."""
+    """By class without metrics: the reason."""
 
 
 def frechet_by_class(
@@ -35,22 +34,21 @@ def frechet_by_class(
     names: Sequence[str],
     min_count: int = 32,
 ) -> ByClass:
-    """Frechet distance of each class: its generated embeddings to its real ones.
+    """Frechet distance of each class's generated embeddings to its real ones.
 
-    Classes have few embeddings, and few embeddings raise the distance: compare a class between systems of equal counts,
-    not class with class.
+    Few embeddings raise the distance: compare a class between systems with equal counts, not one class with another.
 
     Args:
         real: (N, E) float embeddings.
         generated: (M, E) float.
-        real_classes: (N, L) bool. Classes of each embedding's record: those of a sound's windows are the sound's, so
+        real_classes: (N, L) bool. Classes of each embedding's record; windows have the classes of their sound:
             ``truth.repeat_interleave(rows, 0)``.
         generated_classes: (M, L) bool.
         names: L different names.
         min_count: Embeddings that each side of a class needs, 2 or more.
 
     Returns:
-        Figures ``frechet``, ``real`` and ``generated`` (counts of embeddings).
+        Metrics ``frechet``, ``real`` and ``generated`` (counts of embeddings).
 
     Raises:
         ValueError: If the shapes do not fit, ``min_count`` is below 2, or a number is not finite.
@@ -87,7 +85,7 @@ def kld_by_class(
         min_count: Pairs that a class needs, 2 or more.
 
     Returns:
-        Figures ``kld`` and ``kld_error`` in nats, and ``pairs`` (their count).
+        Metrics ``kld`` and ``kld_error`` in nats, and ``pairs`` (their count).
 
     Raises:
         ValueError: If the shapes do not fit, ``min_count`` is below 2, a number is not finite, or the variant is

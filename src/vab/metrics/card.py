@@ -1,4 +1,4 @@
-"""Metric cards: beside a number, everything that it depends on. Two numbers compare where their cards agree."""
+"""Metric cards: everything that a number depends on. Two numbers can be compared if their cards agree."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 Scalar = str | int | float | bool | None
-"""What a card's entries are: what JSON has, but for its containers."""
+"""Type of a card's entries: the scalars of JSON."""
 
 _DESCRIPTIVE = frozenset({"generated_set", "vab", "libraries"})
-"""Entries that may differ between numbers that compare: what is being compared, and with what it was computed."""
+"""Entries that may differ between numbers that are compared."""
 
 
 @dataclass(frozen=True)
 class MetricCard:
-    """What one number is of. An entry that has no meaning for a metric is None."""
+    """Everything that one number depends on. An entry without a meaning for the metric is None."""
 
     metric: str
-    """The figure's name, such as fad_vggish."""
+    """Name, such as fad_vggish."""
     definition: str
-    """What the value is: formula, variant, constants, unit."""
+    """Formula, variant, constants, unit."""
     better: str
     """``lower`` or ``higher``."""
     direction: str
     """Which side is measured against which."""
     judge: str | None
-    """Name of the network that listened."""
+    """Name of the network."""
     weight_hash: str | None
     """SHA-256 of its weights."""
     conventions: dict[str, Scalar]
-    """The judge's own: windows, padding, layer of the embedding, class link."""
+    """Of the judge: windows, padding, layer of the embedding, class link."""
     sample_rate: int
-    """Of what was listened to, Hz."""
+    """Of the judge's input, Hz."""
     resampler: str
-    """By what sounds were brought to that rate."""
+    """How sounds were resampled to that rate."""
     mono: str
-    """How channels became one, and whether the waveform's mean was taken off."""
+    """How channels were mixed, and whether the waveform's mean was subtracted."""
     length: str
-    """How much of each sound was heard, and what became of shorter ones."""
+    """How much of each sound was used, and how shorter ones were treated."""
     num_real: int | None
-    """Files on the real side; None where it does not enter."""
+    """Files on the real side; None if the metric does not use it."""
     num_generated: int
     """Files on the generated side."""
     num_real_rows: int | None
-    """Embeddings on the real side; more than files where a judge hears windows."""
+    """Embeddings on the real side; more than files if the judge splits sounds into windows."""
     num_generated_rows: int | None
-    """Likewise on the generated side."""
+    """Embeddings on the generated side."""
     real_set: str | None
     """SHA-256 over the names and bytes of the real files."""
     generated_set: str
     """The same of the generated files."""
     seed: int | None
-    """Of what is drawn; None where nothing is."""
+    """Of random draws; None if there are none."""
     vab: str
     """Version of vab."""
     libraries: dict[str, str] = field(default_factory=dict)
@@ -80,21 +80,21 @@ class MetricCard:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number, how far it would move with other sounds, and what it is."""
+    """A metric: its value, its standard error over sounds, and its card."""
 
     value: float
     error: float | None
-    """Standard error, where one is defined."""
+    """Standard error, if one is defined."""
     card: MetricCard
     details: dict[str, float] = field(default_factory=dict)
-    """What belongs to it, such as the fit of an extrapolation."""
+    """Related numbers, such as the fit of an extrapolation."""
 
 
 def differences(a: MetricCard, b: MetricCard) -> list[str]:
-    """What makes two numbers incomparable: each entry that differs, with both values; empty if they compare.
+    """The entries that make two numbers incomparable, with both values; empty if they can be compared.
 
-    The generated set may differ, for that is what is being compared, and so may versions of libraries, which
-    `remarks` names. Counts and the reference set may not.
+    The generated set may differ, and so may versions of libraries, which `remarks` names. Counts and the reference set
+    may not.
     """
     return [
         f"{name}: {left} vs {right}"
@@ -104,7 +104,7 @@ def differences(a: MetricCard, b: MetricCard) -> list[str]:
 
 
 def remarks(a: MetricCard, b: MetricCard) -> list[str]:
-    """What differs between two numbers that compare all the same: versions, for the reader to know."""
+    """The versions that differ between two numbers that can be compared."""
     return [
         f"{name}: {left} vs {right}"
         for name, left, right in _unlike(a, b)
@@ -113,7 +113,7 @@ def remarks(a: MetricCard, b: MetricCard) -> list[str]:
 
 
 def _unlike(a: MetricCard, b: MetricCard) -> Iterator[tuple[str, str, str]]:
-    """Entries that differ, with those of mappings one by one as ``conventions.padding``; hashes are shortened."""
+    """Entries that differ, those of mappings as ``conventions.padding``; hashes are shortened."""
     left, right = _flat(a), _flat(b)
     for name in dict.fromkeys([*left, *right]):
         values = left.get(name), right.get(name)

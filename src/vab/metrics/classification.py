@@ -1,7 +1,7 @@
-"""How well classes are told apart: average precision, ROC AUC, d-prime, top-k accuracy, confusion.
+"""Metrics of classification: average precision, ROC AUC, d-prime, top-k accuracy, confusion matrix.
 
-One definition for one and for several labels a record. Scores are logits or probabilities: only their order counts, so
-a softmax or a sigmoid changes nothing but top-k across classes.
+The definitions hold for one and for several labels a record. Scores are logits or probabilities: only their order
+counts, so a softmax or a sigmoid changes nothing but top-k across classes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def roc_auc(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def d_prime(auc: Tensor) -> Tensor:
-    """Separation of two normal distributions, in standard deviations, that would have this area under the curve.
+    """The separation of two normal distributions, in standard deviations, with this area under the curve.
 
     Args:
         auc: float in [0, 1].
@@ -83,8 +83,8 @@ def d_prime(auc: Tensor) -> Tensor:
 def top_k_correct(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
     """Whether each record's class is among its k highest scores.
 
-    Ties count against: it is so if fewer than k other classes score at least as high. A network that gives all classes
-    one score is right nowhere.
+    Ties count against: fewer than k other classes may score at least as high. A network that gives all classes the same
+    score is never right. (torchmetrics takes the lowest class number.)
 
     Args:
         scores: (N, L) float.
@@ -113,7 +113,7 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
 
 
 def confusion_matrix(predicted: Tensor, true: Tensor, num_classes: int) -> Tensor:
-    """How often each class was taken for each.
+    """How often each class was predicted for each true class.
 
     Args:
         predicted: (N,) int64 in [0, L).
@@ -121,7 +121,7 @@ def confusion_matrix(predicted: Tensor, true: Tensor, num_classes: int) -> Tenso
         num_classes: L.
 
     Returns:
-        (L, L) int64: row = true class, column = predicted one. Rows sum to the records of each class.
+        (L, L) int64: row = true class, column = predicted class.
 
     Raises:
         ValueError: If the shapes differ, or a number is no class.

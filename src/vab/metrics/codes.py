@@ -1,4 +1,4 @@
-"""How well hidden codes are guessed, over a data set: loss and accuracy, per level and per share of hidden codes."""
+"""Loss and accuracy of predicted codes over a data set, per level and per share of hidden codes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 from torchmetrics import Metric
 
 BUCKETS = 10
-"""Shares of hidden codes are told apart in tenths."""
+"""Number of intervals of the share of hidden codes."""
 
 
 def guessing_table(per_level: Tensor, per_bucket: Tensor) -> dict[str, Tensor]:
-    """Means from sums; what was never hidden is left out, since it has none.
+    """Means from sums; levels and intervals without hidden codes are left out.
 
     Args:
-        per_level: (K, 3) float64. Negative log-likelihood in nats, right guesses, hidden codes, of each level.
-        per_bucket: (BUCKETS, 3) float64. The same of records whose share of hidden codes lies in each tenth.
+        per_level: (K, 3) float64. Of each level: negative log-likelihood in nats, right predictions, hidden codes.
+        per_bucket: (BUCKETS, 3) float64. The same of the records in each interval of the share of hidden codes.
 
     Returns:
         Scalars, named ``loss``, ``accuracy``, ``loss_level_0``, ..., ``loss_hidden_50_60``, ...; nats, and shares of 1.

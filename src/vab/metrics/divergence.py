@@ -1,6 +1,6 @@
 """How much a judge's class probabilities differ between a generated sound and the real one of the same video.
 
-The field's tools share the name KLD and not the number, so each of their definitions has a name here. All take logits.
+The field's tools define KLD differently, so each definition has a name here. All take logits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 EPSILON = 1e-6
-"""What the variant "softmax_epsilon" adds to the generated side's probabilities."""
+"""What the variant "softmax_epsilon" adds to the generated probabilities."""
 
 
 def _softmax(real: Tensor, generated: Tensor) -> Tensor:
@@ -46,15 +46,15 @@ def paired_kl(real_logits: Tensor, generated_logits: Tensor, variant: str = "sof
     """KL(real || generated) of each pair.
 
     Args:
-        real_logits: (B, L) float, finite. What the judge hears in the real sounds, before softmax or sigmoid.
+        real_logits: (B, L) float, finite. The judge's output for the real sounds, before softmax or sigmoid.
         generated_logits: (B, L) float. The same for the generated sounds, row by row.
         variant: "softmax": of the softmax distributions, exact, by log-softmax (av-benchmark). 0 for equal rows, never
             below.
             "softmax_epsilon": the same with 1e-6 added to the generated probabilities before the logarithm
-            (SpecVQGAN, audioldm_eval, audiocraft). No divergence proper: a pair is at most about 13.8 nats apart, and
-            equal rows are at about -L * 1e-6.
-            "sigmoid": each class heard or not by itself; the sum over classes of the divergences of two-valued
-            distributions, exact. (The "KL sigmoid" of audioldm_eval leaves out the half of what is not heard.)
+            (SpecVQGAN, audioldm_eval, audiocraft). Not a true divergence: at most about 13.8 nats, and about -L * 1e-6
+            for equal rows.
+            "sigmoid": each class present or absent by itself; the sum over classes of the divergences of two-valued
+            distributions, exact. (The "KL sigmoid" of audioldm_eval leaves out the half of absent classes.)
 
     Returns:
         (B,) float64, nats; lower is better. The mean over pairs is the KLD of the field.

@@ -1,10 +1,10 @@
-"""Frechet distance between two sets of embeddings: how far apart they lie as a whole, each seen as a Gaussian.
+"""Frechet distance between two sets of embeddings, each modelled as a Gaussian.
 
-All of it in float64, by symmetric eigenvalues and singular values. A general matrix square root, the usual way, returns
-imaginary parts, negative distances, or other numbers with another version of its library.
+Computed in float64 by symmetric eigenvalues and singular values. The usual general matrix square root returns imaginary
+parts, negative distances, or different numbers with another version of its library.
 
-Beside the distance: its standard error, its extrapolation to infinitely many generated sounds, the score of each file,
-and a metric that is fed in batches.
+Also its standard error, its extrapolation to infinitely many generated sounds, the distance of each file, and a metric
+that is updated in batches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vab.metrics import streamed
 from vab.metrics.uncertainty import clustered_error, file_numbers
 
 STEPS = 25
-"""Numbers of files that an extrapolation is fitted to."""
+"""Number of set sizes that an extrapolation is fitted to."""
 
 
 class FrechetInfinity(NamedTuple):
@@ -29,9 +29,9 @@ class FrechetInfinity(NamedTuple):
     score: float
     """The distance at 1/n = 0, by the fitted line. It is an extrapolation, and may lie below 0."""
     slope: float
-    """How much the distance grows with 1/n; n counts what is drawn, files or embeddings."""
+    """Growth of the distance with 1/n, where n counts what is drawn, files or embeddings."""
     r2: float
-    """Share of the distances' variance that the line explains, 1 at most. Far below 1: do not believe the score."""
+    """Share of the distances' variance that the line explains, at most 1. Far below 1 the score is not reliable."""
 
 
 def moments(embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     """Squared Frechet distance of two Gaussians.
 
     |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2. The last trace is the sum of the singular values of
-    R1^T R2, where R R^T = C: roots of eigenvalues that are 0 but for rounding (1e-16, whose root is 1e-8) never enter.
+    R1^T R2, where R R^T = C: roots of eigenvalues that are rounding errors (1e-16, whose root is 1e-8) never enter.
 
     Args:
         mean1: (E,) float.
@@ -85,22 +85,22 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
 
 def frechet_error(mean1: Tensor, cov1: Tensor, embeddings: Tensor, groups: Tensor | None = None) -> Tensor:
-    """Standard error of the distance of generated embeddings to a reference: how far other sounds would move it.
+    """Standard error of the distance of generated embeddings to a reference, over generated sounds.
 
     By the delta method: the distance moves by the mean of the embeddings' influences,
     2 (m2 - m1)^T c + c^T (I - T) c - tr (I - T) C2 for c = x - m2, where T is the optimal transport map from the
     generated Gaussian to the reference (on the span of C2, where all c lie).
 
-    The reference counts as given. The bias by few embeddings is not in it (``frechet_infinity`` removes most of the
-    generated side's), and it is of first order: too small where the distance is no larger than its bias, as between
-    equal sets.
+    The reference is taken as exact. The bias of few embeddings is not included (``frechet_infinity`` removes most of it
+    on the generated side). The error is of first order: too small if the distance is not larger than its bias, as
+    between equal sets.
 
     Args:
         mean1: (E,) float. The reference's moments.
         cov1: (E, E) float.
         embeddings: (M, E) float, the generated sounds'.
-        groups: (M,) int64. The file that each embedding is from: windows of one sound are alike, and count together.
-            None: each embedding is a sound of its own.
+        groups: (M,) int64. The file of each embedding: windows of one sound are alike, and count together. None: each
+            embedding is a sound of its own.
 
     Returns:
         Scalar float64, in the unit of the distance.
@@ -127,22 +127,22 @@ def frechet_error(mean1: Tensor, cov1: Tensor, embeddings: Tensor, groups: Tenso
 def frechet_infinity(
     mean1: Tensor, cov1: Tensor, embeddings: Tensor, groups: Tensor | None = None, *, seed: int = 0
 ) -> FrechetInfinity:
-    """The distance as it would be with infinitely many generated files: most of the bias by few files is removed.
+    """The distance extrapolated to infinitely many generated files, which removes most of the bias of few files.
 
-    The distance of n files is too high by about a constant over n. So: for `STEPS` values of n from half of the files
-    to all of them, evenly spaced, the distance of n files drawn without replacement; then a straight line by least
-    squares over 1/n, and its value at 0. Draws with replacement would not do: their limit is the distance of the files
-    at hand, bias included. Whole files are drawn, because windows of one file are alike, and the bias depends on files.
+    The distance of n files is too high by about a constant over n. For `STEPS` values of n, evenly spaced from half of
+    the files to all, n files are drawn without replacement; a straight line is fitted to their distances over 1/n by
+    least squares, and its value at 0 is the score. Draws with replacement would lead to the distance of the given
+    files, bias included. Whole files are drawn, because windows of one file are alike and the bias depends on files.
 
-    The bias of the reference by its own number of files stays: its moments count as given.
+    The bias of the reference stays: its moments are taken as exact.
 
     Args:
         mean1: (E,) float. The reference's moments.
         cov1: (E, E) float.
-        embeddings: (N, E) float, the generated sounds', N >= 4 E. With fewer the line is no longer the law: half of
-            them must be twice as many as a covariance has dimensions.
-        groups: (N,) int64. The file that each embedding is from. None: each embedding is a sound of its own. Their
-            order matters to the draws.
+        embeddings: (N, E) float, the generated sounds', N >= 4 E. With fewer the bias is no straight line: half of
+            them must be at least twice the dimensions of a covariance.
+        groups: (N,) int64. The file of each embedding. None: each embedding is a sound of its own. Their order affects
+            the draws.
         seed: Of the draws.
 
     Raises:
@@ -174,17 +174,16 @@ def frechet_infinity(
 def frechet_infinity_fadtk(
     mean1: Tensor, cov1: Tensor, embeddings: Tensor, *, seed: int = 0, min_n: int = 500
 ) -> FrechetInfinity:
-    """FAD-infinity as the tool fadtk computes it, to compare with its numbers. It removes almost no bias.
+    """FAD-infinity as the tool fadtk computes it, for comparison with its numbers. It removes almost no bias.
 
     For `STEPS` values of n from ``min_n`` to N, the distance of n embeddings drawn with replacement, and a straight
-    line over 1/n. As n grows, the moments of such draws become those of the N embeddings, so the line leads to the
-    distance of these, not to that of infinitely many: use ``frechet_infinity``. Draws are from a seed; the tool draws
-    from the global state.
+    line over 1/n. As n grows, the moments of such draws become those of the N embeddings, so the line leads to their
+    distance, not to that of infinitely many: use ``frechet_infinity``. Draws are seeded; the tool's are not.
 
     Args:
         mean1: (E,) float. The reference's moments.
         cov1: (E, E) float.
-        embeddings: (N, E) float, the generated sounds', N > ``min_n``. Their order matters to the draws.
+        embeddings: (N, E) float, the generated sounds', N > ``min_n``. Their order affects the draws.
         seed: Of the draws.
         min_n: Smallest n, at least 2.
 
@@ -222,14 +221,14 @@ def _at_infinity(sizes: Tensor, distances: Sequence[Tensor]) -> FrechetInfinity:
 def frechet_per_file(mean1: Tensor, cov1: Tensor, embeddings: Tensor, rows: Tensor) -> Tensor:
     """The distance of each file to a reference, by the file's own mean and covariance.
 
-    It ranks files, to find those that stand out; with few windows the covariance has little rank, so its size says
-    nothing beside a whole set's. Of a file with one window the covariance is 0.
+    It ranks files, to find outliers. With few windows the covariance has a low rank, so the value cannot be compared
+    with that of a whole set. The covariance of a file with one window is 0.
 
     Args:
         mean1: (E,) float. The reference's moments.
         cov1: (E, E) float.
         embeddings: (M, E) float, of all files one after the other.
-        rows: (B,) int64, 1 or more: how many of the M are each file's.
+        rows: (B,) int64, 1 or more: number of embeddings of each file.
 
     Returns:
         (B,) float64.
@@ -255,7 +254,7 @@ def frechet_per_file(mean1: Tensor, cov1: Tensor, embeddings: Tensor, rows: Tens
 class FrechetDistance(Metric):
     """``frechet_distance`` over whole data sets: streamed in float64, equal on any split over batches and ranks.
 
-    Nothing is dropped or told apart by number: a record that a rank repeats as padding must not be given twice.
+    A record that a rank repeats as padding must not be given twice.
 
     Args:
         embedding_dim: E, the width of an embedding.

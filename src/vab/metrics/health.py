@@ -1,6 +1,6 @@
-"""Whether a generated sound is one at all: level, silence, variety, repetition; and in words what may be wrong.
+"""Health of single generated sounds: level, silence, variety, repetition, and warnings about them.
 
-Masked decoding fails by playing safe: silence, steady noise, one moment for ever. Distances over a whole test set do
+Masked decoding typically fails with silence, steady noise or one repeated moment. Distances over a whole test set do
 not show which output did.
 """
 
@@ -16,28 +16,28 @@ from torch import Tensor
 from vab.audio import rms_db
 
 FRAME_SECONDS = 0.05
-"""Silence is looked for in frames of this length."""
+"""Length of the frames in which silence is measured."""
 SILENT_DB = -60.0
-"""A frame below this is silent, dBFS: under the noise of most recordings, a thousandth of full scale."""
+"""A frame below this is silent, dBFS: a thousandth of full scale, below the noise of most recordings."""
 FLOOR_DB = -120.0
-"""A lower level reads as this, dBFS, digital silence too: below what 16 bits can hold, and JSON has no infinity."""
+"""Lower levels, digital silence too, are reported as this, dBFS: 16 bits hold none as low, and JSON no infinity."""
 
 
 @dataclass(frozen=True)
 class Health:
-    """What one sound is like, by numbers that need no judge."""
+    """Measurements of one sound that need no judge."""
 
     peak: float
-    """Largest magnitude; 1 is full scale, and what is above is clipped in a 16-bit file."""
+    """Largest magnitude; 1 is full scale, and a 16-bit file clips what is above."""
     rms_db: float
     """Loudness, dBFS, not below -120."""
     silence: float
     """Share of the duration, in 50-ms frames, that is below -60 dBFS."""
     entropy: tuple[float, ...]
-    """Bits, for each level: of the distribution of this sound's own codes. 0 for a single code; log2 of the number of
-    steps, or of the codebook's size, at most."""
+    """Bits, for each level: entropy of the distribution of this sound's codes. 0 for a single code; at most log2 of the
+    number of steps, or of the codebook's size."""
     longest_repeat_seconds: float
-    """Longest run of steps, one after the other, whose codes are the same on all levels; one step at least."""
+    """Longest run of steps whose codes are the same on all levels; at least one step."""
     seconds: float
     """Duration of the codes."""
 
@@ -47,7 +47,7 @@ def health(waveform: Tensor, codes: Tensor, sample_rate: int, code_rate: float) 
 
     Args:
         waveform: (N,) float in about [-1, 1], N >= 1.
-        codes: (K, T) int64, T >= 1: what the waveform was decoded from. Padding must be cropped from both.
+        codes: (K, T) int64, T >= 1, of which the waveform was decoded. Both without padding.
         sample_rate: Hz.
         code_rate: Steps per second.
 
@@ -70,7 +70,7 @@ def health(waveform: Tensor, codes: Tensor, sample_rate: int, code_rate: float) 
 
 
 def _silence(waveform: Tensor, frame: int) -> float:
-    """Share of the samples that lie in silent frames; the last frame may be shorter."""
+    """Share of the samples in silent frames; the last frame may be shorter."""
     frames = waveform.split(frame)
     return sum(len(piece) for piece in frames if float(rms_db(piece)) < SILENT_DB) / len(waveform)
 
@@ -89,7 +89,7 @@ def _longest_run(codes: Tensor) -> int:
 
 
 def audio_statistics(sounds: Sequence[Health]) -> dict[str, float]:
-    """What sounds, such as the training set's, are usually like: the reference that `warnings_for` compares with.
+    """Statistics of sounds such as the training set's: the reference for `warnings_for`.
 
     Args:
         sounds: At least one; equally many levels in each.
@@ -105,33 +105,31 @@ def audio_statistics(sounds: Sequence[Health]) -> dict[str, float]:
     if not sounds or len({len(sound.entropy) for sound in sounds}) > 1:
         raise ValueError(f"audio statistics need sounds with one number of levels, got {len(sounds)} sounds")
 
-    def spread(name: str, values: list[float]) -> dict[str, float]:
-        column = torch.tensor(values, dtype=torch.float64)
-        return {f"{name}_mean": float(column.mean()), f"{name}_std": float(column.std(correction=0))}
-
-    def p95(name: str) -> dict[str, float]:
-        column = torch.tensor([getattr(sound, name) for sound in sounds], dtype=torch.float64)
-        return {f"{name}_p95": float(column.quantile(0.95))}
-
     table = {"sounds": float(len(sounds)), "seconds_mean": math.fsum(sound.seconds for sound in sounds) / len(sounds)}
     table["silence_mean"] = math.fsum(sound.silence for sound in sounds) / len(sounds)
-    table |= p95("peak") | p95("silence") | p95("longest_repeat_seconds")
-    for level in range(len(sounds[0].entropy)):
-        table |= spread(f"entropy_level_{level}", [sound.entropy[level] for sound in sounds])
-    audible = [sound.rms_db for sound in sounds if sound.silence < 1]
-    return table | (spread("rms_db", audible) if audible else {})
+    for name in ("peak", "silence", "longest_repeat_seconds"):
+        column = torch.tensor([getattr(sound, name) for sound in sounds], dtype=torch.float64)
+        table[f"{name}_p95"] = float(column.quantile(0.95))
+    levels = zip(*(sound.entropy for sound in sounds), strict=True)
+    columns = {f"entropy_level_{level}": values for level, values in enumerate(levels)}
+    columns["rms_db"] = tuple(sound.rms_db for sound in sounds if sound.silence < 1)
+    for name, values in columns.items():
+        if values:
+            column = torch.tensor(values, dtype=torch.float64)
+            table |= {f"{name}_mean": float(column.mean()), f"{name}_std": float(column.std(correction=0))}
+    return table
 
 
 def warnings_for(sound: Health, reference: Mapping[str, float] | None) -> list[str]:
-    """What may be wrong with a sound, in words, and what to try.
+    """Warnings about a generated sound, and what to try.
 
     Args:
-        sound: What was generated.
-        reference: `audio_statistics` of the training audio; None where they are not known. Then only what is odd for
-            any sound is named.
+        sound: Measurements of the sound.
+        reference: `audio_statistics` of the training audio. None if not known: warnings are then about what is unusual
+            for any sound.
 
     Returns:
-        A sentence for each finding, none for a sound like those of the training set.
+        A sentence for each finding; none for a sound like those of the training set.
     """
     known = {} if reference is None else dict(reference)
     return [*_level_warnings(sound, known), *_silence_warnings(sound, known), *_variety_warnings(sound, known)]
@@ -139,8 +137,8 @@ def warnings_for(sound: Health, reference: Mapping[str, float] | None) -> list[s
 
 def _level_warnings(sound: Health, known: dict[str, float]) -> list[str]:
     found = []
-    # Above 1 a file clips, or the whole must be turned down. But lossy codecs overshoot, some data sets on every
-    # twentieth sound: there only what is louder still, by 2 dB, says something about the model.
+    # Above 1 a file clips, or the sound must be scaled down. But lossy codecs overshoot, in some data sets on every
+    # twentieth sound: there only a peak 2 dB above those says something about the model.
     limit = max(1.0, 1.25 * known.get("peak_p95", 0.0))
     if sound.peak > limit:
         usual = f" (training audio: mostly up to {known['peak_p95']:.2f})" if "peak_p95" in known else ""
@@ -148,8 +146,8 @@ def _level_warnings(sound: Health, known: dict[str, float]) -> list[str]:
             f"the peak is {sound.peak:.2f}, beyond full scale{usual}: try a lower guidance_scale or temperature"
         )
     if "rms_db_mean" in known and sound.silence < 1:
-        # 3 standard deviations leave out about one natural sound in 400; under 6 dB, half or twice the amplitude, a
-        # difference is a matter of taste, however alike the training sounds are.
+        # 3 standard deviations exclude about one natural sound in 400; less than 6 dB, half or twice the amplitude, is
+        # no fault, however similar the training sounds are.
         margin = max(3 * known["rms_db_std"], 6.0)
         apart = sound.rms_db - known["rms_db_mean"]
         if abs(apart) > margin:
@@ -162,8 +160,8 @@ def _level_warnings(sound: Health, known: dict[str, float]) -> list[str]:
 
 
 def _silence_warnings(sound: Health, known: dict[str, float]) -> list[str]:
-    # With nothing to compare, nine tenths: a single bark in a long pause is natural, a bark in ten seconds rarely all.
-    # Against training audio, a tenth beyond its 95th percentile, which alone would blame one natural sound in 20.
+    # Without a reference, nine tenths: a single bark in ten seconds is natural. With one, a tenth above its 95th
+    # percentile, which alone would warn about one natural sound in 20.
     limit = known["silence_p95"] + 0.1 if "silence_p95" in known else 0.9
     if sound.silence < 1 and sound.silence <= limit:
         return []
@@ -174,8 +172,8 @@ def _silence_warnings(sound: Health, known: dict[str, float]) -> list[str]:
 
 def _variety_warnings(sound: Health, known: dict[str, float]) -> list[str]:
     found = []
-    # In silence codes repeat by rights, and silence is named elsewhere. A second of one frozen moment is heard as a
-    # fault of the player; training audio that holds such moments (sirens, hums) is allowed half a second more.
+    # In silence codes repeat, and silence has its own warning. A second of one repeated moment is a fault; training
+    # audio with such moments (sirens, hums) allows half a second more than it has itself.
     frozen = sound.longest_repeat_seconds - sound.silence * sound.seconds
     limit = known["longest_repeat_seconds_p95"] + 0.5 if "longest_repeat_seconds_p95" in known else 1.0
     if frozen > limit:
@@ -191,20 +189,19 @@ def _variety_warnings(sound: Health, known: dict[str, float]) -> list[str]:
         if mean is None:
             continue
         compared += 1
-        # As for loudness 3 standard deviations, and not less than 1 bit: half or twice as many codes in use. The
-        # entropy of few steps is low and that of many is high, by up to 1 bit for each doubling of the duration, so
-        # sounds of much less or more than the training segments' duration are not compared.
+        # As for loudness 3 standard deviations, at least 1 bit: half or twice as many codes in use. Entropy grows by up
+        # to 1 bit for each doubling of the duration, so sounds much shorter or longer than training segments are not
+        # compared.
         margin = max(3 * known[f"entropy_level_{level}_std"], 1.0)
         words = f"level {level}: {entropy:.1f} bits, training audio {mean:.1f}"
         if entropy < mean - margin and sound.seconds >= known["seconds_mean"] / 2:
             poor.append(words)
         if entropy > mean + margin and sound.seconds <= known["seconds_mean"] * 2:
             wild.append(words)
-    # One level may differ by nature: entropies have long tails, and of 200 sounds of the demo world 11 have such a
-    # level and none has two of four. Decoding that has gone wrong shows on most of them.
+    # One level may differ in a natural sound: of 200 sounds of the demo world 11 have such a level, none has two of
+    # four. Faulty decoding shows on most levels.
     poor, wild = (levels if 2 * len(levels) >= compared else [] for levels in (poor, wild))
-    # With nothing to compare: less than 1 bit on all levels is a sound made of hardly two different moments. Sounds
-    # under a second may be that.
+    # Without a reference: below 1 bit on all levels, a sound has hardly two different moments. A short sound may.
     if not known and sound.seconds >= 1 and max(sound.entropy) < 1:
         poor = [f"at most {max(sound.entropy):.1f} bits on any level"]
     if poor:

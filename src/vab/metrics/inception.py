@@ -1,6 +1,6 @@
-"""Inception score: whether a judge is sure of each sound, and hears many different ones. No reference is needed.
+"""Inception score: how certain a judge's predictions are, and how varied over the sounds. It needs no reference.
 
-It does not say whether the sounds are right, and it compares only for one judge and one number of sounds.
+It does not say whether the sounds are right. Compare it only for the same judge and number of sounds.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from torch import Tensor
 
 
 def inception_score(logits: Tensor, splits: int = 1, seed: int = 2020) -> tuple[Tensor, Tensor]:
-    """How sure and how varied: exp of the mean KL(p(y|x) || p(y)), where p(y) is the mean over the sounds.
+    """The exponential of the mean KL(p(y|x) || p(y)), where p(y) is the mean over the sounds.
 
     Args:
-        logits: (B, L) float, finite. What the judge hears, before softmax.
-        splits: The score is taken of each of so many parts, after a shuffle; few sounds in a part lower it. The field's
-            tools use 10.
-        seed: Of the shuffle. It is NumPy's older generator, so that the parts are those of av-benchmark (seed 2020).
+        logits: (B, L) float, finite. The judge's output before softmax.
+        splits: Parts to score, after a shuffle; few sounds in a part lower the score. The field's tools use 10.
+        seed: Of the shuffle, by NumPy's older generator, so that the parts are those of av-benchmark (seed 2020).
 
     Returns:
         Mean over the parts, 1 to L, higher is better; and their standard deviation (of the parts themselves, divided by
@@ -36,7 +35,7 @@ def inception_score(logits: Tensor, splits: int = 1, seed: int = 2020) -> tuple[
         raise ValueError("inception score: the logits have numbers that are not finite")
     if not 1 <= splits <= len(logits):
         raise ValueError(f"inception score: {splits} parts of {len(logits)} sounds: every part needs one")
-    order = np.random.RandomState(seed).permutation(len(logits))  # the order that others have
+    order = np.random.RandomState(seed).permutation(len(logits))  # as av-benchmark orders them
     shuffled = logits.double()[torch.from_numpy(order).to(logits.device)]
     bounds = [part * len(logits) // splits for part in range(splits + 1)]
     parts = [_score(shuffled[start:end]) for start, end in itertools.pairwise(bounds)]

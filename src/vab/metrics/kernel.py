@@ -1,7 +1,7 @@
-"""Kernel distance between two sets of embeddings: no Gaussian is assumed, and few embeddings do not bias it.
+"""Kernel distance between two sets of embeddings: it assumes no Gaussian and is unbiased, also for few embeddings.
 
 The squared maximum mean discrepancy, unbiased, with a Gaussian kernel as wide as the reference's median distance, times
-100: the KAD of the field. Tables of pairs are made in pieces, so memory does not grow with N squared.
+100: the KAD of the field. Tables of pairs are computed in pieces, so memory does not grow with N squared.
 """
 
 from __future__ import annotations

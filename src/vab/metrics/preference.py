@@ -1,6 +1,6 @@
-"""Which of two systems listeners prefer: shares of their five answers, with intervals that know who answered what.
+"""Which of two systems listeners prefer: shares of their five answers, with intervals clustered by listener and trial.
 
-Answers of one listener resemble each other, and so do answers to one trial: n of them say less than n independent ones.
+Answers of one listener are alike, and so are answers to one trial: n of them say less than n independent ones.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor
 from vab.metrics.uncertainty import sums_by_group
 
 ANSWERS = ("first_much_better", "first_better", "no_preference", "second_better", "second_much_better")
-"""The five answers, from strong to strong; an answer is its place here."""
+"""The five answers, in order; an answer is its place here."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A share of answers and where the share in general is likely to lie."""
+    """A share of answers with its confidence interval."""
 
     share: float
-    """0..1, as answered."""
+    """0..1."""
     low: float
     """Lower end of the confidence interval."""
     high: float
@@ -32,14 +32,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Preference:
-    """What listeners said about two systems."""
+    """Listeners' answers about two systems."""
 
     counts: tuple[int, ...]
     """How often each of ``ANSWERS`` was given."""
     first: Interval
-    """Share of answers that find the first system better, or much better."""
+    """Share of answers that prefer the first system."""
     second: Interval
-    """Share of answers that find the second system better, or much better."""
+    """Share of answers that prefer the second system."""
     num_raters: int
     """Listeners with at least one answer."""
     num_trials: int
@@ -61,7 +61,7 @@ class Preference:
 
 
 def preference(answers: Tensor, raters: Tensor, trials: Tensor, level: float = 0.95) -> Preference:
-    """Sum up listeners' answers about two systems.
+    """Summarise listeners' answers about two systems.
 
     Args:
         answers: (N,) int64, places in ``ANSWERS``, N >= 1.
@@ -70,7 +70,7 @@ def preference(answers: Tensor, raters: Tensor, trials: Tensor, level: float = 0
         level: Of the intervals, between 0 and 1.
 
     Raises:
-        ValueError: If there is no answer, shapes differ, a number is none of an answer's, or one is given twice.
+        ValueError: If there is no answer, shapes differ, a number is no answer, or a listener answers a trial twice.
     """
     if answers.ndim != 1 or not len(answers) or answers.shape != raters.shape or answers.shape != trials.shape:
         shapes = ", ".join(str((*given.shape,)) for given in (answers, raters, trials))
@@ -96,15 +96,14 @@ def preference(answers: Tensor, raters: Tensor, trials: Tensor, level: float = 0
 def share_interval(
     chosen: Tensor, raters: Tensor, trials: Tensor, level: float = 0.95, like: Tensor | None = None
 ) -> Interval:
-    """Share of answers that are so, with its interval: Wilson's, for as many answers as these are worth.
+    """Share of chosen answers with Wilson's interval, for the number of independent answers that these are worth.
 
     Args:
         chosen: (N,) bool, N >= 1.
         raters: (N,) int64: who gave each answer.
         trials: (N,) int64: what it is about.
         level: Between 0 and 1.
-        like: (N,) bool, another answer's, whose spread tells what answers are worth where ``chosen`` has none because
-            all agree; None if there is no such.
+        like: (N,) bool of another answer, whose spread is used if ``chosen`` has none because all agree.
     """
     share = float(chosen.double().mean())
     spread = like if share in (0.0, 1.0) and like is not None else chosen
@@ -112,15 +111,14 @@ def share_interval(
 
 
 def effective_answers(chosen: Tensor, raters: Tensor, trials: Tensor) -> float:
-    """How many independent answers these are worth, for their share.
+    """The number of independent answers that these are worth, for their share.
 
-    The share's variance is summed within listeners and within trials (each cluster's residuals are added before
-    they are squared), which counts both kinds of likeness; that of single answers is in both and taken off once. The
-    largest of the two one-way variances, this two-way one and that of independent answers is used. N independent
-    answers of that variance would be share (1 - share) / variance.
+    The share's variance is summed within listeners and within trials (each cluster's residuals are added before they
+    are squared); that of single answers is in both sums and subtracted once. The largest of the two one-way variances,
+    this two-way one and that of independent answers is used. The result is share (1 - share) / variance.
 
-    Answers that all agree show no variance: they are worth one per listener or one per trial, whichever is less, of
-    those of which there is more than one.
+    Answers that all agree have no variance: they are worth one per listener or one per trial, whichever is less,
+    ignoring a single listener or trial.
 
     Args:
         chosen: (N,) bool, N >= 1.

@@ -1,12 +1,11 @@
 """Retrieval: whether a segment's sound finds its video among all videos, and its video its sound.
 
-By recording, a segment also counts as found where another segment of its recording is: two segments of one recording
-are often nearly equal, and training takes neither as a wrong answer for the other. With one segment of each recording
-this is the usual recall by segment.
+By recording, any segment of the query's recording is a match: segments of one recording are often nearly equal, and
+training does not use them as negatives of each other. With one segment of each recording this is the usual recall.
 
-Similarity is the cosine. Ties count against: an item is right at rank r only if it is strictly more alike than all but
-r others, so embeddings that are all equal have recall 0, not 1. (An expected rank would be as honest on average, but
-no whole number, and would still give a collapsed network a share of luck.)
+Similarity is the cosine. Ties count against: an item is right at rank r only if it is strictly more similar than all
+but r others, so embeddings that are all equal have recall 0, not 1. (An expected rank would not be a whole number, and
+would give a collapsed network the recall of chance.)
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ from torch import Tensor
 from vab.metrics.records import RecordRows
 
 TIE = 1e-12
-"""Cosines closer than this are equal. In float64 the same two vectors give results some 1e-16 apart, depending on
-where in a matrix they stand; that must not break a tie. Float32 embeddings that differ at all differ by more."""
+"""Cosines closer than this are equal. In float64 the same two vectors give results about 1e-16 apart, depending on
+their place in a matrix; that must not break a tie. Float32 embeddings that differ at all differ by more."""
 CUTS = (1, 5, 10)
 """Recall is reported at these ranks."""
 
 
 def match_ranks(queries: Tensor, gallery: Tensor, chunk: int = 1024, groups: Tensor | None = None) -> Tensor:
-    """At which place each query finds its own item, if the gallery is sorted by cosine similarity.
+    """The rank of each query's own item in the gallery, sorted by cosine similarity.
 
     The rank is the number of wrong items that are at least as similar as the right one: ties count against. With
     ``groups`` all items of the query's group are right, and the most similar of them counts, as for pictures with
     several captions each (Karpathy and Fei-Fei 2015): a rank below k says that one of them is among the first k. With
     one item in each group the ranks are those without ``groups``.
 
-    Negative cosines are as good as any. The table of N x N similarities is never held, only ``chunk`` rows of it; the
-    arithmetic is float64, so ranks depend neither on ``chunk`` nor on the device.
+    Cosines may be negative. Only ``chunk`` rows of the N x N table of similarities are held at once; the arithmetic is
+    float64, so ranks depend neither on ``chunk`` nor on the device.
 
     Args:
         queries: (N, E) float. Of any length above 0.
@@ -73,7 +72,7 @@ def match_ranks(queries: Tensor, gallery: Tensor, chunk: int = 1024, groups: Ten
 
 
 def _unless_all_differ(groups: Tensor | None) -> Tensor | None:
-    """None where each item is a group of its own: tables of pairs are then not compared by group."""
+    """None if each item is a group of its own, which needs no comparison of groups."""
     return None if groups is None or len(groups.unique()) == len(groups) else groups
 
 
@@ -82,7 +81,7 @@ def _directions(embeddings: Tensor, name: str) -> Tensor:
     embeddings = embeddings.double()
     if not bool(torch.isfinite(embeddings).all()):
         raise ValueError(f"match_ranks: the {name} have numbers that are not finite")
-    # By the largest magnitude first: squares of very small or large numbers would leave float64's range.
+    # First by the largest magnitude: squares of very small or large numbers would leave float64's range.
     largest = embeddings.abs().amax(1, keepdim=True)
     if not bool((largest > 0).all()):
         raise ValueError(f"match_ranks: the {name} have a vector of zeros, which has no direction")
@@ -94,13 +93,13 @@ def retrieval_table(ranks_a2v: Tensor, ranks_v2a: Tensor) -> dict[str, Tensor]:
     """Recall, median rank and mean reciprocal rank, both ways.
 
     Args:
-        ranks_a2v: (N,) int64 from ``match_ranks``, audio asking for video.
-        ranks_v2a: (N,) int64, video asking for audio.
+        ranks_a2v: (N,) int64 from ``match_ranks``, queries are audio.
+        ranks_v2a: (N,) int64, queries are video.
 
     Returns:
         Scalars in float64: ``recall_at_1_a2v``, ``recall_at_5_a2v``, ``recall_at_10_a2v`` (shares of 1),
         ``median_rank_a2v`` (1 = first; for even N the mean of the two in the middle), ``mrr_a2v``, and the same
-        ``_v2a``. All depend on N: figures compare for galleries of one size only.
+        ``_v2a``. All depend on N: compare them for galleries of one size only.
 
     Raises:
         ValueError: If there is no rank.
@@ -118,7 +117,7 @@ def retrieval_table(ranks_a2v: Tensor, ranks_v2a: Tensor) -> dict[str, Tensor]:
 
 
 def chance_table(groups: Tensor) -> dict[str, float]:
-    """What ``retrieval_table`` gives on average where the gallery is in random order; the same both ways.
+    """The expected ``retrieval_table`` of a gallery in random order; the same both ways.
 
     Args:
         groups: (N,) int64, N >= 1. As for ``match_ranks``; all different for recall by segment.
@@ -145,18 +144,18 @@ def chance_table(groups: Tensor) -> dict[str, float]:
 def matching_loss(
     audio: Tensor, video: Tensor, scale: float, chunk: int = 1024, groups: Tensor | None = None
 ) -> Tensor:
-    """InfoNCE with a whole data set as the choice, both ways: what a contrastive model is trained for, at full size.
+    """InfoNCE over a whole data set, both ways: the loss of contrastive training, with all records as negatives.
 
     Args:
         audio: (N, E) float.
         video: (N, E) float. Row i belongs with sound i.
         scale: What cosines are multiplied by, the inverse of the temperature.
         chunk: Queries at once, 1 or more.
-        groups: (N,) int64. The recording of each record; others of the same one are no choices, as in training. None:
+        groups: (N,) int64. The recording of each record; others of the same one are no negatives, as in training. None:
             each is a recording of its own.
 
     Returns:
-        Scalar float64, nats: the mean over records and both ways. log(N) is the score of guessing evenly.
+        Scalar float64, nats: the mean over records and both ways; log(N) for equal scores.
     """
     groups = _unless_all_differ(groups)
     sides = (_directions(audio, "sounds"), _directions(video, "videos"))

@@ -1,9 +1,9 @@
-"""Count, mean and scatter of rows that come in batches, on any number of ranks: one tensor that can be merged.
+"""Count, mean and scatter of rows in batches, on any number of ranks: one tensor that can be merged.
 
-Sums of rows and of their outer products would be simpler to add up, but a covariance is their difference: where the
-mean is 1,000 times the spread, float64 loses 6 of its 16 digits, and which numbers are lost depends on the split. Here
-each batch is centred on its own mean, and a merge adds the spread between means (Chan, Golub and LeVeque 1979): the
-loss grows with mean / spread, not with its square, and the split hardly shows.
+Sums of rows and of their outer products would be simpler, but a covariance is their difference: if the mean is 1,000
+times the spread, float64 loses 6 of its 16 digits, which ones depends on the split. Here each batch is centred on its
+own mean, and a merge adds the spread between means (Chan, Golub and LeVeque 1979): the loss grows with mean / spread,
+not with its square, and hardly depends on the split.
 
 Layout, for width E: (E + 1, E + 1) float64 with the count at [0, 0], the mean at [0, 1:], and the scatter, the sum of
 outer products of rows less the mean, at [1:, 1:]. One tensor, not three, because torchmetrics reduces each state alone,

@@ -1,4 +1,4 @@
-"""Synchrony: onsets of sounds, how two trains of onsets agree in time, with what error, and by chance."""
+"""Synchrony: onsets of sounds, and how well two lists of onsets agree, with standard errors and chance levels."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vab.audio import log_mel
 from vab.metrics.uncertainty import ratio_and_error
 
 TOLERANCE_SECONDS = 0.1
-"""An onset this near to another is of the same event: about what viewers forgive between picture and sound."""
+"""Onsets this near are of the same event: about the offset of sound and picture that viewers tolerate."""
 
 WINDOW_SECONDS = 0.04
-"""Of the spectra. Shorter ones see each pulse of a low voice or an engine as an onset of its own."""
+"""Of the spectra. Shorter ones make each pulse of a low voice or an engine an onset."""
 HOP_SECONDS = 0.005
 LAG_SECONDS = 0.02
-"""A frame is compared with the one this much before: half a window, in which a strike rises whole."""
+"""A frame is compared with the one this much earlier: half a window, in which a strike rises fully."""
 NUM_BANDS = 40
 TOP_HZ = 8000.0
-"""Highest frequency listened to, so that sounds of 16 kHz and above are heard alike."""
+"""Highest frequency used, so that sounds of 16 kHz and above are treated the same."""
 RANGE_DB = 50.0
-"""A band this much below the loudest moment of the loudest band reads as silent: it keeps the noise floor out, and
+"""A band this much below the loudest moment of the loudest band counts as silent: this excludes the noise floor and
 makes the result independent of the sound's level."""
 THRESHOLD = 0.1
 """A rise must exceed this, natural-log units as a mean over bands (0.9 dB), ..."""
@@ -35,7 +35,7 @@ LOCAL_SECONDS = 0.1
 PEAK_SECONDS = 0.03
 """An onset is the largest rise within this much on either side, ..."""
 GAP_SECONDS = 0.05
-"""... and this much apart from the one before: what is closer is one event."""
+"""... and at least this much after the one before: what is closer is one event."""
 
 COUNTS = ("matched", "true", "generated", "offset", "aligned")
 """Columns of `onset_counts`."""
@@ -43,21 +43,21 @@ CHANCE_PAIRS = 2000
 """Chance is measured on about this many pairs of a true and another record's generated sound."""
 
 WIDTH_SECONDS = 0.025
-"""Standard deviation of the Gaussian by which ``best_offset`` judges two onsets to be aligned."""
+"""Standard deviation of the Gaussian by which ``best_offset`` weighs the distance of two onsets."""
 
 
 def find_onsets(waveform: Tensor, sample_rate: int) -> Tensor:
-    """When sounds begin.
+    """Onsets: the times at which sounds begin.
 
     Spectral flux: the rise of a log-mel spectrum over ``LAG_SECONDS``, against the highest of each band and its two
     neighbours so that a gliding pitch does not count, averaged over the bands. Onsets are its peaks above a threshold
     that follows the mean around them; a parabola through the peak gives times finer than a frame.
 
-    Strikes, clicks, calls, and tones that set in within some 50 ms are found to a few milliseconds. What it cannot do:
-    a tone that swells is found at the steepest rise, up to 20 ms late (a bow stroke) or, over 100 ms and more, not at
-    all; an echo or the gusts of a fan are onsets of their own; of events within 50 ms one is found; a quiet event
-    during a loud one in the same bands is masked; what begins in the first hundredth of a second cannot be told from a
-    sound that was cut out of a longer one, and is left out. Noise hides weak onsets and makes none.
+    Strikes, clicks, calls, and tones that rise within about 50 ms are found to a few milliseconds. Limits: a tone that
+    swells is found at the steepest rise, up to 20 ms late (a bow stroke) or, over 100 ms and more, not at all; an echo
+    or the gusts of a fan are onsets of their own; of events within 50 ms one is found; a quiet event during a loud one
+    in the same bands is masked; a beginning in the first hundredth of a second is left out, because it may be a cut.
+    Noise hides weak onsets and adds none.
 
     On 200 clean scenes of the demo world that it was not tuned on (1770 events): absolute error 2.6 ms median, 4.6 ms
     mean, 21.5 ms at the 95th percentile (bow strokes; 7.0 ms for strikes and calls); of the events of a lone object
@@ -95,7 +95,7 @@ def find_onsets(waveform: Tensor, sample_rate: int) -> Tensor:
 def _flux(waveform: Tensor, sample_rate: int, hop: int, window: int) -> Tensor:
     """(1 + N // hop,) float64: mean rise of the bands at each frame, natural-log units."""
     lag = round(LAG_SECONDS * sample_rate / hop)
-    ahead = lag + math.ceil(window / hop)  # frames of mirrored sound before the first, so that it is no onset
+    ahead = lag + math.ceil(window / hop)  # frames of mirrored sound before the first, which must not be an onset
     margin = min(ahead * hop, len(waveform) - 1)
     margin -= margin % hop
     mirrored = functional.pad(waveform[None], (margin, margin), mode="reflect")[0]
@@ -126,12 +126,12 @@ def _peaks(rise: Tensor, frames_per_second: float) -> Tensor:
 def match_onsets(
     true_onsets: Tensor, generated_onsets: Tensor, tolerance_seconds: float = TOLERANCE_SECONDS
 ) -> tuple[Tensor, Tensor]:
-    """Pair onsets one to one, in order: as many pairs as can be, and of those pairings the nearest in time.
+    """Pair onsets one to one, in order: as many pairs as possible, and of those pairings the nearest in time.
 
     Args:
         true_onsets: (n,) float, seconds, in any order.
         generated_onsets: (m,) float, seconds.
-        tolerance_seconds: Onsets farther apart than this are no pair; above 0.
+        tolerance_seconds: Largest distance of a pair; above 0.
 
     Returns:
         Times of the pairs, (p,) float64 true and (p,) float64 generated, ascending.
@@ -146,8 +146,8 @@ def match_onsets(
     if not count:
         return true[:0], generated[:0]
     apart = (true[:, None] - generated).abs()  # (n, m)
-    # A pair is worth 1 and a bonus for nearness; all bonuses together are below 1, so the number of pairs goes first.
-    # The tiny allowance is for times such as 1.1 - 1.0, which rounding puts beyond 0.1.
+    # A pair is worth 1 and a bonus for nearness; all bonuses together are below 1, so the number of pairs comes first.
+    # The 1e-9 is for times such as 1.1 - 1.0, which rounding puts beyond 0.1.
     worth = torch.where(
         apart <= tolerance_seconds + 1e-9, 1 + (1 - apart / tolerance_seconds).clamp(min=0) / (count + 1), 0.0
     )
@@ -169,12 +169,11 @@ def match_onsets(
 
 
 def best_offset(true_onsets: Tensor, generated_onsets: Tensor, max_seconds: float = 1.0) -> float | None:
-    """By how much the generated onsets should be moved to lie best on the true ones; negative if they come late.
+    """The shift of generated onsets that aligns them best with the true ones; negative if they are late.
 
-    The shift at which most pairs of a true and a generated onset fall together, judged by a Gaussian of
-    ``WIDTH_SECONDS``; of equally good ones the smallest. It is continuous: grid first, then the mode by mean shift.
-    Regular beats fit almost as well one beat further, and unrelated onsets have some best offset as well, anywhere
-    within the limits.
+    At this shift most pairs of a true and a generated onset fall together, weighed by a Gaussian of ``WIDTH_SECONDS``;
+    of equally good ones it is the smallest. It is continuous: grid first, then the mode by mean shift. Regular beats
+    fit almost as well one beat further, and unrelated onsets have a best offset, too, anywhere within the limits.
 
     Args:
         true_onsets: (n,) float, seconds.
@@ -218,7 +217,7 @@ def _times(onsets: Tensor) -> Tensor:
 def onset_counts(
     pairs: Sequence[tuple[Tensor, Tensor]], tolerance_seconds: float = TOLERANCE_SECONDS, max_seconds: float = 1.0
 ) -> Tensor:
-    """What each record adds to the onset metrics.
+    """Counts of each record for the onset metrics.
 
     Args:
         pairs: Of each of B records the true onsets (n,) and the generated ones (m,), in seconds.
@@ -243,13 +242,13 @@ def onset_counts(
 def chance_counts(
     pairs: Sequence[tuple[Tensor, Tensor]], tolerance_seconds: float = TOLERANCE_SECONDS, max_seconds: float = 1.0
 ) -> Tensor:
-    """``onset_counts`` with generated sounds paired with other records' true onsets: what the metrics are by chance.
+    """``onset_counts`` with generated sounds paired with other records' true onsets: the metrics by chance.
 
-    The generated sounds are rotated against the true ones by one or more numbers of places, evenly spread over the
-    records and so many that about `CHANCE_PAIRS` pairs are counted. Nothing is drawn.
+    The generated sounds are rotated against the true ones by several numbers of places, evenly spread over the records;
+    their number is such that about `CHANCE_PAIRS` pairs are counted. Nothing is random.
 
     Args:
-        pairs: As for ``onset_counts``, in an order that puts records of one recording beside each other.
+        pairs: As for ``onset_counts``, with records of one recording next to each other.
         tolerance_seconds: As for ``match_onsets``.
         max_seconds: As for ``best_offset``.
 
@@ -277,7 +276,7 @@ def onset_ratios(counts: Tensor) -> dict[str, tuple[float, float | None]]:
     Each is a ratio of two sums over records. Its error is that of the ratio by the delta method.
 
     Args:
-        counts: (B, 5) from ``onset_counts`` or ``chance_counts``. Leave records without true onsets out before.
+        counts: (B, 5) from ``onset_counts`` or ``chance_counts``, without records that have no true onset.
 
     Returns:
         ``onset_recall``, ``onset_precision``, ``onset_f1`` and ``offset_seconds`` (mean over the records that have an
@@ -296,9 +295,9 @@ def onset_ratios(counts: Tensor) -> dict[str, tuple[float, float | None]]:
 class Synchrony(Metric):
     """Agreement of onsets over a data set, in float64 sums: equal on any split over batches and ranks.
 
-    Onsets are pooled: each true onset weighs the same, so a record with many weighs more. Records without any true
-    onset are counted and left out, their generated onsets too. A record that is given twice counts twice: keep the
-    repeated ones of padded batches out.
+    Onsets are pooled: each true onset weighs the same, so a record with many weighs more. Records without a true onset
+    are counted and left out, with their generated onsets. A record that a rank repeats as padding must not be given
+    twice.
 
     Args:
         tolerance_seconds: As for ``match_onsets``.
@@ -333,13 +332,13 @@ class Synchrony(Metric):
         self.without_onsets += len(pairs) - len(kept)
 
     def compute(self) -> dict[str, Tensor]:
-        """Figures over all records with true onsets.
+        """Metrics over all records with true onsets.
 
         Returns:
             float64 scalars: ``onset_recall``, ``onset_precision``, ``onset_f1``; ``offset_seconds``, the mean of the
             absolute best offsets over the ``records_aligned`` records that have one; ``records``, and
-            ``records_without_onsets``, which are in none of the others. Without any generated onset there is no
-            precision, and without an aligned record no offset: they are left out.
+            ``records_without_onsets``, which no other metric includes. Precision is left out if there is no generated
+            onset, the offset if there is no aligned record.
 
         Raises:
             ValueError: If no record had a true onset.
