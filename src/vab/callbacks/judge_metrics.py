@@ -66,9 +66,9 @@ class _Records(RecordRows):
         """Keep a batch."""
         self.keep(index, **rows)
 
-    def compute(self) -> JudgedRecords:
-        """Each record once."""
-        return JudgedRecords(*(column.cpu() for column in self.rows()))
+    def compute(self) -> list[Tensor]:
+        """Each record once: the fields of `JudgedRecords`."""
+        return [column.cpu() for column in self.rows()]
 
 
 class JudgeMetrics:
@@ -123,7 +123,7 @@ class JudgeMetrics:
         """Metrics by name and the outputs that they rest on; afterwards start again with no records."""
         states = [self._distance, self._divergence]
         metrics = {name: float(state.compute()) for name, state in zip(self.names(), states, strict=False)}
-        records = self._records.compute()
+        records = JudgedRecords(*self._records.compute())
         self.reset()
         return metrics, records
 

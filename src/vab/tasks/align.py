@@ -130,9 +130,7 @@ class AlignTask(BaseTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """InfoNCE against the records of all ranks."""
-        steps, frames = batch.lengths
-        audio = self._embed_in_parts(self.embed_audio, batch.codes, steps)
-        video = self._embed_in_parts(self.embed_video, batch.features, frames)
+        audio, video = self._embed_in_parts(batch)
         # With gradients: other ranks' queries train a record's embedding as well.
         gallery = (self._of_all_ranks(audio), self._of_all_ranks(video))
         same_source = batch.source[:, None] == self._of_all_ranks(batch.source)
@@ -172,13 +170,17 @@ class AlignTask(BaseTask):
         assert isinstance(gathered, Tensor)
         return gathered.flatten(0, 1)
 
-    def _embed_in_parts(self, embed: Callable[..., Tensor], inputs: Tensor, lengths: Tensor | None) -> Tensor:
+    def _embed_in_parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embed ``micro_batch_size`` records at a time; the backward pass recomputes each part, with equal dropout."""
-        size = self.micro_batch_size
-        if size is None or size >= len(inputs):
-            return embed(inputs, lengths)
-        parts = zip_longest(inputs.split(size), () if lengths is None else lengths.split(size))
-        return torch.cat([checkpoint(embed, *part, use_reentrant=False) for part in parts])
+        size, (steps, frames) = self.micro_batch_size, batch.lengths
+        if size is None or size >= len(batch):
+            return self.embed_audio(batch.codes, steps), self.embed_video(batch.features, frames)
+
+        def in_parts(embed: Callable[..., Tensor], inputs: Tensor, lengths: Tensor | None) -> Tensor:
+            parts = zip_longest(inputs.split(size), () if lengths is None else lengths.split(size))
+            return torch.cat([checkpoint(embed, *part, use_reentrant=False) for part in parts])
+
+        return in_parts(self.embed_audio, batch.codes, steps), in_parts(self.embed_video, batch.features, frames)
 
 
 def _embedding(positions: Tensor | None, lengths: Tensor | None, projection: nn.Linear) -> Tensor:

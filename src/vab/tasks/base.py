@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
@@ -23,22 +21,21 @@ from vab.backbone import Backbone
 from vab.engines import FSDP, compile_blocks, local, shard, whole
 from vab.flops import step_flops
 from vab.lightning_internals import attached_trainer, is_accumulating
-from vab.spec import Batch, SegmentSpec, UserError
-from vab.tasks.building import build, build_later, class_of, class_or_none, described_as
-from vab.tasks.checkpoints import find_checkpoint, reading, require_finite, require_same_sizes, require_same_weights
+from vab.spec import Batch, UserError
+from vab.tasks.building import build, build_later, class_of, described_as
+from vab.tasks.checkpoints import find_checkpoint, reading, require_finite, require_same_sizes
 from vab.tasks.exported import WEIGHTS, plain_names, read_exported
-from vab.tasks.optim import decay_groups, linear_warmup_decay, made_optimizer, take_settings
+from vab.tasks.optim import decay_groups, linear_warmup_decay, made_optimizer
+from vab.tasks.resuming import FREE, Resumable
 from vab.tokens.noise import fold_in, record_keys
 
 _LENGTHS = ("segment_seconds", "num_steps", "video_fps", "num_frames")
 """Numbers of a segment that may differ from those of ``init_from``: positions are computed, not learned."""
-_FREE = ("spec", "dropout", "num_joint_layers", "activation_checkpointing")
-"""Arguments of a backbone that may differ."""
 Charts = dict[str, dict[str, list[str]]]
 """Category -> chart -> patterns of the tags that it draws: pages of TensorBoard's custom scalars."""
 
 
-class BaseTask(LightningModule):
+class BaseTask(Resumable):
     """The backbone and how it is optimised. A task adds its steps and ``dataset_metrics``.
 
     Hyper-parameters are plain JSON (see ``described_as``), so every checkpoint opens with
@@ -102,20 +99,12 @@ class BaseTask(LightningModule):
         self.step_loss: Tensor | None = None
         """Scalar: the loss of the last optimizer step, over all its batches and ranks."""
         self._init_message: str | UserError | None = None
-        # Of the checkpoint that the run resumes: step, learning rate as a share of the top, and whether its schedule
-        # has ended.
-        self._resumed: tuple[int, float, bool] | None = None
 
     @property
     def logs_this_step(self) -> bool:
         """Whether the trainer will write what this training step logs."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.global_step + 1) % every == 0
-
-    @property
-    def spec(self) -> SegmentSpec:
-        """The segments that the model is made for."""
-        return self.backbone.spec
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
         """Store the arguments of a task as hyper-parameters, in JSON.
@@ -233,7 +222,7 @@ class BaseTask(LightningModule):
 
     def dataset_metrics(self, stage: Literal["val", "test"]) -> dict[str, Tensor]:
         """Scalar metrics of all records that ``validation_step`` was given since the last call, by the name to log."""
-        raise NotImplementedError
+        return {}
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole data set, each record once."""
@@ -251,11 +240,6 @@ class BaseTask(LightningModule):
         for name, value in self.dataset_metrics(stage).items():
             self.log(f"{stage}/{name}", value.float(), prog_bar=name == "loss")
 
-    def gradient_norm(self) -> Tensor:
-        """Scalar: L2 norm of all gradients now. With sharded weights all ranks must call this."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        return whole(torch.nn.utils.get_total_norm(gradients))
-
     def on_fit_start(self) -> None:
         """Print which weights were loaded from ``init_from``, or raise the error that it met."""
         self._losses_of_step.clear()
@@ -263,15 +247,21 @@ class BaseTask(LightningModule):
             raise self._init_message
         if self._init_message is not None:
             rank_zero_info(self._init_message)
-        self._compare_schedules()
+        super().on_fit_start()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A resumed run has its own weights instead of those of ``init_from``."""
+        self._init_message = None
+        super().on_load_checkpoint(checkpoint)
+
+    def gradient_norm(self) -> Tensor:
+        """Scalar: L2 norm of all gradients now. With sharded weights all ranks must call this."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        return whole(torch.nn.utils.get_total_norm(gradients))
 
     def step_flops(self, records: int) -> int:
         """Floating-point operations of the backbone in a training step, forward and backward."""
         return step_flops(self.spec, self.backbone.init_args, records)
-
-    def lr_factor(self, name: str) -> float:
-        """Factor of a parameter's learning rate."""
-        return 1.0
 
     def training_keys(self, batch: Batch) -> Tensor:
         """(B,) int64: a key for each record of a training batch, different in each epoch and at each draw."""
@@ -306,7 +296,7 @@ class BaseTask(LightningModule):
         other = load_task(checkpoint)
         lengths = {name: getattr(self.spec, name) for name in _LENGTHS}
         replace(other.spec, **lengths).require(self.spec, "init_from", "shards")
-        require_same_sizes(other.backbone.init_args, self.backbone.init_args, f"init_from {checkpoint}", _FREE)
+        require_same_sizes(other.backbone.init_args, self.backbone.init_args, f"init_from {checkpoint}", FREE)
         mine, theirs = self.state_dict(), other.state_dict()
         taken = {name: value for name, value in theirs.items() if name in mine and mine[name].shape == value.shape}
         self.load_state_dict(taken, strict=False)
@@ -317,110 +307,6 @@ class BaseTask(LightningModule):
         if left := theirs.keys() - taken.keys():
             message += f"; not taken: {_parts(left)}"
         return message
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was trained on other segments, codecs or features than the data of this run.
-
-        Shapes of weights do not show it, and the checkpoint's codebooks would replace those of the data.
-        """
-        self._init_message = None
-        self._require_own(checkpoint)
-        trainer = attached_trainer(self)
-        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
-            return
-        for saved in checkpoint.get("lr_schedulers", [])[:1]:
-            ratio = saved["_last_lr"][0] / (saved["base_lrs"][0] or 1.0)
-            final = checkpoint["hyper_parameters"].get("final_lr_ratio", 0.0)
-            self._resumed = (saved["last_epoch"], ratio, math.isclose(ratio, final, abs_tol=1e-9))
-        made = self.make_optimizer(decay_groups(self, self.lr_factor))
-        if changes := take_settings(checkpoint, made):
-            rank_zero_info(f"the optimizer goes on with the config's settings ({', '.join(changes)})")
-        if "live_state_dict" not in checkpoint:
-            return
-        if not any(getattr(callback, "keeps_average", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            # Without an average the run continues with the weights that its optimizer state belongs to.
-            checkpoint["state_dict"] = checkpoint["live_state_dict"]
-
-    def on_train_start(self) -> None:
-        """Compare schedules again: sharded checkpoints are read after ``on_fit_start``."""
-        self._compare_schedules()
-
-    def _compare_schedules(self) -> None:
-        """Print a line if this run's schedule continues with another learning rate than the checkpoint's.
-
-        Raises:
-            UserError: If the checkpoint's schedule has ended, this run's would raise the learning rate again, and no
-                ``schedule_steps`` says that it should.
-        """
-        if self._resumed is None:
-            return
-        (step, before, has_ended), self._resumed = self._resumed, None
-        end = self._end_of_schedule()
-        after = linear_warmup_decay(self.warmup_steps, end, self.final_lr_ratio)(step)
-        if math.isclose(before, after, rel_tol=1e-6, abs_tol=1e-9):
-            return
-        if has_ended and after > before and self.schedule_steps is None:
-            path = self.trainer.ckpt_path
-            raise UserError(
-                f"the learning rate of checkpoint {path} has fallen to its end, {before:.3g} of its top; a longer run"
-                f" would raise it to {after:.3g}: type --model.schedule_steps {end} to do so, or begin a run with its"
-                f" weights and a new warm-up: --model.init_from {path}"
-            )
-        rank_zero_info(
-            f"the learning rate continues at {after:.3g} of its top, not at the checkpoint's {before:.3g}: the schedule"
-            f" now ends at step {end}"
-        )
-
-    def _end_of_schedule(self) -> int:
-        return self.schedule_steps if self.schedule_steps is not None else int(self.trainer.estimated_stepping_batches)
-
-    def _require_own(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another task, network or optimizer, before torch fails on names and shapes.
-
-        Without a trainer the task was made from the checkpoint, and only the segments are compared.
-
-        Raises:
-            UserError: With what differs.
-        """
-        theirs, trainer = checkpoint["hyper_parameters"], attached_trainer(self)
-        path = None if trainer is None else trainer.ckpt_path
-        is_fitting = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        if path is not None and not self._is_kind(theirs["_class_path"]):
-            mine, other = type(self).__name__, theirs["_class_path"].rpartition(".")[2]
-            remedy = (
-                f"another, or begin with its weights: --model.init_from {path}" if is_fitting else "its own --config"
-            )
-            raise UserError(f"checkpoint {path} is of the task {other}, this one is {mine}: give {remedy}")
-        backbone = theirs["backbone"]["init_args"]
-        SegmentSpec.from_dict(dict(backbone["spec"])).require(self.spec, "checkpoint", "shards")
-        if path is None:
-            return
-        has_joint_part = self.backbone.joint_blocks is not None
-        free = [name for name in _FREE if name != "num_joint_layers" or not has_joint_part]
-        require_same_sizes(backbone, self.backbone.init_args, f"checkpoint {path}", free)
-        if self.strict_loading:
-            require_same_weights(checkpoint["state_dict"], self.state_dict(), f"checkpoint {path}")
-        for name in ("state_dict", "live_state_dict"):
-            require_finite(checkpoint.get(name, {}), path)
-        if not is_fitting:
-            return
-        if "optimizer_states" not in checkpoint:
-            raise UserError(
-                f"checkpoint {path} holds weights alone, no state to go on with: --model.init_from {path} begins a run"
-                " with them"
-            )
-        optimizer = theirs.get("optimizer", {}).get("class_path", self.optimizer_class)
-        if class_or_none(optimizer, Optimizer) is not class_or_none(self.optimizer_class, Optimizer):
-            raise UserError(
-                f"checkpoint {path} has the state of the optimizer {optimizer}, this run's is {self.optimizer_class}:"
-                f" give the same --model.optimizer, or begin with its weights: --model.init_from {path}"
-            )
-
-    def _is_kind(self, class_path: str) -> bool:
-        """Whether that is the name of this task's class, which may be importable from several modules."""
-        kind = class_or_none(class_path, BaseTask)
-        is_kin = kind is not None and (isinstance(self, kind) or issubclass(kind, type(self)))
-        return is_kin or class_path == self.hparams["_class_path"]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed this step's dropout from its place in the run, so that a resumed run draws the same."""
@@ -469,18 +355,18 @@ class BaseTask(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _parts(names: Iterable[str]) -> str:
-    """The modules that weights of these names belong to, as a short list."""
-    modules = (name.removeprefix("backbone.").partition(".")[0] for name in names)
-    return ", ".join(dict.fromkeys(sorted(modules)))
-
-
 def fold(*values: int) -> int:
     """One integer in [0, 2**31) that depends on all of several (FNV-1a over the values)."""
     folded = 0xCBF29CE484222325
     for value in values:
         folded = ((folded ^ (value & 0xFFFFFFFFFFFFFFFF)) * 0x100000001B3) % 2**64
     return (folded >> 32) % 2**31
+
+
+def _parts(names: Iterable[str]) -> str:
+    """The modules that weights of these names belong to, as a short list."""
+    modules = (name.removeprefix("backbone.").partition(".")[0] for name in names)
+    return ", ".join(dict.fromkeys(sorted(modules)))
 
 
 def load_task(checkpoint: str | Path, weights: Literal["ema", "live"] = "ema") -> BaseTask:
