@@ -15,7 +15,6 @@ from small_media import save_model
 from tone_shards import short_spec, write_shards
 from vab.audio import log_mel_distance
 from vab.backbone import Backbone
-from vab.cli import main as vab
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
 from vab.frozen.codec import load_codec
@@ -124,13 +123,6 @@ def test_a_mistake_is_one_line(stages, shards, capsys):
         main(["--coarse", stages[0], "--fine", stages[1], "--data", str(shards / "val"), "--num_records", "1"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: need num_records of 2 or more")
-
-
-def test_the_command_of_before_names_this_one(capsys):
-    with pytest.raises(SystemExit) as stop:
-        vab(["demo", "two-stage", "--coarse", "runs/coarse"])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: vab demo two-stage is now: python -m bench.two_stage, in a checkout\n"
 
 
 class TwoStage:

@@ -87,11 +87,7 @@ COMMANDS: dict[str, tuple[str, Any]] = {
     ),
 }
 
-RENAMED = {"demo two-stage": "python -m bench.two_stage, in a checkout"}
-"""Former command -> what to type now."""
-
-
-RENAMED = {"lists": "datasets"}
+RENAMED = {"lists": "vab datasets", "demo two-stage": "python -m bench.two_stage, in a checkout"}
 """Command of an earlier release -> what to type now."""
 
 
@@ -112,8 +108,9 @@ def main(argv: list[str] | None = None) -> None:
         return print(overview())
     if command == "--version":
         return print(f"vab {__version__}")
-    if command in RENAMED:
-        fail(f"vab {command} is now vab {RENAMED[command]}")
+    for old in (command, " ".join(arguments[:2])):
+        if old in RENAMED:
+            fail(f"vab {old} is now {RENAMED[old]}")
     if command not in TRAINER_COMMANDS and command not in COMMANDS:
         hint = nearest(command, [*TRAINER_COMMANDS, *COMMANDS])
         fail(f"no command {command!r}{hint}; vab --help lists them")
@@ -220,8 +217,6 @@ def run_command(name: str, arguments: list[str]) -> None:
     with stopping_at_once():
         import jsonargparse
 
-    if new := RENAMED.get(old := " ".join([name, *arguments[:1]])):
-        fail(f"vab {old} is now: {new}")
     place = COMMANDS[name][1]
     if isinstance(place, dict):
         if arguments and arguments[0] in place:
