@@ -16,6 +16,7 @@ from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
 from vab.demo.report import report
 from vab.demo.report.measures import chance, classification
+from vab.demo.report.page import Example, Found, page
 from vab.demo.report.players import spread
 from vab.demo.world import CLASSES, write_world
 from vab.evaluation.embedding import embed_records
@@ -92,6 +93,18 @@ def test_one_page_with_figures_controls_and_players(runs, capsys):
     assert set(classified["inputs"]) == {"audio_video", "audio"}
     assert sum(classified["records_per_class"]) == 24 + found["retrieval"]["two_objects"]
     assert classified["single"] == 24 - found["retrieval"]["two_objects"]
+
+
+def test_names_in_the_page_are_text_and_no_elements(runs):
+    figures = report(**asked(runs))
+    name = "<script>alert(1)</script>"
+    figures["runs"] = {name: next(iter(figures["runs"].values())) | {"init_from": name}}
+    figures["data"]["folder"] = figures["generation"]["judge"] = name
+    figures["classification"]["labels"][0] = name
+    text = page(figures, {name: "<svg></svg>"}, [Example(name, *"abc")], [Found(name, "a", 1, [(name, "b", True)])])
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 10
+    assert '<div class="plot"><svg></svg></div>' in text
 
 
 def test_ranks_in_the_page_begin_with_1_and_agree_with_what_is_shown(runs):

@@ -1,4 +1,4 @@
-"""The demo's report: what its runs have learned, measured on segments that no one has seen, in one page."""
+"""The demo's report: metrics of its runs on unseen segments, in one page."""
 
 from vab.demo.report.report import report
 

@@ -1,4 +1,4 @@
-"""Figures of the demo's runs over unseen segments, each beside its controls; plain JSON."""
+"""Metrics of the demo's runs on unseen segments, each with its controls; plain JSON."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ _METRICS = ("fad", "kld", "synchrony")
 def generation(
     generator: Generator, data: str, files: Sequence[Path], folder: Path, num_generated: int, batch_size: int, seed: int
 ) -> dict[str, Any]:
-    """Loss, agreement, and distances of the sounds to the videos' own.
+    """Loss, agreement, and distances between generated sounds and the videos' own sounds.
 
     Args:
         generator: The pretrained model.
         data: Folder of unseen shards.
-        files: By record the video with its own sound.
-        folder: Where sounds are put, a folder ``real`` and one for each of ``SOUNDS``: 000000.wav and so on.
-        num_generated: Records that are generated, from the first on.
-        batch_size: Records at once.
-        seed: Of the decoding.
+        files: For each record, its video with its own sound.
+        folder: Where the sounds are written: a folder ``real`` and one for each of ``SOUNDS``, with 000000.wav, ...
+        num_generated: How many records to generate sound for, from the start of the set.
+        batch_size: Records per batch.
+        seed: Seed of the decoding.
 
     Returns:
-        The fields of ``Score``, and ``sounds``: name -> figure -> value, error and metric card.
+        The fields of ``Score``, and ``sounds``: name -> metric -> value, error and metric card.
     """
     rate = generator.codec.sample_rate
 
@@ -80,31 +80,31 @@ def generation(
     real = side("real")
     sounds = {}
     for name in SOUNDS:
-        metrics = _METRICS[1:] if name == "other" else _METRICS  # the same sounds: as sets they do not differ
+        metrics = _METRICS[1:] if name == "other" else _METRICS  # the same set of sounds, in another order
         measured = Comparison(real, side(name), True, listening, seed, 1).measure([judge], metrics)
         sounds[name] = {figure: asdict(found) for figure, found in measured.figures.items()}
     return asdict(score) | {"sounds": sounds}
 
 
 def place(folder: Path, name: str, row: int) -> Path:
-    """The file of a record's sound: ``name`` is ``real`` or one of ``SOUNDS``."""
+    """Path of a record's sound; ``name`` is ``real`` or one of ``SOUNDS``."""
     return folder / name / f"{row:06d}.wav"
 
 
 def retrieval(task: AlignTask, dataset: ShardDataset, batch_size: int) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Recall among all records, of the task and of a network of its shape that has learned nothing, and chance.
+    """Recall among all records: of the task, of the same network untrained, and by chance.
 
     Returns:
-        The figures; and the (N, E) audio and video embeddings.
+        The metrics; and the (N, E) audio and video embeddings.
     """
     numbers = list(range(len(dataset)))
     torch.manual_seed(0)
     arguments = {name: value for name, value in task.hparams.items() if not name.startswith("_")}
-    blank = type(task)(**arguments).to(task.device).eval()
-    blank.backbone.set_codebooks(dataset.codebooks)
+    untrained = type(task)(**arguments).to(task.device).eval()
+    untrained.backbone.set_codebooks(dataset.codebooks)
     two = torch.tensor([len(dataset.label_names(number)) > 1 for number in numbers])
     rows = {}
-    for name, network in (("untrained", blank), ("aligned", task)):
+    for name, network in (("untrained", untrained), ("aligned", task)):
         audio, video = embed_records(network, dataset, numbers, batch_size, task.device)
         a2v, v2a = match_ranks(audio.double(), video.double()), match_ranks(video.double(), audio.double())
         rows[name] = {figure: float(value) for figure, value in retrieval_table(a2v, v2a).items()}
@@ -124,12 +124,12 @@ def chance(count: int) -> dict[str, float]:
 
 
 def classification(tasks: Mapping[str, ClassifyTask], dataset: ShardDataset, batch_size: int) -> dict[str, Any]:
-    """Mean average precision over all records, top 1 over those of one class, and the same with shuffled records.
+    """Mean average precision over all records, also with shuffled labels, and top-1 accuracy over those of one class.
 
     Args:
-        tasks: By what they look at.
-        dataset: With the tasks' classes.
-        batch_size: Records at once.
+        tasks: Classification tasks by their inputs.
+        dataset: Shards with the classes of the tasks.
+        batch_size: Records per batch.
     """
     truth = torch.zeros(len(dataset), len(dataset.labels), dtype=torch.bool)
     for number in range(len(dataset)):
@@ -170,5 +170,5 @@ def _figures(scores: Tensor, truth: Tensor, labels: Sequence[str]) -> dict[str, 
 
 
 def _by_class(values: Tensor) -> list[float | None]:
-    """NaN, which JSON has not, as None."""
+    """A list with None for NaN, which JSON does not have."""
     return [None if value != value else value for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""What can be seen and heard in the report: videos as data, so that the page is one file."""
+"""Videos and pictures of the report as data URIs, so that the page is one file."""
 
 from __future__ import annotations
 
@@ -23,20 +23,17 @@ _SHOWN = 3
 
 
 def spread(dataset: ShardDataset, count: int, among: int) -> list[int]:
-    """Records to show: of the first ``among`` evenly spaced ones, half with one object and half with two if possible.
+    """Numbers of records to show, whatever their results: evenly spaced among the first ``among`` records.
 
-    No look at what came of them.
+    Half of them have one object and half two, if there are so many.
     """
     two = [number for number in range(among) if len(dataset.label_names(number)) > 1]
     one = [number for number in range(among) if number not in set(two)]
-    chosen = [pool[len(pool) * n // share] for pool, share in _shares(one, two, count) for n in range(share)]
-    return sorted(chosen)
-
-
-def _shares(one: list[int], two: list[int], count: int) -> list[tuple[list[int], int]]:
-    of_two = min(count // 2, len(two))
-    of_one = min(count - of_two, len(one))
-    return [(one, of_one), (two, of_two)]
+    num_two = min(count // 2, len(two))
+    num_one = min(count - num_two, len(one))
+    return sorted(
+        pool[len(pool) * n // share] for pool, share in ((one, num_one), (two, num_two)) for n in range(share)
+    )
 
 
 def video_data(path: Path) -> str:
@@ -45,21 +42,21 @@ def video_data(path: Path) -> str:
 
 
 def with_sound(video: Path, sound: Path) -> str:
-    """A data URI of a video's picture with the sound of a .wav file."""
+    """A data URI of the pictures of a video with the sound of a .wav file."""
     waveform, rate = soundfile.read(sound, dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "made.mp4"
+        out = Path(folder) / "generated.mp4"
         replace_audio(video, waveform, rate, out)
         return video_data(out)
 
 
 def spectrograms(folder: Path, row: int, names: dict[str, str]) -> str:
-    """A data URI of a PNG: spectrograms of a record's sounds, one above the other.
+    """A data URI of a PNG file: spectrograms of a record's sounds, one above the other.
 
     Args:
-        folder: Of the sounds.
-        row: The record.
-        names: Sound -> what stands beside it.
+        folder: Folder of the sounds.
+        row: Number of the record.
+        names: Name of the sound -> its caption.
     """
     read = {name: soundfile.read(place(folder, name, row), dtype="float32") for name in names}
     rows = [(names[name], torch.from_numpy(waveform)) for name, (waveform, _) in read.items()]
@@ -73,6 +70,6 @@ def png_data(picture: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def found_for(audio: Tensor, video: Tensor, queries: Sequence[int]) -> list[list[int]]:
-    """For the sounds of some records the records whose videos are nearest, nearest first."""
+def nearest_videos(audio: Tensor, video: Tensor, queries: Sequence[int]) -> list[list[int]]:
+    """For the sound of each query record, the records whose videos are nearest to it, nearest first."""
     return nearest(audio[list(queries)], video, min(_SHOWN, len(video))).tolist()

@@ -41,25 +41,25 @@ def report(
     device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """What the demo's runs have learned, on unseen segments: one page with tables, controls, curves and players.
+    """Measure the demo's runs on unseen segments: one page with tables, controls, curves and players.
 
-    The page needs no network and no other file. Beside it lies a .json file of the same name with all figures.
+    The page needs no network and no other file. All metrics are also written to a .json file of the same name.
 
     Args:
-        data: Folder of shards that no run has seen.
-        videos: Folder of the videos that they are of.
-        out: The .html file.
-        pretrain: The pretraining: a run's folder, or a .ckpt file.
-        align: The alignment.
-        classify: The classifications, one for each kind of input; runs/demo_classify if not given.
-        num_generated: Segments for which sound is made.
-        batch_size: Segments at once.
-        seed: Of the decoding.
+        data: Folder of shards that no run was trained on.
+        videos: Folder of the videos that the shards were made from.
+        out: The .html file to write.
+        pretrain: The pretraining run: its folder, or a .ckpt file.
+        align: The alignment run.
+        classify: The classification runs, one for each kind of input; runs/demo_classify if not given.
+        num_generated: How many segments to generate sound for.
+        batch_size: Segments per batch.
+        seed: Seed of the decoding.
         device: auto, cpu, cuda, ...
-        overwrite: Replace files that are there.
+        overwrite: Replace files that exist.
 
     Raises:
-        UserError: If a run is of another task or of other data, or a video is not there.
+        UserError: If a run is of another task or of other data, or a video does not exist.
     """
     figures_file = Path(out).with_suffix(".json")
     check_files({"out": (out, ".html")}, [], overwrite)
@@ -87,10 +87,10 @@ def report(
     for run in runs.values():
         run.task.to(where)
         run.task.spec.require(dataset.spec, run.name, "shards")
-        if run.facts["data_sha256"] == dataset.manifest_hash:
+        if run.info["data_sha256"] == dataset.manifest_hash:
             raise UserError(f"{run.name} was trained on {data}: give shards that no run has seen")
-        if (most := run.facts["max_steps"]) is not None and run.facts["steps"] < most:
-            print(f"note: {run.name} has made {run.facts['steps']} of its {most} steps", file=sys.stderr)
+        if (most := run.info["max_steps"]) is not None and run.info["steps"] < most:
+            print(f"note: {run.name} has made {run.info['steps']} of its {most} steps", file=sys.stderr)
 
     with tempfile.TemporaryDirectory() as folder:
         sounds = Path(folder)
@@ -110,11 +110,11 @@ def report(
             int(ranks[query]) + 1,
             [(_title(dataset, hit), players.video_data(files[hit]), hit == query) for hit in hits],
         )
-        for query, hits in zip(queries, players.found_for(audio, video, queries), strict=True)
+        for query, hits in zip(queries, players.nearest_videos(audio, video, queries), strict=True)
     ]
     result = {
         "data": {"folder": data, "records": len(dataset), "sha256": dataset.manifest_hash},
-        "runs": {f"{name}: {run.name}": run.facts for name, run in runs.items()},
+        "runs": {f"{name}: {run.name}": run.info for name, run in runs.items()},
         "generation": generated,
         "retrieval": retrieved,
         "classification": measures.classification(tasks, dataset, batch_size),
@@ -122,7 +122,7 @@ def report(
         "versions": {"vab": __version__, "torch": torch.__version__},
     }
     plots = {
-        f"{name}: {run.name}": curves_svg(run, _UNITS[run.facts["task"]]) for name, run in runs.items() if run.curves
+        f"{name}: {run.name}": curves_svg(run, _UNITS[run.info["task"]]) for name, run in runs.items() if run.curves
     }
     write_atomically(figures_file, (json.dumps(result, indent=1) + "\n").encode())
     write_atomically(Path(out), page(result, plots, examples, found))

@@ -1,4 +1,4 @@
-"""What a run was: its task, its data, how long it took, its curves."""
+"""Read a training run: its task, its data, how long it took, its curves."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _COLOURS = ("#1f5fa8", "#c65d13")
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """One training run."""
 
     name: str
-    """The run's folder, or the checkpoint."""
+    """Folder of the run, or path of the checkpoint."""
     task: BaseTask
-    """With the averaged weights, where there are any."""
-    facts: dict[str, Any]
+    """With the averaged weights, if the run kept any."""
+    info: dict[str, Any]
     """Plain JSON."""
     curves: dict[str, list[tuple[int, float]]]
-    """By what was measured: steps and values; empty where there is no log."""
+    """Name of the curve -> steps and values; empty if there is no log."""
 
 
 def read_run(place: str) -> Run:
-    """Read a run's folder: its newest checkpoint, and the log and configuration beside it.
+    """Read the newest checkpoint of a run, and the log and config in the run's folder.
 
     Raises:
         UserError: If there is no checkpoint.
     """
     path = find_checkpoint(place)
     if path.suffix == ".safetensors":
-        raise UserError(f"{place}: the report tells of a run, and an exported model is none: give the run's folder")
+        raise UserError(f"{place}: the report needs a run, and this is an exported model: give the folder of the run")
     task = load_task(path)
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     folder = path.parent.parent
@@ -53,7 +53,7 @@ def read_run(place: str) -> Run:
     there = log.Tags().get("scalars", [])
     scalars = {tag: log.Scalars(tag) for tag in _CURVES if tag in there}
     walls = [point.wall_time for points in scalars.values() for point in points]
-    facts = {
+    info = {
         "task": type(task).__name__,
         "parameters": sum(parameter.numel() for parameter in task.parameters()),
         "steps": content["global_step"],
@@ -66,11 +66,11 @@ def read_run(place: str) -> Run:
         "data_sha256": content.get("ShardDataModule", {}).get("manifest_hash"),
     }
     curves = {_CURVES[tag]: [(point.step, point.value) for point in points] for tag, points in scalars.items()}
-    return Run(str(place), task, facts, curves)
+    return Run(str(place), task, info, curves)
 
 
 def curves_svg(run: Run, unit: str) -> str:
-    """The run's losses over its steps, as an SVG element."""
+    """The losses of a run over its steps, as an SVG element."""
     figure = Figure(figsize=(4.2, 2.6), layout="constrained")
     axes = figure.add_subplot()
     for (name, points), colour in zip(run.curves.items(), _COLOURS, strict=False):
