@@ -1,8 +1,8 @@
-"""How the demo world is drawn: where every frame lies in an object's movement, and the pen that fills shapes.
+"""Drawing tools of the demo world: the motion of an object at every frame, and a pen that fills shapes.
 
-Shapes are signed distances (negative inside) on a small patch of pixels round each object, so that edges come out
-smooth at the cost of one multiplication. Inside a patch one unit is half the object's width: an object fills [-1, 1] in
-x and y, y downwards. What does not move is drawn once for all frames.
+A shape is a signed distance (negative inside) on a small patch of pixels around an object, so smooth edges cost one
+multiplication. In a patch one unit is half the width of the object: an object fills [-1, 1] in x and y, y downwards.
+Parts that do not move are drawn once for all frames.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from vab.demo.scene import FPS, NUM_FRAMES, SECONDS, Colour, SoundingObject
 
 MARGIN = 32
-"""Pixels drawn round the picture and cut off, for what sticks out."""
+"""Width of the border around the picture, pixels; it is drawn on and then cut off."""
 REACH = 1.1
 """Half the width of a patch, units."""
 NEVER = 100.0
-"""Time to an event that there is not, s: far outside every segment."""
+"""Time to an event that does not exist, s: far outside every segment."""
 WHITE: Colour = (1.0, 1.0, 1.0)
 FRAME_TIMES = ((np.arange(NUM_FRAMES) + 0.5) / FPS).astype(np.float32)
-"""(F,) the moment that each frame shows, s."""
+"""(F,) time of each frame, s."""
 
 Number = float | np.ndarray
 """One value for all frames, or (F, 1) float32."""
@@ -29,26 +29,26 @@ Number = float | np.ndarray
 
 @dataclass(frozen=True)
 class Motion:
-    """Where every frame lies between an object's events: (F, 1) float32 each unless said."""
+    """Where each frame lies between the events of an object: (F, 1) float32 unless stated otherwise."""
 
     since: np.ndarray
     """Time since the last event, s; above ``SECONDS`` before the first."""
     until: np.ndarray
     """Time until the next event, s; above ``SECONDS`` after the last."""
     last: np.ndarray
-    """(F, 1) int: number of the last event, -1 before the first."""
+    """(F, 1) int: index of the last event, -1 before the first."""
     strength: np.ndarray
-    """Of the next event; 0 after the last."""
+    """Strength of the next event; 0 after the last."""
     force: np.ndarray
     """Strength of the last event; 0 before the first."""
     cycles: np.ndarray
-    """Cycles done."""
+    """Number of cycles so far."""
     active: np.ndarray
-    """1 while it sounds, 0 while it rests."""
+    """1 while the object sounds, 0 while it rests."""
 
     @classmethod
     def of(cls, item: SoundingObject) -> Motion:
-        """The motion of ``item`` at the frames' times."""
+        """The motion of ``item`` at the times of the frames."""
         moments = np.array([-NEVER, *item.events, NEVER], np.float32)
         strengths = np.array([0.0, *item.strengths, 0.0], np.float32)
         last = np.searchsorted(moments[1:-1], FRAME_TIMES, side="right")  # into moments: 0 is before the first
@@ -64,18 +64,17 @@ class Motion:
         )
 
     def lift(self) -> np.ndarray:
-        """How far a hammer is from what it strikes, 0..1: 0 at the strike, drawn back further before a strong one."""
+        """Distance of a hammer from its target, 0..1: 0 at a strike; it swings back further before a strong strike."""
         gap = self.since + self.until
         share = self.until / np.minimum(0.35, 0.7 * gap)  # of the swing that is still to come
         peak = 0.4 + 0.6 * self.strength
         fall = np.clip(share / 0.4, 0.0, 1.0)
         back = np.clip((share - 0.4) / 0.6, 0.0, 1.0)  # 1: at rest
         height = peak * (2 * fall - fall**2) * (1 - back) + 0.4 * back
-        lifted: np.ndarray = height * np.clip(self.since / np.minimum(0.12, 0.3 * gap), 0.0, 1.0)
-        return lifted
+        return height * np.clip(self.since / np.minimum(0.12, 0.3 * gap), 0.0, 1.0)
 
     def pendulum(self, notes: tuple[int, ...]) -> np.ndarray:
-        """Place of a pendulum, -1 at a strike of note 0 and 1 at a strike of note 1; hangs at 0 before and after."""
+        """Position of a pendulum: -1 at a strike of note 0, 1 at a strike of note 1, 0 before and after all strikes."""
         sides = np.array([0.0, *(2.0 * note - 1.0 for note in notes), 0.0], np.float32)
         here, there = sides[self.last + 1], sides[self.last + 2]
         length = np.clip(self.since + self.until, 0.0, 0.4 if len(notes) < 2 else np.inf)
@@ -89,18 +88,18 @@ class Motion:
         return place
 
     def glow(self) -> np.ndarray:
-        """Brightness of the mark that a strike leaves, 0..1: at once, then fading."""
+        """Brightness of the mark of a strike, 0..1: full at once, then fading."""
         return self.force * np.exp(-self.since / 0.09)
 
 
 class Pen:
-    """Draws one object, layer on layer, on a square patch of P pixels for one or all F frames.
+    """Draws one object, layer by layer, on a square patch of P pixels for one or all F frames.
 
     Args:
-        size: Half the object's width, pixels.
-        colour: Its main colour.
-        accent: Its second colour.
-        outline: Colour of the lines round its parts.
+        size: Half the width of the object, pixels.
+        colour: Main colour.
+        accent: Second colour.
+        outline: Colour of the lines around its parts.
     """
 
     def __init__(self, size: float, colour: Colour, accent: Colour, outline: Colour) -> None:
@@ -109,29 +108,26 @@ class Pen:
         axis = ((np.arange(2 * self.half) + 0.5 - self.half) / size).astype(np.float32)
         y, x = np.meshgrid(axis, axis, indexing="ij")
         self.x, self.y = x.reshape(1, -1), y.reshape(1, -1)  # (1, P)
-        self._rgb = np.zeros((1, 3, self.x.size), np.float32)  # (1 or F, 3, P), times what covers
-        self._clear = np.ones((1, 1, self.x.size), np.float32)  # (1 or F, 1, P): share of the background that is seen
+        self._rgb = np.zeros((1, 3, self.x.size), np.float32)  # (1 or F, 3, P), times the opacity
+        self._clear = np.ones((1, 1, self.x.size), np.float32)  # (1 or F, 1, P): how much background is visible
 
     def circle(self, x: Number, y: Number, radius: Number) -> np.ndarray:
-        """Distance to a disc, units."""
+        """Signed distance to a disc, units."""
         dx, dy = self.x - x, self.y - y
-        distance: np.ndarray = np.sqrt(dx * dx + dy * dy) - radius
-        return distance
+        return np.sqrt(dx * dx + dy * dy) - radius
 
     def ellipse(self, x: Number, y: Number, width: float, height: float) -> np.ndarray:
-        """About the distance to an ellipse of these half axes."""
+        """Approximate distance to an ellipse with these half axes."""
         dx, dy = (self.x - x) / width, (self.y - y) / height
-        distance: np.ndarray = (np.sqrt(dx * dx + dy * dy) - 1.0) * min(width, height)
-        return distance
+        return (np.sqrt(dx * dx + dy * dy) - 1.0) * min(width, height)
 
     def box(self, x: Number, y: Number, width: float, height: float, angle: Number = 0.0) -> np.ndarray:
-        """Distance to a rectangle of these half sides, turned clockwise by ``angle`` radians."""
+        """Distance to a rectangle with these half sides, turned clockwise by ``angle`` radians."""
         dx, dy = self.x - x, self.y - y
         if isinstance(angle, np.ndarray) or angle:
             cos, sin = np.cos(angle), np.sin(angle)
             dx, dy = dx * cos + dy * sin, dy * cos - dx * sin
-        distance: np.ndarray = np.maximum(np.abs(dx) - width, np.abs(dy) - height)
-        return distance
+        return np.maximum(np.abs(dx) - width, np.abs(dy) - height)
 
     def bar(self, x0: Number, y0: Number, x1: Number, y1: Number, radius: float) -> np.ndarray:
         """Distance to a thick line with round ends."""
@@ -146,8 +142,8 @@ class Pen:
 
         Args:
             distance: (1 or F, P) to the shape, units.
-            colour: Of the filling.
-            line: Width of the outline inside the shape's edge, pixels; 0 for none.
+            colour: Colour of the filling.
+            line: Width of the outline inside the edge of the shape, pixels; 0 for none.
         """
         pixels = np.flatnonzero(distance.min(axis=0) < 0.5 / self.size)
         distance = distance[:, pixels] * np.float32(self.size)
@@ -161,7 +157,7 @@ class Pen:
         self._clear[:, :, pixels] *= 1 - cover
 
     def shine(self, distance: np.ndarray, colour: Colour, strength: np.ndarray) -> None:
-        """Lay a half-transparent shape, without outline, on the frames where ``strength`` (F, 1) in [0, 1] is not 0."""
+        """Blend in a shape without outline; its opacity is ``strength`` (F, 1), in [0, 1]."""
         frames = np.flatnonzero(strength[:, 0] > 0.02)
         if not len(frames):
             return
@@ -174,18 +170,18 @@ class Pen:
         self._clear[frames[:, None], 0, pixels] *= 1 - cover[:, 0]
 
     def spark(self, x: float, y: float, strength: np.ndarray) -> None:
-        """Mark a strike: a star that flashes up at the place."""
+        """Mark a strike at (x, y) with a star that flashes."""
         dx, dy = self.x - x, self.y - y
         rays = np.cos(8 * np.arctan2(dy, dx))
         self.shine(np.sqrt(dx * dx + dy * dy) - 0.27 - 0.15 * rays, WHITE, strength)
 
     def paste(self, frames: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-        """Put the patch on pictures.
+        """Paste the patch onto the frames.
 
         Args:
             frames: (F, 3, side, side) uint8 with ``MARGIN``; changed in place.
-            x: (F,) where its middle goes, pixels of the picture.
-            y: (F,) likewise.
+            x: (F,) x of the middle of the patch in the picture, pixels.
+            y: (F,) y of the middle.
         """
         side = 2 * self.half
         left = np.clip(np.rint(x).astype(int) + MARGIN - self.half, 0, frames.shape[3] - side)

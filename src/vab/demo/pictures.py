@@ -1,4 +1,4 @@
-"""How each kind of object of the demo world looks and moves, drawn with ``vab.demo.drawing``."""
+"""Draw the frames of a scene of the demo world: how each kind of object looks and moves."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["FPS", "NUM_FRAMES", "render_frames"]
 
 
 def render_frames(scene: Scene) -> np.ndarray:
-    """The pictures of a scene; frame k shows the moment (k + 0.5) / 16 s.
+    """Draw the frames of a scene; frame k shows the time (k + 0.5) / 16 s.
 
     Args:
-        scene: What happens.
+        scene: The scene to draw.
 
     Returns:
         (64, 96, 96, 3) uint8 RGB.
@@ -179,7 +179,7 @@ def _fan(pen: Pen, item: SoundingObject, motion: Motion) -> None:
     radius = np.sqrt(pen.x**2 + (pen.y + 0.15) ** 2)
     angle = 3 * np.arctan2(pen.x, -(pen.y + 0.15))
     pen.paint(np.abs(radius - 0.85) - 0.09, pen.accent, line=0)
-    turn = 2 * np.pi * motion.cycles  # a third of a turn for each blade that passes the top
+    turn = 2 * np.pi * motion.cycles  # a third of a full turn for each blade that passes the top
     petals = np.cos(angle) * np.cos(turn) + np.sin(angle) * np.sin(turn)
     pen.paint(0.5 * (radius - 0.14 - 0.6 * np.maximum(petals, 0.0)), pen.colour, line=0.8)
     pen.paint(pen.circle(0, -0.15, 0.14), pen.accent)

@@ -1,10 +1,10 @@
-"""What happens in one segment of the demo world, decided before a sample or a pixel is made.
+"""Decide what happens in one segment of the demo world, before any sound or picture is rendered.
 
-``describe`` draws a ``Scene`` from ``(seed, index)``; ``vab.demo.sounds`` and ``vab.demo.pictures`` render the same
-scene, so sound and picture cannot disagree. Nothing here depends on the process, the order of the calls or the clock.
+``describe`` draws a ``Scene`` from ``(seed, index)``. ``vab.demo.sounds`` and ``vab.demo.pictures`` render that scene,
+so sound and picture agree. The result depends on the two numbers alone.
 
-What sounds is visible: a bigger object is lower, a faster one has more events, an object lower in the picture is nearer
-and louder, and every moment of impact is an instant of both. Colour says nothing.
+All that sounds is visible: a bigger object has a lower pitch, a faster one has more events, an object lower in the
+picture is nearer and louder, and every impact is seen and heard at the same time. Colour has no effect on the sound.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ SECONDS = 4.0
 SIDE = 96
 """Width and height of the picture, pixels."""
 FPS = 16
-"""Pictures per second."""
+"""Frames per second."""
 NUM_FRAMES = round(SECONDS * FPS)
 
 DOUBLE_PROBABILITY = 0.35
-"""How often a segment holds two sounding objects."""
+"""Probability that a segment holds two sounding objects."""
 LOUDNESS_RANGE_DB = 10.0
-"""How much quieter an object at the top of the picture is than one at its bottom."""
+"""Level difference between an object at the bottom of the picture and one at the top, dB."""
 SMALLEST, LARGEST = 16.0, 26.0
 """Half the width of a sounding object, pixels."""
 LARGEST_OF_TWO = 21.0
-"""The same where two must find room."""
+"""Half the width of the largest object in a segment with two objects, pixels."""
 
 DISTRACTORS = ("balloon", "cloud", "crate", "moon", "star")
 
@@ -50,7 +50,7 @@ class Kind:
     jitter: float = 0.0
     """Relative spread of the time between strikes; 0 is as regular as a clock."""
     notes: int = 1
-    """Number of different pitches or vowels an event may have."""
+    """Number of pitches or vowels that an event can have."""
 
 
 KINDS: dict[str, Kind] = {
@@ -79,14 +79,14 @@ CLASSES: tuple[str, ...] = tuple(KINDS)
 
 @dataclass(frozen=True)
 class Path:
-    """A straight way across the picture; the object is at ``start`` at 0 s and at ``stop`` at the segment's end."""
+    """A straight path: the object is at ``start`` at 0 s and at ``stop`` at the end of the segment."""
 
     start: tuple[float, float]
     """x (right), y (down), pixels."""
     stop: tuple[float, float]
 
     def at(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Place in the picture, x and y in pixels, at ``times`` (s)."""
+        """Position at ``times`` (s): x and y, pixels."""
         share = np.asarray(times) / SECONDS
         return (
             self.start[0] + (self.stop[0] - self.start[0]) * share,
@@ -96,31 +96,31 @@ class Path:
 
 @dataclass(frozen=True)
 class SoundingObject:
-    """One object that is seen and heard."""
+    """An object that is seen and heard."""
 
     kind: str
     size: float
-    """Half its width, pixels: sets the pitch."""
+    """Half its width, pixels. It sets the pitch."""
     rate: float
     """Strikes or calls per second, or cycles in Hz."""
     path: Path
     events: tuple[float, ...]
-    """Onsets, s: strikes and calls; bow strokes, piston strokes and turns of the shaker; starts of fan and siren."""
+    """Onsets, s: strikes, calls, bow strokes, piston strokes, turns of the shaker, starts of fan and siren."""
     strengths: tuple[float, ...]
-    """Of each event, in (0, 1]: how far the hammer swings and how loud it is."""
+    """Strength of each event, in (0, 1]: how far the hammer swings, and how loud the event is."""
     notes: tuple[int, ...]
-    """Of each event: which bar, which vowel, or which side is struck."""
+    """Note of each event: the bar, the vowel, or the side that is struck."""
     intervals: tuple[tuple[float, float], ...]
-    """When it moves and sounds, s. A strike rings on after its interval's end."""
+    """When it moves and sounds, s. A strike keeps ringing after the end of its interval."""
     variant: int
-    """0, 1 or 2: which call the bird has."""
+    """0, 1 or 2: the call of the bird."""
     colour: Colour
     accent: Colour
     noise_seed: int
 
     @property
     def pitch(self) -> float:
-        """Factor on the frequencies of its kind: from 1.5 for the smallest down to 0.66 for the largest."""
+        """Factor on the frequencies of its kind, from 1.5 for the smallest to 0.66 for the largest object."""
         return float(2.0 ** (0.6 - 1.2 * (self.size - SMALLEST) / (LARGEST - SMALLEST)))
 
     def gain(self, times: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ class SoundingObject:
         return 10.0 ** (LOUDNESS_RANGE_DB * (nearness - 1.0) / 20.0)
 
     def cycles(self, times: np.ndarray) -> np.ndarray:
-        """Cycles done by ``times`` (s); stands still outside the intervals."""
+        """Number of cycles until ``times`` (s); constant outside the intervals."""
         done = sum(np.clip(times, start, stop) - start for start, stop in self.intervals)
         return self.rate * np.asarray(done)
 
@@ -143,44 +143,44 @@ class SoundingObject:
 
 @dataclass(frozen=True)
 class Distractor:
-    """One object that moves and makes no sound."""
+    """An object that moves and makes no sound."""
 
     kind: str
     size: float
     path: Path
     sway: tuple[float, float]
-    """How far it swings about its path, pixels in x and y."""
+    """Amplitude of its swing around the path, pixels in x and y."""
     rate: float
-    """Of the swing and of turning, Hz."""
+    """Frequency of its swing and rotation, Hz."""
     colour: Colour
     accent: Colour
 
 
 @dataclass(frozen=True)
 class Background:
-    """What is behind the objects; it does not move."""
+    """The picture behind the objects; it does not move."""
 
     style: str
     """``gradient``, ``stripes``, ``checks`` or ``clouds``."""
     near: Colour
     far: Colour
     angle: float
-    """Of gradient and stripes, radians."""
+    """Angle of gradient and stripes, radians."""
     scale: float
     """Width of stripes and checks, pixels."""
     grain: float
-    """Standard deviation of the noise on top, of 1."""
+    """Standard deviation of the added noise, as a share of full brightness."""
     noise_seed: int
 
     @property
     def bright(self) -> bool:
-        """Whether outlines must be dark to be seen."""
+        """Whether outlines must be dark to be visible."""
         return float(np.mean([self.near, self.far])) > 0.5
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All of one segment: plain data, the ground truth."""
+    """Everything that happens in one segment, as plain data: the ground truth."""
 
     seed: int
     index: int
@@ -188,18 +188,18 @@ class Scene:
     distractors: tuple[Distractor, ...]
     background: Background
     noise_seed: int
-    """Of the noise floor."""
+    """Seed of the noise floor of the sound."""
 
 
 def describe(seed: int, index: int) -> Scene:
-    """Decide what one segment of the world holds.
+    """Draw one segment of the world at random.
 
     Args:
-        seed: Of the world, >= 0.
-        index: Of the segment, >= 0.
+        seed: Seed of the world, >= 0.
+        index: Index of the segment, >= 0.
 
     Returns:
-        The same scene for the same two numbers, always.
+        The scene: always the same one for the same two numbers.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
     count = 2 if rng.random() < DOUBLE_PROBABILITY else 1
@@ -212,7 +212,7 @@ def describe(seed: int, index: int) -> Scene:
 
 
 def _place(rng: np.random.Generator, sizes: np.ndarray) -> list[Path]:
-    """Ways on which objects of these half widths stay inside the picture and clear of each other."""
+    """Paths on which objects of these half widths stay inside the picture and do not overlap."""
     for _ in range(100):
         paths = []
         for size in sizes:
@@ -248,7 +248,7 @@ def _sounding_object(rng: np.random.Generator, kind: str, size: float, path: Pat
         events = _cycle_events(kind, rate, intervals)
         strengths = [1.0] * len(events)
     if kind in ("bell", "metronome"):
-        notes = [i % 2 for i in range(len(events))]  # a pendulum strikes left and right in turn
+        notes = [i % 2 for i in range(len(events))]  # a pendulum strikes left and right alternately
     else:
         notes = [int(note) for note in rng.integers(traits.notes, size=len(events))]
     colour, accent = _colours(rng)
@@ -269,7 +269,7 @@ def _sounding_object(rng: np.random.Generator, kind: str, size: float, path: Pat
 
 
 def _activity(rng: np.random.Generator, shortest: float) -> tuple[float, float]:
-    """When an object is active: the whole segment for half of them, else it starts late, stops early, or both."""
+    """When an object is active: half of them the whole segment; the others start late, stop early, or both."""
     start, stop = 0.05, SECONDS - 0.05
     manner = rng.random()
     if manner > 0.5:
@@ -289,12 +289,12 @@ def _strikes(
     while True:
         gap = rng.uniform(1.0 - jitter, 1.0 + jitter) / rate
         if kind in ("anvil", "drip", "drum", "xylophone") and rng.random() < 0.12:
-            gap *= 2.0  # a beat left out
+            gap *= 2.0  # skip a beat
         if events[-1] + gap > stop - 0.1:
             break
         events.append(events[-1] + gap)
         gaps.append(gap)
-    if kind == "ball":  # what falls longer, falls harder
+    if kind == "ball":  # a longer fall ends in a harder impact
         return events, [min(1.0, max(0.4, 0.8 * gap * rate)) for gap in gaps]
     if jitter == 0.0:
         return events, [1.0] * len(events)
@@ -302,7 +302,7 @@ def _strikes(
 
 
 def _calls(rng: np.random.Generator, rate: float, start: float, stop: float) -> list[tuple[float, float]]:
-    """Groups of two to five calls with a rest between the groups."""
+    """Groups of two to five calls with pauses between the groups."""
     calls, now, left = [], start, int(rng.integers(2, 6))
     while now + 0.75 / rate < stop:
         calls.append((now, now + rng.uniform(0.5, 0.72) / rate))
@@ -315,11 +315,11 @@ def _calls(rng: np.random.Generator, rate: float, start: float, stop: float) -> 
 
 
 def _cycle_events(kind: str, rate: float, intervals: list[tuple[float, float]]) -> list[float]:
-    """Moments of a repeated movement; the movement goes on after a pause from where it stopped."""
+    """Onsets of a repeated movement. After a pause it continues from where it stopped."""
     if kind in ("fan", "siren"):
         return [start for start, _ in intervals]
-    # The shaker and the bow turn twice a cycle, the piston strikes once; a cycle starts at a turn, which the shaker
-    # does not sound and the bow does: its stroke begins there.
+    # Shaker and bow turn twice per cycle, the piston strikes once. A cycle starts at a turn: the bow sounds there,
+    # because its stroke begins, and the shaker does not.
     step = 1.0 if kind == "engine" else 0.5
     done, events = 0.0, []
     for start, stop in intervals:
@@ -337,7 +337,7 @@ def _cycle_events(kind: str, rate: float, intervals: list[tuple[float, float]]) 
 def _distractor(rng: np.random.Generator, paths: list[Path]) -> Distractor:
     size = float(rng.uniform(8.0, 12.0))
     starts = rng.uniform(size + 2, SIDE - size - 2, (4, 2))
-    # Of four places, the one farthest from what sounds: it may pass behind, but should not sit there all the time.
+    # Of four places take the one farthest from the sounding objects, so that they do not cover it all the time.
     start = max(starts, key=lambda place: min(np.abs(place - path.start).max() for path in paths))
     stop = np.clip(start + rng.uniform(-30, 30, 2), size + 2, SIDE - size - 2)
     colour, accent = _colours(rng)
@@ -367,7 +367,7 @@ def _background(rng: np.random.Generator) -> Background:
 
 
 def _colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
-    """A main colour and a second one that differs from it."""
+    """A main colour and a second, different one."""
     hue = rng.random()
     return (
         _rgb(hue, rng.uniform(0.55, 1.0), rng.uniform(0.7, 1.0)),

@@ -1,8 +1,8 @@
-"""How each kind of object of the demo world sounds.
+"""Synthesize the sound of a scene of the demo world: how each kind of object sounds.
 
-A strike is one short waveform, made once and added at every event; a cycle or a call is a waveform of the whole segment
-under a moving envelope. Each kind keeps to its own mixture of band, pitch movement and decay, so that a small network
-can tell them apart, also after a codec of a low rate.
+A strike is one short waveform that is added at every event; a cycle or a call is a waveform of the whole segment with a
+time-varying envelope. Each kind has its own frequency band, pitch movement and decay, so that a small network can tell
+them apart, even after a codec of low bit rate.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ SAMPLE_RATE = 16000
 NUM_SAMPLES = round(SECONDS * SAMPLE_RATE)
 
 LOUDEST_DBFS = -14.0
-"""Level of the loudest half second of an object that is as near as can be."""
+"""Level of the loudest half second of the nearest possible object, dBFS RMS."""
 CEILING = 0.9
-"""No object alone is louder than this."""
+"""Largest amplitude of a single object."""
 FLOOR_DBFS = -60.0
-"""Level of the noise floor."""
+"""Level of the noise floor, dBFS RMS."""
 
 XYLOPHONE_BARS = (1.0, 1.26, 1.5, 2.0)
 """Frequencies of the bars, from the longest to the shortest, relative to the first."""
@@ -31,10 +31,10 @@ VOWELS = ((730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840, 24
 
 
 def render_audio(scene: Scene) -> np.ndarray:
-    """The sound of a scene.
+    """Synthesize the sound of a scene.
 
     Args:
-        scene: What happens. Distractors and background are silent.
+        scene: The scene. Its distractors and background are silent.
 
     Returns:
         (64000,) float32 at 16 kHz, |x| <= 0.99.
@@ -45,15 +45,14 @@ def render_audio(scene: Scene) -> np.ndarray:
     for item in scene.objects:
         mix += _levelled(render_object(item)) * item.gain(times).astype(np.float32)
     peak = float(np.abs(mix).max())
-    scaled: np.ndarray = mix * np.float32(min(1.0, 0.99 / peak))
-    return scaled
+    return mix * np.float32(min(1.0, 0.99 / peak))
 
 
 def render_object(item: SoundingObject) -> np.ndarray:
-    """The sound of one object, at no particular level.
+    """Synthesize the sound of one object, before its level is set.
 
     Args:
-        item: Which object.
+        item: The object.
 
     Returns:
         (64000,) float32 at 16 kHz; silent outside its events and intervals.
@@ -68,9 +67,9 @@ _TIMES = (np.arange(NUM_SAMPLES) / SAMPLE_RATE).astype(np.float32)
 
 
 def _levelled(waveform: np.ndarray) -> np.ndarray:
-    """Bring the loudest half second to ``LOUDEST_DBFS`` and round off what then passes full scale.
+    """Bring the loudest half second to ``LOUDEST_DBFS`` and limit peaks softly at ``CEILING``.
 
-    Short clicks could not be loud otherwise; no click is driven further than twice the ceiling.
+    Without the limiter short clicks could not be loud. No peak is amplified beyond twice the ceiling.
     """
     blocks = waveform.reshape(-1, SAMPLE_RATE // 2)
     loudest = np.sqrt(np.einsum("bn,bn->b", blocks, blocks).max() / blocks.shape[1])
@@ -96,25 +95,24 @@ def _span(seconds: float) -> np.ndarray:
 
 
 def _decay(times: np.ndarray, tau: float) -> np.ndarray:
-    """Exponential decay with a 1 ms rise, faded out over the span so that its end does not click."""
-    shape: np.ndarray = np.exp(-times / tau) * np.minimum(times * 1000.0, 1.0) * (1.0 - times / times[-1])
-    return shape
+    """Exponential decay with a rise of 1 ms, faded out over the whole span so that the end does not click."""
+    return np.exp(-times / tau) * np.minimum(times * 1000.0, 1.0) * (1.0 - times / times[-1])
 
 
 def _tone(frequency: np.ndarray | float, times: np.ndarray) -> np.ndarray:
-    """A sine; ``frequency`` in Hz, one number or one per sample."""
+    """A sine wave; ``frequency`` in Hz, one number or one per sample."""
     if isinstance(frequency, np.ndarray):
         return np.sin(2 * np.pi * _turns(frequency)).astype(np.float32)
     return np.sin((2 * np.pi * frequency) * times)
 
 
 def _turns(frequency: np.ndarray) -> np.ndarray:
-    """Phase, in turns, of an oscillation with a frequency (Hz) for each sample; in float64, for it grows long."""
+    """Phase, in turns, of an oscillation with a frequency (Hz) per sample; float64, because the phase grows large."""
     return np.cumsum(frequency, dtype=np.float64) / SAMPLE_RATE
 
 
 def _partials(base: float, parts: tuple[tuple[float, float, float], ...], times: np.ndarray) -> np.ndarray:
-    """Sum of decaying sines, each (frequency ratio, amplitude, decay s); what passes 7.6 kHz is left out."""
+    """Sum of decaying sines, each (frequency ratio, amplitude, decay s); those above 7.6 kHz are left out."""
     total = np.zeros(len(times), np.float32)
     for ratio, amplitude, tau in parts:
         if base * ratio < 7600.0:
@@ -129,12 +127,11 @@ def _noise(rng: np.random.Generator, num_samples: int, low: float, high: float) 
     frequencies[0] = 1.0
     shape = 1.0 / np.sqrt((1.0 + (low / frequencies) ** 6) * (1.0 + (frequencies / high) ** 6))
     noise = np.fft.irfft(spectrum * shape, num_samples).astype(np.float32)
-    ringing: np.ndarray = noise / np.sqrt(np.mean(noise**2))
-    return ringing
+    return noise / np.sqrt(np.mean(noise**2))
 
 
 def _pulses(frequency: np.ndarray | float, resonances: list[tuple[float, float, float]]) -> np.ndarray:
-    """A pulse train whose every pulse rings: (frequency Hz, amplitude, decay s) for each resonance."""
+    """A pulse train that excites resonances, each (frequency Hz, amplitude, decay s)."""
     frequency = np.broadcast_to(np.asarray(frequency, np.float64), NUM_SAMPLES)
     age = ((_turns(frequency) % 1.0) / frequency).astype(np.float32)  # since the last pulse, s
     total = np.zeros(NUM_SAMPLES, np.float32)
@@ -144,7 +141,7 @@ def _pulses(frequency: np.ndarray | float, resonances: list[tuple[float, float, 
 
 
 def _ringing(age: np.ndarray, frequency: float, tau: float) -> np.ndarray:
-    """A decaying sine, for the time (s) since it was struck."""
+    """A decaying sine at the time ``age`` (s) after its start."""
     return np.exp(age * np.float32(-1 / tau)) * np.sin(age * np.float32(2 * np.pi * frequency))
 
 
@@ -230,18 +227,16 @@ def _bird(item: SoundingObject, rng: np.random.Generator) -> np.ndarray:
 
 
 def _engine(item: SoundingObject, rng: np.random.Generator) -> np.ndarray:
-    stroke = item.cycles(_TIMES) % 1.0  # one chug a stroke: loud at once, then dying away
+    stroke = item.cycles(_TIMES) % 1.0  # one chug per stroke: loud at once, then decaying
     firing = 42 * item.pitch * (1 + 0.02 * np.sin(2 * np.pi * 1.3 * _TIMES))
     rumble = _pulses(firing, [(160 * item.pitch, 1.0, 0.007), (520 * item.pitch, 0.5, 0.003)])
-    chugs: np.ndarray = rumble * (0.3 + 0.7 * np.exp(-3.0 * stroke)) * item.envelope(_TIMES)
-    return chugs
+    return rumble * (0.3 + 0.7 * np.exp(-3.0 * stroke)) * item.envelope(_TIMES)
 
 
 def _fan(item: SoundingObject, rng: np.random.Generator) -> np.ndarray:
     passing = 0.5 + 0.5 * np.cos(2 * np.pi * item.cycles(_TIMES))
     wind = _noise(rng, NUM_SAMPLES, 180 * item.pitch, 1100 * item.pitch)
-    gusts: np.ndarray = wind * (0.12 + 0.88 * passing**2) * item.envelope(_TIMES, 0.08, 0.08)
-    return gusts
+    return wind * (0.12 + 0.88 * passing**2) * item.envelope(_TIMES, 0.08, 0.08)
 
 
 def _robot(item: SoundingObject, rng: np.random.Generator) -> np.ndarray:
@@ -268,23 +263,20 @@ def _shaker(item: SoundingObject, rng: np.random.Generator) -> np.ndarray:
 
 def _siren(item: SoundingObject, rng: np.random.Generator) -> np.ndarray:
     turns = _turns(820 * item.pitch * 2.0 ** (0.6 * np.cos(2 * np.pi * item.cycles(_TIMES))))
-    bursts: np.ndarray = _looked_up(_SIREN_PERIOD, turns) * item.envelope(_TIMES)
-    return bursts
+    return _looked_up(_SIREN_PERIOD, turns) * item.envelope(_TIMES)
 
 
 def _violin(item: SoundingObject, rng: np.random.Generator) -> np.ndarray:
     bow_speed = np.abs(np.sin(2 * np.pi * item.cycles(_TIMES)))
     turns = _turns(330 * item.pitch * (1 + 0.008 * np.sin(2 * np.pi * 5.5 * _TIMES)))
-    wail: np.ndarray = _looked_up(_VIOLIN_PERIOD, turns) * bow_speed**0.8 * item.envelope(_TIMES)
-    return wail
+    return _looked_up(_VIOLIN_PERIOD, turns) * bow_speed**0.8 * item.envelope(_TIMES)
 
 
 def _period(amplitudes: dict[int, float]) -> np.ndarray:
     """One period of a harmonic tone; {harmonic: amplitude}."""
     turn = np.arange(8192) / 8192
     waves = [level * np.sin(2 * np.pi * k * turn) for k, level in amplitudes.items()]
-    strokes: np.ndarray = np.sum(waves, axis=0).astype(np.float32)
-    return strokes
+    return np.sum(waves, axis=0).astype(np.float32)
 
 
 def _looked_up(period: np.ndarray, turns: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""The demo world: synthetic segments in which everything that sounds can be seen, written as real video files.
+"""The demo world: synthetic segments in which everything that sounds is visible, written as real video files.
 
-``describe`` decides what happens, ``render_audio`` and ``render_frames`` make it heard and seen, ``write_world`` puts a
-training and a validation set of it on disk, in the shape in which any user's videos come: files and a CSV. The world is
-synthetic; what is learned on it says nothing about real sound.
+``describe`` draws a scene, ``render_audio`` and ``render_frames`` render it, and ``write_world`` writes a training and
+a validation set to disk in the form of a user's own videos: files and a CSV. The world is synthetic; results on it say
+nothing about real sound.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ __all__ = [
 ]
 
 WORLD_VERSION = 1
-"""Raised when the same (seed, index) gives another scene, sound or picture than before."""
+"""Increased when the same (seed, index) gives another scene, sound or picture than before."""
 FIRST_VAL_INDEX = 1_000_000
-"""Training segments have the indices from 0, validation segments those from here: they never meet."""
+"""Index of the first validation segment; training segments count from 0, so the two sets are disjoint."""
 
 EVENTS = "events.json"
-"""File of what happens in each video."""
+"""File with the ground truth of each video."""
 _PARAMETERS = "world.json"
 
 
@@ -54,25 +54,25 @@ def write_world(
 ) -> None:
     """Write the world as videos with labels and ground truth.
 
-    What is written::
+    Files::
 
         train/0000000.mp4 ...  val/1000000.mp4 ...   H.264 and AAC, 4 s, named by the index of their scene
         train.csv  val.csv     columns file (from the CSV's folder) and labels (joined by ;)
         events.json            {file: ground truth}, see ``truth``
-        world.json             what was asked for
+        world.json             the arguments
 
-    A file is there whole or not at all. Stopped and called again, it makes what is missing; the CSVs and
-    ``events.json`` come last, so where they are, all is there. Equal arguments give equal bytes.
+    Every file is written atomically. After an interruption the same command writes the missing files. The CSVs and
+    ``events.json`` are written last, so if they exist, the world is complete. Equal arguments give equal bytes.
 
     Args:
-        out: Folder; made if absent.
-        seed: Of the world, >= 0.
-        num_train: Segments to train on.
-        num_val: Segments to validate on.
-        num_workers: Processes; 0 does it all in this one.
+        out: Folder to write to; created if absent.
+        seed: Seed of the world, >= 0.
+        num_train: Number of training segments.
+        num_val: Number of validation segments.
+        num_workers: Number of processes; 0 uses this process alone.
 
     Raises:
-        UserError: If a number makes no sense, or ``out`` holds something else, or a world with other numbers.
+        UserError: If a number is out of range, or ``out`` holds other files or a world with other arguments.
     """
     out = Path(out)
     _check(seed, num_train, num_val, num_workers)
@@ -98,21 +98,21 @@ def write_world(
 
 
 def truth(scene: Scene) -> dict[str, Any]:
-    """All of a scene as plain JSON types, to measure against.
+    """A scene as plain JSON types: the ground truth of metrics.
 
     Args:
-        scene: What happens.
+        scene: The scene.
 
     Returns:
         The fields of ``Scene``. Each of ``objects`` has its ``kind``, its ``events`` (onsets, s), its ``intervals``
-        ([start, stop], s), ``size``, ``rate``, ``path``, and the rest that sound and picture were made from.
+        ([start, stop], s), ``size``, ``rate``, ``path``, and all other values that sound and picture are rendered from.
     """
     plain: dict[str, Any] = json.loads(json.dumps(asdict(scene)))
     return plain
 
 
 def _write_all(jobs: list[tuple[str, int]], seed: int, num_workers: int) -> Iterator[None]:
-    """Write the videos, in as many processes as asked for; yields once for each."""
+    """Write the videos in `num_workers` processes; yields once per video."""
     write = partial(_write_segment, seed)
     if num_workers == 0 or len(jobs) < 2:
         yield from map(write, jobs)
@@ -140,7 +140,7 @@ def _check(seed: int, num_train: int, num_val: int, num_workers: int) -> None:
 
 
 def _claim(out: Path, parameters: dict[str, int]) -> None:
-    """Make the folder this world's own, or refuse one that is not."""
+    """Mark the folder as this world's, or refuse a folder with other contents."""
     note = out / _PARAMETERS
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; the demo world needs a folder")
