@@ -76,8 +76,7 @@ def run(options: argparse.Namespace) -> None:
 def measure_vab(folder: Path, device: str) -> dict[str, Any]:
     """Files to distance, as `vab evaluate` goes; it also finds the sounds' onsets and the files' hashes."""
     from vab.data.extract.sounds import Listening
-    from vab.evaluation.folders import find_folder
-    from vab.evaluation.sides import hear
+    from vab.evaluation.sides import find_folder, judge_folder
     from vab.frozen.judges import load_judge
     from vab.metrics.frechet import frechet_distance, moments
 
@@ -85,7 +84,7 @@ def measure_vab(folder: Path, device: str) -> dict[str, Any]:
     listening = Listening((RATE,), None, "keep", False)
 
     def embed(part: str) -> torch.Tensor:
-        side = hear(
+        side = judge_folder(
             find_folder(str(folder / part)),
             [judge],
             listening,
@@ -94,7 +93,7 @@ def measure_vab(folder: Path, device: str) -> dict[str, Any]:
             on_error="stop",
             title=part,
         )
-        return side.heard[judge.name].embedding
+        return side.outputs[judge.name].embedding
 
     def distance(real: torch.Tensor, made: torch.Tensor) -> float:
         return float(frechet_distance(*moments(real), *moments(made)))

@@ -20,9 +20,8 @@ from vab.commands.evaluate import evaluate
 from vab.data.extract.sounds import Decoded, Listening, Unusable, decode, decode_all
 from vab.data.media.segments import read_audio
 from vab.evaluation.figures import Comparison, check_metrics
-from vab.evaluation.folders import find_folder, is_paired, read_labels
-from vab.evaluation.report_file import number as shown
-from vab.evaluation.sides import Side
+from vab.evaluation.report import number as shown
+from vab.evaluation.sides import Side, find_folder, is_paired, read_labels
 from vab.frozen.judges import load_judge
 from vab.frozen.listening import Impressions
 from vab.frozen.weight_files.catalogue import JUDGES
@@ -114,7 +113,7 @@ def test_variants_of_other_tools_have_their_own_names():
     metrics = ["fad_infinity", "fad_infinity_fadtk", "kad", "kad_kadtk"]
     figures = Comparison(real, made, False, listening, 3, 1).measure([judge], metrics).figures
     assert list(figures) == [f"{name}_tiny" for name in metrics]
-    first, second = real.heard["tiny"].embedding, made.heard["tiny"].embedding
+    first, second = real.outputs["tiny"].embedding, made.outputs["tiny"].embedding
     files = torch.arange(300).repeat_interleave(3)
     assert figures["fad_infinity_tiny"].value == frechet_infinity(*moments(first), second, files, seed=3).score
     assert figures["fad_infinity_fadtk_tiny"].value == frechet_infinity_fadtk(*moments(first), second, seed=3).score

@@ -18,8 +18,7 @@ from vab.commands.compare import compare
 from vab.commands.evaluate import evaluate
 from vab.data.extract.decoders import DecodingPool
 from vab.data.extract.sounds import Listening
-from vab.evaluation.folders import find_folder
-from vab.evaluation.sides import hear
+from vab.evaluation.sides import find_folder, judge_folder
 from vab.frozen.judges import load_judge
 from vab.frozen.judges.tiny import TinyJudge
 from vab.metrics.kernel import kernel_distance, median_bandwidth
@@ -191,7 +190,7 @@ def test_kad_takes_its_bandwidth_from_the_real_side(evaluating):
     judge, listening = load_judge("tiny"), Listening((16_000,), 4.0, "keep", False)
     settings = {"num_workers": 0, "batch_size": 16, "on_error": "stop", "title": ""}
     real, made = (
-        hear(find_folder(str(folder)), [judge], listening, **settings).heard["tiny"].embedding
+        judge_folder(find_folder(str(folder)), [judge], listening, **settings).outputs["tiny"].embedding
         for folder in (evaluating.originals, evaluating.made)
     )
     figure = evaluating.usual["kad_tiny"]
@@ -205,7 +204,7 @@ def test_onsets_are_those_of_the_sound_without_its_padding(tmp_path):
     (tmp_path / "a").mkdir()
     write_sound(tmp_path / "a" / "x.wav", short)
     settings = {"num_workers": 0, "batch_size": 4, "on_error": "stop", "title": ""}
-    (heard,) = hear(
+    (heard,) = judge_folder(
         find_folder(str(tmp_path / "a")), [load_judge("tiny")], Listening((16_000,), 10.0, "pad", False), **settings
     ).onsets
     padded = find_onsets(torch.from_numpy(np.pad(short, (0, 160_000 - len(short)))), 16_000)

@@ -1,24 +1,19 @@
-"""How good the sounds of any system are, beside real ones: every figure with a card that says what it is."""
+"""``vab evaluate``: metrics of any system's sounds against real ones, each with a card that says what it is."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
+from vab import UserError
 from vab.cores import usable_cores
-from vab.data.extract.sounds import Listening, Short
-from vab.evaluation import folders, references, reports
-from vab.evaluation.figures import METRICS, Comparison, Measured, check_metrics
-from vab.evaluation.plots import draw, plots_of
-from vab.evaluation.sides import OnError, Side, hear
+from vab.evaluation.report import Measured, describe, print_report, write_per_file, write_report
 from vab.files import check_files
-from vab.frozen import device_named
-from vab.frozen.judges import load_judge
-from vab.spec import UserError
 
 _FILES_PER_WORKER = 100
-"""A worker process takes seconds to start: worth it from this many files."""
+"""Files from which another worker process is worth the seconds that it takes to start."""
 
 
 def evaluate(
@@ -27,16 +22,16 @@ def evaluate(
     out: str,
     judges: str | list[str] = "tiny",
     metrics: str | list[str] = "all",
-    pair: folders.Pair = "auto",
+    pair: Literal["auto", "name", "none"] = "auto",
     seconds: float | None = 10.0,
-    short: Short = "keep",
+    short: Literal["keep", "pad", "refuse"] = "keep",
     remove_mean: bool = False,
     inception_splits: int = 1,
     labels: str | None = None,
     csv: str | None = None,
     plots: str | None = None,
     save_reference: str | None = None,
-    on_error: OnError = "stop",
+    on_error: Literal["stop", "skip"] = "stop",
     num_workers: int | None = None,
     batch_size: int = 16,
     device: str = "auto",
@@ -77,79 +72,85 @@ def evaluate(
     Raises:
         UserError: If an input cannot be used, an output is in the way, or a number is out of range.
     """
+    from vab.data.extract.sounds import Listening
+    from vab.evaluation import reference
+    from vab.evaluation.figures import METRICS, Comparison, check_metrics
+    from vab.evaluation.plots import draw, plots_of
+    from vab.evaluation.sides import Folder, Side, find_folder, is_paired, judge_folder, read_labels
+    from vab.frozen import device_named
+    from vab.frozen.judges import load_judge
+
     names, chosen = _listed(judges), _listed(metrics)
     chosen = list(METRICS) if chosen == ["all"] else chosen
     _check_numbers(seconds, inception_splits, num_workers, batch_size, seed)
     if not names or len(set(names)) < len(names):
         raise UserError(f"--judges are one or more different names, got {judges}")
     check_metrics(chosen, names)
-    pictures = None if plots is None else Path(plots)
     outputs = {"out": (out, ".json"), "csv": (csv, ".csv"), "save_reference": (save_reference, ".npz")}
     check_files(outputs, [real, generated], overwrite)
-    if pictures is not None:
-        if not overwrite and (there := [path for name in names for path in plots_of(pictures, name) if path.exists()]):
+    if plots is not None:
+        there = [path for name in names for path in plots_of(Path(plots), name) if path.exists()]
+        if there and not overwrite:
             raise UserError(f"--plots: {there[0]} is there already: give another folder, or --overwrite true")
         try:
-            pictures.mkdir(parents=True, exist_ok=True)
+            Path(plots).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--plots {plots}: no such folder can be made ({error.strerror})") from error
-    class_labels = None if labels is None else folders.read_labels(labels)
-    made_folder = folders.find_folder(generated)
+    classes = None if labels is None else read_labels(labels)
+    made_folder = find_folder(generated)
     if inception_splits > len(made_folder.files):
         raise UserError(
             f"--inception_splits {inception_splits}: each part needs a sound, {generated} has {len(made_folder.files)}"
         )
-    if class_labels is not None and not any(class_labels.get(key) for key in made_folder.keys):
+    if classes is not None and not any(classes.get(key) for key in made_folder.keys):
         key = made_folder.keys[0]
         raise UserError(f"--labels has no class for any of these sounds: it must list them as {key!r}, or {key}.wav")
-    reference = Path(real) if Path(real).suffix == ".npz" else None
-    real_folder = folders.find_folder(real) if reference is None else None
+    real_folder = None if Path(real).suffix == ".npz" else find_folder(real)
     where = device_named(device)
     listeners = [load_judge(name, where) for name in names]
     listening = Listening(tuple(dict.fromkeys(j.sample_rate for j in listeners)), seconds, short, remove_mean)
 
-    # What can be refused is, before anything is heard; names once more afterwards, when files may have dropped out.
-    known = None if reference is None else references.load_reference(reference, listeners, listening)
-    real_keys = real_folder.keys if real_folder is not None else known.keys if known is not None else ()
-    skip = on_error == "skip"
-    paired = folders.is_paired(pair, real_keys, made_folder.keys, skip)
-
-    def side(folder: folders.Folder, title: str) -> Side:
+    def judged(folder: Folder, title: str) -> Side:
         workers = _workers(num_workers, len(folder.files))
-        return hear(
+        return judge_folder(
             folder, listeners, listening, num_workers=workers, batch_size=batch_size, on_error=on_error, title=title
         )
 
-    heard = side(real_folder, "real") if real_folder is not None else known
-    assert heard is not None
+    # What can be refused is refused before the work; keys are compared again after it, when files may have dropped out.
+    real_side = None if real_folder is not None else reference.load_reference(Path(real), listeners, listening)
+    known = real_side if real_folder is None else real_folder
+    assert known is not None
+    paired = is_paired(pair, known.keys, made_folder.keys, skip=on_error == "skip")
+    if real_folder is not None:
+        real_side = judged(real_folder, "real")
+    assert real_side is not None
     if save_reference is not None:
-        references.save_reference(Path(save_reference), heard, listeners, listening)
-    made = side(made_folder, "generated")
-    counts = (len(heard), len(made))
+        reference.save_reference(Path(save_reference), real_side, listeners, listening)
+    made_side = judged(made_folder, "generated")
+    counts = (len(real_side), len(made_side))
     if paired:
-        common = set(heard.keys) & set(made.keys)
-        heard, made = (one.take([key for key in heard.keys if key in common]) for one in (heard, made))
-    if min(len(heard), len(made)) < 2:
+        common = set(real_side.keys) & set(made_side.keys)
+        kept = [key for key in real_side.keys if key in common]
+        real_side, made_side = real_side.take(kept), made_side.take(kept)
+    if min(len(real_side), len(made_side)) < 2:
         raise UserError(
-            f"{len(heard)} real and {len(made)} generated sounds{' that pair' if paired else ''} are left: at least 2 "
-            f"of each are needed"
+            f"{len(real_side)} real and {len(made_side)} generated sounds{' that pair' if paired else ''} are left: at "
+            f"least 2 of each are needed"
         )
-    comparison = Comparison(heard, made, paired, listening, seed, inception_splits)
+    comparison = Comparison(real_side, made_side, paired, listening, seed, inception_splits)
     measured = comparison.measure(listeners, chosen)
     sides = {
         "paired": paired,
-        "real": reports.describe(heard, str(real), counts[0] - len(heard)),
-        "generated": reports.describe(made, str(generated), counts[1] - len(made)),
+        "real": describe(real_side, str(real), counts[0] - len(real_side)),
+        "generated": describe(made_side, str(generated), counts[1] - len(made_side)),
     }
-    more = {} if class_labels is None else {"by_class": reports.by_class(comparison, listeners, class_labels)}
-    reports.write_report(Path(out), measured, sides, more)
+    by_class = {} if classes is None else {"by_class": comparison.by_class(listeners, classes)}
+    write_report(Path(out), measured, sides, by_class)
     if csv is not None:
-        reports.write_per_file(Path(csv), comparison, listeners)
-    if pictures is not None:
-        real_files = {} if real_folder is None else dict(zip(real_folder.keys, real_folder.files, strict=True))
-        made_files = dict(zip(made_folder.keys, made_folder.files, strict=True))
-        draw(pictures, comparison, listeners, real_files, made_files)
-    reports.print_table(measured, f"{generated} beside {real}", _notes(comparison, counts))
+        write_per_file(Path(csv), comparison, listeners)
+    if plots is not None:
+        draw(Path(plots), comparison, listeners, real_folder, made_folder)
+    print_report(measured, comparison, sides)
     for words in measured.warnings:
         print(f"warning: {words}", file=sys.stderr)
     return measured
@@ -166,28 +167,6 @@ def _workers(num_workers: int | None, files: int) -> int:
     # Half of the cores: the judges need theirs, and starting a process takes longer than decoding some hundred files.
     workers = min(usable_cores() // 2, files // _FILES_PER_WORKER)
     return workers if workers > 1 else 0
-
-
-def _notes(comparison: Comparison, counts: tuple[int, int]) -> list[str]:
-    """What a reader must know of the two sides."""
-    notes = [
-        f"{'paired by name' if comparison.paired else 'not paired'}; heard: {comparison.listening.length}; "
-        f"mono: {comparison.listening.mono}; resampled with soxr HQ; +- is the standard error over generated sounds"
-    ]
-    sides = (("real", comparison.real, counts[0]), ("generated", comparison.generated, counts[1]))
-    for name, side, count in sides:
-        lacks = {
-            "left out as unusable": len(side.lost),
-            "without counterpart": count - len(side),
-            "silent": int((side.level_db == float("-inf")).sum()),
-            "other files ignored": len(side.ignored),
-        }
-        if words := ", ".join(f"{number} {what}" for what, number in lacks.items() if number):
-            first = next(iter(side.lost), None)
-            notes.append(
-                f"{name}: {len(side)} sounds used; {words}" + (f" (the first unusable: {first})" if first else "")
-            )
-    return notes
 
 
 def _check_numbers(

@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from vab import __version__
-from vab.evaluation.report_file import number, read_figures
+from vab.evaluation.report import number, read_figures
 from vab.files import fitting_name, sync_folder, write_atomically
 from vab.frozen.weight_files.catalogue import PUBLISHED
 from vab.metrics.card import Figure

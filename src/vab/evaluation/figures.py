@@ -1,10 +1,12 @@
-"""From what judges heard on two sides to figures, each with its card."""
+"""The metrics of two sides, each with its card."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +14,11 @@ from torch import Tensor
 from vab import __version__
 from vab.data.extract.sounds import Listening
 from vab.data.shards.format import library_versions
+from vab.evaluation.report import Measured
 from vab.evaluation.sides import ONSET_RATE, Side
 from vab.frozen.listening import Impressions
 from vab.frozen.protocols import Judge
+from vab.metrics.by_class import frechet_by_class, kld_by_class
 from vab.metrics.card import Figure, MetricCard
 from vab.metrics.divergence import EPSILON, paired_kl
 from vab.metrics.frechet import (
@@ -32,26 +36,11 @@ from vab.metrics.synchrony import COUNTS, TOLERANCE_SECONDS, chance_counts, onse
 from vab.metrics.uncertainty import mean_and_error
 from vab.spec import UserError
 
-METRICS = (
-    "fad", "fad_infinity", "fad_infinity_fadtk", "kad", "kad_kadtk", "kld", "kld_epsilon", "kld_sigmoid",
-    "inception_score", "synchrony",
-)  # fmt: skip
-"""What can be asked for, of every judge (but synchrony, which needs none), or of one as ``fad_vggish``."""
 MAX_OFFSET_SECONDS = 1.0
-_VARIANTS = {"kld": "softmax", "kld_epsilon": "softmax_epsilon", "kld_sigmoid": "sigmoid"}
+_LIBRARIES = ("torch", "numpy", "av", "soxr")
 _WHOLE_SETS = "generated set against real set"
 _PAIRS = "generated against real, pair by pair"
 _ONSET_ERROR = "error over pairs by the delta method; chance: each generated sound with other sounds' real onsets"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """All figures of two sides."""
-
-    figures: dict[str, Figure]
-    left_out: dict[str, str]
-    """Figures that there are not, and why."""
-    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -70,150 +59,71 @@ class Comparison:
         """All of ``metrics``, as ``METRICS`` or figures name them, that these sides allow."""
         measured = Measured({}, {}, [])
         for judge in judges:
-            for metric in METRICS[:-1]:
-                if wanted(metric, judge.name, metrics):
-                    self._one(measured, metric, judge)
+            for metric, function in _BY_JUDGE.items():
+                if not is_wanted(metric, judge.name, metrics):
+                    continue
+                name = f"{metric}_{judge.name}"
+                if metric.startswith("kld") and not self.paired:
+                    measured.left_out[name] = "the two sides are not paired"
+                elif metric.startswith(("kld", "inception_score")) and not judge.classes:
+                    measured.left_out[name] = f"judge {judge.name} has no classes"
+                else:
+                    try:
+                        measured.figures[name] = function(self, name, judge)
+                    except ValueError as error:  # too few sounds, or all alike: this number does not exist
+                        measured.left_out[name] = str(error)
             if f"fad_{judge.name}" in measured.figures:
-                measured.warnings.extend(self._few(judge))
+                measured.warnings.extend(self._too_few(judge))
         if "synchrony" in metrics:
-            self._synchrony(measured)
+            _synchrony(self, measured)
         return measured
-
-    def _one(self, measured: Measured, metric: str, judge: Judge) -> None:
-        name = f"{metric}_{judge.name}"
-        if metric in _VARIANTS and not self.paired:
-            measured.left_out[name] = "the two sides are not paired"
-        elif (metric in _VARIANTS or metric == "inception_score") and not judge.classes:
-            measured.left_out[name] = f"judge {judge.name} has no classes"
-        else:
-            try:
-                measured.figures[name] = getattr(self, f"_{_METHODS[metric]}")(name, metric, judge)
-            except ValueError as error:  # too few sounds, or all alike: this number does not exist
-                measured.left_out[name] = str(error)
-
-    def _fad(self, name: str, _: str, judge: Judge) -> Figure:
-        real, heard = self.moments(judge.name), self.generated.heard[judge.name]
-        value = frechet_distance(*real, *moments(heard.embedding))
-        error = frechet_error(*real, heard.embedding, owners(heard))
-        card = self._card(
-            name,
-            "squared Frechet distance of two Gaussians, unbiased covariances; error over files by the delta method",
-            judge,
-        )
-        return Figure(float(value), float(error), card)
-
-    def _fad_infinity(self, name: str, metric: str, judge: Judge) -> Figure:
-        real, heard = self.moments(judge.name), self.generated.heard[judge.name]
-        if metric == "fad_infinity":
-            found = frechet_infinity(*real, heard.embedding, owners(heard), seed=self.seed)
-            definition = (
-                f"Frechet distance extrapolated to infinitely many generated files: line over 1/files, {STEPS} draws "
-                "of half to all files without replacement; the bias by the number of real files stays"
-            )
-        else:
-            found = frechet_infinity_fadtk(*real, heard.embedding, seed=self.seed)
-            definition = (
-                f"FAD-inf of fadtk: line over 1/N, {STEPS} draws of 500 to all embeddings with replacement; keeps the "
-                "bias by the number of generated sounds"
-            )
-        card = self._card(name, definition, judge, seed=self.seed)
-        return Figure(found.score, None, card, {"slope": found.slope, "r2": found.r2})
-
-    def _kad(self, name: str, metric: str, judge: Judge) -> Figure:
-        real, made = (side.heard[judge.name] for side in (self.real, self.generated))
-        side, words = (real, "real") if metric == "kad" else (made, "generated")
-        bandwidth = median_bandwidth(side.embedding)
-        value = kernel_distance(real.embedding, made.embedding, bandwidth)
-        error = kernel_error(real.embedding, made.embedding, bandwidth, owners(made))
-        definition = (
-            f"unbiased squared MMD times {SCALE:g}, Gaussian kernel, width the median distance of the {words} side"
-        )
-        return Figure(float(value), float(error), self._card(name, definition, judge), {"bandwidth": float(bandwidth)})
-
-    def _kld(self, name: str, metric: str, judge: Judge) -> Figure:
-        variant = _VARIANTS[metric]
-        value, error = mean_and_error(self.divergences(judge.name, variant))
-        link = {
-            "softmax": "softmax, no epsilon",
-            "softmax_epsilon": f"softmax, {EPSILON:g} added to the generated probabilities",
-            "sigmoid": "sigmoid, summed over classes",
-        }[variant]
-        definition = f"mean over pairs of KL(real || generated), nats; {link}"
-        return Figure(value, error, self._card(name, definition, judge, direction="real || generated, pair by pair"))
-
-    def _inception_score(self, name: str, _: str, judge: Judge) -> Figure:
-        logits, splits = self.generated.heard[judge.name].logits, self.inception_splits
-        value, spread = inception_score(logits, splits, self.seed)
-        definition = f"exp of mean KL(p(y|x) || p(y)), softmax; mean over {splits} shuffled parts"
-        card = self._card(
-            name, definition, judge, better="higher", direction="generated alone", alone=True, seed=self.seed
-        )
-        error = float(spread) / math.sqrt(splits - 1) if splits > 1 else None
-        return Figure(float(value), error, card, {"deviation_over_parts": float(spread), "parts": float(splits)})
-
-    def _synchrony(self, measured: Measured) -> None:
-        names = ("onset_recall", "onset_precision", "onset_f1", "onset_offset_seconds")
-        if not self.paired:
-            measured.left_out.update(dict.fromkeys(names, "the two sides are not paired"))
-            return
-        pairs = list(zip(self.real.onsets, self.generated.onsets, strict=True))
-        kept = [pair for pair in pairs if len(pair[0])]
-        if not kept:
-            measured.left_out.update(dict.fromkeys(names, "no real sound has an onset"))
-            return
-        limits = (TOLERANCE_SECONDS, MAX_OFFSET_SECONDS)
-        counts = onset_counts(kept, *limits)
-        found = onset_ratios(counts)
-        chance = onset_ratios(chance_counts(kept, *limits)) if len(kept) > 1 else {}
-        about = {
-            "records": float(len(kept)),
-            "records_aligned": float(counts[:, COUNTS.index("aligned")].sum()),
-            "records_without_onsets": float(len(pairs) - len(kept)),
-        }
-        pooled = f"onsets by spectral flux, pooled over pairs, one to one within {TOLERANCE_SECONDS:g} s"
-        definitions = {
-            "onset_recall": f"share of real onsets that have a generated one; {pooled}",
-            "onset_precision": f"share of generated onsets that have a real one; {pooled}",
-            "onset_f1": f"harmonic mean of onset recall and precision; {pooled}",
-            "onset_offset_seconds": f"mean absolute best shift of a pair's onsets, up to {MAX_OFFSET_SECONDS:g} s",
-        }
-        for name in names:
-            source = name.removeprefix("onset_") if name.endswith("seconds") else name
-            if source not in found:
-                measured.left_out[name] = "no pair has onsets on both sides that a shift brings together"
-                continue
-            better = "lower" if name.endswith("seconds") else "higher"
-            card = self._card(name, f"{definitions[name]}; {_ONSET_ERROR}", None, better=better, direction=_PAIRS)
-            value, error = found[source]
-            by_chance = dict(zip(("chance", "chance_error"), chance[source], strict=True)) if source in chance else {}
-            details = about | {key: one for key, one in by_chance.items() if one is not None}
-            measured.figures[name] = Figure(value, error, card, details)
 
     def moments(self, judge: str) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the real side."""
-        return moments(self.real.heard[judge].embedding)
+        return moments(self.real.outputs[judge].embedding)
 
     def divergences(self, judge: str, variant: str = "softmax") -> Tensor:
         """(B,) nats of each pair."""
-        return paired_kl(self.real.heard[judge].logits, self.generated.heard[judge].logits, variant)
+        return paired_kl(self.real.outputs[judge].logits, self.generated.outputs[judge].logits, variant)
 
     def distances(self, judge: str) -> Tensor:
         """(B,) Frechet distance of each generated file to the real side."""
-        heard = self.generated.heard[judge]
-        return frechet_per_file(*self.moments(judge), heard.embedding, heard.rows)
+        made = self.generated.outputs[judge]
+        return frechet_per_file(*self.moments(judge), made.embedding, made.rows)
 
-    def _few(self, judge: Judge) -> list[str]:
+    def by_class(self, judges: Sequence[Judge], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """Frechet distance and divergence of each class, by judge, and which do not exist and why.
+
+        Args:
+            judges: Any of those that ran.
+            labels: By key of a sound, its classes.
+        """
+        names = sorted({label for key in self.generated.keys for label in labels.get(key, ())})
+        sides = (self.real, self.generated)
+        truths = [
+            torch.tensor([[name in labels.get(key, ()) for name in names] for key in side.keys]) for side in sides
+        ]
+        found: dict[str, Any] = {"classes": names, "sounds_without_label": int((~truths[1].any(1)).sum())}
+        for judge in judges:
+            real, made = (side.outputs[judge.name] for side in sides)
+            classes = [truth.repeat_interleave(one.rows, 0) for truth, one in zip(truths, (real, made), strict=True)]
+            found[f"fad_{judge.name}"] = asdict(frechet_by_class(real.embedding, made.embedding, *classes, names))
+            if self.paired and judge.classes:
+                found[f"kld_{judge.name}"] = asdict(kld_by_class(real.logits, made.logits, truths[1], names))
+        return found
+
+    def _too_few(self, judge: Judge) -> list[str]:
         return [
             f"fad_{judge.name} rests on {count} {side} embeddings, {judge.embedding_dim} wide: with so few it is far "
             f"too high, and compares with nothing of another number"
             for side, count in (
-                ("real", len(self.real.heard[judge.name].embedding)),
-                ("generated", len(self.generated.heard[judge.name].embedding)),
+                ("real", len(self.real.outputs[judge.name].embedding)),
+                ("generated", len(self.generated.outputs[judge.name].embedding)),
             )
             if count <= judge.embedding_dim
         ]
 
-    def _card(
+    def card(
         self,
         name: str,
         definition: str,
@@ -224,8 +134,10 @@ class Comparison:
         alone: bool = False,
         seed: int | None = None,
     ) -> MetricCard:
+        """A metric's card; with ``alone`` the real side does not enter, without a judge neither do embeddings."""
+
         def rows(side: Side) -> int | None:
-            return None if judge is None else len(side.heard[judge.name].embedding)
+            return None if judge is None else len(side.outputs[judge.name].embedding)
 
         return MetricCard(
             metric=name,
@@ -251,20 +163,128 @@ class Comparison:
         )
 
 
-_METHODS = (
-    {name: name for name in METRICS}
-    | dict.fromkeys(_VARIANTS, "kld")
-    | {"fad_infinity_fadtk": "fad_infinity", "kad_kadtk": "kad"}
-)
-_LIBRARIES = ("torch", "numpy", "av", "soxr")
+def _fad(sides: Comparison, name: str, judge: Judge) -> Figure:
+    real, made = sides.moments(judge.name), sides.generated.outputs[judge.name]
+    value = frechet_distance(*real, *moments(made.embedding))
+    error = frechet_error(*real, made.embedding, owners(made))
+    definition = "squared Frechet distance of two Gaussians, unbiased covariances; error over files by the delta method"
+    return Figure(float(value), float(error), sides.card(name, definition, judge))
 
 
-def owners(heard: Impressions) -> Tensor:
+def _fad_infinity(sides: Comparison, name: str, judge: Judge) -> Figure:
+    made = sides.generated.outputs[judge.name]
+    found = frechet_infinity(*sides.moments(judge.name), made.embedding, owners(made), seed=sides.seed)
+    definition = (
+        f"Frechet distance extrapolated to infinitely many generated files: line over 1/files, {STEPS} draws "
+        "of half to all files without replacement; the bias by the number of real files stays"
+    )
+    card = sides.card(name, definition, judge, seed=sides.seed)
+    return Figure(found.score, None, card, {"slope": found.slope, "r2": found.r2})
+
+
+def _fad_infinity_fadtk(sides: Comparison, name: str, judge: Judge) -> Figure:
+    found = frechet_infinity_fadtk(
+        *sides.moments(judge.name), sides.generated.outputs[judge.name].embedding, seed=sides.seed
+    )
+    definition = (
+        f"FAD-inf of fadtk: line over 1/N, {STEPS} draws of 500 to all embeddings with replacement; keeps the "
+        "bias by the number of generated sounds"
+    )
+    card = sides.card(name, definition, judge, seed=sides.seed)
+    return Figure(found.score, None, card, {"slope": found.slope, "r2": found.r2})
+
+
+def _kad(sides: Comparison, name: str, judge: Judge, width_of: str) -> Figure:
+    outputs = {"real": sides.real.outputs[judge.name], "generated": sides.generated.outputs[judge.name]}
+    real, made = outputs["real"], outputs["generated"]
+    bandwidth = median_bandwidth(outputs[width_of].embedding)
+    value = kernel_distance(real.embedding, made.embedding, bandwidth)
+    error = kernel_error(real.embedding, made.embedding, bandwidth, owners(made))
+    definition = (
+        f"unbiased squared MMD times {SCALE:g}, Gaussian kernel, width the median distance of the {width_of} side"
+    )
+    return Figure(float(value), float(error), sides.card(name, definition, judge), {"bandwidth": float(bandwidth)})
+
+
+def _kld(sides: Comparison, name: str, judge: Judge, variant: str, words: str) -> Figure:
+    value, error = mean_and_error(sides.divergences(judge.name, variant))
+    definition = f"mean over pairs of KL(real || generated), nats; {words}"
+    return Figure(value, error, sides.card(name, definition, judge, direction="real || generated, pair by pair"))
+
+
+def _inception_score(sides: Comparison, name: str, judge: Judge) -> Figure:
+    splits = sides.inception_splits
+    value, spread = inception_score(sides.generated.outputs[judge.name].logits, splits, sides.seed)
+    definition = f"exp of mean KL(p(y|x) || p(y)), softmax; mean over {splits} shuffled parts"
+    card = sides.card(
+        name, definition, judge, better="higher", direction="generated alone", alone=True, seed=sides.seed
+    )
+    error = float(spread) / math.sqrt(splits - 1) if splits > 1 else None
+    return Figure(float(value), error, card, {"deviation_over_parts": float(spread), "parts": float(splits)})
+
+
+_BY_JUDGE: dict[str, Callable[[Comparison, str, Judge], Figure]] = {
+    "fad": _fad,
+    "fad_infinity": _fad_infinity,
+    "fad_infinity_fadtk": _fad_infinity_fadtk,
+    "kad": partial(_kad, width_of="real"),
+    "kad_kadtk": partial(_kad, width_of="generated"),
+    "kld": partial(_kld, variant="softmax", words="softmax, no epsilon"),
+    "kld_epsilon": partial(
+        _kld, variant="softmax_epsilon", words=f"softmax, {EPSILON:g} added to the generated probabilities"
+    ),
+    "kld_sigmoid": partial(_kld, variant="sigmoid", words="sigmoid, summed over classes"),
+    "inception_score": _inception_score,
+}
+METRICS = (*_BY_JUDGE, "synchrony")
+"""What can be asked for, of every judge (but synchrony, which needs none), or of one as ``fad_vggish``."""
+
+
+def _synchrony(sides: Comparison, measured: Measured) -> None:
+    names = ("onset_recall", "onset_precision", "onset_f1", "onset_offset_seconds")
+    if not sides.paired:
+        measured.left_out.update(dict.fromkeys(names, "the two sides are not paired"))
+        return
+    pairs = list(zip(sides.real.onsets, sides.generated.onsets, strict=True))
+    kept = [pair for pair in pairs if len(pair[0])]
+    if not kept:
+        measured.left_out.update(dict.fromkeys(names, "no real sound has an onset"))
+        return
+    limits = (TOLERANCE_SECONDS, MAX_OFFSET_SECONDS)
+    counts = onset_counts(kept, *limits)
+    found = onset_ratios(counts)
+    chance = onset_ratios(chance_counts(kept, *limits)) if len(kept) > 1 else {}
+    about = {
+        "records": float(len(kept)),
+        "records_aligned": float(counts[:, COUNTS.index("aligned")].sum()),
+        "records_without_onsets": float(len(pairs) - len(kept)),
+    }
+    pooled = f"onsets by spectral flux, pooled over pairs, one to one within {TOLERANCE_SECONDS:g} s"
+    definitions = {
+        "onset_recall": f"share of real onsets that have a generated one; {pooled}",
+        "onset_precision": f"share of generated onsets that have a real one; {pooled}",
+        "onset_f1": f"harmonic mean of onset recall and precision; {pooled}",
+        "onset_offset_seconds": f"mean absolute best shift of a pair's onsets, up to {MAX_OFFSET_SECONDS:g} s",
+    }
+    for name in names:
+        source = name.removeprefix("onset_") if name.endswith("seconds") else name
+        if source not in found:
+            measured.left_out[name] = "no pair has onsets on both sides that a shift brings together"
+            continue
+        better = "lower" if name.endswith("seconds") else "higher"
+        card = sides.card(name, f"{definitions[name]}; {_ONSET_ERROR}", None, better=better, direction=_PAIRS)
+        value, error = found[source]
+        by_chance = dict(zip(("chance", "chance_error"), chance[source], strict=True)) if source in chance else {}
+        details = about | {key: one for key, one in by_chance.items() if one is not None}
+        measured.figures[name] = Figure(value, error, card, details)
+
+
+def owners(outputs: Impressions) -> Tensor:
     """(M,) int64: of each embedding the number of its sound."""
-    return torch.arange(len(heard.rows)).repeat_interleave(heard.rows)
+    return torch.arange(len(outputs.rows)).repeat_interleave(outputs.rows)
 
 
-def wanted(metric: str, judge: str, metrics: Sequence[str]) -> bool:
+def is_wanted(metric: str, judge: str, metrics: Sequence[str]) -> bool:
     """Whether a metric is asked for, of every judge or of this one."""
     return metric in metrics or f"{metric}_{judge}" in metrics
 
@@ -275,11 +295,11 @@ def check_metrics(metrics: Sequence[str], judges: Sequence[str]) -> None:
     Raises:
         UserError: Naming the first.
     """
-    known = [*METRICS, *(f"{metric}_{judge}" for metric in METRICS[:-1] for judge in judges)]
+    known = [*METRICS, *(f"{metric}_{judge}" for metric in _BY_JUDGE for judge in judges)]
     if unknown := [name for name in metrics if name not in known]:
         raise UserError(
             f"--metrics {unknown[0]}: there is {', '.join(METRICS)}, or one of a judge, as in fad_{judges[0]}"
         )
-    idle = [name for name in judges if not any(wanted(metric, name, metrics) for metric in METRICS[:-1])]
+    idle = [name for name in judges if not any(is_wanted(metric, name, metrics) for metric in _BY_JUDGE)]
     if idle and set(metrics) != {"synchrony"}:
         raise UserError(f"judge {idle[0]} has no metric to make: leave it out of --judges, or add to --metrics")

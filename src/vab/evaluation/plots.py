@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: how its per-file figures spread, and what good and bad pairs look like."""
+"""Plots of an evaluation: distributions of its metrics per file, and spectrograms of good and bad pairs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from vab.audio import log_mel
 from vab.data.extract.sounds import Decoded, Listening, decode
 from vab.evaluation.figures import Comparison
+from vab.evaluation.sides import Folder
 from vab.files import write_atomically
 from vab.frozen.protocols import Judge
 
@@ -23,16 +24,16 @@ _EACH = 3
 
 
 def draw(
-    folder: Path, comparison: Comparison, judges: Sequence[Judge], real: Mapping[str, Path], made: Mapping[str, Path]
+    folder: Path, comparison: Comparison, judges: Sequence[Judge], real: Folder | None, generated: Folder
 ) -> list[Path]:
     """Write PNGs into a folder.
 
     Args:
         folder: Is there.
         comparison: Measured.
-        judges: Whose figures are drawn.
-        real: Files by key; none where the real side is a saved reference.
-        made: The generated files by key.
+        judges: Whose metrics are drawn.
+        real: The real files; None if the real side is a saved reference.
+        generated: The generated files.
 
     Returns:
         What was written: ``distributions_<judge>.png``, and ``pairs_<judge>.png`` where sounds are paired.
@@ -40,6 +41,7 @@ def draw(
     Raises:
         UserError: If the disk is full.
     """
+    files = {"real": _by_key(real), "generated": _by_key(generated)}
     written = []
     for judge in judges:
         spreads = {f"fad_{judge.name} of each file": comparison.distances(judge.name).numpy()}
@@ -48,7 +50,7 @@ def draw(
         spread, pairs = plots_of(folder, judge.name)
         written.append(_save(spread, _distributions(spreads)))
         if len(spreads) > 1:
-            figure = _pairs(comparison, list(spreads.values())[1], f"kld_{judge.name}", real, made)
+            figure = _pairs(comparison, list(spreads.values())[1], f"kld_{judge.name}", files)
             written.append(_save(pairs, figure))
     return written
 
@@ -70,9 +72,11 @@ def _distributions(spreads: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def _pairs(
-    comparison: Comparison, values: np.ndarray, name: str, real: Mapping[str, Path], made: Mapping[str, Path]
-) -> Figure:
+def _by_key(folder: Folder | None) -> dict[str, Path]:
+    return {} if folder is None else dict(zip(folder.keys, folder.files, strict=True))
+
+
+def _pairs(comparison: Comparison, values: np.ndarray, name: str, files: Mapping[str, Mapping[str, Path]]) -> Figure:
     """Spectrograms of the best, middle and worst pairs: real above generated."""
     order, count = np.argsort(values, kind="stable"), len(values)
     middle = max(0, count // 2 - _EACH // 2)
@@ -81,10 +85,10 @@ def _pairs(
     figure = Figure(figsize=(2.6 * len(chosen), 5), layout="constrained")
     for column, number in enumerate(chosen):
         key = comparison.generated.keys[number]
-        for row, (side, files) in enumerate((("real", real), ("generated", made))):
+        for row, (side, paths) in enumerate(files.items()):
             axes = figure.add_subplot(2, len(chosen), row * len(chosen) + column + 1)
             axes.set_title(f"{side} {key[-24:]}" + (f"\n{name} {values[number]:.3g}" if row == 0 else ""), fontsize=8)
-            sound = decode(files[key], listening) if key in files else None
+            sound = decode(paths[key], listening) if key in paths else None
             if isinstance(sound, Decoded):
                 levels = log_mel(torch.from_numpy(sound.waveforms[_RATE]), _RATE)
                 axes.imshow(

@@ -19,8 +19,7 @@ from vab.data.reading.dataset import ShardDataset
 from vab.demo.score import Score, measure
 from vab.evaluation.embedding import embed_records
 from vab.evaluation.figures import Comparison
-from vab.evaluation.folders import find_folder
-from vab.evaluation.sides import hear
+from vab.evaluation.sides import find_folder, judge_folder
 from vab.frozen.judges import load_judge
 from vab.generation.generator import Generator
 from vab.metrics.classification import Classification
@@ -75,7 +74,7 @@ def generation(
 
     def side(name: str) -> Any:
         there = find_folder(folder / name)
-        return hear(there, [judge], listening, num_workers=0, batch_size=16, on_error="stop", title=name)
+        return judge_folder(there, [judge], listening, num_workers=0, batch_size=16, on_error="stop", title=name)
 
     real = side("real")
     sounds = {}

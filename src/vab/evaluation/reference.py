@@ -1,13 +1,13 @@
-"""The real side of an evaluation as one file, which later evaluations take in place of its audio."""
+"""Save the real side of an evaluation as one file, which later evaluations read instead of the audio."""
 
 from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,23 +23,22 @@ FORMAT = 1
 """Version of the file's layout."""
 
 
-def facts_of(judge: Judge) -> dict[str, Any]:
-    """What a judge's numbers depend on."""
-    return {
-        "weight_hash": judge.weight_hash,
-        "sample_rate": judge.sample_rate,
-        "conventions": judge.conventions,
-        "classes": list(judge.classes),
-    }
-
-
-def _facts(judges: Sequence[Judge], listening: Listening) -> dict[str, Any]:
+def _settings(judges: Sequence[Judge], listening: Listening) -> dict[str, Any]:
+    """What the numbers in a reference depend on."""
     return {
         "format": FORMAT,
         "length": listening.length,
         "mono": listening.mono,
         "onset_rate": ONSET_RATE,
-        "judges": {judge.name: facts_of(judge) for judge in judges},
+        "judges": {
+            judge.name: {
+                "weight_hash": judge.weight_hash,
+                "sample_rate": judge.sample_rate,
+                "conventions": judge.conventions,
+                "classes": list(judge.classes),
+            }
+            for judge in judges
+        },
     }
 
 
@@ -49,9 +48,9 @@ def save_reference(path: Path, side: Side, judges: Sequence[Judge], listening: L
     Raises:
         UserError: If the disk is full.
     """
-    facts = _facts(judges, listening) | {"lost": side.lost, "ignored": list(side.ignored)}
+    settings = _settings(judges, listening) | {"lost": side.left_out, "ignored": list(side.ignored)}
     arrays: dict[str, Any] = {
-        "facts": np.array(json.dumps(facts, allow_nan=False)),
+        "facts": np.array(json.dumps(settings, allow_nan=False)),
         "keys": np.array(side.keys),
         "hashes": np.array(side.hashes),
         "seconds": side.seconds.numpy(),
@@ -59,8 +58,8 @@ def save_reference(path: Path, side: Side, judges: Sequence[Judge], listening: L
         "onsets": torch.cat(side.onsets).numpy(),
         "onset_counts": np.array([len(onsets) for onsets in side.onsets]),
     }
-    for name, heard in side.heard.items():
-        arrays |= {f"{name}.{part}": tensor.numpy() for part, tensor in heard._asdict().items()}
+    for name, outputs in side.outputs.items():
+        arrays |= {f"{name}.{part}": tensor.numpy() for part, tensor in outputs._asdict().items()}
     stream = io.BytesIO()
     np.savez(stream, **arrays)
     write_atomically(path, stream.getbuffer())
@@ -76,7 +75,7 @@ def load_reference(path: Path, judges: Sequence[Judge], listening: Listening) ->
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         theirs = json.loads(str(arrays["facts"]))
-        _require_same(path, theirs, _facts(judges, listening))
+        _require_same(path, theirs, _settings(judges, listening))
         counts = arrays["onset_counts"].tolist()
         return Side(
             tuple(arrays["keys"].tolist()),
@@ -84,36 +83,29 @@ def load_reference(path: Path, judges: Sequence[Judge], listening: Listening) ->
             torch.from_numpy(arrays["seconds"]),
             torch.from_numpy(arrays["level_db"]),
             torch.from_numpy(arrays["onsets"]).split(counts),
-            {judge.name: _heard(arrays, judge.name) for judge in judges},
+            {
+                judge.name: Impressions(
+                    *(torch.from_numpy(arrays[f"{judge.name}.{part}"]) for part in Impressions._fields)
+                )
+                for judge in judges
+            },
             theirs["lost"],
             tuple(theirs["ignored"]),
         )
     except UserError:
         raise
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, BadZipFile) as error:
         raise UserError(f"{path} is not a reference that --save_reference wrote, or it is damaged: {error}") from error
-
-
-def _heard(arrays: dict[str, np.ndarray], judge: str) -> Impressions:
-    return Impressions(*(torch.from_numpy(arrays[f"{judge}.{part}"]) for part in Impressions._fields))
 
 
 def _require_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     if absent := [name for name in ours["judges"] if name not in theirs["judges"]]:
         raise UserError(
-            f"{path} holds what {', '.join(theirs['judges'])} heard, not {', '.join(absent)}: make it anew with them"
+            f"{path} was made with the judges {', '.join(theirs['judges'])}, not {', '.join(absent)}: make it again "
+            "with them"
         )
     pairs = [(name, theirs[name], ours[name]) for name in ("format", "length", "mono", "onset_rate")]
-    for judge, facts in ours["judges"].items():
-        pairs += [(f"{judge} {name}", theirs["judges"][judge][name], value) for name, value in facts.items()]
+    for judge, settings in ours["judges"].items():
+        pairs += [(f"{judge} {name}", theirs["judges"][judge][name], value) for name, value in settings.items()]
     if unlike := [f"{name}: {their} there, {our} here" for name, their, our in pairs if their != our]:
         raise UserError(f"{path} was made with other settings ({'; '.join(unlike)}): make it again, or set these alike")
