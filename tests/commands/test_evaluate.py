@@ -19,9 +19,10 @@ from vab.cli import main
 from vab.commands.evaluate import evaluate
 from vab.data.extract.sounds import Decoded, Listening, Unusable, decode, decode_all
 from vab.data.media.segments import read_audio
+from vab.evaluation.details import read_labels
 from vab.evaluation.figures import Comparison, check_metrics
 from vab.evaluation.report import number as shown
-from vab.evaluation.sides import Side, find_folder, is_paired, read_labels
+from vab.evaluation.sides import Side, find_folder, is_paired
 from vab.frozen.judges import load_judge
 from vab.frozen.listening import Impressions
 from vab.frozen.weight_files.catalogue import JUDGES

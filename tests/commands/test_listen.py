@@ -110,7 +110,7 @@ def test_the_page_needs_no_network(written):
     page = (written[0] / "page" / "index.html").read_text()
     assert "http://" not in page
     assert "https://" not in page
-    assert "@CONTENT@" not in page
+    assert "{{" not in page
     content = json.loads(page.split('id="content">')[1].split("</script>")[0])
     for trial in content["trials"]:
         for file in trial["media"]:
@@ -174,13 +174,13 @@ def test_the_same_command_gives_the_same_files_and_does_nothing_twice(place, wri
 
 
 def test_names_and_questions_are_taken(place, tmp_path):
-    run(place, tmp_path / "out", names=["ours", "</script>"], questions=["sync: Which is <b>in time</b>?"])
+    run(place, tmp_path / "out", names=["ours", "</script>"], questions=["sync: Which is </script><b>in time</b>?"])
     key = json.loads((tmp_path / "out" / "key.json").read_text())
     assert [system["name"] for system in key["systems"]] == ["ours", "</script>"]
-    assert key["questions"] == {"sync": "Which is <b>in time</b>?"}
+    assert key["questions"] == {"sync": "Which is </script><b>in time</b>?"}
     page = (tmp_path / "out" / "page" / "index.html").read_text()
     content = json.loads(page.split('id="content">')[1].split("</script>")[0])
-    assert content["questions"] == [{"name": "sync", "text": "Which is <b>in time</b>?"}]
+    assert content["questions"] == [{"name": "sync", "text": "Which is </script><b>in time</b>?"}]
 
 
 def test_a_video_without_sound_of_a_system_is_refused_or_skipped(place, tmp_path, capsys):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from vab import UserError
 from vab.cores import usable_cores
-from vab.evaluation.report import Measured, describe, print_report, write_per_file, write_report
+from vab.evaluation.report import Measured, describe, print_report, write_report
 from vab.files import check_files
 
 _FILES_PER_WORKER = 100
@@ -74,9 +74,10 @@ def evaluate(
     """
     from vab.data.extract.sounds import Listening
     from vab.evaluation import reference
+    from vab.evaluation.details import by_class, read_labels, write_per_file
     from vab.evaluation.figures import METRICS, Comparison, check_metrics
     from vab.evaluation.plots import draw, plots_of
-    from vab.evaluation.sides import Folder, Side, find_folder, is_paired, judge_folder, read_labels
+    from vab.evaluation.sides import Folder, Side, find_folder, is_paired, judge_folder
     from vab.frozen import device_named
     from vab.frozen.judges import load_judge
 
@@ -144,13 +145,17 @@ def evaluate(
         "real": describe(real_side, str(real), counts[0] - len(real_side)),
         "generated": describe(made_side, str(generated), counts[1] - len(made_side)),
     }
-    by_class = {} if classes is None else {"by_class": comparison.by_class(listeners, classes)}
-    write_report(Path(out), measured, sides, by_class)
+    more = {} if classes is None else {"by_class": by_class(comparison, listeners, classes)}
+    write_report(Path(out), measured, sides, more)
     if csv is not None:
         write_per_file(Path(csv), comparison, listeners)
     if plots is not None:
         draw(Path(plots), comparison, listeners, real_folder, made_folder)
-    print_report(measured, comparison, sides)
+    note = (
+        f"{'paired by name' if paired else 'not paired'}; heard: {listening.length}; mono: {listening.mono}; resampled "
+        "with soxr HQ; +- is the standard error over generated sounds"
+    )
+    print_report(measured, sides, [note])
     for words in measured.warnings:
         print(f"warning: {words}", file=sys.stderr)
     return measured

@@ -1,4 +1,4 @@
-"""A listening test: the page that asks people which of two sounds they prefer, and what their answers say."""
+"""``vab listen``: write a listening test, in which people compare two sounds of a video, and sum up the answers."""
 
 from __future__ import annotations
 
@@ -21,41 +21,42 @@ def listen(
     num_pairs: int = 30,
     questions: list[str] | None = None,
     level_match: bool = True,
-    on_missing: Literal["refuse", "skip"] = "refuse",
+    on_missing: Literal["stop", "skip"] = "stop",
     seed: int = 0,
     score: list[str] | None = None,
     key: str | None = None,
 ) -> Path | list[PairScore]:
     """Have people compare the sounds of two systems or more for the same videos.
 
-    With --systems: write the test. OUT/page is a folder of plain files that opens in any browser (index.html), from
-    a disk or any web server; it says nowhere which sound is whose. OUT/key.json says it: keep it from the listeners.
-    They answer two questions for each pair, in five steps from "A much better" to "B much better", and send back the
-    file that the page saves.
+    With --systems: write the test. OUT/page is a folder of plain files; any browser opens its index.html, from a disk
+    or a web server. It does not say which sound is of which system. OUT/key.json does: keep it from the listeners. They
+    answer two questions for each pair, in five steps from "A much better" to "B much better", and send back the file
+    that the page saves.
 
-    With --score: sum those files up. Prints a table, draws the preference chart with 95 % intervals, and writes
+    With --score: sum those files up. This prints a table, draws the preference chart with 95 % intervals, and writes
     scores.json beside it.
 
     Args:
-        systems: Folders of the systems' sounds (wav, flac, ogg, mp3, ..., or videos with sound), called as the videos.
-            Also one with the videos' own sound, if listeners are to hear that.
+        systems: Folders of the systems' sounds (wav, flac, ogg, mp3, ..., or videos with sound), named as the videos.
+            One of them may be the folder of the videos, for their own sound.
         videos: Folder of the videos that are shown; H.264, AV1 or VP9.
         out: With --systems: the folder to write. With --score: the chart, a .png; preference.png beside the key if
             not given.
         names: Of the systems, for results; their folders' names if not given.
         num_pairs: Trials of the test. Videos, pairs of systems and sides come up as evenly as can be.
         questions: 'NAME: TEXT' for each question; overall quality and visual relevance if not given.
-        level_match: Bring the sounds of a video to the same root mean square, -23 dBFS or what the sharpest of them
-            allows without clipping. Otherwise louder sounds tend to be preferred.
-        on_missing: What to do if a system lacks a video: refuse, or skip the video.
-        seed: Of the draw.
+        level_match: Bring the sounds of a video to the same root mean square: -23 dBFS, or less if one of them would
+            clip. Otherwise louder sounds tend to be preferred.
+        on_missing: What to do if a system lacks a video. stop: refuse; skip: leave the video out.
+        seed: Of the draw of trials.
         score: Files of answers, or folders of them.
-        key: The key.json of the test that they answer.
+        key: The key.json of the test that is answered.
     """
     if (systems is None) == (score is None):
         raise UserError("vab listen takes --systems A_DIR B_DIR, to write a test, or --score FILES, to sum answers up")
     if score is not None:
-        if unfit := [f"--{name}" for name, value in _written(videos, names, questions).items() if value is not None]:
+        given = {"videos": videos, "names": names, "questions": questions}
+        if unfit := [f"--{name}" for name, value in given.items() if value is not None]:
             raise UserError(f"--score goes with --key and --out, not with {', '.join(unfit)}")
         if key is None:
             raise UserError("--score needs the --key of the test that is answered: OUT/key.json")
@@ -65,7 +66,7 @@ def listen(
     if videos is None or out is None or systems is None:
         raise UserError("--systems needs --videos DIR, the videos to show, and --out DIR, the folder to write")
     asked, folders = read_questions(questions), name_systems(systems, names)
-    material = find_material(Path(videos), folders, on_missing)
+    material = find_material(Path(videos), folders, skip_missing=on_missing == "skip")
     trials = plan_trials(list(material), list(folders), num_pairs, seed)
     material = {name: material[name] for name in sorted({trial.video for trial in trials})}
     require_playable(material)
@@ -80,11 +81,6 @@ def listen(
         f"then: vab listen --score FOLDER_OF_ANSWERS --key {folder / KEY}"
     )
     return index
-
-
-def _written(videos: str | None, names: list[str] | None, questions: list[str] | None) -> dict[str, object]:
-    """What only the writing of a test takes."""
-    return {"videos": videos, "names": names, "questions": questions}
 
 
 def _score(places: list[Path], key_file: Path, out: Path | None) -> list[PairScore]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from vab.evaluation.report import Measured
 from vab.evaluation.sides import ONSET_RATE, Side
 from vab.frozen.listening import Impressions
 from vab.frozen.protocols import Judge
-from vab.metrics.by_class import frechet_by_class, kld_by_class
 from vab.metrics.card import Figure, MetricCard
 from vab.metrics.divergence import EPSILON, paired_kl
 from vab.metrics.frechet import (
@@ -90,27 +88,6 @@ class Comparison:
         """(B,) Frechet distance of each generated file to the real side."""
         made = self.generated.outputs[judge]
         return frechet_per_file(*self.moments(judge), made.embedding, made.rows)
-
-    def by_class(self, judges: Sequence[Judge], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """Frechet distance and divergence of each class, by judge, and which do not exist and why.
-
-        Args:
-            judges: Any of those that ran.
-            labels: By key of a sound, its classes.
-        """
-        names = sorted({label for key in self.generated.keys for label in labels.get(key, ())})
-        sides = (self.real, self.generated)
-        truths = [
-            torch.tensor([[name in labels.get(key, ()) for name in names] for key in side.keys]) for side in sides
-        ]
-        found: dict[str, Any] = {"classes": names, "sounds_without_label": int((~truths[1].any(1)).sum())}
-        for judge in judges:
-            real, made = (side.outputs[judge.name] for side in sides)
-            classes = [truth.repeat_interleave(one.rows, 0) for truth, one in zip(truths, (real, made), strict=True)]
-            found[f"fad_{judge.name}"] = asdict(frechet_by_class(real.embedding, made.embedding, *classes, names))
-            if self.paired and judge.classes:
-                found[f"kld_{judge.name}"] = asdict(kld_by_class(real.logits, made.logits, truths[1], names))
-        return found
 
     def _too_few(self, judge: Judge) -> list[str]:
         return [

@@ -1,4 +1,4 @@
-"""Write and read ``report.json``, and show what is in it: a table, and a CSV with a line for each sound.
+"""Write, read and print ``report.json``.
 
 This module must not import torch: ``vab compare`` and ``vab export`` read reports without it.
 """
@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from vab import UserError, __version__
 from vab.console import print_table
-from vab.files import csv_text, write_atomically
+from vab.files import write_atomically
 from vab.metrics.card import Figure, MetricCard
 
 if TYPE_CHECKING:
-    from vab.evaluation.figures import Comparison
     from vab.evaluation.sides import Side
-    from vab.frozen.protocols import Judge
 
 FORMAT = 1
 """Version of ``report.json``."""
@@ -95,8 +93,14 @@ def describe(side: Side, place: str, unpaired: int) -> dict[str, Any]:
     }
 
 
-def print_report(measured: Measured, comparison: Comparison, sides: Mapping[str, Any]) -> None:
-    """Print the metrics, and what a reader must know of the two sides, as ``describe`` has them."""
+def print_report(measured: Measured, sides: Mapping[str, Any], notes: Sequence[str]) -> None:
+    """Print the metrics, and what a reader must know of the two sides.
+
+    Args:
+        measured: The metrics.
+        sides: ``real`` and ``generated``, as ``describe`` has them.
+        notes: More lines below the table.
+    """
     has_chance = any("chance" in figure.details for figure in measured.figures.values())
     rows = []
     for name, figure in measured.figures.items():
@@ -105,10 +109,7 @@ def print_report(measured: Measured, comparison: Comparison, sides: Mapping[str,
         error = "" if figure.error is None else number(figure.error)
         card = figure.card
         rows.append([name, number(figure.value), error, *chance, card.better, card.direction, _counts(card)])
-    notes = [
-        f"{'paired by name' if comparison.paired else 'not paired'}; heard: {comparison.listening.length}; "
-        f"mono: {comparison.listening.mono}; resampled with soxr HQ; +- is the standard error over generated sounds"
-    ]
+    notes = list(notes)
     for name in ("real", "generated"):
         side = sides[name]
         lacks = {
@@ -147,27 +148,3 @@ def _counts(card: MetricCard) -> str:
         return "-" if files is None else f"{files}" if rows in (None, files) else f"{files} ({rows})"
 
     return f"{side(card.num_real, card.num_real_rows)} / {side(card.num_generated, card.num_generated_rows)}"
-
-
-def write_per_file(path: Path, comparison: Comparison, judges: Sequence[Judge]) -> None:
-    """Write a CSV with a line for each generated sound, whole or not at all.
-
-    Raises:
-        UserError: If the disk is full.
-    """
-    columns: dict[str, list[Any]] = {"file": list(comparison.generated.keys)}
-    sides = {"generated": comparison.generated} | ({"real": comparison.real} if comparison.paired else {})
-    for judge in judges:
-        columns[f"fad_{judge.name}"] = comparison.distances(judge.name).tolist()
-        if not judge.classes:
-            continue
-        if comparison.paired:
-            columns[f"kld_{judge.name}"] = comparison.divergences(judge.name).tolist()
-        for name, side in sides.items():
-            top = side.outputs[judge.name].logits.argmax(1).tolist()
-            columns[f"top_class_{name}_{judge.name}"] = [judge.classes[place] for place in top]
-    for name, side in sides.items():
-        columns[f"onsets_{name}"] = [len(onsets) for onsets in side.onsets]
-        columns[f"level_db_{name}"] = [level if math.isfinite(level) else "" for level in side.level_db.tolist()]
-        columns[f"seconds_{name}"] = side.seconds.tolist()
-    write_atomically(path, csv_text([columns, *zip(*columns.values(), strict=True)]))

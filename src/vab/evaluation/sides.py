@@ -20,7 +20,6 @@ from torch import Tensor
 from vab.console import ProgressBar
 from vab.data.extract.sounds import Decoded, Listening, Unusable, decode_all
 from vab.data.inputs.listing import MEDIA_SUFFIXES, find_sources
-from vab.data.inputs.tables import read_columns
 from vab.files import as_utf8
 from vab.frozen.listening import Impressions, listen
 from vab.frozen.protocols import Judge
@@ -267,21 +266,3 @@ def is_paired(pair: Pair, real: Sequence[str], generated: Sequence[str], skip: b
             f"them, --pair none compares the sets as wholes"
         )
     return True
-
-
-def read_labels(path: str | Path) -> dict[str, tuple[str, ...]]:
-    """Classes of sounds by key, from a CSV with the columns file and labels (joined by ;).
-
-    A file may be listed with its suffix or without.
-
-    Raises:
-        UserError: If the file cannot be understood.
-    """
-    table: dict[str, tuple[str, ...]] = {}
-    for _, cells in read_columns(Path(path), "file", "labels"):
-        stem = Path(cells["file"])
-        key = stem.with_suffix("").as_posix() if stem.suffix.lower() in MEDIA_SUFFIXES else stem.as_posix()
-        if key in table:
-            raise UserError(f"--labels {path} lists {key!r} more than once")
-        table[key] = tuple(dict.fromkeys(label.strip() for label in cells["labels"].split(";") if label.strip()))
-    return table

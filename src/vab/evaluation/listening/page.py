@@ -1,4 +1,4 @@
-"""The page of a listening test: a folder of plain files that opens in any browser, with no network and no server."""
+"""Write the page of a listening test: a folder of plain files that any browser opens, without network or server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from vab.evaluation.listening.media import LEVEL_DB, PEAK_DB, SAMPLE_RATE, SHORT
 from vab.evaluation.listening.plan import Material, Trial
 from vab.files import TEMPORARY_SUFFIX, fitting_name, sha256_of, write_atomically
 from vab.metrics.health import SILENT_DB
+from vab.pages import render_page
 from vab.spec import UserError
 
 KEY, KEY_FORMAT, VERSION = "key.json", "vab-listen-key", 1
@@ -106,7 +106,7 @@ def write_page(
         page: As ``page_id`` has it.
         trials: What is compared.
         material: Video -> its files.
-        systems: Name -> folder, in the order in which results are told.
+        systems: Name -> folder, in the order of the results.
         questions: Name -> text.
         seed: What the trials were drawn with, for the key.
         level_match: Whether sounds are brought to the same level.
@@ -121,7 +121,7 @@ def write_page(
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
     try:
-        told = _write_media(building / "page" / "media", trials, material, level_match)
+        done = _write_media(building / "page" / "media", trials, material, level_match)
         key = {
             "format": KEY_FORMAT,
             "version": VERSION,
@@ -134,7 +134,7 @@ def write_page(
             if level_match
             else "as it was",
             "trials": [
-                {"name": trial.name, "video": trial.video, "A": trial.systems[0], "B": trial.systems[1], **told[trial]}
+                {"name": trial.name, "video": trial.video, "A": trial.systems[0], "B": trial.systems[1], **done[trial]}
                 for trial in trials
             ],
         }
@@ -156,7 +156,7 @@ def _write_media(
         of_video.setdefault(trial.video, []).append(trial)
     short: Counter[str] = Counter()
     silent: Counter[str] = Counter()
-    told: dict[Trial, dict[str, Any]] = {}
+    done: dict[Trial, dict[str, Any]] = {}
     for video, its_trials in track(of_video.items(), "videos", len(of_video)):
         sounds, missing = read_sounds(material[video])
         short.update(system for system, seconds in missing.items() if seconds > SHORT_SECONDS)
@@ -168,7 +168,7 @@ def _write_media(
             for side, system in zip("ab", trial.systems, strict=True):
                 waveform = sounds[system] * 10 ** (gains.get(system, 0.0) / 20)
                 replace_audio(material[video].video, waveform, SAMPLE_RATE, folder / media_name(trial, side))
-            told[trial] = {
+            done[trial] = {
                 "gain_db": {side: round(gains.get(s, 0.0), 3) for side, s in zip("AB", trial.systems, strict=True)},
                 "seconds": round(len(sounds[trial.systems[0]]) / SAMPLE_RATE, 3),
             }
@@ -183,7 +183,7 @@ def _write_media(
             f"warning: {count} of {len(of_video)} sounds of {system} are silent (below {SILENT_DB:g} dBFS)",
             file=sys.stderr,
         )
-    return told
+    return done
 
 
 def media_name(trial: Trial, side: str) -> str:
@@ -197,6 +197,4 @@ def _html(page: str, trials: Sequence[Trial], questions: Mapping[str, str]) -> s
         "questions": [{"name": name, "text": text} for name, text in questions.items()],
         "trials": [{"name": t.name, "media": [f"media/{media_name(t, side)}" for side in "ab"]} for t in trials],
     }
-    template = resources.files("vab.evaluation.listening").joinpath("page.html").read_text(encoding="utf-8")
-    # "<" would end the element that holds it, were "/script" to follow.
-    return template.replace("@CONTENT@", json.dumps(content).replace("<", "\\u003c"))
+    return render_page(__package__, "page.html", content=content)

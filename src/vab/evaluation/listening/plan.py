@@ -1,4 +1,4 @@
-"""What a listening test is about: the files of its systems, and which two of them each trial compares."""
+"""Plan a listening test: find the files of its systems, and draw which two of them each trial compares."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from vab.data.inputs.listing import MEDIA_SUFFIXES, VIDEO_SUFFIXES, find_sources
+from vab.data.reading.labels import first_of
 from vab.spec import UserError
 
 
@@ -37,15 +37,13 @@ class Trial:
     """Whose sounds the page calls A and B."""
 
 
-def find_material(
-    videos: Path, systems: Mapping[str, Path], on_missing: Literal["refuse", "skip"]
-) -> dict[str, Material]:
+def find_material(videos: Path, systems: Mapping[str, Path], skip_missing: bool = False) -> dict[str, Material]:
     """Find each video's sounds: those of the same path below the system's folder, whatever the suffix.
 
     Args:
         videos: Folder, searched with its subfolders.
         systems: System -> its folder, of sounds or of videos with sound.
-        on_missing: What to do about a video that a system lacks.
+        skip_missing: Leave out a video that a system lacks, instead of refusing.
 
     Returns:
         Video -> its files, sorted by name.
@@ -55,23 +53,23 @@ def find_material(
             be skipped.
     """
     shown = _by_name(videos, VIDEO_SUFFIXES)
-    heard = {system: _by_name(folder, MEDIA_SUFFIXES) for system, folder in systems.items()}
-    common = [name for name in shown if all(name in sounds for sounds in heard.values())]
+    sounds = {system: _by_name(folder, MEDIA_SUFFIXES) for system, folder in systems.items()}
+    common = [name for name in shown if all(name in files for files in sounds.values())]
     if not common:
-        least = min(heard, key=lambda system: len(shown.keys() & heard[system].keys()))
+        least = min(sounds, key=lambda system: len(shown.keys() & sounds[system].keys()))
         raise UserError(
-            f"no video of {videos} has a sound of every system: a sound is called as its video, {next(iter(shown))} "
-            f"for example, and {systems[least]} has {next(iter(heard[least]))}"
+            f"no video of {videos} has a sound of every system: a sound has the name of its video, {next(iter(shown))} "
+            f"for example, and {systems[least]} has {next(iter(sounds[least]))}"
         )
-    for system, sounds in heard.items():
-        missing = [name for name in shown if name not in sounds]
-        if missing and on_missing == "refuse":
+    for system, files in sounds.items():
+        missing = [name for name in shown if name not in files]
+        if missing and not skip_missing:
             raise UserError(
-                f"{systems[system]} has no sound for {len(missing)} of {len(shown)} videos ({_few(missing)}): add "
+                f"{systems[system]} has no sound for {len(missing)} of {len(shown)} videos ({first_of(missing)}): add "
                 f"them, or leave them out with --on_missing skip"
             )
     return {
-        name: Material(_one(shown[name], videos), {s: _one(heard[s][name], systems[s]) for s in systems})
+        name: Material(_one(shown[name], videos), {s: _one(sounds[s][name], systems[s]) for s in systems})
         for name in common
     }
 
@@ -144,8 +142,3 @@ def _one(files: list[Path], folder: Path) -> Path:
         names = " and ".join(file.name for file in files)
         raise UserError(f"{folder} has {names}: it must have one file of that name, for it is not clear which is meant")
     return files[0]
-
-
-def _few(names: Sequence[str]) -> str:
-    """``a, b, c, ...``."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

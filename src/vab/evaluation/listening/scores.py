@@ -1,4 +1,4 @@
-"""What listeners answered: their files read and merged, and summed up for each two systems and each question."""
+"""Read and merge the listeners' answers, and sum them up for each two systems and each question."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from vab import __version__
+from vab.console import print_table
 from vab.evaluation.listening.page import KEY_FORMAT, VERSION
 from vab.files import write_atomically
 from vab.metrics.preference import ANSWERS, Interval, Preference, preference
@@ -37,7 +36,7 @@ class Key:
     page: str
     """The page's id."""
     systems: tuple[str, ...]
-    """In the order in which results are told."""
+    """In the order of the results."""
     questions: dict[str, str]
     """Name -> text."""
     sides: dict[str, tuple[str, str]]
@@ -168,26 +167,23 @@ def write_scores(file: Path, scores: Sequence[PairScore], raters: Sequence[Rater
 
 def print_scores(scores: Sequence[PairScore], raters: Sequence[Rater], key: Key) -> None:
     """A table for each question."""
-    console = Console(width=None if Console().is_terminal else 150)
+    shares = ("much", "better", "none", "better", "much")
+    counts = ("answers", "listeners", "p listeners", "p trials")
+    headings = ["first", *shares, "second", "prefer first", "prefer second", *counts]
     for question, entries in itertools.groupby(scores, lambda entry: entry.question):
-        table = Table(title=f"{question}: {key.questions[question]}", title_justify="left")
-        table.add_column("first")
-        for heading in ("much", "better", "none", "better", "much"):
-            table.add_column(heading, justify="right")
-        table.add_column("second")
-        for heading in ("prefer first", "prefer second"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for heading in ("answers", "listeners", "p listeners", "p trials"):
-            table.add_column(heading, justify="right")
+        rows = []
         for entry in entries:
-            said = entry.preference
-            shares = [f"{share:.0%}" for share in said.shares]
-            counts = [f"{said.num_answers}", f"{said.num_raters}", f"{said.p_raters:.2g}", f"{said.p_trials:.2g}"]
-            table.add_row(
-                entry.first, *shares, entry.second, _in_words(said.first), _in_words(said.second), *counts
-            )  # fmt: skip
-        console.print(table)
-    console.print(METHOD, style="dim", highlight=False)
+            result = entry.preference
+            rows.append(
+                [
+                    *(entry.first, *(f"{share:.0%}" for share in result.shares), entry.second),
+                    *(_percent(result.first), _percent(result.second)),
+                    *(f"{result.num_answers}", f"{result.num_raters}"),
+                    *(f"{result.p_raters:.2g}", f"{result.p_trials:.2g}"),
+                ]
+            )
+        print_table(f"{question}: {key.questions[question]}", headings, rows, left=(0, 6))
+    print(METHOD)
     asked = len(key.sides) * len(key.questions)
     if unfinished := [rater for rater in raters if len(rater.answers) < asked]:
         few = ", ".join(f"{rater.name} ({len(rater.answers)} of {asked} answers)" for rater in unfinished)
@@ -267,7 +263,8 @@ def _as_json(entry: PairScore) -> dict[str, Any]:
     }
 
 
-def _in_words(interval: Interval) -> str:
+def _percent(interval: Interval) -> str:
+    """``40% [31%, 50%]``."""
     return f"{interval.share:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
 
 

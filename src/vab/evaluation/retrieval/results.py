@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from vab.console import print_table
 from vab.data.inputs.listing import VIDEO_SUFFIXES
+from vab.pages import render_page
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,9 @@ def results_page(
         folder: Where the page will be; files are linked relative to it.
         sounds: By rank, a .wav file that is put into the page. The files of other hits are linked.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(loader=PackageLoader(__package__, ""), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("found.html").render(
+    return render_page(
+        __package__,
+        "found.html",
         name=query.name,
         by=by,
         among=among,
