@@ -390,7 +390,7 @@ class Listen:
         assert "okapi" in json.dumps(key)
         assert "quagga" in json.dumps(self.usual)
 
-    videos = "tests/commands/test_listen.py::test_each_side_is_the_video_with_the_sound_that_the_key_names"
+    videos = "tests/evaluation/test_listen.py::test_each_side_is_the_video_with_the_sound_that_the_key_names"
 
     def out(self):
         self.run(out=str(self.folder / "mine"))
@@ -404,16 +404,16 @@ class Listen:
     def num_pairs(self):
         assert [len(self.run(num_pairs=count)["trials"]) for count in (1, 2)] == [1, 2]
 
-    questions = "tests/commands/test_listen.py::test_names_and_questions_are_taken"
-    level_match = "tests/commands/test_listen.py::test_sounds_of_a_trial_are_equally_loud_unless_told_not_to"
-    on_missing = "tests/commands/test_listen.py::test_a_video_without_sound_of_a_system_is_refused_or_skipped"
+    questions = "tests/evaluation/test_listen.py::test_names_and_questions_are_taken"
+    level_match = "tests/evaluation/test_listen.py::test_sounds_of_a_trial_are_equally_loud_unless_told_not_to"
+    on_missing = "tests/evaluation/test_listen.py::test_a_video_without_sound_of_a_system_is_refused_or_skipped"
 
     def seed(self):
         drawn = [json.dumps(self.run(seed=seed)["trials"]) for seed in range(5)]
         assert len(set(drawn)) > 1
         assert json.dumps(self.run()["trials"]) == drawn[0]
 
-    score = key = "tests/commands/test_listen.py::test_answers_are_turned_to_the_systems_and_summed"
+    score = key = "tests/evaluation/test_listen.py::test_answers_are_turned_to_the_systems_and_summed"
 
 
 @pytest.fixture(scope="module")
