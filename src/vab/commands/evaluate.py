@@ -38,35 +38,37 @@ def evaluate(
     seed: int = 0,
     overwrite: bool = False,
 ) -> Measured:
-    """Compare two folders of sound, of any system: a table here, and report.json with a metric card beside each number.
+    """Measure generated sounds, of any system, against real ones. Print a table, and write a report with metric cards.
 
-    Files are wav, flac, ogg, mp3, mp4 or anything else that FFmpeg decodes; subfolders count, hidden files do not.
-    Sounds pair by their path in the folder without the suffix. vab compare puts reports side by side.
+    Files are wav, flac, ogg, mp3, mp4 or anything else that FFmpeg decodes. Subfolders are searched; hidden files are
+    not used. Sounds are paired by their path in the folder without the suffix. vab compare shows reports side by side.
 
     Args:
-        real: Folder of the real sounds, or a .npz that --save_reference wrote: same numbers, no audio needed.
+        real: Folder of the real sounds; or a .npz that --save_reference wrote, which gives the same numbers.
         generated: Folder of the generated sounds.
-        out: The .json file to write.
-        judges: Networks that listen: one, several with commas between, or a list.
+        out: A .json file for the metrics, each with its card.
+        judges: Frozen audio networks that compute embeddings and class probabilities: one, several with commas between,
+            or a list.
         metrics: all, or some of fad, fad_infinity, fad_infinity_fadtk, kad, kad_kadtk, kld, kld_epsilon, kld_sigmoid,
             inception_score (of every judge; of one as fad_vggish) and synchrony. fad_infinity_fadtk, kad_kadtk and
             kld_epsilon compare with what other tools print.
-        pair: name: by name, a name without counterpart is refused; none: the sets as wholes; auto: by name if any name
-            is on both sides.
-        seconds: How much of each sound is heard; null for all.
-        short: What becomes of shorter sounds. keep: they stay short, and each judge does what its field does; pad:
-            silence follows; refuse.
+        pair: How sounds are compared. name: in pairs, and a name without counterpart is refused; none: as two sets;
+            auto: in pairs if any name is on both sides.
+        seconds: How many seconds of each sound are used, from its start; null for all.
+        short: What to do with shorter sounds. keep: use them as they are, each judge in its own way; pad: append
+            silence; refuse: treat them as files that cannot be used.
         remove_mean: Subtract each file's mean over time, before it is resampled and cut, as av-benchmark does.
         inception_splits: Parts of which the inception score is the mean.
         labels: A CSV with the columns file and labels (joined by ;), for fad and kld by class in the report.
-        csv: A .csv file for the figures of each sound.
-        plots: Folder for pictures: distributions, and spectrograms of the best, middle and worst pairs.
-        save_reference: A .npz file for all that was heard on the real side.
-        on_error: stop at a file that cannot be used; or skip it, and names without counterpart, and count them.
+        csv: A .csv file for the metrics of each sound.
+        plots: Folder for plots: distributions, and spectrograms of the best, middle and worst pairs.
+        save_reference: A .npz file for what the judges computed from the real sounds.
+        on_error: What to do with a file that cannot be used, or a name without counterpart. stop: refuse; skip: leave
+            it out and count it.
         num_workers: Processes that decode; half as many as there are cores if not given, 0 for none.
-        batch_size: Sounds that a judge hears at once.
+        batch_size: Sounds that go through a judge together.
         device: Where the judges run: auto, cpu, cuda, ...
-        seed: Of what is drawn: the parts of the inception score and the subsets of fad_infinity.
+        seed: Of the parts of the inception score and the subsets of fad_infinity.
         overwrite: Replace files that are there.
 
     Raises:
@@ -181,11 +183,7 @@ def _check_numbers(
         raise UserError(f"--seed must be 0 or more and below 2**32, got {seed}")
     if seconds is not None and not 0 < seconds < float("inf"):
         raise UserError(f"--seconds must be above 0, or null for whole sounds, got {seconds}")
-    least = {
-        "inception_splits": (inception_splits, 1),
-        "num_workers": (num_workers or 0, 0),
-        "batch_size": (batch_size, 1),
-    }
-    for name, (value, smallest) in least.items():
-        if value < smallest:
-            raise UserError(f"--{name} must be {smallest} or more, got {value}")
+    numbers = (("inception_splits", inception_splits, 1), ("num_workers", num_workers or 0, 0))
+    for name, value, least in (*numbers, ("batch_size", batch_size, 1)):
+        if value < least:
+            raise UserError(f"--{name} must be {least} or more, got {value}")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from vab.evaluation.listening.chart import draw_chart
 from vab.evaluation.listening.media import require_playable
-from vab.evaluation.listening.page import KEY, holds_page, page_id, read_questions, write_page
+from vab.evaluation.listening.page import KEY, ListeningTest, read_questions
 from vab.evaluation.listening.plan import find_material, name_systems, plan_trials
 from vab.evaluation.listening.scores import SCORES, PairScore, print_scores, read_key, read_raters, sum_up, write_scores
 from vab.spec import UserError
@@ -70,10 +70,10 @@ def listen(
     trials = plan_trials(list(material), list(folders), num_pairs, seed)
     material = {name: material[name] for name in sorted({trial.video for trial in trials})}
     require_playable(material)
-    page, folder = page_id(trials, material, asked, level_match), Path(out)
-    done = holds_page(folder, page)
+    test, folder = ListeningTest(trials, material, folders, asked, seed, level_match), Path(out)
+    done = test.is_in(folder)
     if not done:
-        write_page(folder, page, trials, material, folders, asked, seed, level_match)
+        test.write(folder)
     index = folder / "page" / "index.html"
     print(
         f"{index}: {len(trials)} trials of {len(material)} videos, {', '.join(folders)}{'; it was there' * done}\n"

@@ -48,10 +48,10 @@ def draw(
         if comparison.paired and judge.classes:
             spreads[f"kld_{judge.name} of each pair, nats"] = comparison.divergences(judge.name).numpy()
         spread, pairs = plots_of(folder, judge.name)
-        written.append(_save(spread, _distributions(spreads)))
+        written.append(save_png(spread, _distributions(spreads)))
         if len(spreads) > 1:
             figure = _pairs(comparison, list(spreads.values())[1], f"kld_{judge.name}", files)
-            written.append(_save(pairs, figure))
+            written.append(save_png(pairs, figure))
     return written
 
 
@@ -101,7 +101,8 @@ def _pairs(comparison: Comparison, values: np.ndarray, name: str, files: Mapping
     return figure
 
 
-def _save(path: Path, figure: Figure) -> Path:
+def save_png(path: Path, figure: Figure) -> Path:
+    """Draw a figure into a PNG file, whole or not at all; returns its path."""
     stream = io.BytesIO()
     FigureCanvasAgg(figure).print_png(stream)
     write_atomically(path, stream.getbuffer())

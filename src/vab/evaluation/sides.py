@@ -20,6 +20,7 @@ from torch import Tensor
 from vab.console import ProgressBar
 from vab.data.extract.sounds import Decoded, Listening, Unusable, decode_all
 from vab.data.inputs.listing import MEDIA_SUFFIXES, find_sources
+from vab.data.reading.labels import first_of
 from vab.files import as_utf8
 from vab.frozen.listening import Impressions, listen
 from vab.frozen.protocols import Judge
@@ -254,13 +255,9 @@ def is_paired(pair: Pair, real: Sequence[str], generated: Sequence[str], skip: b
             f"not one name is on both sides (real has {real[0]!r}, ..., generated {generated[0]!r}, ...): files pair "
             f"by their path in the folder without the suffix; --pair none compares the sets as wholes"
         )
-    lonely = [("real", sorted(set(real) - common)), ("generated", sorted(set(generated) - common))]
-    if any(names for _, names in lonely) and not skip:
-        words = "; ".join(
-            f"{len(names)} in {side} only ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for side, names in lonely
-            if names
-        )
+    alone = {"real": sorted(set(real) - common), "generated": sorted(set(generated) - common)}
+    if any(alone.values()) and not skip:
+        words = "; ".join(f"{len(keys)} in {side} only ({first_of(keys)})" for side, keys in alone.items() if keys)
         raise UserError(
             f"of {len(common)} pairs, names without counterpart: {words}. --on_error skip leaves them out and counts "
             f"them, --pair none compares the sets as wholes"

@@ -1,22 +1,20 @@
-"""The preference chart: one stacked bar for each two systems, from "first much better" to "second much better"."""
+"""Draw the preference chart: a stacked bar for each two systems, "first much better" to "second much better"."""
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vab.evaluation.listening.scores import PairScore
-from vab.files import write_atomically
+from vab.evaluation.plots import save_png
 from vab.spec import UserError
 
 _COLOURS = ("#1f5fa8", "#8db8e2", "#d9dde2", "#f2b98a", "#c65d13")
-"""Blue for the first system, orange for the second, told apart by colour-blind readers too; grey for neither."""
+"""Blue for the first system, orange for the second, which colour-blind readers distinguish; grey for neither."""
 _INK = ("#ffffff", "#1d232b", "#1d232b", "#1d232b", "#ffffff")
 _LEGEND = ("left much better", "left better", "no preference", "right better", "right much better")
 
@@ -35,7 +33,6 @@ def draw_chart(file: Path, scores: Sequence[PairScore], questions: Mapping[str, 
     groups = [(name, list(entries)) for name, entries in itertools.groupby(scores, lambda entry: entry.question)]
     heights = [0.55 * len(entries) + 0.55 for _, entries in groups]
     figure = Figure(figsize=(9.0, sum(heights) + 1.05), dpi=160, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(len(groups), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for axis, (name, entries) in zip(axes, groups, strict=True):
         rows = np.arange(len(entries))
@@ -78,10 +75,8 @@ def draw_chart(file: Path, scores: Sequence[PairScore], questions: Mapping[str, 
     figure.legend(
         handles[: len(_LEGEND)], labels[: len(_LEGEND)], loc="outside upper center", ncols=5, frameon=False, fontsize=9
     )
-    stream = io.BytesIO()
-    canvas.print_png(stream)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, stream.getvalue())
+        save_png(file, figure)
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Videos of a listening test: one picture, two sounds of the same length and loudness."""
+"""Media of a listening test: the sounds of a video, brought to the same length and loudness."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vab.metrics.health import SILENT_DB
 from vab.spec import UserError
 
 SAMPLE_RATE = 48_000
-"""Hz, of every sound in the page, so that no file betrays its system."""
+"""Hz, of every sound in the page, so that no file shows its system."""
 LEVEL_DB = -23.0
-"""dBFS, root mean square: what sounds are brought to where none of the video's sounds would clip."""
+"""dBFS, root mean square: the level of all sounds of a video, unless one of them would clip."""
 PEAK_DB = -1.0
-"""dBFS: no peak of a level-matched sound is above; the encoder may add a little."""
+"""dBFS: highest peak of a level-matched sound, before it is encoded."""
 SHORT_SECONDS = 0.5
-"""A sound that ends earlier than this before its video is short enough to be told."""
+"""s. A sound that ends this much before its video causes a warning."""
 _FADE_SECONDS = 0.01
 _CODECS = ("h264", "av1", "vp9")
-"""Codecs that browsers show in MP4; FFmpeg's names of their decoders hold these."""
+"""Video codecs that browsers play in MP4, as parts of the names of FFmpeg's decoders."""
 
 
 def require_playable(material: Mapping[str, Material]) -> None:
@@ -47,11 +47,11 @@ def require_playable(material: Mapping[str, Material]) -> None:
 
 
 def read_sounds(files: Material) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Sounds of one video, all cut to the shortest of them and of the video.
+    """Read the sounds of one video, all cut to the shortest of them and of the video.
 
     Returns:
-        Sounds: system -> (N,) float32, 48 kHz, mono, fading out within 10 ms; and by how many seconds each system's
-        file ends before the video (0 if it does not).
+        Sounds: system -> (N,) float32, 48 kHz, mono, with a fade-out of 10 ms; and by how many seconds each system's
+        file ends before the video, 0 if it does not.
     """
     shown = scan_packets(files.video).video_end
     assert shown is not None  # require_playable has seen pictures
@@ -67,8 +67,8 @@ def read_sounds(files: Material) -> tuple[dict[str, np.ndarray], dict[str, float
 def match_levels(sounds: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Gains that bring sounds of one video to the same root mean square, without clipping.
 
-    The level is -23 dBFS, or as much lower as the sound of the highest crest needs to keep its peak at -1 dBFS: all of
-    the video's sounds are then at that lower level. A sound that is silent (below -60 dBFS) stays as it is.
+    The level is -23 dBFS; if a peak would then be above -1 dBFS, all of the video's sounds get a lower level. A silent
+    sound (below -60 dBFS) stays as it is.
 
     Args:
         sounds: System -> (N,) float32.

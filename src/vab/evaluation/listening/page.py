@@ -1,4 +1,4 @@
-"""Write the page of a listening test: a folder of plain files that any browser opens, without network or server."""
+"""Write a listening test: a page of plain files that any browser opens, without network or server, and its key."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,153 +50,140 @@ def read_questions(lines: Sequence[str] | None) -> dict[str, str]:
     return questions
 
 
-def page_id(
-    trials: Sequence[Trial], material: Mapping[str, Material], questions: Mapping[str, str], level_match: bool
-) -> str:
-    """12 hexadecimal digits: equal for the same trials of the same files, by which answers are known again."""
-    shown = {name: material[name] for name in sorted({trial.video for trial in trials})}
-    content = {
-        "trials": [(trial.name, trial.video, trial.systems) for trial in trials],
-        "files": {
-            name: [sha256_of(files.video), {system: sha256_of(path) for system, path in files.sounds.items()}]
-            for name, files in shown.items()
-        },
-        "questions": list(questions.items()),
-        "level_match": level_match,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+@dataclass(frozen=True)
+class ListeningTest:
+    """What is compared, and what listeners are asked."""
 
+    trials: Sequence[Trial]
+    """Pairs to compare."""
+    material: Mapping[str, Material]
+    """Video -> its files, of the videos of the trials, sorted by name."""
+    systems: Mapping[str, Path]
+    """Name -> folder, in the order of the results."""
+    questions: Mapping[str, str]
+    """Name -> text."""
+    seed: int
+    """Of the draw of trials."""
+    level_match: bool
+    """Whether sounds of a video are brought to the same level."""
 
-def holds_page(out: Path, page: str) -> bool:
-    """Whether the folder has this very test already.
-
-    Raises:
-        UserError: If it has something else, which must not be mixed with it or lost.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    try:
-        key = json.loads((out / KEY).read_text(encoding="utf-8"))
-        theirs = key["page"] if key["format"] == KEY_FORMAT else None
-    except (OSError, ValueError, TypeError, KeyError):
-        theirs = None
-    if theirs is None:
-        raise UserError(f"--out {out} exists and is no listening test of vab: give a folder that is not there yet")
-    if theirs != page:
-        raise UserError(
-            f"{out} holds another listening test (page {theirs}), whose key would be lost: give another --out"
-        )
-    return True
-
-
-def write_page(
-    out: Path,
-    page: str,
-    trials: Sequence[Trial],
-    material: Mapping[str, Material],
-    systems: Mapping[str, Path],
-    questions: Mapping[str, str],
-    seed: int,
-    level_match: bool,
-) -> None:
-    """Write ``page/`` (index.html and its media, where nothing says which system is which) and ``key.json`` beside it.
-
-    The folder is there whole or not at all.
-
-    Args:
-        out: The folder; missing or empty.
-        page: As ``page_id`` has it.
-        trials: What is compared.
-        material: Video -> its files.
-        systems: Name -> folder, in the order of the results.
-        questions: Name -> text.
-        seed: What the trials were drawn with, for the key.
-        level_match: Whether sounds are brought to the same level.
-
-    Raises:
-        UserError: If a file cannot be read, or the disk is full or not writable.
-    """
-    building = out.with_name(fitting_name(f".{out.name}", TEMPORARY_SUFFIX))
-    shutil.rmtree(building, ignore_errors=True)  # of a run that was stopped
-    try:
-        (building / "page" / "media").mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
-    try:
-        done = _write_media(building / "page" / "media", trials, material, level_match)
-        key = {
-            "format": KEY_FORMAT,
-            "version": VERSION,
-            "vab": __version__,
-            "page": page,
-            "seed": seed,
-            "systems": [{"name": name, "folder": str(folder)} for name, folder in systems.items()],
-            "questions": dict(questions),
-            "loudness": f"rms {LEVEL_DB:g} dBFS, less where a peak would pass {PEAK_DB:g} dBFS, equal within a trial"
-            if level_match
-            else "as it was",
-            "trials": [
-                {"name": trial.name, "video": trial.video, "A": trial.systems[0], "B": trial.systems[1], **done[trial]}
-                for trial in trials
-            ],
+    @cached_property
+    def page_id(self) -> str:
+        """12 hexadecimal digits, equal for the same trials of the same files; answers carry them."""
+        content = {
+            "trials": [(trial.name, trial.video, trial.systems) for trial in self.trials],
+            "files": {
+                name: [sha256_of(files.video), {system: sha256_of(path) for system, path in files.sounds.items()}]
+                for name, files in self.material.items()
+            },
+            "questions": list(self.questions.items()),
+            "level_match": self.level_match,
         }
-        write_atomically(building / KEY, (json.dumps(key, indent=2) + "\n").encode())
-        write_atomically(building / "page" / "index.html", _html(page, trials, questions))
-        if out.exists():
-            out.rmdir()  # empty, as holds_page has seen
-        building.rename(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder has this very test already.
 
-def _write_media(
-    folder: Path, trials: Sequence[Trial], material: Mapping[str, Material], level_match: bool
-) -> dict[Trial, dict[str, Any]]:
-    """Two videos for each trial; returns what was done to their sounds."""
-    of_video: dict[str, list[Trial]] = {}
-    for trial in trials:
-        of_video.setdefault(trial.video, []).append(trial)
-    short: Counter[str] = Counter()
-    silent: Counter[str] = Counter()
-    done: dict[Trial, dict[str, Any]] = {}
-    for video, its_trials in track(of_video.items(), "videos", len(of_video)):
-        sounds, missing = read_sounds(material[video])
-        short.update(system for system, seconds in missing.items() if seconds > SHORT_SECONDS)
-        gains = match_levels(sounds)
-        silent.update(sounds.keys() - gains.keys())
-        if not level_match:
-            gains = {}
-        for trial in its_trials:
-            for side, system in zip("ab", trial.systems, strict=True):
-                waveform = sounds[system] * 10 ** (gains.get(system, 0.0) / 20)
-                replace_audio(material[video].video, waveform, SAMPLE_RATE, folder / media_name(trial, side))
-            done[trial] = {
-                "gain_db": {side: round(gains.get(s, 0.0), 3) for side, s in zip("AB", trial.systems, strict=True)},
-                "seconds": round(len(sounds[trial.systems[0]]) / SAMPLE_RATE, 3),
+        Raises:
+            UserError: If it has something else, which must not be mixed with it or lost.
+        """
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return False
+        try:
+            key = json.loads((folder / KEY).read_text(encoding="utf-8"))
+            page = key["page"] if key["format"] == KEY_FORMAT else None
+        except (OSError, ValueError, TypeError, KeyError):
+            page = None
+        if page is None:
+            raise UserError(
+                f"--out {folder} exists and is no listening test of vab: give a folder that is not there yet"
+            )
+        if page != self.page_id:
+            raise UserError(
+                f"{folder} holds another listening test (page {page}), whose key would be lost: give another --out"
+            )
+        return True
+
+    def write(self, folder: Path) -> None:
+        """Write ``page/`` (index.html and its media, which do not say whose sound is which) and ``key.json`` beside it.
+
+        The folder, which is missing or empty before, is there whole or not at all.
+
+        Raises:
+            UserError: If a file cannot be read, or the disk is full or not writable.
+        """
+        building = folder.with_name(fitting_name(f".{folder.name}", TEMPORARY_SUFFIX))
+        shutil.rmtree(building, ignore_errors=True)  # of a run that was stopped
+        try:
+            (building / "page" / "media").mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from error
+        try:
+            changes = self._write_media(building / "page" / "media")
+            loudness = f"rms {LEVEL_DB:g} dBFS, less where a peak would pass {PEAK_DB:g} dBFS, equal within a trial"
+            key = {
+                "format": KEY_FORMAT,
+                "version": VERSION,
+                "vab": __version__,
+                "page": self.page_id,
+                "seed": self.seed,
+                "systems": [{"name": name, "folder": str(place)} for name, place in self.systems.items()],
+                "questions": dict(self.questions),
+                "loudness": loudness if self.level_match else "as it was",
+                "trials": [
+                    {"name": t.name, "video": t.video, "A": t.systems[0], "B": t.systems[1], **changes[t]}
+                    for t in self.trials
+                ],
             }
-    for system, count in short.items():
-        print(
-            f"warning: {count} of {len(of_video)} sounds of {system} end more than {SHORT_SECONDS:g} s before their "
-            f"video: the sounds that they are compared with are cut there too",
-            file=sys.stderr,
+            write_atomically(building / KEY, (json.dumps(key, indent=2) + "\n").encode())
+            content = {
+                "page": self.page_id,
+                "questions": [{"name": name, "text": text} for name, text in self.questions.items()],
+                "trials": [
+                    {"name": t.name, "media": [f"media/{media_name(t, side)}" for side in "ab"]} for t in self.trials
+                ],
+            }
+            write_atomically(building / "page" / "index.html", render_page(__package__, "page.html", content=content))
+            if folder.exists():
+                folder.rmdir()  # empty, as is_in has seen
+            building.rename(folder)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+    def _write_media(self, folder: Path) -> dict[Trial, dict[str, Any]]:
+        """Write two videos for each trial; returns what was done to their sounds."""
+        of_video: dict[str, list[Trial]] = {name: [] for name in self.material}
+        for trial in self.trials:
+            of_video[trial.video].append(trial)
+        short: Counter[str] = Counter()
+        silent: Counter[str] = Counter()
+        changes: dict[Trial, dict[str, Any]] = {}
+        for video, trials in track(of_video.items(), "videos", len(of_video)):
+            files = self.material[video]
+            sounds, missing = read_sounds(files)
+            short.update(system for system, seconds in missing.items() if seconds > SHORT_SECONDS)
+            gains = match_levels(sounds)
+            silent.update(sounds.keys() - gains.keys())
+            if not self.level_match:
+                gains = {}
+            for trial in trials:
+                for side, system in zip("ab", trial.systems, strict=True):
+                    waveform = sounds[system] * 10 ** (gains.get(system, 0.0) / 20)
+                    replace_audio(files.video, waveform, SAMPLE_RATE, folder / media_name(trial, side))
+                changes[trial] = {
+                    "gain_db": {side: round(gains.get(s, 0.0), 3) for side, s in zip("AB", trial.systems, strict=True)},
+                    "seconds": round(len(sounds[trial.systems[0]]) / SAMPLE_RATE, 3),
+                }
+        cut = (
+            f"end more than {SHORT_SECONDS:g} s before their video: the sounds that they are compared with are cut "
+            "there too"
         )
-    for system, count in silent.items():
-        print(
-            f"warning: {count} of {len(of_video)} sounds of {system} are silent (below {SILENT_DB:g} dBFS)",
-            file=sys.stderr,
-        )
-    return done
+        for counts, words in ((short, cut), (silent, f"are silent (below {SILENT_DB:g} dBFS)")):
+            for system, count in counts.items():
+                print(f"warning: {count} of {len(of_video)} sounds of {system} {words}", file=sys.stderr)
+        return changes
 
 
 def media_name(trial: Trial, side: str) -> str:
-    """Of one of a trial's two videos; ``side`` is a or b."""
+    """File name of one of a trial's two videos; ``side`` is a or b."""
     return f"{trial.name}_{side}.mp4"
-
-
-def _html(page: str, trials: Sequence[Trial], questions: Mapping[str, str]) -> str:
-    content = {
-        "page": page,
-        "questions": [{"name": name, "text": text} for name, text in questions.items()],
-        "trials": [{"name": t.name, "media": [f"media/{media_name(t, side)}" for side in "ab"]} for t in trials],
-    }
-    return render_page(__package__, "page.html", content=content)

@@ -17,12 +17,12 @@ from vab.spec import UserError
 
 @dataclass(frozen=True)
 class Material:
-    """A video and what each system made of it."""
+    """A video and the sounds of the systems for it."""
 
     video: Path
-    """Its pictures are shown."""
+    """The file whose pictures are shown."""
     sounds: dict[str, Path]
-    """System -> the file whose sound is heard."""
+    """System -> the file whose sound is played."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Trial:
     """One comparison."""
 
     name: str
-    """As in the page and in the answers; says nothing about the systems."""
+    """As in the page and in the answers; does not show the systems."""
     video: str
     """Name of the video: its path below its folder, without suffix."""
     systems: tuple[str, str]
@@ -75,11 +75,11 @@ def find_material(videos: Path, systems: Mapping[str, Path], skip_missing: bool 
 
 
 def plan_trials(videos: Sequence[str], systems: Sequence[str], num_pairs: int, seed: int) -> list[Trial]:
-    """Draw trials so that each video, each two systems, and each system's place come up as evenly as can be.
+    """Draw trials, balanced over videos, pairs of systems, and which system is A.
 
-    Numbers of trials of any two videos differ by one at most, and so do those of any two pairs of systems. Within a
-    pair, either system is A in half of the trials (one more if their number is odd). No video is shown twice with the
-    same pair.
+    The numbers of trials of any two videos differ by one at most, and so do those of any two pairs of systems. Within a
+    pair, each system is A in half of the trials; one more if their number is odd. No video is shown twice with the same
+    pair.
 
     Args:
         videos: Their names.

@@ -101,29 +101,27 @@ def read_raters(places: Sequence[Path], key: Key) -> list[Rater]:
     Raises:
         UserError: If a file is no listener's answers to this page, there is none, or two listeners have one name.
     """
-    raters: dict[str, Rater] = {}
-    left_out: list[Rater] = []
+    by_name: dict[str, list[Rater]] = {}
     for file in _files(places):
         content = _json(file)
         if file not in places and isinstance(content, dict) and content.get("format") in (KEY_FORMAT, SCORES_FORMAT):
             continue
         rater = _rater(content, key, file)
-        known = raters.setdefault(_plain(rater.name), rater)
-        if known.session != rater.session:
+        same = by_name.setdefault(" ".join(rater.name.split()).lower(), [])  # as the page compares names
+        same.append(rater)
+        if same[0].session != rater.session:
             raise UserError(
-                f"{known.file} and {file} are two tests by {rater.name!r}: if they are two people, change 'rater' in "
+                f"{same[0].file} and {file} are two tests by {rater.name!r}: if they are two people, change 'rater' in "
                 f"one of them; else leave one out"
             )
-        if known is not rater:
-            kept, left = (rater, known) if rater.saved > known.saved else (known, rater)
-            raters[_plain(rater.name)] = kept
-            left_out.append(left)
-    for left in left_out:
-        kept = raters[_plain(left.name)]
-        print(f"note: {left.file} is {left.name!r} again: {kept.file} counts", file=sys.stderr)
-    if not any(rater.answers for rater in raters.values()):
+    raters = [max(same, key=lambda rater: rater.saved) for same in by_name.values()]
+    for last, same in zip(raters, by_name.values(), strict=True):
+        for rater in same:
+            if rater is not last:
+                print(f"note: {rater.file} is {rater.name!r} again: {last.file} counts", file=sys.stderr)
+    if not any(rater.answers for rater in raters):
         raise UserError(f"no answers in {', '.join(map(str, places))}: --score takes the files that listeners saved")
-    return list(raters.values())
+    return raters
 
 
 def sum_up(raters: Sequence[Rater], key: Key) -> list[PairScore]:
@@ -266,8 +264,3 @@ def _as_json(entry: PairScore) -> dict[str, Any]:
 def _percent(interval: Interval) -> str:
     """``40% [31%, 50%]``."""
     return f"{interval.share:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
-
-
-def _plain(name: str) -> str:
-    """As the page compares names."""
-    return " ".join(name.split()).lower()
