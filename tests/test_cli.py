@@ -1,7 +1,6 @@
 """The command line as a user meets it: recipes, overrides, and mistakes."""
 
 import dataclasses
-import importlib.util
 import re
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tone_shards import short_spec, write_shards
 from vab.cli import COMMANDS, RENAMED, main
+from vab.flags import parse
+from vab.spec import UserError
 from vab.tasks import PretrainTask, load_task
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -282,9 +283,56 @@ def test_an_unknown_command_names_the_nearest(capsys):
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
-def test_a_command_of_an_earlier_release_names_the_new_one(old, new, capsys):
-    assert complaint(capsys, *old.split(), "--help") == f"error: vab {old} is now {new}"
-    assert new.split()[1] in COMMANDS or importlib.util.find_spec(new.split()[2].strip(","))
+def test_what_was_renamed_names_its_new_name(old, new, capsys):
+    if old.startswith("-"):
+        for typed in (["retrieve", f"{old}=x"], ["listen", old, "x"]):
+            assert complaint(capsys, *typed) == f"error: {old} is now {new}"
+    else:
+        assert complaint(capsys, *old.split(), "--help") == f"error: vab {old} is now {new}"
+        assert new.startswith("python -m") or new.split()[1] in COMMANDS
+
+
+def _grammar(first: str, names: list[str] | None = None, either: str | list[str] = "x", switch: bool = False) -> None:
+    """Flags of every kind.
+
+    Args:
+        first: A value.
+        names: A list.
+        either: A value or a list.
+        switch: A switch.
+    """
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("a", {"first": "a"}),
+        ("--first a --switch", {"first": "a", "switch": True}),
+        ("a --switch true --either b", {"first": "a", "switch": True, "either": ["b"]}),
+        ("a --switch=false", {"first": "a"}),
+        ("a --names b c --either b,c", {"first": "a", "names": ["b", "c"], "either": ["b,c"]}),
+        ("a --switch --names=[b,c]", {"first": "a", "names": ["b", "c"], "switch": True}),
+        ("--either d e --first a --names [b]", {"first": "a", "names": ["b"], "either": ["d", "e"]}),
+        ("a --names+ b --names+ c", {"first": "a", "names": ["b", "c"]}),
+    ],
+)
+def test_all_commands_have_one_grammar(typed, expected):
+    assert parse(_grammar, "vab x", typed.split()) == {"names": None, "either": "x", "switch": False} | expected
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("a b", "unrecognized arguments: b"),
+        ("a --names", "expected one argument"),
+        ("a --names=", "--names is empty"),
+        ("a --switch perhaps", "switch"),
+        ("--switch", "required: --first"),
+    ],
+)
+def test_what_the_grammar_refuses(typed, words):
+    with pytest.raises(UserError, match=words):
+        parse(_grammar, "vab x", typed.split())
 
 
 def test_what_is_missing_is_named_as_it_is_typed(capsys):
@@ -292,7 +340,7 @@ def test_what_is_missing_is_named_as_it_is_typed(capsys):
         (["extract", "--media", "x"], "--out"),
         (["generate", "--video", "x"], "--checkpoint, --out"),
         (["compare"], "--reports"),
-        (["shards", "verify"], "FOLDER"),
+        (["shards", "verify"], "--folder"),
         (["fit"], "--data.train, --data.val, --model"),
     ):
         assert complaint(capsys, *command) == f"error: the following arguments are required: {names}"

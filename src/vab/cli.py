@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import errno
 import importlib
-import inspect
 import io
-import json
 import os
-import re
 import sys
-import typing
 from collections import deque
-from typing import Any, NoReturn
+from typing import Any
 
 from vab import UserError, __version__
-from vab.errors import OneLineErrors, exit_now, fail, nearest, refuse_addresses, refuse_empty, stopping_at_once
+from vab.errors import exit_now, fail, nearest, refuse_addresses, stopping_at_once
 
 TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
@@ -28,9 +24,6 @@ TRAINER_COMMANDS = {
 _OF_THE_PLACE = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
-_BARE = ("vab compare", "vab shards merge")
-"""Commands whose values before any flag are their first parameter's."""
-
 # Command -> (its one line, where its function is); a dict is a group of commands.
 COMMANDS: dict[str, tuple[str, Any]] = {
     "extract": ("media files to shards of codec tokens and frame features", "vab.commands.extract:extract"),
@@ -87,8 +80,13 @@ COMMANDS: dict[str, tuple[str, Any]] = {
     ),
 }
 
-RENAMED = {"lists": "vab datasets", "demo two-stage": "python -m bench.two_stage, in a checkout"}
-"""Command of an earlier release -> what to type now."""
+RENAMED = {
+    "lists": "vab datasets",
+    "recall": "vab retrieve",
+    "--on_missing": "--on_error",
+    "demo two-stage": "python -m bench.two_stage, in a checkout",
+}
+"""Command or flag of an earlier release -> what to type now."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -108,9 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         return print(overview())
     if command == "--version":
         return print(f"vab {__version__}")
-    for old in (command, " ".join(arguments[:2])):
-        if old in RENAMED:
-            fail(f"vab {old} is now {RENAMED[old]}")
+    refuse_former_names(arguments)
     if command not in TRAINER_COMMANDS and command not in COMMANDS:
         hint = nearest(command, [*TRAINER_COMMANDS, *COMMANDS])
         fail(f"no command {command!r}{hint}; vab --help lists them")
@@ -180,112 +176,61 @@ def import_plugins(arguments: list[str]) -> list[str]:
     return others
 
 
+def refuse_former_names(arguments: list[str]) -> None:
+    """Name what replaces a command or a flag of an earlier release; exit status 2."""
+    for old in (arguments[0], " ".join(arguments[:2]), *(argument.partition("=")[0] for argument in arguments[1:])):
+        if old in RENAMED:
+            fail(f"{old if old.startswith('-') else f'vab {old}'} is now {RENAMED[old]}")
+
+
 def overview() -> str:
     """What ``vab --help`` prints; importing nothing heavy."""
     lines = ["usage: vab COMMAND ...     vab COMMAND --help tells more", ""]
     described = {**TRAINER_COMMANDS, **{name: words for name, (words, _) in COMMANDS.items()}}
     lines += [f"  {name:<10}{words}" for name, words in described.items()]
-    more = "with any command: --plugins MODULE,... imports the modules of your own tasks, backbones and optimizers"
-    return "\n".join([*lines, "", more])
+    lines += ["", "values before the first flag belong to that command's first flag: vab compare A.json B.json"]
+    return "\n".join([*lines, "--plugins MODULE,... imports your own tasks, backbones and optimizers, in any command"])
 
 
 def run_folds(arguments: list[str]) -> None:
-    """``vab folds``: what is not its own goes to ``vab fit``."""
-    import argparse
-
+    """``vab folds``: flags that are not its own are passed to ``vab fit``."""
     with stopping_at_once():
         from vab.commands.folds import cross_validate
+        from vab.flags import parse
 
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UserError(f"folds: {message}")
-
-    description = inspect.cleandoc(cross_validate.__doc__ or "").partition("\n\nArgs:")[0]
-    parser = Parser(
-        prog="vab folds", description=description, epilog="All other flags are vab fit's.", allow_abbrev=False
-    )
-    parser.add_argument("--folds", type=int, default=5, help="how many there are, numbered from 1 (default: 5)")
-    parser.add_argument("--overwrite", action="store_true", help="train again what was done before")
-    own, others = parser.parse_known_args(arguments)
+    own: list[str] = []
+    others: list[str] = []
+    mine = others
+    for argument in arguments:
+        if argument.startswith("-"):
+            mine = own if argument.partition("=")[0] in ("--folds", "--overwrite", "-h", "--help") else others
+        mine.append(argument)
+    values = parse(cross_validate, "vab folds", own, given=("arguments",))
     if not others:
         raise UserError("folds needs a recipe: vab folds --config configs/classify/esc50.yaml")
-    cross_validate(others, own.folds, own.overwrite)
+    cross_validate(others, **values)
 
 
 def run_command(name: str, arguments: list[str]) -> None:
-    """Run a typed function as a command: its parameters are the flags, its docstring the help."""
-    with stopping_at_once():
-        import jsonargparse
-
+    """Run a function as a command: its parameters are the flags, its docstring is the help."""
     place = COMMANDS[name][1]
     if isinstance(place, dict):
-        if arguments and arguments[0] in place:
-            prog, place, arguments = f"vab {name} {arguments[0]}", place[arguments[0]], arguments[1:]
-        elif not arguments or arguments[0] in ("-h", "--help"):
+        if not arguments or arguments[0] in ("-h", "--help"):
             print(f"usage: vab {name} {{{','.join(place)}}} ...")
             return
-        else:
+        if arguments[0] not in place:
             fail(f"no command {arguments[0]!r} in vab {name}: it has {', '.join(place)}")
-    else:
-        prog = f"vab {name}"
+        name, place, arguments = f"{name} {arguments[0]}", place[arguments[0]], arguments[1:]
     module, _, function = place.partition(":")
     with stopping_at_once():
+        from vab.flags import parse
+
         component = getattr(importlib.import_module(module), function)
-
-    class Parser(OneLineErrors, jsonargparse.ArgumentParser):
-        def parse_args(self, *arguments: Any, **settings: Any) -> Any:
-            values = super().parse_args(*arguments, **settings)
-            refuse_empty(self, vars(values))
-            if prog not in ("vab extract", "vab shards merge"):
-                refuse_addresses(vars(values))
-            return values
-
-    outcome = jsonargparse.auto_cli(
-        component,
-        args=_lists_as_items(component, _files_as_keys(component, arguments), prog in _BARE),
-        as_positional=prog in ("vab shards verify", "vab shards index", "vab shards info"),  # vab shards verify DIR
-        fail_untyped=True,
-        parser_class=Parser,
-        prog=prog,
-    )
-    if status := getattr(outcome, "exit_status", 0):
+    values = parse(component, f"vab {name}", arguments)
+    if name not in ("extract", "shards merge"):
+        refuse_addresses(values)
+    if status := getattr(component(**values), "exit_status", 0):
         raise SystemExit(status)
-
-
-def _files_as_keys(component: Any, arguments: list[str]) -> list[str]:
-    """``--sampler FILE`` as ``--sampler.file FILE``, for parameters that take a file or a mapping.
-
-    jsonargparse takes either, but a later ``--sampler.decode_steps 8`` would silently displace the file.
-    """
-    for name, hint in typing.get_type_hints(component).items():
-        if {str, dict} <= {typing.get_origin(kind) or kind for kind in typing.get_args(hint)}:
-            arguments = [re.sub(rf"^--{name}(?==|$)", f"--{name}.file", argument) for argument in arguments]
-    return arguments
-
-
-def _lists_as_items(component: Any, arguments: list[str], bare: bool) -> list[str]:
-    """``--judges a b`` as ``--judges=["a", "b"]``, for parameters that take a list.
-
-    With ``bare`` the values before any flag are the first parameter's: ``vab compare A.json B.json``.
-    """
-    hints = typing.get_type_hints(component)
-    alternatives = {name: (hint, *typing.get_args(hint)) for name, hint in hints.items()}
-    lists = [name for name, kinds in alternatives.items() if any(typing.get_origin(kind) is list for kind in kinds)]
-    if bare and arguments and not arguments[0].startswith("-"):
-        arguments = [f"--{lists[0]}", *arguments]
-    changed: list[str] = []
-    rest = deque(arguments)
-    while rest:
-        argument = rest.popleft()
-        changed.append(argument)
-        values = []
-        while argument.removeprefix("--") in lists and rest and not rest[0].startswith("-"):
-            values.append(rest.popleft())
-        if len(values) == 1 and values[0].startswith("["):
-            changed.append(values[0])
-        elif values:
-            changed[-1] += f"={json.dumps(values)}"
-    return changed
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def refuse_empty(parser: Any, values: Mapping[str, Any]) -> None:
     Raises:
         UserError: Naming the flag.
     """
-    if empty := next((name for name, value in values.items() if value == ""), None):
+    if empty := next((name for name, value in values.items() if value in ("", [""])), None):
         raise UserError(
             f"{_as_typed(parser, empty)} is empty: give it a value (is it a variable of the shell that is not set?)"
         )

@@ -406,7 +406,7 @@ class Listen:
 
     questions = "tests/evaluation/test_listen.py::test_names_and_questions_are_taken"
     level_match = "tests/evaluation/test_listen.py::test_sounds_of_a_trial_are_equally_loud_unless_told_not_to"
-    on_missing = "tests/evaluation/test_listen.py::test_a_video_without_sound_of_a_system_is_refused_or_skipped"
+    on_error = "tests/evaluation/test_listen.py::test_a_video_without_sound_of_a_system_is_refused_or_skipped"
 
     def seed(self):
         drawn = [json.dumps(self.run(seed=seed)["trials"]) for seed in range(5)]

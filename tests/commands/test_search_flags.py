@@ -140,11 +140,11 @@ class Retrieve:
         with pytest.raises(UserError, match="the gallery has 20 items, --expected 19"):
             self.run(expected=19)
 
-    def on_missing(self):
+    def on_error(self):
         flags = self.listed("tone99")
         with pytest.raises(UserError, match="of 5 keys 1 are missing"):
             self.run(**flags)
-        report = self.run(**flags, on_missing="skip")
+        report = self.run(**flags, on_error="skip")
         assert (report["N"], report["missing"]) == (4, 1)
 
     def by(self):

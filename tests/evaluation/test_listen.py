@@ -188,10 +188,10 @@ def test_a_video_without_sound_of_a_system_is_refused_or_skipped(place, tmp_path
     for name in ("one", "four"):
         (tmp_path / "zebra" / f"{name}.wav").symlink_to(place / "zebra" / f"{name}.wav")
     systems = [str(tmp_path / "zebra"), str(place / "quagga")]
-    with pytest.raises(UserError, match=r"no sound for 2 of 4 videos \(deep/three, two\).*--on_missing skip"):
+    with pytest.raises(UserError, match=r"no sound for 2 of 4 videos \(deep/three, two\).*--on_error skip"):
         run(place, tmp_path / "out", systems=systems, num_pairs=2)
     assert not (tmp_path / "out").exists()
-    run(place, tmp_path / "out", systems=systems, num_pairs=2, on_missing="skip")
+    run(place, tmp_path / "out", systems=systems, num_pairs=2, on_error="skip")
     key = json.loads((tmp_path / "out" / "key.json").read_text())
     assert sorted(trial["video"] for trial in key["trials"]) == ["four", "one"]
 
@@ -259,7 +259,7 @@ def test_two_sounds_of_one_name_are_refused(place, tmp_path):
         write_wav(tmp_path / "twins" / "one.wav", tone(0.6), 16_000)
         soundfile.write(tmp_path / "twins" / f"one.{suffix}", tone(0.6), 16_000)
     with pytest.raises(UserError, match=r"one\.flac and one\.wav"):
-        run(place, tmp_path / "out", systems=[str(tmp_path / "twins"), str(place / "zebra")], on_missing="skip")
+        run(place, tmp_path / "out", systems=[str(tmp_path / "twins"), str(place / "zebra")], on_error="skip")
 
 
 def test_a_failure_on_the_way_leaves_no_folder(place, tmp_path):

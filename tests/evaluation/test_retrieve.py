@@ -152,7 +152,7 @@ def test_a_list_makes_the_gallery(align, data, tmp_path):
     (tmp_path / "keys.txt").write_text("0\n2\nother\n")
     with pytest.raises(UserError, match="of 3 keys 1 are missing"):
         retrieve(align, str(data), keys=str(tmp_path / "keys.txt"))
-    assert retrieve(align, str(data), keys=str(tmp_path / "keys.txt"), on_missing="skip")["missing"] == 1
+    assert retrieve(align, str(data), keys=str(tmp_path / "keys.txt"), on_error="skip")["missing"] == 1
     (tmp_path / "keys.txt").write_text("0\n0\n")
     with pytest.raises(UserError, match="1 keys are there more than once"):
         retrieve(align, str(data), keys=str(tmp_path / "keys.txt"))

@@ -140,7 +140,7 @@ def test_missing_keys_stop_it_or_are_counted(sides):
     Path("keys.txt").write_text("clip_000\nother_1\nclip_001\nother_2\n")
     with pytest.raises(UserError, match=r"of 4 keys 2 are missing: audio.npz lacks 2 \(other_1, other_2\)"):
         retrieve(audio="audio.npz", video="video.npz", keys="keys.txt")
-    report = retrieve(audio="audio.npz", video="video.npz", keys="keys.txt", on_missing="skip")
+    report = retrieve(audio="audio.npz", video="video.npz", keys="keys.txt", on_error="skip")
     assert (report["N"], report["missing"], report["on_missing"]) == (2, 2, "skip")
     assert report["figures"] == expected(sides, ["clip_000", "clip_001"])
 
@@ -150,7 +150,7 @@ def test_a_key_of_one_side_alone_is_missing(sides):
     np.savez("video.npz", keys=np.array(keys), embeddings=np.stack([sides[key][1] for key in keys]))
     with pytest.raises(UserError, match=r"video.npz lacks 1 \(clip_029\)"):
         retrieve(audio="audio.npz", video="video.npz")
-    assert retrieve(audio="audio.npz", video="video.npz", on_missing="skip")["figures"] == expected(sides, keys)
+    assert retrieve(audio="audio.npz", video="video.npz", on_error="skip")["figures"] == expected(sides, keys)
 
 
 def _save(name, **arrays):
@@ -168,7 +168,7 @@ BAD = [
     (lambda: {"audio": _save("bad.npz", keys=np.array(["a", 1, "b"], dtype=object), x=ONES)}, "objects are not read"),
     (lambda: {"audio": _save("bad.npz", keys=np.arange(3), x=np.ones(3))}, r"embeddings are \(N, E\)"),
     (lambda: {"audio": _save("bad.npz", keys=np.arange(3), x=np.ones((3, 5)))}, "one width"),
-    (lambda: {"audio": _save("bad.npz", keys=np.arange(3), x=ONES), "on_missing": "skip"}, "at least 2 items, got 0"),
+    (lambda: {"audio": _save("bad.npz", keys=np.arange(3), x=ONES), "on_error": "skip"}, "at least 2 items, got 0"),
     (lambda: {"audio": _rows("bad.npy")}, "bad.npy has no keys and the other side has"),
     (lambda: {"audio": _rows("bad.npy"), "keys": _text("keys.txt", "a")}, "bad.npy has no keys to find"),
     (lambda: {"audio": _rows("bad.npy"), "video": _rows("other.npy", 4)}, "equally many: bad.npy has 3"),

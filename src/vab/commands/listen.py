@@ -21,7 +21,7 @@ def listen(
     num_pairs: int = 30,
     questions: list[str] | None = None,
     level_match: bool = True,
-    on_missing: Literal["stop", "skip"] = "stop",
+    on_error: Literal["stop", "skip"] = "stop",
     seed: int = 0,
     score: list[str] | None = None,
     key: str | None = None,
@@ -47,7 +47,7 @@ def listen(
         questions: 'NAME: TEXT' for each question; overall quality and visual relevance if not given.
         level_match: Bring the sounds of a video to the same root mean square: -23 dBFS, or less if one of them would
             clip. Otherwise louder sounds tend to be preferred.
-        on_missing: What to do if a system lacks a video. stop: refuse; skip: leave the video out.
+        on_error: What to do if a system lacks a video. stop: refuse; skip: leave the video out.
         seed: Of the draw of trials.
         score: Files of answers, or folders of them.
         key: The key.json of the test that is answered.
@@ -66,7 +66,7 @@ def listen(
     if videos is None or out is None or systems is None:
         raise UserError("--systems needs --videos DIR, the videos to show, and --out DIR, the folder to write")
     asked, folders = read_questions(questions), name_systems(systems, names)
-    material = find_material(Path(videos), folders, skip_missing=on_missing == "skip")
+    material = find_material(Path(videos), folders, skip_missing=on_error == "skip")
     trials = plan_trials(list(material), list(folders), num_pairs, seed)
     material = {name: material[name] for name in sorted({trial.video for trial in trials})}
     require_playable(material)

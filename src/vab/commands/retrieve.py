@@ -33,7 +33,7 @@ def retrieve(
     class_column: str | None = None,
     per_class: int | None = None,
     expected: int | None = None,
-    on_missing: Literal["stop", "skip"] = "stop",
+    on_error: Literal["stop", "skip"] = "stop",
     by: Literal["recording", "segment"] = "recording",
     batch_size: int = 64,
     device: str = "auto",
@@ -69,7 +69,7 @@ def retrieve(
         class_column: Where the classes are in the list.
         per_class: How many keys of each class the list must have.
         expected: How many keys the gallery must have.
-        on_missing: What to do with a key that one side lacks. stop: refuse; skip: leave it out and count it.
+        on_error: What to do with a key that one side lacks. stop: end with an error; skip: leave it out and count it.
         by: What counts as found. recording: any segment of the query's recording, where recordings are known; segment:
             the query's own segment alone. The same where each recording has one segment.
         batch_size: Records that are embedded together; has no effect on the result but for rounding.
@@ -136,7 +136,7 @@ def retrieve(
         save_gallery(gallery, save_embeddings, checkpoint)
 
     if query is None or asked is None:
-        report = measure(gallery, galleries[-1], wanted, keys, per_class, expected, on_missing, by)
+        report = measure(gallery, galleries[-1], wanted, keys, per_class, expected, on_error, by)
         if audio is not None:
             report["embeddings"] = {
                 name: {"file": one.path, "sha256": sha256_of(Path(one.path)), "width": one.embeddings[name].shape[1]}

@@ -66,7 +66,7 @@ def find_material(videos: Path, systems: Mapping[str, Path], skip_missing: bool 
         if missing and not skip_missing:
             raise UserError(
                 f"{systems[system]} has no sound for {len(missing)} of {len(shown)} videos ({first_of(missing)}): add "
-                f"them, or leave them out with --on_missing skip"
+                f"them, or leave them out with --on_error skip"
             )
     return {
         name: Material(_one(shown[name], videos), {s: _one(sounds[s][name], systems[s]) for s in systems})

@@ -34,7 +34,7 @@ def measure(
     keys: str | None = None,
     per_class: int | None = None,
     expected: int | None = None,
-    on_missing: str = "stop",
+    on_error: str = "stop",
     by: By = "recording",
 ) -> dict[str, Any]:
     """Compute the metrics of paired embeddings, and describe them in plain JSON.
@@ -46,7 +46,7 @@ def measure(
         keys: File that lists them, for the report.
         per_class: How many keys of each class the file was checked for, for the report.
         expected: Required size of the gallery.
-        on_missing: ``stop`` at a key that a side lacks, or ``skip`` it and count it.
+        on_error: ``stop`` at a key that a side lacks, or ``skip`` it and count it.
         by: What is right, as in ``vab retrieve``.
 
     Raises:
@@ -57,7 +57,7 @@ def measure(
     if widths["audio"] != widths["video"]:
         words = " and ".join(f"{sides[side].path} has {width}" for side, width in widths.items())
         raise UserError(f"the two sides need embeddings of one width: {words}")
-    chosen, missing, rows = _pair(sides, wanted, on_missing)
+    chosen, missing, rows = _pair(sides, wanted, on_error)
     count = len(rows["audio"])
     if count < 2:
         raise UserError(f"a gallery needs at least 2 items, got {count}")
@@ -85,7 +85,7 @@ def measure(
         "similarity": "cosine",
         "ties": _TIES,
         "missing": missing,
-        "on_missing": on_missing,
+        "on_missing": on_error,
         "list": None if keys is None else {"file": keys, "sha256": sha256_of(Path(keys))},
         "per_class": per_class,
         "vab": __version__,
@@ -93,7 +93,7 @@ def measure(
 
 
 def _pair(
-    sides: dict[str, Gallery], wanted: tuple[str, ...] | None, on_missing: str
+    sides: dict[str, Gallery], wanted: tuple[str, ...] | None, on_error: str
 ) -> tuple[list[str] | None, int, dict[str, Tensor]]:
     """The gallery's keys in order (None without keys), how many are missing, and the rows of both sides."""
     bare = [gallery.path for gallery in sides.values() if gallery.keys is None]
@@ -110,7 +110,7 @@ def _pair(
     places = {side: {key: row for row, key in enumerate(gallery.keys or ())} for side, gallery in sides.items()}
     asked = sorted(wanted if wanted is not None else {key for rows in places.values() for key in rows})
     found = [key for key in asked if all(key in rows for rows in places.values())]
-    if len(found) < len(asked) and on_missing == "stop":
+    if len(found) < len(asked) and on_error == "stop":
         lacking = [
             f"{sides[side].path} lacks {len(lost)} ({first_of(lost)})"
             for side, rows in places.items()
@@ -118,7 +118,7 @@ def _pair(
         ]
         raise UserError(
             f"of {len(asked)} keys {len(asked) - len(found)} are missing: {'; '.join(lacking)}; "
-            f"--on_missing skip leaves them out and counts them"
+            f"--on_error skip leaves them out and counts them"
         )
     rows = {side: _rows(gallery, side, [places[side][key] for key in found]) for side, gallery in sides.items()}
     return found, len(asked) - len(found), rows
