@@ -1,9 +1,9 @@
-"""What a command shows on a terminal: a progress bar, and a table with notes below it."""
+"""What a command shows on a terminal: a progress bar, a table, and the state of each part of an installation."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -132,3 +132,28 @@ def print_table(
     console.print(table)
     for note in notes:
         console.print(note, style="dim", highlight=False, markup=False)
+
+
+_STYLES = {"ok": "green", "absent": "dim", "broken": "red", "forbidden": "bold white on red"}
+
+
+def print_findings(findings: Sequence[Mapping[str, Any]]) -> None:
+    """Print parts of an installation, one a line, and below a line what to type.
+
+    Args:
+        findings: Each with ``name``, ``state`` (ok, absent, broken or forbidden), ``detail`` and ``remedy``, which is
+            what to type, or None.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    width = max((len(finding["name"]) for finding in findings), default=0)
+    for finding in findings:
+        line = Text("  ")
+        line.append(f"{finding['state']:<10}", style=_STYLES[finding["state"]])
+        line.append(f"{finding['name']:<{width}}  {finding['detail']}")
+        line.rstrip()
+        console.print(line, soft_wrap=True)
+        if finding["remedy"]:
+            console.print(Text(f"{'':<{width + 14}}-> {finding['remedy']}"), soft_wrap=True)

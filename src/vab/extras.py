@@ -6,6 +6,7 @@ import importlib.util
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -25,6 +26,25 @@ def requirements(extra: str = "") -> list[Requirement]:
     every = [Requirement(text) for text in metadata.requires("vab") or ()]
     here = [one for one in every if one.marker is None or one.marker.evaluate({"extra": extra})]
     return [one for one in here if bool(extra) == ("extra" in str(one.marker or ""))]
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed distribution; None if it is not installed. Nothing is imported for it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def absent(wanted: Iterable[Requirement]) -> list[str]:
+    """Names of the packages that are not installed."""
+    return [one.name for one in wanted if version_of(one.name) is None]
+
+
+def unfit(wanted: Iterable[Requirement]) -> list[tuple[Requirement, str]]:
+    """Requirements that an installed version does not meet, each with that version."""
+    versions = [(one, version_of(one.name)) for one in wanted]
+    return [(one, version) for one, version in versions if version and not one.specifier.contains(version, True)]
 
 
 def pip_install(*packages: str) -> str:
@@ -56,11 +76,8 @@ def install_hint(extra: str) -> str:
         packages = [f"{one.name}{one.specifier}" for one in requirements(extra)]
     except metadata.PackageNotFoundError:
         return reinstall_hint(extra)
-    try:
-        torch = [] if extra in _WITHOUT_TORCH else [f"torch=={Version(metadata.version('torch')).public}"]
-    except metadata.PackageNotFoundError:
-        torch = []
-    return pip_install(*packages, *torch)
+    torch = None if extra in _WITHOUT_TORCH else version_of("torch")
+    return pip_install(*packages, *([f"torch=={Version(torch).public}"] if torch else []))
 
 
 def reinstall_hint(extra: str = "") -> str:

@@ -16,9 +16,10 @@ from command_line import start
 from frozen.codec_weights import audiogen, dac_of_hub
 from loopback import COMMIT, hub_hash, serving
 from vab.cli import main
-from vab.commands.weights import fetch_weights, verify_weights, weights_found
+from vab.commands.weights import fetch_weights, verify_weights
 from vab.frozen.codec import load_codec
 from vab.frozen.weight_files.catalogue import PUBLISHED, published_as
+from vab.frozen.weight_files.found import weights_found
 from vab.spec import UserError
 
 CONTENT = random.Random(1).randbytes(2_000_003)
@@ -111,8 +112,8 @@ def test_from_the_hub_to_codecs_without_a_network(server, places, tmp_path, monk
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name, file in (("audiogen_16khz", names[0]), ("dac_16khz", names[2])):
         assert load_codec(name).weight_hash == record[file]["sha256"]
-    found = {finding.name: finding for finding in weights_found()}
-    assert found["codec dac_16khz"].detail == (
+    found = {finding["name"]: finding for finding in weights_found()}
+    assert found["codec dac_16khz"]["detail"] == (
         f"{places}/dac_16khz, {sum(record[name]['bytes'] for name in names[1:]) / 1e6:,.1f} MB; "
         "hash as recorded at fetching; MIT licence"
     )
@@ -307,9 +308,9 @@ def test_the_list_shows_places_and_what_to_type(server, places, monkeypatch, cap
     assert "-> vab weights fetch --names panns_16k --out FOLDER" in lines
     assert "ok codec tiny ships with vab" in lines
     (places / "vggish-10086976.pth").write_bytes(b"changed")
-    broken = next(finding for finding in weights_found() if "vggish" in finding.name)
-    assert (broken.state, broken.fails) == ("broken", False)
-    assert broken.remedy == "delete it, and type vab weights fetch --names vggish --out FOLDER"
+    broken = next(finding for finding in weights_found() if "vggish" in finding["name"])
+    assert (broken["state"], broken["needed"]) == ("broken", False)
+    assert broken["remedy"] == "delete it, and type vab weights fetch --names vggish --out FOLDER"
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from vab.commands.findings import Finding, show_findings
+from vab import UserError
+from vab.console import print_findings
 from vab.files import lock_folder, write_atomically
-from vab.frozen.weight_files.catalogue import Weights, all_weights, published_as
-from vab.frozen.weight_files.downloading import PARTIAL, is_offline
+from vab.frozen.weight_files.catalogue import all_weights, published_as
+from vab.frozen.weight_files.downloading import is_offline
+from vab.frozen.weight_files.found import files_below, local_files, weights_found
 from vab.frozen.weight_files.hashes import FORMAT, RECORD, check, read_record
 from vab.frozen.weight_files.published import Published, print_licence
-from vab.spec import UserError
 
 
 def list_weights() -> None:
@@ -22,7 +20,7 @@ def list_weights() -> None:
 
     A file with a known hash is read as a whole, which takes about a second for each gigabyte.
     """
-    show_findings(Console(), weights_found())
+    print_findings(weights_found())
 
 
 def fetch_weights(names: list[str], out: str) -> None:
@@ -74,13 +72,13 @@ def verify_weights(folder: str | None = None) -> None:
     fetch = f"vab weights fetch --names NAME --out {folder or 'FOLDER'}, with a name of vab weights list"
     problems, lost, counts = [], [], {"ok": 0, "unchecked": 0}
     if folder is None:
-        paths = [(path, published.sha256) for published in every for path in _local_files(published)]
+        paths = [(path, published.sha256) for published in every for path in local_files(published)]
     else:
         top = Path(folder).expanduser()
         if not top.is_dir():
             raise UserError(f"there is no folder {top}")
         declared = {Path(name).name: published.sha256 for published in every for name in published.names}
-        paths = [(path, declared.get(path.name, "")) for path in _files_below(top)]
+        paths = [(path, declared.get(path.name, "")) for path in files_below(top)]
         lost = [top / name for name in read_record(top) if not (top / name).is_file()]
     if not paths:
         raise UserError(f"no weights are in {folder or 'the places of vab weights list'}: type {fetch}")
@@ -102,56 +100,6 @@ def verify_weights(folder: str | None = None) -> None:
             f"delete those, and type {fetch}\n" + "\n".join(problems)
         )
     print(f"{counts['ok']} of {sum(counts.values())} files have their known hash; the others have none")
-
-
-def weights_found() -> list[Finding]:
-    """What `list_weights` prints; nothing is fetched."""
-    return [_finding(weights) for weights in all_weights()]
-
-
-def _finding(weights: Weights) -> Finding:
-    published = weights.published
-    name = f"{weights.kind} {', '.join(dict.fromkeys(each.partition(':')[0] for each in weights.names))}"
-    facts: dict[str, Any] = {"kind": weights.kind, "names": list(weights.names)}
-    if published is None:
-        return Finding(name, "ok", "ships with vab", facts=facts)
-    facts |= {"source": published.source, "licence": published.licence or None, "extra": published.extra or None}
-    fetch = f"vab weights fetch --names {published.name} --out FOLDER"
-    place = published.local()
-    if place is None:
-        return Finding(
-            name, "absent", _joined(f"published in {published.source}", published.licence), fetch, facts=facts
-        )
-    checked = {path: check(path, published.sha256) for path in _local_files(published)}
-    size = sum(path.stat().st_size for path in checked)
-    facts |= {"path": str(place), "bytes": size}
-    facts["files"] = [{"file": path.name, **one._asdict()} for path, one in checked.items()]
-    if changed := [f"{path}: {one}" for path, one in checked.items() if one.state == "changed"]:
-        return Finding(name, "broken", "; ".join(changed), f"delete it, and type {fetch}", facts=facts)
-    words = dict.fromkeys(map(str, checked.values()))
-    return Finding(name, "ok", _joined(f"{place}, {size / 1e6:,.1f} MB", *words, published.licence), facts=facts)
-
-
-def _joined(*parts: str) -> str:
-    return "; ".join(part for part in parts if part)
-
-
-def _local_files(published: Published) -> list[Path]:
-    """The files of weights that are found on this machine."""
-    place = published.local()
-    return [] if place is None else published.files_at(place) or _files_below(place)
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """All files below a folder except hidden and unfinished ones and the record."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and path.suffix != PARTIAL
-        and path.name != RECORD
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
 
 
 def _is_there(folder: Path, published: Published) -> bool:
