@@ -6,13 +6,13 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from vab import UserError
 from vab.data.inputs.listing import files_below
 from vab.data.inputs.published import keywords, youtube
 from vab.data.inputs.published.esc50 import esc50 as esc50_rows
 from vab.data.inputs.published.msrvtt import msrvtt as msrvtt_rows
 from vab.data.inputs.published.rows import Listing, Row, rows_csv
 from vab.files import check_files, fitting_name, write_atomically
-from vab.spec import UserError
 
 _PAPER = "configs/extract/paper.yaml"
 _CHANGES = "configs/extract/tweak"

@@ -5,21 +5,13 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from vab.commands.progress import files_progress
+from vab import UserError
 from vab.cores import usable_cores
-from vab.data.extract.engines import DevicesEngine, LocalEngine, RayEngine, Recipe
-from vab.data.extract.parts import Settings
-from vab.data.extract.report import ExtractionReport
-from vab.data.extract.run import check_numbers, extract_parts
-from vab.data.inputs.listing import find_sources
-from vab.data.reading.labels import read_vocabulary
-from vab.data.shards.folder import OutFolder
-from vab.frozen import device_named
-from vab.spec import UserError
+
+if TYPE_CHECKING:
+    from vab.data.extract.report import ExtractionReport
 
 
 def extract(
@@ -109,6 +101,16 @@ def extract(
         UserError: If there is no input, a number is out of range, the folder was begun with other settings, the disk
             is full, or not one record could be made.
     """
+    import torch
+
+    from vab.data.extract.engines import DevicesEngine, LocalEngine, RayEngine, Recipe
+    from vab.data.extract.parts import Settings
+    from vab.data.extract.progress import files_progress
+    from vab.data.extract.run import check_numbers, extract_parts
+    from vab.data.inputs.listing import find_sources
+    from vab.data.reading.labels import read_vocabulary
+    from vab.data.shards.folder import OutFolder
+
     folder = OutFolder.at(out)
     sources = find_sources(media, labels_from, root=media_root)
     names = None if vocabulary is None else read_vocabulary(vocabulary)
@@ -179,6 +181,10 @@ def _devices(device: str, count: int) -> list[str]:
     Raises:
         UserError: If there are not as many.
     """
+    import torch
+
+    from vab.frozen import device_named
+
     where = device_named(device)
     if where.index is not None:
         raise UserError(f"--device {device} is a single device, but --devices is {count}: give --device {where.type}")

@@ -6,19 +6,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from vab.commands.progress import files_progress
-from vab.data.extract.report import ExtractionReport
-from vab.data.inputs.listing import find_ids
-from vab.data.reading.dataset import ShardDataset
-from vab.data.reading.labels import read_vocabulary
-from vab.data.shards.arrays import ArrayReader, Arrays, CodecInfo, Cut
-from vab.data.shards.format import MANIFEST
-from vab.data.shards.importing import VisionInfo, codec_info, import_arrays, sources_of, vision_info
-from vab.data.shards.merge import merge
-from vab.data.shards.verify import index_folder, info, verify
-from vab.spec import NOT_STATED, UserError
+from vab import UserError
+
+if TYPE_CHECKING:
+    from vab.data.extract.report import ExtractionReport
+    from vab.data.shards.arrays import CodecInfo
+    from vab.data.shards.importing import VisionInfo
 
 
 def verify_shards(folder: str) -> None:
@@ -27,6 +22,9 @@ def verify_shards(folder: str) -> None:
     Args:
         folder: The folder of shards; one at an address is fetched into the cache.
     """
+    from vab.data.reading.dataset import ShardDataset
+    from vab.data.shards.verify import verify
+
     problems = verify(folder)
     if problems:
         raise UserError(f"{folder}: {len(problems)} problems\n" + "\n".join(problems))
@@ -41,6 +39,9 @@ def index_shards(folder: str, spec: str | None = None) -> None:
         spec: A JSON file with the segment spec, or the manifest.json of another data set of the same settings,
             where the folder has no manifest.json, or a damaged one.
     """
+    from vab.data.shards.format import MANIFEST
+    from vab.data.shards.verify import index_folder
+
     manifest = index_folder(folder, spec)
     files = ", ".join([*manifest["files"], MANIFEST])
     print(f"{folder}: {manifest['counts']['records']} records in {len(manifest['shards'])} tars; wrote {files}")
@@ -52,6 +53,8 @@ def show_shards(folder: str) -> None:
     Args:
         folder: The folder of shards.
     """
+    from vab.data.shards.verify import info
+
     json.dump(info(folder), sys.stdout, indent=2)
     print()
 
@@ -65,6 +68,8 @@ def merge_shards(folders: list[str], out: str) -> None:
         folders: Folders of shards, or their addresses, two or more.
         out: Folder to write, made if absent; or an address: s3://, gs://, az://, hf://.
     """
+    from vab.data.shards.merge import merge
+
     counts = merge(folders, out)["counts"]
     print(f"{out}: {counts['records']} records of {len(folders)} data sets; {counts['left_out']} entries left out")
 
@@ -143,6 +148,12 @@ def import_shards(
         UserError: If there is nothing to import, something that was said contradicts something else, the folder was
             begun with other settings, the disk is full, or not one record could be made.
     """
+    from vab.data.extract.progress import files_progress
+    from vab.data.inputs.listing import find_ids
+    from vab.data.reading.labels import read_vocabulary
+    from vab.data.shards.arrays import ArrayReader, Arrays, Cut
+    from vab.data.shards.importing import codec_info, import_arrays, sources_of, vision_info
+
     listed = None if labels is None else find_ids(labels)
     names = None if vocabulary is None else read_vocabulary(vocabulary)
     if names is not None and listed is not None:
@@ -183,6 +194,8 @@ def import_shards(
 
 def _warn_of_unstated_weights(kind: str, info: CodecInfo | VisionInfo) -> None:
     """Warn before anybody trains for days that the model will accept no media later."""
+    from vab.spec import NOT_STATED
+
     if info.weight_hash == NOT_STATED:
         print(
             f"{kind} {info.name}: weights {NOT_STATED}, so that vab generate and its like will refuse a model of these"

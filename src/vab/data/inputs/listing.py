@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 import numpy as np
 
+from vab import UserError
 from vab.data.addresses import Entry, Remote, RemoteFile, is_address, without_secrets
 from vab.data.inputs.tables import Table
 from vab.files import as_utf8
-from vab.spec import UserError
 
 VIDEO_SUFFIXES = frozenset((
     ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from vab.spec import UserError
+from vab import UserError
 
 _DELIMITERS = (",", "\t", ";")
 

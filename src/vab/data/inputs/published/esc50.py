@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vab import UserError
 from vab.data.inputs.listing import files_below
 from vab.data.inputs.published.rows import Listing, Row, by_stem
 from vab.data.inputs.tables import read_columns
-from vab.spec import UserError
 
 _TABLE, _AUDIO = "meta/esc50.csv", "audio"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import wave
 from pathlib import Path
 
+from vab import UserError
 from vab.data.inputs.published.rows import Listing, Row
-from vab.spec import UserError
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 UNKNOWN, SILENCE, NOISE = "_unknown_", "_silence_", "_background_noise_"

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from vab import UserError
 from vab.data.inputs.published.rows import Listing, Row, by_stem
 from vab.data.inputs.tables import read_columns
-from vab.spec import UserError
 
 CATEGORIES = (
     "music", "people", "gaming", "sports/actions", "news/events/politics", "education", "tv shows", "movie/comedy",

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vab import UserError
 from vab.files import as_utf8, csv_text
-from vab.spec import UserError
 
 _PIECE = 10_000
 """Rows that become text at once."""

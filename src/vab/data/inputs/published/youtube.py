@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from vab import UserError
 from vab.data.inputs.published.names import FORMS, Excerpts, find_files, parse_name
 from vab.data.inputs.published.rows import Listing, Row
 from vab.data.inputs.tables import Table
-from vab.spec import UserError
 
 VAL = "val"
 """Name of the validation part, which the published lists do not have."""

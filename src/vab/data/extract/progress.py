@@ -1,4 +1,4 @@
-"""How far the making of shards is."""
+"""The progress bar of an extraction or an import."""
 
 from __future__ import annotations
 
