@@ -15,6 +15,7 @@ from listed import column, rows, touch
 from small_media import save_model, tone, video
 from sound_folders import write_folder
 from tone_shards import short_spec, write_shards
+from vab.callbacks.class_table import METRICS
 from vab.cli import main
 from vab.commands import datasets
 from vab.commands import folds as folds_module
@@ -332,7 +333,7 @@ class Folds:
         for fold in (1, 2, 3):
             run = folder / "runs" / "tones" / f"fold_{fold}"
             run.mkdir(parents=True)
-            (run / folds_module.FIGURES).write_text(json.dumps({"records": 2, "step": 4, "top_1": fold / 4}))
+            (run / METRICS).write_text(json.dumps({"records": 2, "step": 4, "top_1": fold / 4}))
             command = {"arguments": self.recipe, "fold": fold, "vab": folds_module.__version__}
             (run / "folds_command.json").write_text(json.dumps(command))
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vab import UserError
-from vab.data.inputs.listing import files_below
-from vab.data.inputs.published import keywords, youtube
-from vab.data.inputs.published.esc50 import esc50 as esc50_rows
-from vab.data.inputs.published.msrvtt import msrvtt as msrvtt_rows
-from vab.data.inputs.published.rows import Listing, Row, rows_csv
 from vab.files import check_files, fitting_name, write_atomically
+
+if TYPE_CHECKING:
+    from vab.data.inputs.published.rows import Listing, Row
 
 _PAPER = "configs/extract/paper.yaml"
 _CHANGES = "configs/extract/tweak"
@@ -31,6 +30,8 @@ def speech_commands(root: str, out: str, test_root: str | None = None, overwrite
         test_root: Unpacked folder of speech_commands_test_set_v0.01, beside ``root``.
         overwrite: Replace lists that are there.
     """
+    from vab.data.inputs.published import keywords
+
     test = None if test_root is None else Path(test_root)
     found = keywords.speech_commands(Path(root), test)
     folder, media = Path(out), keywords.media_root(Path(root), test)
@@ -62,6 +63,8 @@ def audioset(
             goes, with all of its segments: to the same side in every list, whatever files are there.
         overwrite: Replace files that are there.
     """
+    from vab.data.inputs.published import youtube
+
     table, lost = _table_of(out)
     start = table.stem.removesuffix("train")
     held_out = table.with_stem(f"{start}{'_' if start == table.stem else ''}{youtube.VAL}")
@@ -96,6 +99,8 @@ def vggsound(
             every list, whatever files are there.
         overwrite: Replace files that are there.
     """
+    from vab.data.inputs.published import youtube
+
     folder = Path(out)
     found = youtube.vggsound(Path(list), Path(media), _names(media), whole_videos, val_share)
     _check([folder / "missing.txt", *(folder / f"{part}.csv" for part in found.rows)], [list], overwrite)
@@ -116,6 +121,8 @@ def esc50(root: str, out: str, esc10: bool = False, overwrite: bool = False) -> 
         esc10: Only the ten classes of ESC-10.
         overwrite: Replace lists that are there.
     """
+    from vab.data.inputs.published.esc50 import esc50 as esc50_rows
+
     folder, name = Path(out), "esc10" if esc10 else "esc50"
     found = esc50_rows(Path(root), esc10)
     table, lost = folder / f"{name}.csv", folder / "missing.txt"
@@ -135,6 +142,8 @@ def msrvtt(list: str, media: str, out: str, split: str | None = None, overwrite:
         split: Of a .json with several: train, validate or test.
         overwrite: Replace files that are there.
     """
+    from vab.data.inputs.published.msrvtt import msrvtt as msrvtt_rows
+
     table, lost = _table_of(out)
     _check([table, lost], [list], overwrite)
     found = msrvtt_rows(Path(list), Path(media), _names(media), split)
@@ -151,6 +160,8 @@ def _table_of(out: str) -> tuple[Path, Path]:
 
 
 def _names(media: str | Path) -> Sequence[str]:
+    from vab.data.inputs.listing import files_below
+
     if not Path(media).is_dir():
         raise UserError(f"{media}: there is no such folder")
     return files_below(Path(media))
@@ -201,6 +212,8 @@ def _write(path: Path, rows: Sequence[Row], media: Path, change: str, how: Seque
         change: What is other than in the paper's recipe: a file of configs/extract/tweak.
         how: Further flags.
     """
+    from vab.data.inputs.published.rows import rows_csv
+
     write_atomically(path, rows_csv(rows))
     if not rows:
         print(f"{path}: nothing of it is there")

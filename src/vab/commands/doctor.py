@@ -158,7 +158,10 @@ def examine() -> Report:
             one["remedy"] = one["remedy"] or pip_install("--force-reinstall", f"{one['name']}{one['wanted']}")
     return Report(
         {
-            "needed": [*(one for one in needed if one["name"] not in _MEDIA), _tiny_networks(answers["tiny networks"])],
+            "needed": [
+                *(one for one in needed if one["name"] not in _MEDIA),
+                _tiny_networks(answers.get("tiny networks", {})),
+            ],
             "media": [one for one in needed if one["name"] in _MEDIA],
             "devices": [*answers.get("torch", {}).get("devices", []), *_disks(answers)],
             "extras": [*(examine_extra(name, answers) for name in extras), _hub(answers)],
@@ -305,7 +308,7 @@ def examine_extra(name: str, answers: Mapping[str, Any]) -> Finding:
     if wrong := unfit(wanted):
         words = ", ".join(f"{one.name} {version}, needs {one.specifier}" for one, version in wrong)
         return _finding(name, "broken", f"{ENABLES[name]}; {words}", install, **about)
-    if error := answers[name].get("error"):
+    if error := answers.get(name, {}).get("error"):
         remedy = _matching_torchaudio(versions) or f"{install} --force-reinstall"
         return _finding(
             name, "broken", f"{installed}, needed for {ENABLES[name]}: {error}", remedy, **about, error=error
@@ -324,7 +327,7 @@ def _hub(answers: Mapping[str, Any]) -> Finding:
     version, enables = version_of("huggingface_hub"), "weights from the model hub"
     if version is None:
         return _finding("huggingface_hub", "absent", enables, pip_install("huggingface_hub"))
-    answer = answers["huggingface_hub"]
+    answer = answers.get("huggingface_hub", {})
     if "error" in answer:
         words = f"{version}, needed for {enables}: {answer['error']}"
         return _finding("huggingface_hub", "broken", words, pip_install("--force-reinstall", "huggingface_hub"))

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from vab.generation.batch import generate_many
-from vab.generation.outputs import WavFormat, is_many, many_jobs, refuse_overwriting, single_jobs
-from vab.generation.recipe import Recipe
-from vab.generation.request import Request
-from vab.generation.sampler_files import Changes
-from vab.generation.single import generate_one
-from vab.generation.windows import Precision
-from vab.spec import UserError
+from vab import UserError
 
 
 def generate(
@@ -26,13 +19,13 @@ def generate(
     seconds: float | None = None,
     num_variations: int = 1,
     seed: int = 0,
-    sampler: Changes = None,
-    fine_sampler: Changes = None,
+    sampler: str | dict[str, Any] | None = None,
+    fine_sampler: str | dict[str, Any] | None = None,
     overlap_seconds: float | None = None,
     format: Literal["mp4", "mkv", "wav"] = "mp4",
-    wav_format: WavFormat = "pcm16",
+    wav_format: Literal["pcm16", "float"] = "pcm16",
     weights: Literal["ema", "live"] = "ema",
-    precision: Precision = "32-true",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
     compile: bool = False,
     batch_size: int = 8,
     device: str = "auto",
@@ -73,6 +66,12 @@ def generate(
         num_nodes: For a folder or CSV, machines.
         overwrite: For a folder or CSV, delete what an earlier run made in the output folder, and start from scratch.
     """
+    from vab.generation.batch import generate_many
+    from vab.generation.outputs import is_many, many_jobs, refuse_overwriting, single_jobs
+    from vab.generation.recipe import Recipe
+    from vab.generation.request import Request
+    from vab.generation.single import generate_one
+
     source, target = Path(video), Path(out)
     request = Request(source, source.name, 0, None if audio is None else Path(audio), keep, keep_levels, seconds)
     many = is_many(source)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from vab.data.reading.dataset import ShardDataset
-from vab.files import sha256_of
-from vab.frozen.judges import load_judge
-from vab.generation.generator import Generator
-from vab.generation.sampler_files import read_grid
-from vab.generation.sweep import Metric, Row, Subset, run_sweep
-from vab.spec import UserError
-from vab.tasks.checkpoints import find_checkpoint
+from vab import UserError
+
+if TYPE_CHECKING:
+    from vab.generation.sweep import Row
 
 
 def sweep(
@@ -22,7 +19,7 @@ def sweep(
     out: str,
     num_records: int = 96,
     batch_size: int = 16,
-    metric: Metric = "kld",
+    metric: Literal["kld", "fad", "agreement", "warnings", "seconds"] = "kld",
     seed: int = 0,
     judge: str = "tiny",
     fine_checkpoint: str | None = None,
@@ -49,6 +46,14 @@ def sweep(
         fine_checkpoint: The fine stage that belongs to a coarse checkpoint; it uses its own sampler settings.
         device: auto, cpu, cuda, ...
     """
+    from vab.data.reading.dataset import ShardDataset
+    from vab.files import sha256_of
+    from vab.frozen.judges import load_judge
+    from vab.generation.generator import Generator
+    from vab.generation.sampler_files import read_grid
+    from vab.generation.sweep import Subset, run_sweep
+    from vab.tasks.checkpoints import find_checkpoint
+
     if num_records < 2 or batch_size < 1:
         raise UserError(f"need num_records of 2 or more and batch_size of 1 or more, got {num_records}, {batch_size}")
     generator = Generator.load(checkpoint, device=device, fine_checkpoint=fine_checkpoint)
