@@ -384,7 +384,7 @@ def test_help_is_quick_and_lists_every_command():
 
 
 HEAVY = ("torch", "lightning", "numpy", "scipy", "av", "matplotlib", "transformers", "omegaconf", "fsspec")
-NOT_YET = ("classify", "evaluate", "listen", "retrieve", "demo world", "demo score", "demo report")
+NOT_YET = ("classify", "evaluate", "listen", "retrieve")
 """Commands whose help imports more than their flags need."""
 
 

@@ -73,9 +73,9 @@ COMMANDS: dict[str, tuple[str, Any]] = {
     "demo": (
         "the synthetic world: world, score, report",
         {
-            "world": "vab.demo.world:write_world",
-            "score": "vab.demo.score:score",
-            "report": "vab.demo.report:report",
+            "world": "vab.commands.demo:world",
+            "score": "vab.commands.demo:score",
+            "report": "vab.commands.demo:report",
         },
     ),
 }
