@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vab import __version__
+from vab import UserError, __version__
 from vab.extras import absent, install_hint, pip_install, reinstall_hint, requirements, unfit, version_of
 
 if TYPE_CHECKING:
@@ -156,16 +156,17 @@ def examine() -> Report:
         if "error" in answer:
             one |= {"state": "broken", "detail": f"{one['detail']}: {answer['error']}"}
             one["remedy"] = one["remedy"] or pip_install("--force-reinstall", f"{one['name']}{one['wanted']}")
+    try:
+        weights = weights_found()
+    except (UserError, OSError) as error:
+        weights = [_finding("weights", "broken", f"they could not be looked for: {error}")]
     return Report(
         {
-            "needed": [
-                *(one for one in needed if one["name"] not in _MEDIA),
-                _tiny_networks(answers.get("tiny networks", {})),
-            ],
+            "needed": [*(one for one in needed if one["name"] not in _MEDIA), _tiny_networks(answers)],
             "media": [one for one in needed if one["name"] in _MEDIA],
             "devices": [*answers.get("torch", {}).get("devices", []), *_disks(answers)],
             "extras": [*(examine_extra(name, answers) for name in extras), _hub(answers)],
-            "weights": weights_found(),
+            "weights": weights,
             "settings": _settings(),
         }
     )
@@ -240,7 +241,8 @@ def _finding(
     return {"name": name, "state": state, "needed": needed, "detail": detail, "remedy": remedy, **about}
 
 
-def _tiny_networks(answer: Mapping[str, Any]) -> Finding:
+def _tiny_networks(answers: Mapping[str, Any]) -> Finding:
+    answer = answers.get("tiny networks", {})
     if "error" not in answer:
         return _finding("tiny networks", "ok", "codec, vision encoder and judge load", None, True)
     remedy = (
