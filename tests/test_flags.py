@@ -23,7 +23,6 @@ FLIPPED = {
     "sweep": "tests/commands/test_sweep_flags.py::test_sweep",
     "evaluate": "tests/commands/test_evaluate_flags.py::test_evaluate",
     "compare": "tests/commands/test_evaluate_flags.py::test_compare",
-    "recall": "tests/commands/test_search_flags.py::test_recall",
     "listen": "tests/commands/test_other_flags.py::test_listen",
     "datasets vggsound": "tests/commands/test_other_flags.py::test_datasets_vggsound",
     "datasets audioset": "tests/commands/test_other_flags.py::test_datasets_audioset",
