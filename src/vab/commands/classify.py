@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from vab import UserError
 from vab.console import print_table
-from vab.evaluation.classification import Guess, classify_files, find_files, guesses_csv
 from vab.files import check_files, write_atomically
-from vab.spec import UserError
+
+if TYPE_CHECKING:
+    from vab.evaluation.classification import Guess
 
 _LISTED = 20
 """Files without a result that the last message names; the table has all."""
@@ -37,6 +40,7 @@ def classify(
         UserError: If the checkpoint is of another task, or there is no media file. At the end, if files gave no result,
             with the list of them.
     """
+    from vab.evaluation.classification import classify_files, find_files, guesses_csv
     from vab.evaluation.embedding import load_encoders
     from vab.frozen import device_named
     from vab.tasks import ClassifyTask, load_task

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from vab.evaluation.listening.chart import draw_chart
-from vab.evaluation.listening.media import require_playable
-from vab.evaluation.listening.page import KEY, ListeningTest, read_questions
-from vab.evaluation.listening.plan import find_material, name_systems, plan_trials
-from vab.evaluation.listening.scores import SCORES, PairScore, print_scores, read_key, read_raters, sum_up, write_scores
-from vab.spec import UserError
+from vab import UserError
+
+if TYPE_CHECKING:
+    from vab.evaluation.listening.scores import PairScore
 
 
 def listen(
@@ -52,6 +50,10 @@ def listen(
         score: Files of answers, or folders of them.
         key: The key.json of the test that is answered.
     """
+    from vab.evaluation.listening.media import require_playable
+    from vab.evaluation.listening.page import KEY, ListeningTest, read_questions
+    from vab.evaluation.listening.plan import find_material, name_systems, plan_trials
+
     if (systems is None) == (score is None):
         raise UserError("vab listen takes --systems A_DIR B_DIR, to write a test, or --score FILES, to sum answers up")
     if score is not None:
@@ -84,6 +86,9 @@ def listen(
 
 
 def _score(places: list[Path], key_file: Path, out: Path | None) -> list[PairScore]:
+    from vab.evaluation.listening.chart import draw_chart
+    from vab.evaluation.listening.scores import SCORES, print_scores, read_key, read_raters, sum_up, write_scores
+
     chart = key_file.parent / "preference.png" if out is None else out
     if chart.suffix.lower() != ".png":
         raise UserError(f"--out {chart}: with --score it is the chart, and must end in .png")

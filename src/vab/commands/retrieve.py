@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vab import UserError
-from vab.evaluation.retrieval.results import Hit, print_hits, results_page
 from vab.files import check_files, sha256_of, write_atomically
 
 if TYPE_CHECKING:
+    from vab.evaluation.retrieval.results import Hit
     from vab.tasks import AlignTask
 
 
@@ -106,6 +106,7 @@ def retrieve(
     from vab.evaluation.embedding import embed_file, load_encoders
     from vab.evaluation.retrieval.gallery import embed_media, embed_shards, read_embeddings, save_gallery
     from vab.evaluation.retrieval.recall import measure, print_recall
+    from vab.evaluation.retrieval.results import print_hits, results_page
     from vab.evaluation.retrieval.search import OTHER_SIDE, decode_hits, query_side, search
     from vab.frozen import device_named
 
