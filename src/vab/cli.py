@@ -82,7 +82,7 @@ COMMANDS: dict[str, tuple[str, Any]] = {
 
 RENAMED = {
     "lists": "vab datasets",
-    "recall": "vab retrieve",
+    "recall": "vab retrieve --audio A.npz --video V.npz",
     "--on_missing": "--on_error",
     "demo two-stage": "python -m bench.two_stage, in a checkout",
 }

@@ -18,7 +18,7 @@ from vab.data.reading.dataset import ShardDataset
 from vab.spec import UserError
 
 ROOT = Path(__file__).parents[4]
-FOLD = re.compile(yaml.safe_load((ROOT / "configs" / "data" / "esc50.yaml").read_text())["fold_pattern"])
+FOLD = re.compile(yaml.safe_load((ROOT / "configs" / "data" / "base.yaml").read_text())["fold_pattern"])
 
 
 @pytest.fixture
