@@ -1,7 +1,7 @@
-"""What training minimises, and the sums behind what it reports: functions of tensors.
+"""Training losses, and the sums behind the reported metrics: pure functions of tensors.
 
-Logits are (B, K, T, S) and codes (B, K, T). To flatten one level by level and the other step by step is an easy mistake
-that trains on noise: here both go through one pair of functions, at the end of the file.
+Logits are (B, K, T, S) and codes (B, K, T). Flattening one level by level and the other step by step would train on
+noise: both are flattened by one pair of functions, at the end of this file.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_VISIBLE = -100  # what cross_entropy skips unless told otherwise
+_IGNORED = -100  # the target that cross_entropy skips by default
 
 
 def masked_code_loss(logits: Tensor, codes: Tensor, mask: Tensor, label_smoothing: float = 0.1) -> Tensor:
-    """How badly the network guesses the hidden codes.
+    """Cross entropy of the hidden codes.
 
-    Only hidden codes count: visible ones are input, and scoring them would reward copying. Each hidden code weighs
-    the same, so a record with more hidden codes weighs more.
+    Visible codes do not count: they are input, and their loss would reward copying. Each hidden code has the same
+    weight, so a record with more hidden codes has more.
 
     Args:
-        logits: (B, K, T, S) float. Scores over the codebook, before softmax.
-        codes: (B, K, T) int64 in [0, S). What the codec produced; unread where nothing is hidden.
-        mask: (B, K, T) bool. True where the code was hidden; at least one.
-        label_smoothing: Share of the target's mass that is spread evenly over the codebook.
+        logits: (B, K, T, S) float.
+        codes: (B, K, T) int64 in [0, S): the codec's output. Visible codes are not read.
+        mask: (B, K, T) bool, True = hidden. At least one code is hidden.
+        label_smoothing: Share of the target's probability that is spread evenly over the codebook.
 
     Returns:
-        Scalar float32, nats per hidden code; log(S) is the score of guessing evenly. NaN if nothing is hidden.
+        Scalar float32, nats per hidden code; log(S) for a uniform guess. NaN if no code is hidden.
 
     Source: VAB, Su et al. 2024 (hidden tokens only); label smoothing 0.1: the authors' follow-up code.
     """
-    # Not logits[mask]: a shape that depends on data makes a GPU wait and cannot be compiled.
+    # Not logits[mask]: with a shape that depends on data, the host waits for the GPU, and compilation fails.
     return F.cross_entropy(_by_step(logits), _targets(codes, mask), label_smoothing=label_smoothing)
 
 
@@ -47,22 +47,22 @@ def hidden_code_loss(
     label_smoothing: float = 0.1,
     select: bool | None = None,
 ) -> Tensor:
-    """`masked_code_loss` of the logits ``x @ heads``, without ever holding them: a level at a time, gradient and all.
+    """`masked_code_loss` of the logits of ``x`` and ``heads``, with its gradient, one level at a time.
 
-    Logits are the largest tensor of a training step, and the plain loss makes four of their size: for 64 records of the
-    paper's size 4 GB. Here it is two of a level's, for a moment.
+    Logits are the largest tensor of a training step, and the plain loss makes four of their size: 4 GB for 64 records
+    of the paper's size. This function holds two of the size of one level, for a moment.
 
     Args:
-        x: (B, T, D) float. What the heads read.
-        heads: (K, S, D) float. As `vab.backbone.Backbone.heads`.
-        codes: (B, K, T) int64 in [0, S). Unread where nothing is hidden.
-        mask: (B, K, T) bool. True where the code was hidden; at least one.
+        x: (B, T, D) float: the input of the heads.
+        heads: (K, S, D) float, as `vab.backbone.Backbone.heads`.
+        codes: (B, K, T) int64 in [0, S). Visible codes are not read.
+        mask: (B, K, T) bool, True = hidden. At least one code is hidden.
         label_smoothing: As for `masked_code_loss`.
-        select: Score hidden codes alone. It is less work, but a shape that depends on data makes a GPU wait; on a CPU
-            where not given. The result is the same to rounding.
+        select: Compute logits of hidden codes only. This is less work, but with a shape that depends on data the host
+            waits for the GPU. None: on a CPU only. The result is the same up to float rounding.
 
     Returns:
-        As `masked_code_loss`. Under autocast products are made in its type, and the softmax is float32.
+        As `masked_code_loss`. Under autocast, matrix products are computed in its dtype and the softmax in float32.
     """
     select = x.device.type == "cpu" if select is None else select
     loss: Tensor = _HeadsAndLoss.apply(x, heads, codes, mask, label_smoothing, select)
@@ -70,10 +70,10 @@ def hidden_code_loss(
 
 
 class _HeadsAndLoss(torch.autograd.Function):
-    """Of each level the products, the loss and both gradients, which in a cross entropy do not wait for what follows.
+    """For each level: logits, loss and the gradients of x and heads, all in the forward pass.
 
-    The gradient of a row of logits is its softmax less the smoothed target. Gradients are of the sum over codes and are
-    divided by their number at the end: between -1 and 1 they keep their digits in 16 bits.
+    The gradient of a row of logits is its softmax minus the smoothed target. Gradients are those of the sum over codes,
+    and are divided by the number of codes at the end: values between -1 and 1 keep their precision in 16 bits.
     """
 
     @staticmethod
@@ -83,69 +83,67 @@ class _HeadsAndLoss(torch.autograd.Function):
         device = x.device.type
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         wide = torch.promote_types(narrow, torch.float32)
-        summed = wide if narrow == torch.float16 else narrow  # a sum over all rows, which float16 may be too short for
-        learns = any(ctx.needs_input_grad)
+        summed = wide if narrow == torch.float16 else narrow  # float16 may overflow in a sum over all rows
         with torch.autocast(device, enabled=False):
             steps = rearrange(x, "B T D -> (B T) D").to(narrow)
             total = steps.new_zeros((), dtype=wide)
-            of_steps, of_heads = steps.new_zeros(steps.shape, dtype=wide), torch.zeros_like(heads, dtype=wide)
-            of_levels = (rearrange(value, "B K T -> K (B T)") for value in (mask, codes))
-            for level, (head, hidden, target) in enumerate(zip(heads.to(narrow), *of_levels, strict=True)):
+            grad_steps, grad_heads = steps.new_zeros(steps.shape, dtype=wide), torch.zeros_like(heads, dtype=wide)
+            masks, targets = (rearrange(value, "B K T -> K (B T)") for value in (mask, codes))
+            for level, (head, hidden, target) in enumerate(zip(heads.to(narrow), masks, targets, strict=True)):
                 if select:
-                    at = hidden.nonzero()[:, 0]
-                    given, target = steps[at], target[at][:, None]
+                    index = hidden.nonzero()[:, 0]
+                    rows, target = steps[index], target[index][:, None]
                 else:
-                    given, target = steps, target.masked_fill(~hidden, 0)[:, None]
-                log_p = F.log_softmax(F.linear(given, head), -1, dtype=wide)  # (rows, S)
+                    rows, target = steps, target.masked_fill(~hidden, 0)[:, None]
+                log_p = F.log_softmax(F.linear(rows, head), -1, dtype=wide)  # (rows, S)
                 loss = -(1 - smoothing) * log_p.gather(-1, target)[:, 0] - smoothing * log_p.mean(-1)
                 total += (loss if select else torch.where(hidden, loss, 0)).sum()
-                if not learns:
+                if not any(ctx.needs_input_grad):
                     continue
-                off = log_p.exp_().sub_(smoothing / log_p.shape[-1])
-                off.scatter_add_(-1, target, off.new_full(target.shape, smoothing - 1))
-                off = (off if select else off.mul_(hidden[:, None])).to(narrow)
-                back = (off @ head).to(wide)
-                of_steps = of_steps.index_add_(0, at, back) if select else of_steps.add_(back)
-                of_heads[level] = off.T.to(summed) @ given.to(summed)
+                grad = log_p.exp_().sub_(smoothing / log_p.shape[-1])
+                grad.scatter_add_(-1, target, grad.new_full(target.shape, smoothing - 1))
+                grad = (grad if select else grad.mul_(hidden[:, None])).to(narrow)
+                grad_rows = (grad @ head).to(wide)
+                grad_steps = grad_steps.index_add_(0, index, grad_rows) if select else grad_steps.add_(grad_rows)
+                grad_heads[level] = grad.T.to(summed) @ rows.to(summed)
             count = mask.sum()
-        ctx.save_for_backward(of_steps.view(x.shape), of_heads, count)
+        ctx.save_for_backward(grad_steps.view(x.shape), grad_heads, count)
         ctx.dtypes = x.dtype, heads.dtype
         return total / count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        *gradients, count = ctx.saved_tensors
-        of_x, of_heads = (
-            (value * (gradient / count)).to(dtype) for value, dtype in zip(gradients, ctx.dtypes, strict=True)
-        )
-        return of_x, of_heads, None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_heads, count = ctx.saved_tensors
+        scale = grad / count
+        grad_x, grad_heads = (grad_x * scale).to(ctx.dtypes[0]), (grad_heads * scale).to(ctx.dtypes[1])
+        return grad_x, grad_heads, None, None, None, None
 
 
 @dataclass(frozen=True)
 class MaskedCodeSums:
-    """Sums over the hidden codes of each record and level, from which any mean is a division away.
+    """Sums over the hidden codes of each record and level.
 
-    Sums, not means, so that numbers from several batches and ranks add up to exactly what one batch would have given.
+    Sums of several batches and ranks add up to those of one batch, which means would not.
     """
 
     nll: Tensor
-    """(B, K) float64: -log p of the right code, nats, summed."""
+    """(B, K) float64: the sum of -log p(true code), nats."""
     correct: Tensor
-    """(B, K) int64: how often the likeliest code was the right one."""
+    """(B, K) int64: the number of hidden codes that have the highest logit."""
     hidden: Tensor
-    """(B, K) int64: how many codes were hidden."""
+    """(B, K) int64: the number of hidden codes."""
 
     def per_level(self) -> Tensor:
         """(K, 3) float64: nll, correct and hidden of each level."""
         return self._stack().sum(0)
 
     def per_bucket(self, bucket: Tensor, num_buckets: int) -> Tensor:
-        """(num_buckets, 3) float64: nll, correct and hidden of the records of each bucket; zeros where none fell.
+        """(num_buckets, 3) float64: nll, correct and hidden of each bucket's records; zeros for an empty bucket.
 
         Args:
-            bucket: (B,) int64 in [0, num_buckets), such as `mask_ratio_bucket` gives.
-            num_buckets: How many rows to return.
+            bucket: (B,) int64 in [0, num_buckets), such as `mask_ratio_bucket` returns.
+            num_buckets: Number of rows.
         """
         sums = self._stack().sum(1)  # (B, 3)
         return sums.new_zeros(num_buckets, 3).index_add(0, bucket, sums)
@@ -156,17 +154,14 @@ class MaskedCodeSums:
 
 @torch.no_grad()
 def masked_code_sums(logits: Tensor, codes: Tensor, mask: Tensor) -> MaskedCodeSums:
-    """Likelihood and accuracy of the hidden codes, without label smoothing.
+    """Sums for the likelihood and accuracy of the hidden codes, without label smoothing and without gradient.
 
     Args:
         logits: (B, K, T, S) float.
-        codes: (B, K, T) int64 in [0, S); unread where nothing is hidden.
-        mask: (B, K, T) bool, True = hidden. All False in a record that must not be scored.
-
-    Returns:
-        Sums for each record and level. No gradient flows.
+        codes: (B, K, T) int64 in [0, S). Visible codes are not read.
+        mask: (B, K, T) bool, True = hidden. All False for a record that must not be scored.
     """
-    nll = F.cross_entropy(_by_step(logits), _targets(codes, mask), reduction="none")  # 0 where visible
+    nll = F.cross_entropy(_by_step(logits), _targets(codes, mask), reduction="none")  # 0 for visible codes
     correct = (logits.argmax(-1) == codes) & mask  # (B, K, T)
     return MaskedCodeSums(
         nll=reduce(nll.double(), "(B T K) -> B K", "sum", B=codes.shape[0], K=codes.shape[1]),
@@ -176,21 +171,21 @@ def masked_code_sums(logits: Tensor, codes: Tensor, mask: Tensor) -> MaskedCodeS
 
 
 def mask_ratio_bucket(mask: Tensor, steps: Tensor | None = None, num_buckets: int = 10) -> Tensor:
-    """Which tenth (for ten buckets) of the range 0..1 each record's share of hidden codes falls into.
+    """The bucket of each record's mask ratio, its share of hidden codes.
 
-    Guessing is easier the more is seen, so a loss says little without the share that was hidden.
+    Prediction is easier the more codes are visible, so a loss says little without the mask ratio.
 
     Args:
         mask: (B, K, T) bool, True = hidden.
-        steps: (B,) int64. How many steps of each record are sound; None if all.
-        num_buckets: Buckets of equal width; bucket i holds the shares in [i, i + 1) / num_buckets, the last one 1 too.
+        steps: (B,) int64: the codec steps of each record before its padding; None if no record has padding.
+        num_buckets: Buckets of equal width: bucket i holds ratios in [i, i + 1) / num_buckets, the last one also 1.
 
     Returns:
         (B,) int64 in [0, num_buckets).
     """
     num_codebooks, num_steps = mask.shape[1:]
     num_codes = num_codebooks * (num_steps if steps is None else steps)
-    # In integers: a share of exactly 0.7 must not round into the bucket below.
+    # In integers: a ratio of exactly 0.7 must not round into the bucket below.
     return (reduce(mask, "B K T -> B", "sum") * num_buckets // num_codes).clamp(max=num_buckets - 1)
 
 
@@ -202,41 +197,41 @@ def info_nce(
     first: int = 0,
     same_source: Tensor | None = None,
 ) -> Tensor:
-    """How badly each sound tells its own video from the others, and each video its own sound.
+    """Contrastive loss in both directions: each sound against all videos, each video against all sounds.
 
     Args:
         audio: (B, E) float, of unit length.
-        video: (B, E) float, of unit length; row i belongs with sound i.
-        scale: Scalar: what cosines are multiplied by, the inverse of the temperature.
-        gallery: Audio and video (M, E) each to choose among, which holds these rows, as all ranks' together do; the
-            rows themselves if None.
-        first: Row of the gallery at which these rows begin.
-        same_source: (B, M) bool: True where two rows come from one recording. Such a row is no wrong answer, and is
-            left out of the choice; a row's own place may be True or not.
+        video: (B, E) float, of unit length; row i is the video of sound i.
+        scale: Scalar that multiplies the cosines, the inverse of the temperature.
+        gallery: Audio and video candidates, (M, E) each, which include these rows, such as those of all ranks. None for
+            these rows only.
+        first: Index of the first of these rows in the gallery.
+        same_source: (B, M) bool, True = both rows are cut from one recording. Such a candidate is not a negative and is
+            left out. The entry of a row's own partner is ignored.
 
     Returns:
-        Scalar float32, nats: the mean over rows and over both ways. log(M) is the score of guessing evenly.
+        Scalar float32, nats: the mean over rows and directions; log(M) for a uniform guess.
 
-    Source: van den Oord et al. 2018; both ways, as CLIP, Radford et al. 2021. VAB prints only the name.
+    Source: van den Oord et al. 2018; both directions as in CLIP, Radford et al. 2021. VAB only names the loss.
     """
     all_audio, all_video = (audio, video) if gallery is None else gallery
     own = torch.arange(first, first + len(audio), device=audio.device)  # (B,)
-    barred = None if same_source is None else same_source.scatter(1, own[:, None], False)
+    excluded = None if same_source is None else same_source.scatter(1, own[:, None], False)
     losses = []
     for queries, choices in ((audio, all_video), (video, all_audio)):
-        with torch.autocast(audio.device.type, enabled=False):  # or the product of float32 tensors is bfloat16
+        with torch.autocast(audio.device.type, enabled=False):  # it would compute the product in bfloat16
             scores = scale.float() * (queries.float() @ choices.float().T)  # (B, M)
-        if barred is not None:
-            scores = scores.masked_fill(barred, -torch.inf)
+        if excluded is not None:
+            scores = scores.masked_fill(excluded, -torch.inf)
         losses.append(F.cross_entropy(scores, own))
     return (losses[0] + losses[1]) / 2
 
 
 def _by_step(logits: Tensor) -> Tensor:
-    """(B, K, T, S) to (B * T * K, S) float32. The heads lay logits out step by step, so nothing is copied."""
-    return rearrange(logits, "B K T S -> (B T K) S").float()  # bf16 has 8 bits: too few for a sum over a codebook
+    """(B, K, T, S) to (B * T * K, S) float32. The heads' logits have this memory layout, so nothing is copied."""
+    return rearrange(logits, "B K T S -> (B T K) S").float()  # 8 bits of bfloat16 are too few for a sum over a codebook
 
 
 def _targets(codes: Tensor, mask: Tensor) -> Tensor:
-    """(B, K, T) to (B * T * K): the hidden codes in the order of `_by_step`, `_VISIBLE` elsewhere."""
-    return rearrange(codes.masked_fill(~mask, _VISIBLE), "B K T -> (B T K)")
+    """(B, K, T) to (B * T * K,): codes in the order of `_by_step`, `_IGNORED` for visible ones."""
+    return rearrange(codes.masked_fill(~mask, _IGNORED), "B K T -> (B T K)")
