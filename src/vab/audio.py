@@ -1,8 +1,8 @@
 """Functions of waveforms: mixing to mono, resampling, loudness, log-mel spectra and two distances between sounds.
 
-Everything that measures or listens to sound uses these, so each number has one definition. Functions on tensors work
-on any device and on any leading axes; the samples are the last one. These import torch when they are called, because
-decoding processes use the functions on arrays alone, and torch takes 325 MiB of each process.
+All metrics use these functions, so each number has one definition. Functions of tensors work on any device and any
+leading axes; samples are the last axis. They import torch when they are called: decoding processes use only the
+functions of arrays, and torch would take 325 MiB of each process.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOG_FLOOR = 1e-5
-"""Mel magnitudes below this read as this: about -100 dB under a full-scale tone, the noise floor of 16-bit sound."""
+"""Lower bound of mel magnitudes: 100 dB below a full-scale tone, about the noise floor of 16-bit sound."""
 
 _DISTANCE_RESOLUTIONS = ((512, 128, 40), (1024, 256, 64), (2048, 512, 80))
 """(n_fft, hop, num_bands) of each spectrum that `log_mel_distance` compares."""
 
 
 def to_mono(x: np.ndarray) -> np.ndarray:
-    """Mix channels down to one by their mean, which cannot clip.
+    """Mix all channels to one by their mean, which cannot clip.
 
     Args:
-        x: (channels, N) float. Samples of each channel.
+        x: (channels, N) float.
 
     Returns:
         (N,) of the same dtype.
@@ -44,15 +44,15 @@ def to_mono(x: np.ndarray) -> np.ndarray:
 
 
 def resample(x: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Bring a waveform to another sampling rate with soxr's "HQ" filter.
+    """Resample a waveform with soxr's "HQ" filter.
 
     Args:
-        x: (N,) float. Mono samples.
-        from_rate: Rate of `x`, Hz.
-        to_rate: Rate wanted, Hz.
+        x: (N,) float, mono.
+        from_rate: Sampling rate of `x`, Hz.
+        to_rate: Sampling rate of the result, Hz.
 
     Returns:
-        (round(N * to_rate / from_rate),) float32, in time with the input: the filter's delay is removed.
+        (round(N * to_rate / from_rate),) float32, aligned with the input: the filter's delay is removed.
 
     Raises:
         ValueError: If `x` is not one-dimensional or a rate is not above 0.
@@ -68,13 +68,13 @@ def resample(x: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def rms_db(waveform: Tensor) -> Tensor:
-    """Loudness as root mean square, in dB of full scale.
+    """Root-mean-square level, in dB of full scale.
 
     Args:
         waveform: (..., N) float in [-1, 1].
 
     Returns:
-        (...,) dBFS: a constant 1 reads 0, a full-scale sine -3.01, digital silence -inf.
+        (...,) dBFS: 0 for a constant 1, -3.01 for a full-scale sine, -inf for digital silence.
 
     Raises:
         ValueError: If there are no samples.
@@ -87,7 +87,7 @@ def rms_db(waveform: Tensor) -> Tensor:
 
 
 def level_db(waveform: np.ndarray) -> float:
-    """``rms_db`` of one waveform without torch: (N,) float, N >= 1, to dBFS."""
+    """`rms_db` of one waveform, without torch: (N,) float, N >= 1, to dBFS."""
     if not len(waveform):
         raise ValueError("level_db: the waveform has no samples")
     power = float(np.square(waveform, dtype=np.float64).mean())
@@ -96,7 +96,7 @@ def level_db(waveform: np.ndarray) -> float:
 
 @lru_cache(maxsize=64)
 def _mel_filters(sample_rate: int, n_fft: int, num_bands: int, fmin: float, fmax: float) -> Tensor:
-    """(num_bands, n_fft // 2 + 1) float32: triangles with their corners evenly spaced on the HTK mel scale, peak 1."""
+    """(num_bands, n_fft // 2 + 1) float32: triangles with corners evenly spaced on the HTK mel scale, peak 1."""
     import torch
 
     def to_mel(hz: float) -> float:
@@ -113,9 +113,9 @@ def _mel_filters(sample_rate: int, n_fft: int, num_bands: int, fmin: float, fmax
 def _window_and_filters(
     sample_rate: int, n_fft: int, num_bands: int, fmin: float, fmax: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The Hann window, scaled so that a full-scale tone on a bin has magnitude 1, and the mel triangles, on a device.
+    """The Hann window, scaled so that a full-scale tone on a bin has magnitude 1, and the mel filters, on a device.
 
-    Made outside inference mode: a cached tensor born there could never again take part in training.
+    Made outside inference mode: a cached tensor from inference mode could not be used in training.
     """
     import torch
 
@@ -134,22 +134,22 @@ def log_mel(
     fmin: float = 50.0,
     fmax: float | None = None,
 ) -> Tensor:
-    """Log-mel spectrogram: how loud each band is at each moment, roughly as an ear resolves it.
+    """Log-mel spectrogram: the level of each band over time, in bands about as wide as an ear resolves.
 
-    Frame k is centred on sample k * hop; outside the waveform there is silence.
+    Frame k is centred on sample k * hop. The waveform is padded with silence.
 
     Args:
         waveform: (..., N) float32 in [-1, 1], N >= 1.
         sample_rate: Hz.
         n_fft: Length of the Hann window, samples.
         hop: Samples between frames.
-        num_bands: Mel bands, evenly spaced on the HTK scale.
+        num_bands: Number of mel bands, evenly spaced on the HTK scale.
         fmin: Lowest corner, Hz.
-        fmax: Highest corner, Hz; half of `sample_rate` if None.
+        fmax: Highest corner, Hz; `sample_rate` / 2 if None.
 
     Returns:
-        (..., num_bands, 1 + N // hop) float32: natural log of the magnitude in each band, where a full-scale tone has
-        magnitude 1, floored at log(1e-5).
+        (..., num_bands, 1 + N // hop) float32: natural log of the magnitude in each band, at least log(1e-5). A
+        full-scale tone has magnitude 1.
 
     Raises:
         ValueError: If there are no samples, or the corners are not 0 <= fmin < fmax <= sample_rate / 2.
@@ -168,7 +168,7 @@ def log_mel(
     spectrum = torch.stft(
         flat, n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True
     )  # (rows, n_fft // 2 + 1, frames)
-    # The tiny term keeps the gradient of the square root finite where the spectrum is zero.
+    # The small term keeps the gradient of the square root finite where the spectrum is zero.
     magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-14).sqrt()
     with torch.autocast(waveform.device.type, enabled=False):
         log = (filters @ magnitude).clamp_min(LOG_FLOOR).log()  # (rows, num_bands, frames)
@@ -176,15 +176,15 @@ def log_mel(
 
 
 def log_mel_distance(a: Tensor, b: Tensor, sample_rate: int) -> Tensor:
-    """How differently two sounds would be heard: mean absolute difference of log-mel spectra at three resolutions.
+    """Perceptual distance of two sounds: the mean absolute difference of log-mel spectra at three resolutions.
 
     Args:
         a: (..., N) float32.
-        b: (..., N) float32, in time with `a`.
+        b: (..., N) float32, aligned with `a`.
         sample_rate: Hz.
 
     Returns:
-        (...,) natural-log units: 0 for equal sounds, 0.69 for one twice as loud as the other throughout.
+        (...,) natural-log units: 0 for equal sounds, 0.69 if one has twice the amplitude of the other.
 
     Raises:
         ValueError: If the shapes differ.
@@ -201,17 +201,17 @@ def log_mel_distance(a: Tensor, b: Tensor, sample_rate: int) -> Tensor:
 
 
 def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
-    """Scale-invariant signal-to-distortion ratio: how closely a waveform follows another, whatever its level.
+    """Scale-invariant signal-to-distortion ratio: how closely a waveform follows another, regardless of its level.
 
     Args:
         estimate: (..., N) float.
         reference: (..., N) float.
 
     Returns:
-        (...,) dB: higher is closer; inf for a scaled copy, -inf for an estimate that is silent or at right angles.
+        (...,) dB: higher is closer; inf for a scaled copy, -inf for an estimate that is silent or orthogonal.
 
     Raises:
-        ValueError: If the shapes differ, or a reference is silent: nothing can be said about it.
+        ValueError: If the shapes differ, or a reference is silent, for which the ratio is undefined.
 
     Source: Le Roux et al. 2019, "SDR - half-baked or well done?", eq. (2), both means removed first.
     """
@@ -227,5 +227,5 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
     target = ((estimate * reference).sum(dim=-1) / energy).unsqueeze(-1) * reference
     error = (estimate - target).square().sum(dim=-1)
     power = target.square().sum(dim=-1)
-    ratio = torch.where(power == 0, torch.zeros_like(power), power / error)  # 0 / 0 is a silent estimate: no target
+    ratio = torch.where(power == 0, torch.zeros_like(power), power / error)  # 0 / 0: a silent estimate
     return 10 * torch.log10(ratio)

@@ -1,6 +1,6 @@
-"""Resize and crop pictures to the size that a vision encoder reads, with Pillow alone: decoding processes import this.
+"""Resize and crop frames to the input size of a vision encoder. Decoding processes import this, so it needs no torch.
 
-The result stays uint8, a quarter of the bytes of float32; the encoder normalises it on its own device.
+The result is uint8, a quarter of the bytes of float32; the encoder normalises it on its own device.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamp
 
 @dataclass(frozen=True)
 class Resizer:
-    """Pictures of any size to pixels of one size; small, so that it can be sent to decoding processes.
+    """Resizes frames of any size to one size. It is small to pickle, for decoding processes.
 
-    The same pixels as open_clip's evaluation transform (`open_clip.transform.image_transform_v2`) before its ToTensor.
+    The result equals open_clip's evaluation transform (`open_clip.transform.image_transform_v2`) before its ToTensor.
     """
 
     size: tuple[int, int]
     """Height and width of the result."""
     mode: str = "squash"
-    """``squash``: resize to ``size``, whatever the aspect ratio. ``shortest``: keep the aspect ratio, fill ``size`` and
+    """``squash``: resize to ``size``, ignoring the aspect ratio. ``shortest``: keep the aspect ratio, fill ``size`` and
     crop the centre. ``longest``: keep the aspect ratio, fit into ``size`` and pad."""
     interpolation: str = "bicubic"
     """``bilinear`` or ``bicubic``, with antialiasing."""
@@ -41,31 +41,31 @@ class Resizer:
             (V, 3, h, w) uint8.
 
         Raises:
-            ValueError: If the shape or the dtype is another.
+            ValueError: If the shape or the dtype is wrong.
         """
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
             raise ValueError(f"frames are (V, H, W, 3) uint8, got {frames.shape} {frames.dtype}")
         pixels = np.empty((len(frames), 3, *self.size), np.uint8)
         for number, frame in enumerate(frames):
-            pixels[number] = np.moveaxis(np.asarray(self._picture(Image.fromarray(frame))), 2, 0)
+            pixels[number] = np.moveaxis(np.asarray(self._resize(Image.fromarray(frame))), 2, 0)
         return pixels
 
-    def _picture(self, picture: Image.Image) -> Image.Image:
+    def _resize(self, image: Image.Image) -> Image.Image:
         height, width = self.size
-        resized = self._resized(picture.height, picture.width)
-        if resized != (picture.height, picture.width):
-            # open_clip resizes with its default, bicubic, to the shortest side of a target that is not square.
+        resized = self._size_before_crop(image.height, image.width)
+        if resized != (image.height, image.width):
+            # For a target that is not square, open_clip resizes the shortest side with its default, bicubic.
             name = "bicubic" if self.mode == "shortest" and height != width else self.interpolation
-            picture = picture.resize(resized[::-1], INTERPOLATIONS[name])
-        right, bottom = max(0, width - picture.width), max(0, height - picture.height)
+            image = image.resize(resized[::-1], INTERPOLATIONS[name])
+        right, bottom = max(0, width - image.width), max(0, height - image.height)
         if right or bottom:
             border = (right // 2, bottom // 2, (right + 1) // 2, (bottom + 1) // 2)
-            picture = ImageOps.expand(picture, border, (self.fill,) * 3)
-        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-        return picture.crop((left, top, left + width, top + height))
+            image = ImageOps.expand(image, border, (self.fill,) * 3)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        return image.crop((left, top, left + width, top + height))
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width before cropping and padding; rounded as torchvision and timm do."""
+    def _size_before_crop(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width before cropping and padding, rounded as in torchvision and timm."""
         if self.mode == "squash":
             return self.size
         if self.mode == "shortest" and self.size[0] == self.size[1]:

@@ -29,17 +29,17 @@ from torch import Tensor
 from vab import UserError
 
 NOT_STATED = "not stated"
-"""In place of a hash, where nobody said of which weights imported codes or features are."""
+"""Stands for a hash if nobody stated which weights made imported codes or features."""
 
 
 @dataclass(frozen=True)
 class SegmentSpec:
-    """What one segment is made of. Written once by extraction, beside the shards, and carried by every checkpoint."""
+    """The sizes and rates of a segment. Extraction writes them beside the shards; every checkpoint stores them."""
 
     segment_seconds: float
     """Length of a segment, s."""
     sample_rate: int
-    """Of the codec, Hz."""
+    """Sampling rate of the codec, Hz."""
     code_rate: float
     """Codec steps per second."""
     num_codebooks: int
@@ -51,7 +51,7 @@ class SegmentSpec:
     num_steps: int
     """T: codec steps of a whole segment."""
     video_fps: float
-    """Frames per second that were encoded."""
+    """Encoded video frames per second."""
     num_frames: int
     """V: frames of a whole segment."""
     feature_dim: int
@@ -66,7 +66,7 @@ class SegmentSpec:
     """SHA-256 of the vision encoder's weights, or ``NOT_STATED``."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no segment can have."""
+        """Refuse numbers that are not positive."""
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, (int, float)) and not value > 0:
@@ -90,34 +90,34 @@ class SegmentSpec:
         return asdict(self)
 
     def differences(self, other: SegmentSpec) -> list[str]:
-        """Every field in which the two differ, as ``name: mine != theirs``; empty if they agree."""
+        """Every field in which the two differ, as ``name: mine != theirs``."""
         mine, theirs = asdict(self), asdict(other)
         return [f"{name}: {mine[name]} != {theirs[name]}" for name in mine if mine[name] != theirs[name]]
 
     def require(self, other: SegmentSpec, mine: str, theirs: str) -> None:
-        """Refuse to bring together what was made for different segments.
+        """Require that both specs are equal.
 
         Args:
             other: The other spec.
-            mine: What this spec belongs to, such as ``checkpoint``.
-            theirs: What the other belongs to, such as ``shards``.
+            mine: The owner of this spec, such as ``checkpoint``.
+            theirs: The owner of the other spec, such as ``shards``.
 
         Raises:
-            UserError: With every field in which the two differ.
+            UserError: If they differ, with every field in which they do.
         """
         differences = self.differences(other)
         if differences:
             raise UserError(f"{mine} and {theirs} do not fit ({mine} != {theirs}): {'; '.join(differences)}")
 
     def require_stated(self, *, audio: bool = True, video: bool = True) -> None:
-        """Refuse to encode media for a model of imported data, where nobody knows with which weights.
+        """Require the hashes of the weights with which media would be encoded. Imported data may lack them.
 
         Args:
-            audio: Whether sound is to be encoded or decoded.
-            video: Whether pictures are.
+            audio: Whether sound will be encoded or decoded.
+            video: Whether frames will be encoded.
 
         Raises:
-            UserError: Saying which weights are not known.
+            UserError: If a hash is `NOT_STATED`.
         """
         for kind, what, name, weights, wanted in (
             ("codec", "codes", self.codec, self.codec_hash, audio),
@@ -133,49 +133,46 @@ class SegmentSpec:
 
 @dataclass
 class Batch:
-    """Some records of a data set, as tensors. ``ragged`` says whether any record is shorter than the segment.
+    """Some records of a data set, as tensors.
 
-    On the way from a loader to the device codes and features are in the types in which they are stored, a quarter and
-    half of the size; ``widened`` gives the types that are named here.
+    Between the loader and the device, codes and features have the dtypes in which they are stored, a quarter and half
+    of the size. ``widened`` converts them to the dtypes below.
     """
 
     codes: Tensor
-    """(B, K, T) int64 in [0, S). Steps at and after ``steps`` are padding."""
+    """(B, K, T) int64 in [0, S). Steps from ``steps`` on are padding."""
     features: Tensor
-    """(B, V, C) float32. Frames at and after ``frames`` are padding."""
+    """(B, V, C) float32. Frames from ``frames`` on are padding."""
     steps: Tensor
-    """(B,) int64: codec steps that are sound, 1..T."""
+    """(B,) int64 in [1, T]: codec steps before the padding."""
     frames: Tensor
-    """(B,) int64: frames that are picture, 1..V; 0 for a record of sound alone, whose features are zeros."""
+    """(B,) int64 in [1, V]: frames before the padding; 0 for a record without video, whose features are zeros."""
     labels: Tensor
-    """(B, L) float32 of 0 and 1; L = 0 where the data set has no labels."""
+    """(B, L) float32 of 0 and 1; L = 0 if the data set has no labels."""
     index: Tensor
     """(B,) int64: the record's number in its data set."""
     valid: Tensor
-    """(B,) bool: False for a record that only fills a rank's last evaluation batch; it must not be scored."""
+    """(B,) bool: False for a record that only fills a rank's last evaluation batch and must not be scored."""
     source: Tensor
-    """(B,) int64: the same number for records that are cut from one recording; of a spliced record its beginning's."""
+    """(B,) int64: equal for records that are cut from one recording; for a spliced record, that of its beginning."""
     draw: Tensor
-    """(B,) int64: how often training has drawn the record before in the same epoch; 0 in evaluation."""
+    """(B,) int64: how often training has already drawn the record in this epoch; 0 in evaluation."""
     ragged: bool
-    """True if a record of the batch has fewer than T steps or V frames."""
+    """Whether a record of the batch has fewer than T steps or V frames."""
 
     def __len__(self) -> int:
         return self.codes.shape[0]
 
     @property
     def lengths(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """``steps`` and ``frames``, or None for both where no record is short: networks are faster without them."""
+        """``steps`` and ``frames``, or None for both if no record is short: networks are faster without them."""
         return (self.steps, self.frames) if self.ragged else (None, None)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on ``device``."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: x.to(device, non_blocking=non_blocking) for name, x in tensors.items()})
 
     def widened(self) -> Batch:
-        """The batch with codes as int64 and features as float32, on the device where it is."""
+        """The batch on the same device, with codes as int64 and features as float32."""
         return replace(self, codes=self.codes.to(torch.int64), features=self.features.to(torch.float32))
-
-    def _map(self, function: Any) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
