@@ -28,7 +28,7 @@ from vab.files import write_atomically
 from vab.flops import pass_flops
 from vab.frozen import device_named
 from vab.spec import UserError
-from vab.tokens.decoding import Sampler
+from vab.tokens.sampler import Sampler
 
 BACKBONES = Path(__file__).parents[1] / "configs" / "backbone"
 SIZES = ("small", "base", "paper")

@@ -19,8 +19,8 @@ from vab.flops import pass_flops
 from vab.frozen.protocols import Codec
 from vab.spec import SegmentSpec
 from vab.tasks.pretrain import PretrainTask
-from vab.tokens.decoding import Sampler
 from vab.tokens.noise import record_keys
+from vab.tokens.sampler import Sampler
 
 BF16 = "bf16-mixed"
 

@@ -169,8 +169,8 @@ def _argument_names() -> list[str]:
     """List the parameter names of tasks, backbone, sampler and masking, for hints."""
     from vab import tasks
     from vab.backbone import Backbone
-    from vab.tokens.decoding import Sampler
     from vab.tokens.masking import Masking
+    from vab.tokens.sampler import Sampler
 
     classes = [getattr(tasks, name) for name in tasks.__all__ if inspect.isclass(getattr(tasks, name))]
     known = (*classes, Backbone, Sampler, Masking)

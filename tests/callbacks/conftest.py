@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vab.backbone import Backbone
 from vab.data.reading.datamodule import ShardDataModule
 from vab.tasks import PretrainTask
-from vab.tokens.decoding import Sampler
+from vab.tokens.sampler import Sampler
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from vab.metrics.recall import match_ranks
 from vab.metrics.synchrony import Synchrony, find_onsets
 from vab.spec import UserError
 from vab.tasks import PretrainTask, load_task
-from vab.tokens.decoding import Sampler
 from vab.tokens.noise import record_keys
+from vab.tokens.sampler import Sampler
 
 FAD = "val/fad_tiny_to_codec"
 

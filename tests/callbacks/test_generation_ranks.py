@@ -10,7 +10,7 @@ from vab.backbone import Backbone
 from vab.callbacks import GenerationEval
 from vab.data.reading.datamodule import ShardDataModule
 from vab.tasks import PretrainTask
-from vab.tokens.decoding import Sampler
+from vab.tokens.sampler import Sampler
 
 
 def judge(shards, out, devices, count, batch_size, fails):

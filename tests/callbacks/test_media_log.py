@@ -16,7 +16,7 @@ from vab.frozen.listening import sounds_of
 from vab.metrics.health import audio_statistics, health, warnings_for
 from vab.spec import UserError
 from vab.tasks import PretrainTask, load_task
-from vab.tokens.decoding import Sampler
+from vab.tokens.sampler import Sampler
 
 
 def test_each_record_is_a_group_of_reference_round_trip_and_generated_sound(run, events, tmp_path):

@@ -23,7 +23,7 @@ from vab.evaluation.embedding import embed_records
 from vab.metrics.recall import match_ranks, retrieval_table
 from vab.spec import UserError
 from vab.tasks import AlignTask, ClassifyTask, PretrainTask, load_task
-from vab.tokens.decoding import Sampler
+from vab.tokens.sampler import Sampler
 
 SIZE = {"dim": 16, "num_heads": 1, "num_modality_layers": 1, "num_joint_layers": 1}
 

@@ -17,7 +17,7 @@ from vab.frozen.listening import sounds_of
 from vab.generation.generator import Generator
 from vab.spec import UserError
 from vab.tasks import PretrainTask
-from vab.tokens.decoding import Sampler
+from vab.tokens.sampler import Sampler
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,10 @@ from vab.tasks.base import fold
 from vab.tasks.building import build
 from vab.tasks.checkpoints import find_checkpoint
 from vab.tasks.optim import decay_groups, linear_warmup_decay
-from vab.tokens.decoding import Sampler
 from vab.tokens.expectation import expected_codes
 from vab.tokens.masking import Masking
 from vab.tokens.noise import fold_in, record_keys
+from vab.tokens.sampler import Sampler
 
 
 def small_task(spec=None, **settings):

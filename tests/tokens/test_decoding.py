@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from vab.spec import UserError
-from vab.tokens.decoding import decode, draw, least_confident, low_discrepancy_ranks, num_hidden_after, share_of
+from vab.tokens.decoding import (
+    decode,
+    floor_share,
+    least_confident,
+    low_discrepancy_ranks,
+    num_hidden_after,
+    sample_codes,
+)
 from vab.tokens.noise import Stream, fold_in, gumbel, record_keys, uniform
 from vab.tokens.sampler import Sampler
 
@@ -243,8 +250,8 @@ def test_counts_for_every_number_of_codes(decode_steps):
 
 
 def test_shares_are_floors():
-    assert share_of(torch.arange(7), 0.5).tolist() == [0, 0, 1, 1, 2, 2, 3]
-    assert share_of(torch.arange(4), 1.0).tolist() == [0, 1, 2, 3]
+    assert floor_share(torch.arange(7), 0.5).tolist() == [0, 0, 1, 1, 2, 2, 3]
+    assert floor_share(torch.arange(4), 1.0).tolist() == [0, 1, 2, 3]
 
 
 def test_levels_are_filled_one_after_the_other():
@@ -395,8 +402,8 @@ def test_choice_noise_spreads_the_order():
 
 def test_temperature_zero_takes_the_likeliest():
     logits, numbers = torch.randn(4, 5, S), torch.rand(4, 5)
-    assert torch.equal(draw(logits, numbers, 0.0, None), logits.argmax(-1))
-    assert torch.equal(draw(logits, numbers, 1.0, 1), logits.argmax(-1))
+    assert torch.equal(sample_codes(logits, numbers, 0.0, None), logits.argmax(-1))
+    assert torch.equal(sample_codes(logits, numbers, 1.0, 1), logits.argmax(-1))
     codes, mask = all_hidden(2)
     one, other = (
         decode(opinion, codes, mask, Sampler(8, 0.0, 256, 0.0, 5.0), record_keys(seed, torch.arange(2)))
@@ -409,7 +416,7 @@ def test_temperature_zero_takes_the_likeliest():
 def test_codes_are_drawn_by_their_probability(temperature, top_k):
     logits = 1.5 * torch.randn(S)
     numbers = (torch.arange(100_000) + 0.5) / 100_000  # every part of (0, 1) equally often
-    drawn = draw(logits.expand(100_000, S), numbers, temperature, top_k)
+    drawn = sample_codes(logits.expand(100_000, S), numbers, temperature, top_k)
     scaled = logits.double() / temperature
     if top_k is not None and top_k < S:
         scaled = scaled.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
@@ -423,7 +430,7 @@ def test_codes_are_drawn_by_their_probability(temperature, top_k):
 def test_top_p_draws_among_the_fewest_that_reach_it(top_k, top_p):
     logits = 1.5 * torch.randn(S)
     numbers = (torch.arange(100_000) + 0.5) / 100_000
-    drawn = draw(logits.expand(100_000, S), numbers, 1.0, top_k, top_p)
+    drawn = sample_codes(logits.expand(100_000, S), numbers, 1.0, top_k, top_p)
     probability = logits.double().softmax(0)
     order = probability.argsort(descending=True)[:top_k]
     probability[[i for i in range(S) if i not in order]] = 0
@@ -439,7 +446,7 @@ def test_a_code_of_no_probability_is_never_drawn():
     logits = torch.tensor([-torch.inf, 0.0, -torch.inf, -200.0, 0.0, -torch.inf])
     extremes = torch.tensor([2.0**-24, 0.25, 0.5, 0.75, 1 - 2.0**-24])
     for top_k in (None, 4):
-        assert set(draw(logits.expand(5, 6), extremes, 1.0, top_k).tolist()) == {1, 4}
+        assert set(sample_codes(logits.expand(5, 6), extremes, 1.0, top_k).tolist()) == {1, 4}
 
 
 def test_seeds_and_records_differ():

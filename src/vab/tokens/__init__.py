@@ -1,4 +1,4 @@
-"""Audio tokens without a network: which codes to hide in training (masking), how to fill hidden codes (decoding).
+"""Audio tokens without a network: which codes training hides (masking), how hidden codes are filled (decoding).
 
-Pure functions of tensors. Chance comes from ``noise``: every random number belongs to a record, not to a batch.
+Pure functions of tensors. All random numbers come from ``noise``: each belongs to a record, not to a batch.
 """

@@ -1,11 +1,11 @@
-"""Filling hidden codes: a few parallel passes of the network instead of one per code.
+"""Iterative parallel decoding: fill hidden codes in a few passes of the network instead of one pass per code.
 
-One loop for every use: generation hides all codes, inpainting a span, continuation the future, a fine stage the finer
-levels. It is a pure function of a network (a callable), what is known, what is hidden, a `Sampler` and a key per
-record, and never waits for the device.
+One loop serves every use: generation hides all codes, inpainting a span, continuation the future, a fine stage the
+finer levels. It is a pure function of a network (a callable), known codes, a mask, a `Sampler` and one key per record.
+The host never waits for the device.
 
-Source: MaskGIT, Chang et al. 2022, section 3.2; as VAB, Su et al. 2024, applies it to audio tokens. The other orders
-and schedules name theirs in `Sampler`.
+Source: MaskGIT, Chang et al. 2022, section 3.2; as VAB, Su et al. 2024, applies it to audio tokens. `Sampler` names the
+sources of the other orders and schedules.
 """
 
 from __future__ import annotations
@@ -18,28 +18,15 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from vab.tokens.noise import Stream, fold_in, gumbel, uniform
-from vab.tokens.sampler import Order, Sampler, Stage, sampler_from
-
-__all__ = [
-    "CodesToLogits",
-    "Sampler",
-    "decode",
-    "draw",
-    "guided_logits",
-    "least_confident",
-    "num_hidden_after",
-    "sampler_from",
-    "share_of",
-]
+from vab.tokens.sampler import Order, Sampler, Stage
 
 CodesToLogits = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(codes (R, K, T) int64, mask (R, K, T) bool, drop_features (R,) bool) -> logits (R, K, T, S).
 
-R = B * `Sampler.passes` rows: all records with their video and, for guidance, all records once more without; row r is
-record r % B. Codes are unspecified where the mask is True; the network must not read them."""
+R = B * `Sampler.passes` rows: all records with their video and, for guidance, all records again without it; row r is
+record r % B. Codes have no meaning where the mask is True, and the network must not read them."""
 
-# Above any log-probability plus noise: a known code is never hidden again.
-_CONFIDENCE_OF_KNOWN = torch.inf
+_CERTAIN = torch.inf  # above any log-probability plus noise: known codes are never hidden again
 
 
 @torch.no_grad()
@@ -53,16 +40,17 @@ def decode(
 ) -> Tensor:
     """Fill the hidden codes.
 
-    Each pass draws every hidden code of its stage's levels, then hides all but the best of them again, until none is
-    hidden. A record's result depends on its own codes, mask and key, never on the batch around it.
+    Each pass samples every hidden code of its stage's levels, then hides all but the best of them again. After the last
+    pass no code is hidden. A record's result depends on its own codes, mask and key, not on its batch.
 
     Args:
         codes_to_logits: The network; see `CodesToLogits`.
-        codes: (B, K, T) int64 in [0, S). The known codes; unread where ``mask`` is True.
-        mask: (B, K, T) bool. True where a code is to be filled. Records may differ in how many.
-        sampler: How.
-        keys: (B,) int64. Each record's chance, such as `record_keys` gives.
-        steps: (B,) int64. How many steps of each record are sound; None if all. Padding is returned as it came.
+        codes: (B, K, T) int64 in [0, S): the known codes. Not read where ``mask`` is True.
+        mask: (B, K, T) bool, True = fill this code. Records may differ in the number.
+        sampler: The settings.
+        keys: (B,) int64: each record's random key, such as `record_keys` returns.
+        steps: (B,) int64: the codec steps of each record before its padding; None if no record has padding. Padding is
+            returned unchanged.
 
     Returns:
         (B, K, T) int64: ``codes`` with the hidden ones filled.
@@ -71,59 +59,59 @@ def decode(
         UserError: If the sampler lists more levels than there are.
     """
     if steps is not None:
-        is_sound = torch.arange(codes.shape[-1], device=codes.device) < steps[:, None]  # (B, T)
-        mask = mask & is_sound[:, None]
+        has_content = torch.arange(codes.shape[-1], device=codes.device) < steps[:, None]  # (B, T)
+        mask = mask & has_content[:, None]
     codes = codes.masked_fill(mask, 0)
     number = 0
     for stage in sampler.stages(codes.shape[1]):
         levels = slice(stage.first_level, stage.end_level)
         ranks = _ranks(sampler.order, keys, stage, codes.shape[-1])
-        wanted = hidden = mask[:, levels]  # (B, k, T): what this stage fills, and what of it is hidden yet
+        to_fill = hidden = mask[:, levels]  # (B, k, T): all codes of this stage, and those still hidden
         for step in range(stage.steps):
             step_keys = fold_in(keys, number)
             scale = sampler.guidance_at(number, step, stage.steps)
             logits = guided_logits(codes_to_logits, codes, mask, sampler.passes, scale, levels)  # (B, k, T, S)
             numbers = uniform(step_keys, Stream.TOKEN, hidden.shape[1:])
-            drawn = draw(logits, numbers, sampler.temperature, sampler.top_k, sampler.top_p)
-            confidence = _confidence(sampler, logits, drawn, step_keys, ranks, step, stage.steps)
-            kept = torch.where(hidden, drawn, codes[:, levels])
-            hidden = _hidden_after(sampler, wanted, hidden, confidence, step_keys, step, stage.steps)
-            codes = torch.cat([codes[:, : levels.start], kept, codes[:, levels.stop :]], dim=1)
+            sampled = sample_codes(logits, numbers, sampler.temperature, sampler.top_k, sampler.top_p)
+            confidence = _confidence(sampler, logits, sampled, step_keys, ranks, step, stage.steps)
+            filled = torch.where(hidden, sampled, codes[:, levels])
+            hidden = _hidden_after(sampler, to_fill, hidden, confidence, step_keys, step, stage.steps)
+            codes = torch.cat([codes[:, : levels.start], filled, codes[:, levels.stop :]], dim=1)
             mask = torch.cat([mask[:, : levels.start], hidden, mask[:, levels.stop :]], dim=1)
             number += 1
     return codes
 
 
 def _hidden_after(
-    sampler: Sampler, wanted: Tensor, hidden: Tensor, confidence: Tensor, step_keys: Tensor, step: int, steps: int
+    sampler: Sampler, to_fill: Tensor, hidden: Tensor, confidence: Tensor, step_keys: Tensor, step: int, steps: int
 ) -> Tensor:
-    """(B, k, T) bool: what of a stage's codes is hidden after a pass; arguments as `decode` has them."""
+    """(B, k, T) bool: the codes of a stage that are hidden after a pass. Arguments as in `decode`."""
     current = reduce(hidden, "B k T -> B", "sum")
-    ratio, again = sampler.hidden_ratio(step, steps), sampler.remask_share(step, steps)
-    pauses = sampler.remask == "loop" and again > 0
-    count = num_hidden_after(ratio, reduce(wanted, "B k T -> B", "sum"), current, may_stay=pauses)
-    if again == 0:
-        return least_confident(confidence.masked_fill(~hidden, _CONFIDENCE_OF_KNOWN), count)
-    filled = wanted & ~hidden
+    ratio, share = sampler.hidden_ratio(step, steps), sampler.remask_share(step, steps)
+    holds = sampler.remask == "loop" and share > 0
+    count = num_hidden_after(ratio, reduce(to_fill, "B k T -> B", "sum"), current, may_stay=holds)
+    if share == 0:
+        return least_confident(confidence.masked_fill(~hidden, _CERTAIN), count)
+    filled = to_fill & ~hidden
     num_filled = reduce(filled, "B k T -> B", "sum")
     if sampler.remask == "rescale":
-        num_again = share_of(torch.minimum(num_filled, count), again)
+        num_remasked = floor_share(torch.minimum(num_filled, count), share)
     else:
-        num_again = torch.minimum(share_of(num_filled, again), count)
-    chance = uniform(step_keys, Stream.REMASK, hidden.shape[1:]).masked_fill(~filled, torch.inf)
-    left = least_confident(confidence.masked_fill(~hidden, _CONFIDENCE_OF_KNOWN), count - num_again)
-    return left | least_confident(chance, num_again)
+        num_remasked = torch.minimum(floor_share(num_filled, share), count)
+    numbers = uniform(step_keys, Stream.REMASK, hidden.shape[1:]).masked_fill(~filled, torch.inf)
+    still_hidden = least_confident(confidence.masked_fill(~hidden, _CERTAIN), count - num_remasked)
+    return still_hidden | least_confident(numbers, num_remasked)
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None, top_p: float = 1.0) -> Tensor:
-    """Draw a code from each row of logits: one uniform number each, through the distribution function.
+def sample_codes(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None, top_p: float = 1.0) -> Tensor:
+    """Sample one code from each row of logits, by the inverse of its distribution function.
 
     Args:
         logits: (..., S) float32.
-        uniform: (...) float in (0, 1).
-        temperature: Divides the logits; 0 takes the likeliest.
-        top_k: Only the k likeliest codes can be drawn; None for all.
-        top_p: Of those, only the fewest likeliest that together have this probability.
+        uniform: (...) float in (0, 1): one random number per code.
+        temperature: Divides the logits; 0 takes the most likely code.
+        top_k: Sample from the k most likely codes only; None for all.
+        top_p: Of those, sample from the smallest set of most likely codes whose total probability reaches this.
 
     Returns:
         (...) int64 in [0, S).
@@ -133,21 +121,21 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None,
     size = logits.shape[-1]
     if top_p == 1 and (top_k is None or top_k >= size):
         return _inverse_cdf(logits / temperature, uniform, 1.0)
-    likeliest, code = logits.topk(min(top_k or size, size), dim=-1)  # (..., top_k), falling
-    return code.gather(-1, _inverse_cdf(likeliest / temperature, uniform, top_p)[..., None])[..., 0]
+    top_logits, code = logits.topk(min(top_k or size, size), dim=-1)  # (..., top_k), descending
+    return code.gather(-1, _inverse_cdf(top_logits / temperature, uniform, top_p)[..., None])[..., 0]
 
 
 def num_hidden_after(ratio: float, initial: Tensor, current: Tensor, may_stay: bool = False) -> Tensor:
-    """How many codes of each record stay hidden after a pass.
+    """The number of codes of each record that stay hidden after a pass.
 
-    floor(ratio * initial), but at least one code is revealed and, unless the ratio is 0, at least one left, where that
-    is possible.
+    It is floor(ratio * initial). But, if possible, at least one code is revealed and, unless the ratio is 0, at least
+    one stays hidden.
 
     Args:
         ratio: In [0, 1]; see `Sampler.hidden_ratio`.
-        initial: (B,) int64. Codes that were hidden before the first pass.
-        current: (B,) int64. Codes that are hidden before this pass.
-        may_stay: The count need not fall, as other codes are hidden in exchange.
+        initial: (B,) int64: hidden codes before the first pass.
+        current: (B,) int64: hidden codes before this pass.
+        may_stay: Whether the number may stay the same, because other codes are hidden in exchange.
 
     Returns:
         (B,) int64 in [0, current].
@@ -155,19 +143,19 @@ def num_hidden_after(ratio: float, initial: Tensor, current: Tensor, may_stay: b
     if ratio == 0:
         return torch.zeros_like(initial)
     most = current if may_stay else current - 1
-    return torch.minimum(share_of(initial, ratio).clamp(min=1), most).clamp(min=0)
+    return torch.minimum(floor_share(initial, ratio).clamp(min=1), most).clamp(min=0)
 
 
-def share_of(count: Tensor, share: float) -> Tensor:
-    """floor(share * count) of an int64 tensor, share in [0, 1].
+def floor_share(count: Tensor, share: float) -> Tensor:
+    """floor(share * count) of an int64 tensor, for a share in [0, 1].
 
-    The share is rounded to 32-bit fixed point: the same floor on every device, and cos(pi / 3) is one half.
+    The share is rounded to 32-bit fixed point: the result is the same on every device, and cos(pi / 3) is one half.
     """
     return (count * round(share * (1 << 32))) >> 32
 
 
 def least_confident(confidence: Tensor, count: Tensor) -> Tensor:
-    """Exactly ``count`` least confident codes of each record, ties by position.
+    """Exactly the ``count`` least confident codes of each record; ties are broken by position.
 
     Args:
         confidence: (B, K, T) float.
@@ -183,11 +171,11 @@ def least_confident(confidence: Tensor, count: Tensor) -> Tensor:
 
 
 def low_discrepancy_ranks(order: Order, num_levels: int, num_steps: int) -> Tensor:
-    """In which order a low-discrepancy sequence visits the codes of some levels.
+    """The rank of each code in the order in which a low-discrepancy sequence visits the codes of k levels.
 
     Args:
-        order: ``van_der_corput``: level by level, moments by their bits read backwards (van der Corput 1935).
-            ``halton``: moments in base 2 and levels in base 3 at once (Halton 1960), each code at its first visit.
+        order: ``van_der_corput``: level by level, steps by their reversed bits (van der Corput 1935). ``halton``: steps
+            in base 2 and levels in base 3 together (Halton 1960); the first visit of a code counts.
         num_levels: k.
         num_steps: T.
 
@@ -201,32 +189,32 @@ def low_discrepancy_ranks(order: Order, num_levels: int, num_steps: int) -> Tens
     first = torch.full((cells,), -1)
     points = 4 * cells
     while bool((first < 0).any()):
-        index = torch.arange(points).flip(0)  # backwards, so that the first visit is the one that stays
+        index = torch.arange(points).flip(0)  # backwards: the first visit is written last
         level = (_radical_inverse(index, 3) * num_levels).long()
-        moment = (_radical_inverse(index, 2) * num_steps).long()
-        first[level * num_steps + moment] = index
+        step = (_radical_inverse(index, 2) * num_steps).long()
+        first[level * num_steps + step] = index
         points *= 2
     return first.argsort().argsort().view(num_levels, num_steps)
 
 
 @lru_cache(maxsize=32)
 def _cached_ranks(order: Order, num_levels: int, num_steps: int) -> Tensor:
-    with torch.inference_mode(False):  # a tensor born in inference mode could not be used outside it
+    with torch.inference_mode(False):  # a tensor made in inference mode cannot be used outside it
         return low_discrepancy_ranks(order, num_levels, num_steps)
 
 
 def _ranks(order: Order, keys: Tensor, stage: Stage, num_steps: int) -> Tensor | None:
-    """(B, k, T) int64: each record's own turn of the sequence in time, for variety; None for other orders."""
+    """(B, k, T) int64: the ranks, shifted in time by a random offset per record; None for other orders."""
     if order not in ("van_der_corput", "halton"):
         return None
     ranks = _cached_ranks(order, stage.end_level - stage.first_level, num_steps).to(keys.device)
-    turn = (uniform(keys, Stream.CHOICE) * num_steps).long()  # (B,)
-    moment = (torch.arange(num_steps, device=keys.device) + turn[:, None]) % num_steps  # (B, T)
-    return rearrange(ranks[:, moment], "k B T -> B k T")
+    offset = (uniform(keys, Stream.CHOICE) * num_steps).long()  # (B,)
+    step = (torch.arange(num_steps, device=keys.device) + offset[:, None]) % num_steps  # (B, T)
+    return rearrange(ranks[:, step], "k B T -> B k T")
 
 
 def _radical_inverse(index: Tensor, base: int) -> Tensor:
-    """The digits of each number read backwards behind the point: int64 to float64 in [0, 1)."""
+    """The reversed digits of each number, after the radix point: int64 to float64 in [0, 1)."""
     value, scale = torch.zeros(index.shape, dtype=torch.float64), 1.0
     while bool((index > 0).any()):
         scale /= base
@@ -236,33 +224,33 @@ def _radical_inverse(index: Tensor, base: int) -> Tensor:
 
 
 def _confidence(
-    sampler: Sampler, logits: Tensor, drawn: Tensor, step_keys: Tensor, ranks: Tensor | None, step: int, steps: int
+    sampler: Sampler, logits: Tensor, sampled: Tensor, step_keys: Tensor, ranks: Tensor | None, step: int, steps: int
 ) -> Tensor:
-    """(B, k, T) float32: the higher, the sooner a code that was just drawn is kept."""
+    """(B, k, T) float32: of the codes just sampled, those of the highest confidence are kept."""
     if ranks is not None:
         return -ranks.float()
     if sampler.order == "random":
-        return uniform(step_keys, Stream.CHOICE, drawn.shape[1:])
-    # As the network has it, whatever temperature and top-k made of it: greedy draws differ in certainty too.
-    confidence = logits.gather(-1, drawn[..., None])[..., 0] - logits.logsumexp(-1)
+        return uniform(step_keys, Stream.CHOICE, sampled.shape[1:])
+    # Without temperature and top-k: greedily sampled codes differ in confidence too.
+    confidence = logits.gather(-1, sampled[..., None])[..., 0] - logits.logsumexp(-1)
     annealed = sampler.choice_temperature * (1 - (step + 1) / steps)
     if annealed > 0:
-        confidence = confidence + annealed * gumbel(uniform(step_keys, Stream.CHOICE, drawn.shape[1:]))
+        confidence = confidence + annealed * gumbel(uniform(step_keys, Stream.CHOICE, sampled.shape[1:]))
     return confidence
 
 
 def guided_logits(
     codes_to_logits: CodesToLogits, codes: Tensor, mask: Tensor, passes: int, scale: float, levels: slice
 ) -> Tensor:
-    """The network's logits, pushed away from what it says without the video: both as one batch.
+    """Logits with classifier-free guidance; both passes run as one batch.
 
     Args:
         codes_to_logits: The network.
         codes: (B, K, T) int64.
         mask: (B, K, T) bool.
         passes: 2 with guidance, 1 without.
-        scale: w in u + w (c - u).
-        levels: The k levels wanted.
+        scale: w in u + w (c - u), c the logits with the video, u without.
+        levels: The k levels to return.
 
     Returns:
         (B, k, T, S) float32.
@@ -278,11 +266,11 @@ def guided_logits(
 
 
 def _inverse_cdf(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
-    """The first index whose cumulated probability reaches the uniform number's share of ``top_p``, (...) int64."""
-    cumulated = logits.softmax(-1).cumsum(-1)
-    # Measured against the sum as rounded: the index stays in range, and none of probability 0 is drawn.
-    total = cumulated[..., -1:]
+    """(...) int64: the first index whose cumulative probability reaches ``uniform`` times that of the top-p set."""
+    cumulative = logits.softmax(-1).cumsum(-1)
+    # Relative to the rounded total: the index stays in range, and no code of probability 0 is sampled.
+    total = cumulative[..., -1:]
     if top_p < 1:
-        last = torch.searchsorted(cumulated, top_p * total)
-        total = cumulated.gather(-1, last)
-    return torch.searchsorted(cumulated, uniform[..., None] * total)[..., 0]
+        last = torch.searchsorted(cumulative, top_p * total)
+        total = cumulative.gather(-1, last)
+    return torch.searchsorted(cumulative, uniform[..., None] * total)[..., 0]

@@ -1,8 +1,8 @@
-"""Codes whose sum is nearest to what a network expects, instead of codes drawn from what it thinks possible.
+"""Expected codes: instead of sampling, take the codes whose vectors sum to nearly what the network expects.
 
-A draw is one of the possible sounds; the expectation is their middle, which is nearer to the true one on average
-whenever much is uncertain: half of a random vector's expected squared error is the draw's own. It suits the finer
-levels of a residual quantiser, which correct what is there already; a whole sound made so would be blurred.
+A sample is one of the possible sounds; the expectation is their mean. On average the mean is nearer to the true sound:
+half of a random vector's expected squared error is its own variance. This suits the finer levels of a residual
+quantiser, which correct the coarser ones; a sound made this way from nothing would be blurred.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from torch import Tensor
 
 
 def expected_codes(probabilities: Tensor, codebooks: Tensor, codes: Tensor, mask: Tensor) -> Tensor:
-    """Fill the hidden codes, all at once, with those whose sum comes nearest to the expected one.
+    """Fill the hidden codes of each step: quantise their expected sum of vectors, level by level, as an encoder would.
 
     Args:
-        probabilities: (B, K, T, S) float. What the network thinks of each code; read where ``mask`` is True.
-        codebooks: (K, S, C) float. The vectors whose sum over levels the codec's decoder reads, coarse to fine.
-        codes: (B, K, T) int64. The known codes.
-        mask: (B, K, T) bool. True where a code is to be filled.
+        probabilities: (B, K, T, S) float: the network's probabilities. Read where ``mask`` is True.
+        codebooks: (K, S, code_dim) float: the vectors whose sum over levels the codec's decoder reads, coarse to fine.
+        codes: (B, K, T) int64: the known codes.
+        mask: (B, K, T) bool, True = fill this code.
 
     Returns:
-        (B, K, T) int64: of each step, the hidden levels' expected sum of vectors, quantised level by level as an
-        encoder would; known codes as they came.
+        (B, K, T) int64: ``codes`` with the hidden ones filled.
     """
     codebooks, filled = codebooks.float(), codes.clone()
-    with torch.autocast(codes.device.type, enabled=False):  # in bfloat16 another entry would often be the nearest
-        left = einsum(probabilities.float() * mask[..., None], codebooks, "B K T S, K S d -> B T d")
-        for level, entries in enumerate(codebooks):  # (S, C)
-            nearest = (entries.square().sum(-1) - 2 * left @ entries.T).argmin(-1)  # (B, T)
+    with torch.autocast(codes.device.type, enabled=False):  # bfloat16 would often choose another nearest entry
+        residual = einsum(probabilities.float() * mask[..., None], codebooks, "B K T S, K S d -> B T d")
+        for level, entries in enumerate(codebooks):  # (S, code_dim)
+            nearest = (entries.square().sum(-1) - 2 * residual @ entries.T).argmin(-1)  # (B, T)
             hidden = mask[:, level]
             filled[:, level] = torch.where(hidden, nearest, codes[:, level])
-            left = left - entries[nearest] * hidden[..., None]
+            residual = residual - entries[nearest] * hidden[..., None]
     return filled

@@ -1,6 +1,6 @@
-"""Which codes training hides: how large a share of each record (the ratio), then which ones (the pattern).
+"""Which codes training hides: first each record's mask ratio, then its mask.
 
-Both are pure functions of a record's key (`vab.tokens.noise`): the same key gives the same mask in any batch.
+Both are pure functions of the record's key (`vab.tokens.noise`): the same key gives the same mask in any batch.
 True means hidden, to be predicted.
 """
 
@@ -22,30 +22,30 @@ RatioLaw = Literal["truncated_normal", "cosine", "fixed"]
 
 @dataclass(frozen=True)
 class Masking:
-    """How much of a record to hide. The defaults are the paper's.
+    """The distribution of the mask ratio. The defaults are the paper's.
 
-    A ratio is drawn for each record, then every code of the record is hidden with that probability, whatever its
-    level or step: no order of levels, no spans.
+    A mask ratio is drawn for each record. Then each code of the record is hidden with that probability, independently
+    of the other levels and steps.
 
     Source: VAB, Su et al. 2024 (mean and standard deviation, as third parties report them); bounds: MAGE, Li et al.
-    2023, and the authors' follow-up code; independent hiding over levels and steps: the follow-up code.
+    2023, and the authors' follow-up code; independence over levels and steps: the follow-up code.
     """
 
     law: RatioLaw = "truncated_normal"
-    """How a record's ratio is drawn: ``truncated_normal``, ``cosine`` (MaskGIT) or ``fixed``."""
+    """Distribution of the ratio: ``truncated_normal``, ``cosine`` (MaskGIT) or ``fixed``."""
     mean: float = 0.55
-    """Of the normal before truncation (``truncated_normal``)."""
+    """Mean of the normal distribution before truncation (``truncated_normal``)."""
     std: float = 0.25
-    """Standard deviation of the normal before truncation (``truncated_normal``)."""
+    """Standard deviation of the normal distribution before truncation (``truncated_normal``)."""
     low: float = 0.5
     """Smallest ratio (``truncated_normal``)."""
     high: float = 1.0
     """Largest ratio (``truncated_normal``)."""
     ratio: float = 0.75
-    """The one ratio (``fixed``)."""
+    """The ratio of every record (``fixed``)."""
 
     def __post_init__(self) -> None:
-        """Refuse laws that are none."""
+        """Refuse settings that define no distribution."""
         if self.law not in get_args(RatioLaw):
             raise UserError(f"masking: law must be one of {', '.join(get_args(RatioLaw))}, got {self.law!r}")
         if not 0 <= self.low < self.high <= 1:
@@ -61,7 +61,7 @@ class Masking:
             )
 
     def ratios(self, keys: Tensor) -> Tensor:
-        """Each record's probability that a code is hidden.
+        """Each record's mask ratio, the probability that a code is hidden.
 
         Args:
             keys: (B,) int64.
@@ -77,60 +77,50 @@ class Masking:
         return torch.full_like(numbers, self.ratio)
 
     def mask(self, keys: Tensor, num_codebooks: int, num_steps: int, steps: Tensor | None = None) -> Tensor:
-        """Draw the codes to hide.
-
-        Args:
-            keys: (B,) int64.
-            num_codebooks: K.
-            num_steps: T.
-            steps: (B,) int64 in [1, T]. How many steps of each record are sound; None if all.
-
-        Returns:
-            (B, K, T) bool, True = hidden. At least one code of every record is hidden, and no padding.
-        """
+        """`independent_mask` with the records' own ratios: (B, K, T) bool."""
         return independent_mask(keys, self.ratios(keys), num_codebooks, num_steps, steps)
 
 
 def truncated_normal(uniform: Tensor, mean: float, std: float, low: float, high: float) -> Tensor:
-    """Numbers of a normal law that was cut to [low, high], by the inverse of its distribution function.
+    """Numbers from a normal distribution truncated to [low, high], by the inverse of its distribution function.
 
     Args:
         uniform: Any shape, float in (0, 1).
-        mean: Of the normal before the cut.
-        std: Of the normal before the cut, above 0.
+        mean: Mean before truncation.
+        std: Standard deviation before truncation, above 0.
         low: Smallest value.
         high: Largest value.
 
     Returns:
-        The shape of ``uniform``. Rises with it.
+        The shape of ``uniform``; a monotonic function of it.
     """
     lowest, highest = _normal_cdf(low, mean, std), _normal_cdf(high, mean, std)
     quantile = torch.special.ndtri(lowest + (highest - lowest) * uniform)
-    return (mean + std * quantile).clamp(low, high)  # rounding may step over a bound
+    return (mean + std * quantile).clamp(low, high)  # rounding may exceed a bound
 
 
 def independent_mask(
     keys: Tensor, ratios: Tensor, num_codebooks: int, num_steps: int, steps: Tensor | None = None
 ) -> Tensor:
-    """Hide each code on its own, with its record's probability.
+    """Hide each code independently, with its record's probability.
 
     Args:
         keys: (B,) int64.
         ratios: (B,) float in [0, 1].
         num_codebooks: K.
         num_steps: T.
-        steps: (B,) int64 in [1, T]. How many steps of each record are sound; None if all.
+        steps: (B,) int64 in [1, T]: the codec steps of each record before its padding; None if no record has padding.
 
     Returns:
-        (B, K, T) bool, True = hidden. At least one code of every record is hidden, and no padding.
+        (B, K, T) bool, True = hidden. Every record has at least one hidden code; padding is never hidden.
     """
     numbers = uniform(keys, Stream.MASK, (num_codebooks, num_steps))  # (B, K, T)
     if steps is not None:
         is_padding = torch.arange(num_steps, device=keys.device) >= steps[:, None]  # (B, T)
         numbers = numbers.masked_fill(is_padding[:, None], torch.inf)
-    # Raising the bar to the smallest number hides exactly one code where none would be, and changes nothing elsewhere.
-    bar = torch.maximum(ratios, reduce(numbers, "B K T -> B", "min"))
-    return numbers <= bar[:, None, None]
+    # With a threshold of at least the smallest number, exactly one code is hidden where otherwise none would be.
+    threshold = torch.maximum(ratios, reduce(numbers, "B K T -> B", "min"))
+    return numbers <= threshold[:, None, None]
 
 
 def _normal_cdf(value: float, mean: float, std: float) -> float:

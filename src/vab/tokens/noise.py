@@ -1,15 +1,16 @@
-"""Random numbers that belong to a record: a pure hash of (key, stream, position), not the state of a generator.
+"""Random numbers that belong to a record: a pure hash of (key, stream, position) instead of a generator's state.
 
-A generator's numbers depend on everything drawn before: on the batch a record landed in, the rank, the order of calls.
-A hash has no before. Whatever the batch size, number of processes or device, a record gets the same numbers bit for
-bit, so its mask and its generated codes can be had again from its key alone.
+A generator's numbers depend on everything drawn before: the batch of a record, the rank, the order of calls. The hash
+depends on nothing else. A record gets the same numbers, bit for bit, for any batch size, number of processes or device:
+its mask and its generated codes can be reproduced from its key.
 
 The arithmetic is SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, with
-Stafford's mix 13) in int64, whose products wrap around on every device that torch knows.
+Stafford's mix 13) in int64, whose products wrap around on every device of torch.
 """
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import torch
@@ -19,7 +20,7 @@ from vab.spec import UserError
 
 
 def _signed(word: int) -> int:
-    """The int64 that has the bits of an unsigned 64-bit word."""
+    """The int64 with the bits of an unsigned 64-bit word."""
     return word - (1 << 64) if word >= 1 << 63 else word
 
 
@@ -32,32 +33,32 @@ _BITS = 23
 
 
 class Stream(IntEnum):
-    """What a random number is for. Numbers of different streams are unrelated; the values are part of every result."""
+    """The purpose of a random number. Streams are independent; other values would change every result."""
 
     MASK_RATIO = 0
-    """The share of a record's codes that training hides."""
+    """The mask ratio of a record in training."""
     MASK = 1
-    """Which codes of a record training hides."""
+    """The codes of a record that training hides."""
     FEATURE_DROPOUT = 2
-    """Whether training withholds a record's video."""
+    """Whether training ignores a record's video."""
     TOKEN = 3
-    """Which code decoding draws."""
+    """The codes that decoding samples."""
     CHOICE = 4
-    """Which drawn codes decoding keeps."""
+    """The sampled codes that decoding keeps."""
     REMASK = 5
-    """Which filled codes decoding hides again."""
+    """The filled codes that decoding hides again."""
     MIX = 6
-    """Whether training mixes a record with another."""
+    """Whether mixup mixes a record with another."""
     MIX_SHARE = 7
-    """How much of each."""
+    """The weight of each of the two."""
 
 
 def record_keys(seed: int, index: Tensor) -> Tensor:
-    """One key for each record of a run: equal for equal (seed, record), unrelated otherwise.
+    """One key per record: a hash of the seed and the record's number.
 
     Args:
-        seed: Of the run, any int64.
-        index: (B,) int64. The records' numbers.
+        seed: The run's seed, any int64.
+        index: (B,) int64: the records' numbers.
 
     Returns:
         (B,) int64, on the device of ``index``.
@@ -71,14 +72,14 @@ def record_keys(seed: int, index: Tensor) -> Tensor:
 
 
 def fold_in(keys: Tensor, data: int | Tensor) -> Tensor:
-    """New keys that depend on ``data`` too, such as an epoch or a decoding step.
+    """New keys that also depend on ``data``, such as an epoch or a decoding step.
 
     Args:
         keys: (B,) int64.
         data: Any int64, or an int64 tensor that broadcasts with ``keys``.
 
     Returns:
-        (B,) int64. For a fixed ``data`` different keys stay different, and the other way round.
+        (B,) int64. Different keys stay different for the same ``data``, and different data for the same key.
     """
     return _mix(_mix(keys + _GOLDEN) ^ data)
 
@@ -88,26 +89,23 @@ def uniform(keys: Tensor, stream: int | Tensor, shape: tuple[int, ...] = ()) -> 
 
     Args:
         keys: (B,) int64.
-        stream: What they are for; one of `Stream`, or any int64.
-        shape: Of one record's numbers. Row-major: a longer first axis leaves the earlier numbers as they were.
+        stream: Their purpose: one of `Stream`, or any int64.
+        shape: Shape of one record's numbers. Row-major: a longer first axis does not change the earlier numbers.
 
     Returns:
         (B, *shape) float32 on the keys' device: odd multiples of 2^-24, so never 0 or 1.
     """
-    count = 1
-    for size in shape:
-        count *= size
-    position = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64)
-    word = fold_in(keys, stream)[:, None] + position * _GOLDEN  # (B, count): SplitMix64's counters
+    position = torch.arange(1, math.prod(shape) + 1, device=keys.device, dtype=torch.int64)
+    word = fold_in(keys, stream)[:, None] + position * _GOLDEN  # (B, positions): SplitMix64's counters
     word = (word ^ _shift(word, 30)) * _MIX_1
     word = (word ^ _shift(word, 27)) * _MIX_2
-    # The last step of the mix, word ^ (word >> 31), does not reach the top 31 bits, and only those are read.
+    # The last step of the mix, word ^ (word >> 31), does not change the top 31 bits, and only those are read.
     numbers = (_shift(word, 64 - _BITS).to(torch.float32) + 0.5) * 2.0**-_BITS
     return numbers.view(keys.shape[0], *shape)
 
 
 def gumbel(uniform: Tensor) -> Tensor:
-    """Standard Gumbel numbers from uniform ones: -log(-log u). From `uniform` they lie in [-2.9, 16.7].
+    """Standard Gumbel numbers from uniform ones: -log(-log u), in [-2.9, 16.7] for numbers from `uniform`.
 
     Args:
         uniform: Any shape, float in (0, 1).
@@ -126,5 +124,5 @@ def _mix(word: Tensor) -> Tensor:
 
 
 def _shift(word: Tensor, bits: int) -> Tensor:
-    """Right shift that fills with zeros; torch's own copies the sign bit."""
+    """Right shift that fills with zeros; torch's shift copies the sign bit."""
     return (word >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""The settings of iterative decoding, and the schedules that they mean: how many codes stay hidden after each pass."""
+"""The settings of iterative decoding and its schedules: how many codes stay hidden after each pass."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Order = Literal["confidence", "random", "van_der_corput", "halton"]
 Guidance = Literal["constant", "ramp", "anneal"]
 Remask = Literal["none", "cap", "rescale", "loop"]
 
-# ReMDM, Wang et al. 2025, the values of its "loop" strategy: with time running from 1 to 0, the share of
-# revealed codes is held at 0.9 from 0.55 to 0.05.
+# The "loop" strategy of ReMDM, Wang et al. 2025: with time from 1 to 0, the share of revealed codes is held at 0.9 from
+# time 0.55 to 0.05.
 _HELD_HIDDEN = 0.1
-_HOLD_BEGIN, _HOLD_END = 0.45, 0.95  # as shares of the passes
-_HELD_PROGRESS = math.acos(_HELD_HIDDEN) / (math.pi / 2)  # where the cosine schedule has that share hidden
+_HOLD_BEGIN, _HOLD_END = 0.45, 0.95  # shares of the passes
+_HELD_PROGRESS = math.acos(_HELD_HIDDEN) / (math.pi / 2)  # where the cosine schedule has this share hidden
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Passes that fill some levels as one pool."""
+    """Passes that fill some levels together."""
 
     first_level: int
-    """The first of them."""
+    """The first level."""
     end_level: int
-    """The one after the last."""
+    """One after the last level."""
     steps: int
-    """Passes."""
+    """The number of passes."""
 
 
 @dataclass(frozen=True)
@@ -38,48 +38,48 @@ class Sampler:
     """How hidden codes are filled. Saved with every output; the defaults are the paper's.
 
     Source: VAB, Su et al. 2024 (guidance scale, as third parties report it); steps, top-k and choice temperature: the
-    authors' follow-up code. Further options name their source.
+    authors' follow-up code. The other options name their sources.
     """
 
     decode_steps: int | list[int] = 16
-    """Passes of the network. A number fills all levels as one pool; a list goes level by level, coarse to fine, such as
-    ``[16, 1, 1, 1]`` (SoundStorm, Borsos et al. 2023) or ``[20, 10, 10, 10]`` (MAGNeT, Ziv et al. 2024). If it is
-    shorter than the levels are many, its first entry fills all the coarser ones together."""
+    """Passes of the network. A number fills all levels together. A list fills level by level, coarse to fine, such as
+    ``[16, 1, 1, 1]`` (SoundStorm, Borsos et al. 2023) or ``[20, 10, 10, 10]`` (MAGNeT, Ziv et al. 2024). If the list is
+    shorter than the number of levels, its first entry fills all remaining coarse levels together."""
     temperature: float = 1.0
-    """Divides the logits before a code is drawn; 0 always takes the likeliest."""
+    """Divides the logits before a code is sampled; 0 always takes the most likely code."""
     top_k: int | None = 256
-    """Draw among this many likeliest codes only; None draws among all."""
+    """Sample from this many most likely codes only; None samples from all."""
     choice_temperature: float = 15.5
-    """With order ``confidence``: Gumbel noise added to the confidences at the start; falls linearly to 0 within a
-    stage. 0 keeps the most confident codes."""
+    """Scale of the Gumbel noise that is added to the confidences, with order ``confidence``. It falls linearly to 0
+    within a stage. 0 keeps the most confident codes."""
     guidance_scale: float = 5.0
     """w in u + w (c - u), c the logits with the video, u without. 1 is plain conditioning, in one pass; 0 ignores the
     video."""
     top_p: float = 1.0
-    """Draw among the fewest likeliest codes that together have this probability, of those that top-k leaves; 1 among
-    all (Holtzman et al. 2020)."""
+    """After top-k, sample from the smallest set of most likely codes whose total probability reaches this; 1 samples
+    from all (Holtzman et al. 2020)."""
     order: Order = "confidence"
-    """Which codes a pass keeps. ``confidence``: those that the network was surest of when it drew them (MaskGIT, Chang
-    et al. 2022). ``random``: any (ancestral sampling of masked diffusion, Sahoo et al. 2024). ``van_der_corput``:
-    coarse to fine, within a level at moments that split the time ever more finely. ``halton``: moments and levels
-    spread together (Halton-MaskGIT, Besnier et al. 2025)."""
+    """Which codes a pass keeps. ``confidence``: those with the highest probability when they were sampled (MaskGIT,
+    Chang et al. 2022). ``random``: any (ancestral sampling of masked diffusion, Sahoo et al. 2024). ``van_der_corput``:
+    coarse to fine, within a level at steps that divide the time more and more finely. ``halton``: spread over steps and
+    levels together (Halton-MaskGIT, Besnier et al. 2025)."""
     guidance: Guidance = "constant"
-    """``ramp`` raises the scale from 1 to w over the passes (MUSE, Chang et al. 2023); ``anneal`` lowers it from w to 1
-    with the share of codes that is hidden (MAGNeT)."""
+    """``ramp`` raises the scale from 1 to w over the passes (MUSE, Chang et al. 2023). ``anneal`` lowers it from w to 1
+    with the share of hidden codes (MAGNeT)."""
     remask: Remask = "none"
-    """Whether codes that were filled may be hidden again, so that later passes can mend them (ReMDM, Wang et al. 2025).
-    ``cap``: this share of the filled ones in every pass, at most as many as are to stay hidden; ``rescale``: this share
-    of the most that the schedule allows; ``loop``: as ``cap``, while the schedule stands still with nine tenths
-    filled."""
+    """Whether filled codes may be hidden again, so that later passes can correct them (ReMDM, Wang et al. 2025).
+    ``cap``: in every pass the share ``remask_strength`` of the filled codes, at most as many as stay hidden.
+    ``rescale``: that share of the most that the schedule allows. ``loop``: as ``cap``, while the schedule is held with
+    nine tenths of the codes filled."""
     remask_strength: float = 0.05
-    """The share that ``remask`` speaks of."""
+    """The share of codes that ``remask`` hides again."""
     expected: bool = False
-    """Draw nothing: in a single pass, take the codes whose sum is nearest to what the network expects. For fine stages,
-    whose levels correct what is there already; of the other settings only the guidance scale counts. See
+    """Sample nothing: in one pass, take the codes whose vectors sum to nearly what the network expects. For fine
+    stages, whose levels correct the coarser ones. Of the other settings only the guidance scale counts. See
     ``vab.tokens.expectation``."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that make no sense."""
+        """Refuse settings out of range."""
         steps = self.decode_steps if isinstance(self.decode_steps, list) else [self.decode_steps]
         if not steps or min(steps) < 1:
             raise UserError(f"sampler: decode_steps must be at least 1, each of a list, got {self.decode_steps}")
@@ -102,21 +102,21 @@ class Sampler:
 
     @property
     def passes(self) -> int:
-        """Rows that the network sees per record: 2 with guidance, else 1."""
+        """Rows of the network's batch per record: 2 with guidance, else 1."""
         return 1 if self.guidance_scale == 1 else 2
 
     @property
     def total_steps(self) -> int:
-        """Passes of the network in all."""
+        """Total passes of the network."""
         if self.expected:
             return 1
         return sum(self.decode_steps) if isinstance(self.decode_steps, list) else self.decode_steps
 
     def stages(self, num_codebooks: int) -> list[Stage]:
-        """Which levels are filled together, and in how many passes.
+        """The stages: levels that are filled together, with their passes.
 
         Raises:
-            UserError: If there are fewer levels than ``decode_steps`` lists.
+            UserError: If ``decode_steps`` lists more levels than there are.
         """
         if not isinstance(self.decode_steps, list):
             return [Stage(0, num_codebooks, self.decode_steps)]
@@ -130,11 +130,11 @@ class Sampler:
         return [Stage(*stage) for stage in zip(starts, ends, self.decode_steps, strict=True)]
 
     def guidance_at(self, step: int, stage_step: int, stage_steps: int) -> float:
-        """The scale of a pass.
+        """The guidance scale of a pass.
 
         Args:
-            step: Number of the pass, from 0.
-            stage_step: Its number within its stage.
+            step: The pass, from 0.
+            stage_step: The pass within its stage, from 0.
             stage_steps: Passes of the stage.
         """
         if self.guidance == "ramp":
@@ -146,13 +146,13 @@ class Sampler:
         return 1 + (self.guidance_scale - 1) * share
 
     def hidden_ratio(self, step: int, steps: int) -> float:
-        """Share of a stage's codes that stay hidden after a pass: few are revealed at first, many at the end.
+        """The share of a stage's codes that stay hidden after a pass: few codes are revealed at first, many at the end.
 
-        cos(pi/2 (step + 1) / steps), MaskGIT's schedule, exactly 0 after the last pass; with the remasking ``loop`` it
-        pauses at one tenth.
+        It is cos(pi/2 (step + 1) / steps), MaskGIT's schedule, and exactly 0 after the last pass. With the remasking
+        ``loop`` it is held at one tenth.
 
         Args:
-            step: Number of the pass within its stage, from 0.
+            step: The pass within its stage, from 0.
             steps: Passes of the stage.
         """
         if step + 1 == steps:
@@ -163,7 +163,7 @@ class Sampler:
         return math.cos(math.pi / 2 * progress)
 
     def remask_share(self, step: int, steps: int) -> float:
-        """Share of the filled codes (``rescale``: of the most allowed) that a pass hides again. Arguments as above."""
+        """The share of the filled codes (``rescale``: of the most allowed) that a pass hides again."""
         if self.remask == "none" or step + 1 == steps:
             return 0.0
         holds = _HOLD_BEGIN < (step + 1) / steps <= _HOLD_END
@@ -171,7 +171,7 @@ class Sampler:
 
 
 def _with_hold(progress: float) -> float:
-    """Progress through the cosine schedule of a decoding that pauses: to the level of the pause, level, to the end."""
+    """Progress through the cosine schedule with the hold of ``loop``: linear up to it, constant, linear to the end."""
     if progress <= _HOLD_BEGIN:
         return _HELD_PROGRESS * progress / _HOLD_BEGIN
     if progress <= _HOLD_END:
@@ -180,15 +180,15 @@ def _with_hold(progress: float) -> float:
 
 
 def sampler_from(values: Mapping[str, Any], base: Sampler | None = None, where: str = "sampler") -> Sampler:
-    """Settings from plain values, as a YAML file or a command line has them.
+    """A `Sampler` from plain values, such as those of a YAML file or a command line.
 
     Args:
-        values: Names of `Sampler`'s fields and their values.
-        base: What the others are; the defaults if None.
-        where: What the values came from, for errors.
+        values: Names of `Sampler`'s fields, with their values.
+        base: The other fields; the defaults if None.
+        where: The source of the values, for errors.
 
     Raises:
-        UserError: If a name is unknown, or a value of the wrong type or out of range.
+        UserError: If a name is unknown, or a value has the wrong type or is out of range.
     """
     names = [field.name for field in fields(Sampler)]
     settings = asdict(base or Sampler())
@@ -205,7 +205,7 @@ def sampler_from(values: Mapping[str, Any], base: Sampler | None = None, where: 
 
 
 def _checked(name: str, value: Any, where: str) -> Any:
-    """The value, if it is of the field's type."""
+    """The value, checked against the field's type."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if name == "decode_steps":
         wanted = "a whole number, or a list of them"
