@@ -163,7 +163,7 @@ def test_a_folder_named_twice_is_refused(folders):
 
 def test_an_epoch_has_its_shares_and_a_mixture_of_one_is_as_before(folders):
     data = ShardDataModule(weights(folders, 3, 1), folders[2], records_per_epoch=24, seed=3)
-    assert data.records_of_parts == (18, 6)
+    assert data.records_per_part == (18, 6)
     for epoch in range(4):
         order = data.epoch_order(epoch)
         assert (order < LARGE).sum() == 18

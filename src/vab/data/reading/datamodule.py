@@ -185,7 +185,7 @@ class ShardDataModule(LightningDataModule):
         self._open = partial(
             ShardDataset, check_crc=check_crc, levels=levels, cache=Cache(cache, cache_gb, cache_local)
         )
-        self.train_dataset, self.train_parts, self.records_of_parts = open_training(
+        self.train_dataset, self.train_parts, self.records_per_part = open_training(
             train, records_per_epoch, self._open
         )
         """The training data, the data sets that they consist of, and the records of each in an epoch."""
@@ -202,7 +202,7 @@ class ShardDataModule(LightningDataModule):
         self.val_dataset = self._open_evaluated(val)
         if fold is not None:
             divide(self.train_parts[0], self.val_dataset, fold, fold_pattern)
-            self.records_of_parts = (records_per_epoch or len(self.train_dataset),)
+            self.records_per_part = (records_per_epoch or len(self.train_dataset),)
         self.order = order
         self._weights = self.train_parts[0].class_weights() if order == "class_balanced" else None
         self.spec = self.train_dataset.spec
@@ -250,18 +250,18 @@ class ShardDataModule(LightningDataModule):
     @property
     def records_per_epoch(self) -> int:
         """Records in an epoch of training."""
-        return sum(self.records_of_parts)
+        return sum(self.records_per_part)
 
     @property
     def repeats(self) -> bool:
         """Whether a record may come more than once in an epoch."""
-        return self._weights is not None or self.records_of_parts != tuple(map(len, self.train_parts))
+        return self._weights is not None or self.records_per_part != tuple(map(len, self.train_parts))
 
     def epoch_order(self, epoch: int) -> np.ndarray:
         """(records_per_epoch,) int64: record numbers in the order in which an epoch of training reads them."""
         if self._weights is not None:
             return weighted_draws(self.seed, epoch, self._weights, self.records_per_epoch)
-        return mixed_order(self.seed, epoch, [len(part) for part in self.train_parts], self.records_of_parts)
+        return mixed_order(self.seed, epoch, [len(part) for part in self.train_parts], self.records_per_part)
 
     def steps_left(self, consumed: int) -> int:
         """Batches left for each rank in an epoch, which the trainer's ``limit_train_batches`` may shorten.
@@ -309,7 +309,7 @@ class ShardDataModule(LightningDataModule):
             **data,
             **{f"data.{name}": getattr(self, name) for name in names},
             "data.val_records": self.num_val_records,
-            "data.records_per_epoch": self.records_of_parts,
+            "data.records_per_epoch": self.records_per_part,
             "data.splice": self.augmentation.splice,
             "data.roll": self.augmentation.roll,
             "data.levels": self.spec.num_codebooks,
@@ -346,7 +346,7 @@ class ShardDataModule(LightningDataModule):
             # The trainer would apply its fraction to the length of the loader, which is shortened already.
             trainer.limit_train_batches = int(steps_per_epoch(num_records, self.batch_size, trainer.world_size) * limit)
         if len(self.train_parts) > 1:
-            given = zip(self.train_parts, self.records_of_parts, strict=True)
+            given = zip(self.train_parts, self.records_per_part, strict=True)
             shares = (f"{count} of {len(part)} from {part.folder}" for part, count in given)
             rank_zero_info(f"records of an epoch: {', '.join(shares)}")
         rank_zero_info(
@@ -435,7 +435,7 @@ class ShardDataModule(LightningDataModule):
             "manifest_hash": self.train_dataset.manifest_hash,
             "seed": self.seed,
             "order": self.order,
-            "records_per_epoch": list(self.records_of_parts),
+            "records_per_epoch": list(self.records_per_part),
         }
 
     def _differences(self, state: dict[str, Any]) -> list[tuple[str, Any, Any]]:
