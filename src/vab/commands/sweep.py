@@ -58,7 +58,7 @@ def sweep(
         raise UserError(f"need num_records of 2 or more and batch_size of 1 or more, got {num_records}, {batch_size}")
     generator = Generator.load(checkpoint, device=device, fine_checkpoint=fine_checkpoint)
     task = generator.task
-    settings = read_grid(grid, task.sampler, task.made_levels)
+    settings = read_grid(grid, task.sampler, task.predicted_levels)
     dataset = ShardDataset(data, levels=generator.levels)
     replace(task.spec, num_codebooks=generator.levels).require(dataset.spec, "checkpoint", "shards")
     subset = Subset(generator, dataset, load_judge(judge, task.device), num_records, batch_size, seed)

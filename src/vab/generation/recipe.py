@@ -52,7 +52,7 @@ class Recipe:
         stages = (generator.task, self.sampler, "--sampler"), (generator.fine, self.fine_sampler, "--fine_sampler")
         for task, changes, flag in stages:
             if task is not None:
-                task.sampler = changed_sampler(task.sampler, changes, flag, task.made_levels)
+                task.sampler = changed_sampler(task.sampler, changes, flag, task.predicted_levels)
         return generator
 
     def write(self, job: Job, sound: Sound, sample_rate: int) -> None:

@@ -17,10 +17,11 @@ from vab.losses import hidden_code_loss, mask_ratio_bucket, masked_code_sums
 from vab.metrics.codes import BUCKETS, GuessingQuality, guessing_table
 from vab.spec import Batch, UserError
 from vab.tasks.base import BaseTask
-from vab.tokens.decoding import Sampler, decode, guided_logits
+from vab.tokens.decoding import decode, guided_logits
 from vab.tokens.expectation import expected_codes
 from vab.tokens.masking import Masking
 from vab.tokens.noise import Stream, record_keys, uniform
+from vab.tokens.sampler import Sampler
 
 _CURVES = (("validation", "val", "loss"), ("training", "train", "loss"), ("validation", "val", "accuracy"))
 
@@ -99,17 +100,17 @@ class PretrainTask(BaseTask):
         self.audio_statistics: dict[str, float] | None = None
         """Statistics of the training audio (``vab.metrics.health``), if measured: generated sound is compared with
         them. Checkpoints carry them."""
-        self.sampler.stages(self.made_levels)  # raises if a list is too long
+        self.sampler.stages(self.predicted_levels)  # raises if a list is too long
         self.quality = GuessingQuality(self.spec.num_codebooks)
 
     @property
-    def made_levels(self) -> int:
+    def predicted_levels(self) -> int:
         """Number of levels that the model predicts: those after the conditioning ones."""
         return self.spec.num_codebooks - self.conditioning_levels
 
     def mask_for(self, keys: Tensor, steps: Tensor) -> Tensor:
         """(B, K, T) bool: the codes to hide, for records of (B,) valid steps; none of a conditioning level."""
-        mask = self.masking.mask(keys, self.made_levels, self.spec.num_steps, steps)
+        mask = self.masking.mask(keys, self.predicted_levels, self.spec.num_steps, steps)
         return F.pad(mask, (0, 0, self.conditioning_levels, 0))
 
     def logits(self, batch: Batch, mask: Tensor, drop_features: Tensor | None = None) -> Tensor:
