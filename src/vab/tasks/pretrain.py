@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
@@ -243,7 +244,7 @@ class PretrainTask(BaseTask):
             times = len(codes) // len(features)
             return self.backbone(
                 codes,
-                features.repeat(times, 1, 1),
+                repeat(features, "B V C -> (times B) V C", times=times),
                 mask,
                 drop_features=without_video | drop_features,
                 steps=None if steps is None else steps.repeat(times),

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vab.files import sha256_of
@@ -118,7 +119,7 @@ class VGGish(Judge):
     def _embed(self, examples: Tensor) -> Tensor:
         maps = self.features(examples)  # (M, 512, 6, 4)
         # Channels last, as the network was first trained.
-        embedding: Tensor = self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))
+        embedding: Tensor = self.embeddings(rearrange(maps, "M C H W -> M (H W C)"))
         return embedding.relu() if self.final_relu else embedding
 
 
