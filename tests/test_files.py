@@ -182,8 +182,10 @@ def test_a_progress_bar_shows_counts_rates_and_notes_on_a_terminal_only(monkeypa
     for words in ("reading [x]", "1500000/2000000", "files/s", "note [x]"):
         assert words in shown.err
     assert "1.5/2.0 MB" in use("bytes").err
-    assert list(track("abc", "letters", 3)) == ["a", "b", "c"]
-    assert "3/3" in capsys.readouterr().err
+    assert list(track("abc", "reading", 3, "letters")) == ["a", "b", "c"]
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "letters/s" in shown
     with ProgressBar("hidden", 3, show=False) as bar:
         bar.advance()
         bar.update(2, note="n")

@@ -92,9 +92,9 @@ class ProgressBar:
         self.stop()
 
 
-def track(items: Iterable[_T], words: str, total: int) -> Iterator[_T]:
+def track(items: Iterable[_T], words: str, total: int, unit: str = "") -> Iterator[_T]:
     """The items, with a ``ProgressBar`` of how many have been used."""
-    with ProgressBar(words, total) as bar:
+    with ProgressBar(words, total, unit) as bar:
         for item in items:
             yield item
             bar.advance()

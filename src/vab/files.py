@@ -52,6 +52,11 @@ def as_utf8(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
+def as_plot_text(text: str) -> str:
+    """Text with names for matplotlib, which fails at names that are not UTF-8 and reads $ as mathematics."""
+    return as_utf8(text).decode(errors="backslashreplace").replace("$", r"\$")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write the new content of ``path`` to; it gets its name once it is whole and on the disk."""

@@ -53,6 +53,7 @@ def test_frequencies_are_marked_where_tones_lie():
 
 def test_a_confusion_matrix_has_a_row_for_each_true_class():
     small = confusion_figure(torch.eye(2, dtype=torch.int64), ("a", "b"), "title")
+    confusion_figure(torch.eye(2, dtype=torch.int64), ("$_{$", "not utf-8 \udcff"), "$^$")
     large = confusion_figure(torch.zeros(20, 20, dtype=torch.int64), [str(n) for n in range(20)], "no record at all")
     assert large.shape > small.shape
     # All of the true class is dark blue on the diagonal, none white off it.

@@ -336,6 +336,11 @@ def test_figures_by_class(tmp_path):
 
 
 def test_plots(real, made, tmp_path):
+    for folder in (real, made):
+        copy = shutil.copytree(folder, tmp_path / folder.name)
+        for file in list(copy.iterdir()):
+            file.rename(copy / os.fsdecode(b"not utf-8 \xff$_{$" + os.fsencode(file.name)))
+    real, made = tmp_path / real.name, tmp_path / made.name
     measure(real, made, tmp_path / "report.json", plots=str(tmp_path / "plots"))
     written = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert written == ["distributions_tiny.png", "pairs_tiny.png"]

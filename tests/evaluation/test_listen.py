@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -14,9 +15,10 @@ from small_media import picture_hash, tone, video
 from vab.commands.listen import listen
 from vab.data.media.segments import read_audio, scan_packets
 from vab.data.media.write import write_wav
+from vab.evaluation.listening.chart import draw_chart
 from vab.evaluation.listening.media import match_levels
 from vab.evaluation.listening.plan import plan_trials
-from vab.evaluation.listening.scores import PAGE_ANSWERS
+from vab.evaluation.listening.scores import PAGE_ANSWERS, read_key, read_raters, sum_up
 from vab.metrics.preference import preference
 from vab.spec import UserError
 
@@ -339,6 +341,15 @@ def test_scores_of_three_systems_are_those_of_each_pair_alone(tmp_path):
         pair: preference(*torch.tensor(answers).T) for pair, answers in rows.items()
     }
     assert (tmp_path / "preference.png").is_file()
+
+
+def test_names_on_the_chart_are_no_mathematics(written, tmp_path):
+    out, key = written
+    file = answers_file(tmp_path / "answers", key, "Ann", for_system("zebra"))
+    scores = sum_up(read_raters([file], read_key(out / "key.json")), read_key(out / "key.json"))
+    named = [replace(entry, first="$_{$", second="not utf-8 \udcff") for entry in scores]
+    draw_chart(tmp_path / "chart.png", named, {entry.question: "$^$?" for entry in scores})
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_listener_counts_once_by_the_last_file(written, tmp_path, capsys):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vab.audio import log_mel
+from vab.files import as_plot_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +87,7 @@ def spectrograms_figure(
         axis.set_ylabel(f"{name}\nkHz", fontsize=10)
         axis.tick_params(labelbottom=axis is axes[-1])
     axes[-1].set_xlabel("seconds", fontsize=11)
-    figure.suptitle(title, fontsize=12, y=1 - 0.1 / inches)
+    figure.suptitle(as_plot_text(title), fontsize=12, y=1 - 0.1 / inches)
     return _pixels(figure)
 
 
@@ -112,12 +113,12 @@ def confusion_figure(counts: Tensor, names: Sequence[str], title: str) -> np.nda
         dark = shares[row, column] > 0.5
         text = f"{int(counts[row, column])}"
         axis.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
-    places = range(len(names))
+    places, names = range(len(names)), [as_plot_text(name) for name in names]
     axis.set_xticks(places, names, rotation=90, fontsize=10)
     axis.set_yticks(places, names, fontsize=10)
     axis.set_xlabel("predicted", fontsize=11)
     axis.set_ylabel("true", fontsize=11)
-    axis.set_title(title, fontsize=11)
+    axis.set_title(as_plot_text(title), fontsize=11)
     return _pixels(figure)
 
 
@@ -142,13 +143,13 @@ def retrieval_figure(query: Found, found: Sequence[Found], sample_rate: int, tit
         axis.set_axis_off()
     for axis, item in zip(axes, [query, *found], strict=False):
         _draw_spectrogram(axis, item.sound, sample_rate)
-        axis.set_title(item.title, fontsize=10, color="green" if item.right else "black")
+        axis.set_title(as_plot_text(item.title), fontsize=10, color="green" if item.right else "black")
         if item.right:
             for spine in axis.spines.values():
                 spine.set(edgecolor="limegreen", linewidth=5)
     figure.supxlabel("seconds", fontsize=10, y=0.02)
     figure.supylabel("kHz", fontsize=10, x=0.005)
-    figure.suptitle(title, fontsize=11, y=1 - 0.08 / inches)
+    figure.suptitle(as_plot_text(title), fontsize=11, y=1 - 0.08 / inches)
     return _pixels(figure)
 
 

@@ -54,7 +54,7 @@ def classify_files(
 ) -> list[Guess]:
     """The ``top`` likeliest classes of files; a file that cannot be read, or lacks sound or picture, has an error."""
     guesses = []
-    for name, path in track(files, "classifying", len(files)):
+    for name, path in track(files, "classifying", len(files), "files"):
         try:
             guesses.append(Guess(name, _classes(task, encoders, path, top)))
         except MediaError as error:

@@ -15,7 +15,7 @@ from vab.audio import log_mel
 from vab.data.extract.sounds import Decoded, Listening, decode
 from vab.evaluation.figures import Comparison
 from vab.evaluation.sides import Folder
-from vab.files import write_atomically
+from vab.files import as_plot_text, write_atomically
 from vab.frozen.protocols import Judge
 
 _RATE = 16000
@@ -87,7 +87,8 @@ def _pairs(comparison: Comparison, values: np.ndarray, name: str, files: Mapping
         key = comparison.generated.keys[number]
         for row, (side, paths) in enumerate(files.items()):
             axes = figure.add_subplot(2, len(chosen), row * len(chosen) + column + 1)
-            axes.set_title(f"{side} {key[-24:]}" + (f"\n{name} {values[number]:.3g}" if row == 0 else ""), fontsize=8)
+            title = f"{side} {key[-24:]}" + (f"\n{name} {values[number]:.3g}" if row == 0 else "")
+            axes.set_title(as_plot_text(title), fontsize=8)
             sound = decode(paths[key], listening) if key in paths else None
             if isinstance(sound, Decoded):
                 levels = log_mel(torch.from_numpy(sound.waveforms[_RATE]), _RATE)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from vab.evaluation.listening.scores import PairScore
 from vab.evaluation.plots import save_png
+from vab.files import as_plot_text
 from vab.spec import UserError
 
 _COLOURS = ("#1f5fa8", "#8db8e2", "#d9dde2", "#f2b98a", "#c65d13")
@@ -57,7 +58,7 @@ def draw_chart(file: Path, scores: Sequence[PairScore], questions: Mapping[str, 
                     100 * share, row + below, xerr=reach, fmt="|", markersize=6, color=colour, capsize=3,
                     elinewidth=1.3, clip_on=False,
                 )  # fmt: skip
-        axis.set_yticks(rows, [entry.first for entry in entries])
+        axis.set_yticks(rows, [as_plot_text(entry.first) for entry in entries])
         axis.set_ylim(len(entries) - 0.45, -0.5)
         axis.set_xlim(0, 100)
         axis.tick_params(length=0)
@@ -65,11 +66,15 @@ def draw_chart(file: Path, scores: Sequence[PairScore], questions: Mapping[str, 
         right = axis.twinx()
         right.set_ylim(axis.get_ylim())
         right.set_yticks(
-            rows, [f"{e.second}\n{e.preference.num_answers} answers, {e.preference.num_raters} people" for e in entries]
+            rows,
+            [
+                f"{as_plot_text(e.second)}\n{e.preference.num_answers} answers, {e.preference.num_raters} people"
+                for e in entries
+            ],
         )
         right.tick_params(length=0)
         right.spines[:].set_visible(False)
-        axis.set_title(f"{name.replace('_', ' ')}: {questions[name]}", loc="left", fontsize=10.5)
+        axis.set_title(as_plot_text(f"{name.replace('_', ' ')}: {questions[name]}"), loc="left", fontsize=10.5)
     axes[-1].set_xlabel("share of answers, %; lines: 95 % intervals of those that prefer left (blue), right (orange)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(

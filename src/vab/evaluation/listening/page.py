@@ -158,7 +158,7 @@ class ListeningTest:
         short: Counter[str] = Counter()
         silent: Counter[str] = Counter()
         changes: dict[Trial, dict[str, Any]] = {}
-        for video, trials in track(of_video.items(), "videos", len(of_video)):
+        for video, trials in track(of_video.items(), "writing", len(of_video), "videos"):
             files = self.material[video]
             sounds, missing = read_sounds(files)
             short.update(system for system, seconds in missing.items() if seconds > SHORT_SECONDS)
