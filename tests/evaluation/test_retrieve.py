@@ -201,6 +201,10 @@ def test_what_cannot_be_retrieved_is_one_clear_line(align, checkpoint, media, da
             "have width 5, the ",
         ),
         ({"embeddings": str(tmp_path / "twice.npz")}, "1 keys are there more than once"),
+        ({"checkpoint": align, "data": str(data), "top": 3}, "--top and --page are of a search"),
+        ({"checkpoint": align, "data": str(data), "query": query, "by": "segment"}, "are of metrics"),
+        ({"checkpoint": align, "media": str(media), "query": query, "keys": "k.txt"}, "records of --data"),
+        ({"checkpoint": align, "media": str(media), "query": query, "save_embeddings": "e.npz"}, "keeps both sides"),
         ({"checkpoint": align, "data": str(data), "out": str(data / "manifest.json")}, "is there already"),
     ):
         with pytest.raises(UserError, match=words):

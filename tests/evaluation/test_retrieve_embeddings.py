@@ -185,6 +185,15 @@ BAD = [
     (lambda: {"key_column": "id"}, "give it as --keys FILE"),
     (lambda: {"per_class": 5}, "--per_class needs --class_column"),
     (lambda: {"expected": 31}, "the gallery has 30 items"),
+    (lambda: {"query": "x.mp4", "checkpoint": "x.ckpt"}, "--query does not go with --audio and --video"),
+    (lambda: {"checkpoint": "x.ckpt"}, "--checkpoint does not go with --audio and --video"),
+    (lambda: {"save_embeddings": "e.npz"}, "--save_embeddings keeps both sides"),
+    (lambda: {"video": None}, "--audio FILE with --video FILE"),
+    (lambda: {"audio": None, "video": None, "embeddings": _rows("one.npy")}, "one.npy has no keys"),
+    (
+        lambda: {"audio": None, "video": None, "embeddings": "audio.npz"},
+        "the arrays keys, audio and video, it holds keys",
+    ),
     (lambda: {"out": "report.txt"}, r"must end in \.json"),
     (lambda: {"out": "absent/report.json"}, "not a folder to write in"),
 ]

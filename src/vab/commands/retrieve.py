@@ -91,10 +91,18 @@ def retrieve(
         raise UserError("give the model that embeds: --checkpoint FILE, or a run's folder")
     if query is None and media is not None:
         raise UserError("--media is searched with a --query; metrics need shards: vab extract, then --data")
-    if query is None and page is not None:
-        raise UserError("--page shows what a query found: give --query FILE")
-    if query is not None and audio is not None:
-        raise UserError("--query goes not with --audio and --video: save both sides in one file, for --embeddings")
+    if query is None and (page is not None or query_by != "auto" or top != 5):
+        raise UserError("--query_by, --top and --page are of a search: give --query FILE")
+    if audio is not None and query is not None:
+        raise UserError("--query does not go with --audio and --video: save both in one file, for --embeddings")
+    if audio is not None and checkpoint is not None:
+        raise UserError("--checkpoint does not go with --audio and --video, which are embeddings: leave it out")
+    if save_embeddings is not None and (audio is not None or media is not None):
+        raise UserError("--save_embeddings keeps both sides of a gallery: give --data SHARDS")
+    if query is not None and (expected is not None or by != "recording" or on_error != "stop"):
+        raise UserError("--expected, --by and --on_error are of metrics: leave them out, or --query")
+    if query is not None and keys is not None and data is None:
+        raise UserError("--keys with a --query chooses records of --data: leave it out, or give --data SHARDS")
     if per_class is not None and class_column is None:
         raise UserError("--per_class needs --class_column, which says where the list has its classes")
     if keys is None and (key_column is not None or class_column is not None):

@@ -54,7 +54,7 @@ def read_embeddings(path: str, *sides: str) -> Gallery:
 
     Args:
         path: .npz with the array keys, perhaps the array recordings, and an array (N, E) named as the side, or of any
-            name if one side is asked for; or .npy with (N, E) alone.
+            name if one side is asked for. For one side also .npy with (N, E) alone.
         sides: ``audio``, ``video`` or both.
 
     Raises:
@@ -66,16 +66,19 @@ def read_embeddings(path: str, *sides: str) -> Gallery:
     try:
         content = np.load(path, allow_pickle=False)  # pickles can run code
         if isinstance(content, np.ndarray):
+            if len(sides) > 1:
+                raise UserError(f"{path} has no keys: save a .npz with the arrays keys, audio and video")
             rows = dict.fromkeys(sides, content)
         else:
             with content:
                 others = [name for name in content.files if name not in ("keys", "about", "recordings")]
-                for side in sides:
-                    names = [side] if side in others else others
-                    if "keys" not in content.files or len(names) != 1:
-                        held = ", ".join(content.files) or "nothing"
-                        raise UserError(f"{path} must hold the array keys and one array of embeddings, it holds {held}")
-                    rows[side] = content[names[0]]
+                chosen = others if len(sides) == len(others) == 1 else [side for side in sides if side in others]
+                if "keys" not in content.files or len(chosen) != len(sides):
+                    one = len(sides) == 1
+                    needed = "array keys and one array of embeddings" if one else "arrays keys, audio and video"
+                    held = ", ".join(content.files) or "nothing"
+                    raise UserError(f"{path} must hold the {needed}, it holds {held}")
+                rows = {side: content[name] for side, name in zip(sides, chosen, strict=True)}
                 keys = _names(path, "keys", content["keys"])
                 refuse_duplicates(path, keys)
                 if "recordings" in content.files:
@@ -166,7 +169,7 @@ def embed_media(task: AlignTask, encoders: MediaEncoders, media: str, side: str)
     """
     sources = find_sources(media, "none")
     names, files, rows, left_out = [], [], [], []
-    for source in track(sources, "embedding", len(sources)):
+    for source in track(sources, "embedding", len(sources), "files"):
         try:
             rows.append(embed_file(task, encoders, source.path, side))
             names.append(source.name)
@@ -179,13 +182,11 @@ def embed_media(task: AlignTask, encoders: MediaEncoders, media: str, side: str)
 
 
 def save_gallery(gallery: Gallery, path: str, checkpoint: str | None) -> None:
-    """Write embeddings of both sides, as ``read_embeddings`` reads them, with hashes of what they were made from.
+    """Write a gallery of both sides as ``read_embeddings`` reads it, with hashes of what it was made from.
 
     Raises:
-        UserError: If the gallery has one side alone, or the disk is full.
+        UserError: If the disk is full.
     """
-    if len(gallery.embeddings) < 2:
-        raise UserError("--save_embeddings keeps both sides: give --data SHARDS")
     about = {"vab": __version__}
     if checkpoint is not None:
         about["checkpoint_sha256"] = sha256_of(find_checkpoint(checkpoint))
