@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from vab.evaluation.report import number
 from vab.frozen.weight_files.catalogue import PUBLISHED
 from vab.metrics.card import Figure
+from vab.pages import render_page
 from vab.spec import SegmentSpec
 from vab.tasks import AlignTask, BaseTask, ClassifyTask, PretrainTask
 
@@ -36,10 +35,9 @@ def model_card(task: BaseTask, config: Mapping[str, Any], figures: Mapping[str, 
     versions = {kind: trained[kind] for kind in ("vab", "torch", "lightning") if kind in trained}
     sizes = {f"backbone {key}": value for key, value in task.backbone.init_args.items() if key != "spec"}
     others = {key: arguments[key] for key in arguments if key not in ("backbone", "optimizer", "labels", "init_from")}
-    environment = Environment(
-        loader=PackageLoader(__package__, ""), autoescape=False, undefined=StrictUndefined
-    )  # fmt: skip
-    text = environment.get_template("model_card.md").render(
+    text = render_page(
+        __package__,
+        "model_card.md",
         name=name,
         python_name=repr(name),
         kind=type(task).__name__,

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from vab.demo.report.measures import SOUNDS
 from vab.metrics.recall import CUTS
+from vab.pages import render_page
 
 
 @dataclass(frozen=True)
@@ -49,20 +48,15 @@ def page(
         examples: Records to watch and hear.
         found: Searches to watch.
     """
-    environment = Environment(
-        loader=PackageLoader(__package__, ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     cuts = [cut for cut in CUTS if cut < report["retrieval"]["N"]]
-    return environment.get_template("page.html").render(
-        report,
+    return render_page(
+        __package__,
+        "page.html",
+        **report,
         sounds=SOUNDS,
         plots=plots,
         examples=examples,
         found=found,
         cuts=cuts,
-        names_of_cuts=[f"R@{c}" for c in cuts],
+        names_of_cuts=[f"R@{cut}" for cut in cuts],
     )
