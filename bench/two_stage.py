@@ -13,12 +13,10 @@ from pathlib import Path
 
 import jsonargparse
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from vab.audio import log_mel_distance
-from vab.console import track
+from vab.console import print_table, track
 from vab.data.reading.dataset import ShardDataset
 from vab.errors import fail
 from vab.files import write_atomically
@@ -111,7 +109,7 @@ def two_stage(
     )
     checkpoint = find_checkpoint(fine)
     write_atomically(checkpoint.parent / "two_stage.json", (json.dumps(asdict(result), indent=2) + "\n").encode())
-    _print(result, checkpoint)
+    print_score(result, checkpoint)
     return result
 
 
@@ -154,22 +152,22 @@ def _distances(codec: Codec, codes: Tensor, batch: Batch) -> Tensor:
     return torch.stack(rows).cpu().double()
 
 
-def _print(result: TwoStageScore, checkpoint: Path) -> None:
-    table = Table(title=f"{checkpoint}", title_justify="left")
-    for column in ("heard", "log-mel distance", "taken off that of coarse alone", "records nearer"):
-        table.add_column(column, justify="left" if column == "heard" else "right")
+def print_score(result: TwoStageScore, checkpoint: Path) -> None:
+    """Print the table of a score."""
     words = {"coarse": result.coarse_levels, "next": result.coarse_levels + 1}
+    rows = []
     for name, row in _ROWS.items():
         gain = (_pair(result.gain[name]), f"{100 * result.nearer[name]:.0f} %") if name in result.gain else ("", "")
-        table.add_row(row.format(**words), _pair(result.distance[name]), *gain)
-    console = Console(width=None if Console().is_terminal else 130)
-    console.print(table)
-    console.print(
-        f"to the round trip with all {result.levels} levels of codec {result.codec}; natural-log units, mean and "
-        f"standard error over {result.records} records; made: by the fine checkpoint's sampler; likeliest, drawn: all "
-        f"in one pass",
-        style="dim",
-        highlight=False,
+        rows.append([row.format(**words), _pair(result.distance[name]), *gain])
+    print_table(
+        f"{checkpoint}",
+        ["sound", "log-mel distance", "decrease against coarse alone", "records nearer"],
+        rows,
+        notes=[
+            f"to the round trip with all {result.levels} levels of codec {result.codec}; natural-log units, mean and "
+            f"standard error over {result.records} records; made: by the fine checkpoint's sampler; likeliest, drawn: "
+            "all in one pass"
+        ],
     )
 
 

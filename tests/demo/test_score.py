@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tone_shards import short_spec
 from vab.backbone import Backbone
 from vab.commands.extract import extract
 from vab.data.reading.dataset import ShardDataset
-from vab.demo.score import CONDITIONS, Events, _with_video, measure, score
+from vab.demo.score import CONDITIONS, Events, Score, _with_video, measure, print_score, score
 from vab.demo.world import write_world
 from vab.frozen.listening import sounds_of
 from vab.generation.generator import Generator
@@ -49,6 +50,13 @@ def test_the_score_of_an_untrained_model_is_chance(world, capsys):
     assert "codec round trip" in capsys.readouterr().out
 
 
+def test_a_name_that_looks_like_markup_is_printed_as_it_is(capsys):
+    losses = dict.fromkeys(CONDITIONS, 1.0)
+    agreement = dict.fromkeys(["round_trip", *CONDITIONS], (0.5, 0.1))
+    print_score(Score(8, 8, "tiny", losses, agreement, 0.1, 0.01), Path("runs/[/red]"))
+    assert "runs/[/red]" in capsys.readouterr().out
+
+
 def test_onsets_are_scored_against_the_true_events_beside_their_controls(world, capsys):
     result = score(str(world / "last.ckpt"), str(world / "shards"), str(world / "videos"), num_generated=8)
     onsets = result.onset_f1
@@ -78,8 +86,8 @@ def test_onsets_of_the_true_events_themselves_score_1_and_moved_ones_less(world)
     for row in rows:
         clicks.append(torch.zeros(4 * rate))
         clicks[-1][(events._true(row, 4.0).clamp(min=0.03) * rate).long()] = 1.0
-    events.hear("round_trip", rows, clicks, rate)
-    events.hear("true", rows, clicks, rate)
+    events.add("round_trip", rows, clicks, rate)
+    events.add("true", rows, clicks, rate)
     found = events.f1()
     assert found["true"][0] > 0.97  # events within 50 ms of each other are one onset
     assert found["shifted"][0] < 0.7

@@ -1,4 +1,4 @@
-"""What a model of the demo world has learned: does the sound fit the picture, and does the picture matter?"""
+"""Score a model of the demo world: how well its sounds match the video, and how much the video matters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from vab.console import track
+from vab.console import print_table, track
 from vab.data.media.segments import read_audio
 from vab.data.reading.dataset import ShardDataset
 from vab.demo.world import EVENTS
@@ -30,19 +28,19 @@ from vab.spec import Batch, UserError
 from vab.tasks.checkpoints import find_checkpoint
 
 CONDITIONS = ("true", "shuffled", "none")
-"""The video that the model is given: the record's own, another record's, or none at all."""
+"""The video that the model gets: that of the record, that of another record, or none."""
 SHIFT_SECONDS = 0.25
-"""By how much the sound generated for the true video is shifted, as a control: more than the tolerance."""
+"""Shift of the sound generated for the true video, as a control: more than the tolerance."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Figures over a validation set; agreements are shares of 1, with their standard errors."""
+    """Metrics over a validation set; agreements are shares of 1, each with its standard error."""
 
     records: int
-    """Records whose loss was taken."""
+    """Number of records in the loss."""
     generated: int
-    """Records for which sound was made."""
+    """Number of records for which sound was generated."""
     judge: str
     """Name and weights of the judge."""
     loss: dict[str, float]
@@ -50,18 +48,13 @@ class Score:
     agreement: dict[str, tuple[float, float]]
     """Judge's agreement with the true classes: ``round_trip`` is the ceiling, then by the video given."""
     chance: float
-    """Agreement of a judge that guesses blindly."""
+    """Agreement of random guesses."""
     seconds_per_segment: float
-    """Of generating the codes with the true video."""
+    """Time to generate the codes with the true video."""
     onset_f1: dict[str, tuple[float, float | None]] | None = None
     """F1 of onsets against the true events, within `TOLERANCE_SECONDS`, with its standard error by record: of ``real``
     sound, of the ``round_trip``, by the video given, of the sound for the true video ``shifted``, and by ``chance``.
     None where the true events are not known."""
-
-    @property
-    def share_of_ceiling(self) -> float:
-        """Agreement with the true video over that of the codec's round trip."""
-        return self.agreement["true"][0] / self.agreement["round_trip"][0]
 
 
 def score(
@@ -73,32 +66,32 @@ def score(
     seed: int = 0,
     device: str = "auto",
 ) -> Score:
-    """Score a pretrained model on a validation set of the demo world, and print the table.
+    """Score a pretrained model on a validation set of the demo world, and print a table.
 
-    The validation loss and the generated sound each with the true video, with another record's and with none. Two
-    things are measured of a sound: what is heard (agreement) and when (F1 of its onsets against the true events). The
-    figures also go to ``score.json`` beside the checkpoint.
+    Loss and generated sound are measured with the true video, with that of another record, and without video. A sound
+    has two metrics: what is heard (agreement), and when (F1 of its onsets against the true events). All metrics are
+    also written to ``score.json`` in the checkpoint's folder.
 
     Args:
         checkpoint: A .ckpt file, or a run's folder.
         data: Folder of shards with labels that the judge knows.
         videos: Folder of the demo world that the shards were made from, with its events.json; by default the folder
             "videos" beside the folder of the shards (data/demo/videos for data/demo/shards/val), if it is there.
-        num_generated: Records, from the start of the set, for which sound is made; all if there are fewer.
-        batch_size: Records at once.
-        seed: Of the decoding.
+        num_generated: Records, from the start of the set, for which sound is generated; all if there are fewer.
+        batch_size: Records per batch.
+        seed: Seed of the decoding.
         device: auto, cpu, cuda, ...
     """
-    beside = Path(data).parent.parent / "videos"
-    if videos is None and (beside / EVENTS).is_file():
-        videos = str(beside)
+    usual = Path(data).parent.parent / "videos"
+    if videos is None and (usual / EVENTS).is_file():
+        videos = str(usual)
     generator = Generator.load(checkpoint, device=device)
     result = measure(generator, data, num_generated, batch_size, seed, videos=videos)
     place = find_checkpoint(checkpoint)
     write_atomically(place.parent / "score.json", (json.dumps(asdict(result), indent=2) + "\n").encode())
-    _print(result, place)
+    print_score(result, place)
     if videos is None:
-        print(f"no onset F1: there is no {beside / EVENTS}; give --videos, the demo world's folder", file=sys.stderr)
+        print(f"no onset F1: there is no {usual / EVENTS}; give --videos, the demo world's folder", file=sys.stderr)
     return result
 
 
@@ -111,7 +104,7 @@ def measure(
     keep: Callable[[str, list[int], list[Tensor]], None] | None = None,
     videos: str | None = None,
 ) -> Score:
-    """The figures alone.
+    """Compute the metrics of ``score``.
 
     Args:
         generator: The model.
@@ -119,8 +112,8 @@ def measure(
         num_generated: As in ``score``.
         batch_size: As in ``score``.
         seed: As in ``score``.
-        keep: Called with what was heard (``round_trip`` or the video given), numbers of records, and their sounds (N,).
-        videos: Folder of the demo world, to measure onsets; None leaves them out.
+        keep: Called with ``round_trip`` or the video given, the numbers of records, and their sounds (N,).
+        videos: Folder of the demo world, to measure onsets; None to leave them out.
     """
     if num_generated < 2 or batch_size < 1:
         raise UserError(
@@ -138,7 +131,7 @@ def measure(
 
     losses = {video: _loss(generator, dataset, video, batch_size) for video in CONDITIONS}
     count = min(num_generated, len(dataset))
-    heard: dict[str, list[Tensor]] = {name: [] for name in ("round_trip", *CONDITIONS)}
+    by_video: dict[str, list[Tensor]] = {name: [] for name in ("round_trip", *CONDITIONS)}
     seconds = 0.0
     chances = []
 
@@ -147,7 +140,7 @@ def measure(
         if keep is not None:
             keep(name, rows, sounds)
         if events is not None:
-            events.hear(name, rows, sounds, rate)
+            events.add(name, rows, sounds, rate)
         return class_agreement(listen(judge, sounds, rate).probabilities, truth)
 
     starts = range(0, count, batch_size)
@@ -156,16 +149,16 @@ def measure(
         batch = dataset.__getitems__(rows)
         truth = true_classes(judge, columns, batch.labels)  # (B, L) in the judge's order
         chances += (truth.sum(1) / truth.shape[1]).tolist()
-        heard["round_trip"].append(agreement("round_trip", rows, batch, batch.codes, truth))
+        by_video["round_trip"].append(agreement("round_trip", rows, batch, batch.codes, truth))
         for video in CONDITIONS:
             given = _with_video(dataset, batch, rows, video)
             begun = time.perf_counter()
             codes = generator.task.generate_for(given, seed, drop_features=video == "none")
             seconds += (time.perf_counter() - begun) if video == "true" else 0.0
-            heard[video].append(agreement(video, rows, batch, codes, truth))
+            by_video[video].append(agreement(video, rows, batch, codes, truth))
         if events is not None:
-            events.hear("real", rows, [events.real_sound(row, rate) for row in rows], rate)
-    agreements = {name: mean_and_error(torch.cat(values)) for name, values in heard.items()}
+            events.add("real", rows, [events.real_sound(row, rate) for row in rows], rate)
+    agreements = {name: mean_and_error(torch.cat(values)) for name, values in by_video.items()}
     if not agreements["round_trip"][0] > 0:
         raise UserError(
             f"judge {judge.name} hears none of the true classes in the codec's round trip: nothing to compare"
@@ -212,23 +205,24 @@ class Events:
         span = read_audio(self._videos / record["source"], rate, record["start_seconds"], spec.segment_seconds)
         return torch.from_numpy(span.waveform[: span.valid_samples])
 
-    def hear(self, name: str, rows: list[int], sounds: list[Tensor], rate: int) -> None:
-        """Find the onsets of the sounds of these records; ``round_trip`` comes for every record."""
+    def add(self, name: str, rows: list[int], sounds: list[Tensor], rate: int) -> None:
+        """Add sounds of these records; each record must have a sound ``round_trip``."""
         self._onsets.setdefault(name, []).extend(find_onsets(sound, rate) for sound in sounds)
         if name == "round_trip":
             self._rows += rows
 
     def f1(self) -> dict[str, tuple[float, float | None]]:
-        """F1 against the true events and its standard error, of all that was heard and of the controls."""
+        """F1 against the true events with its standard error, of all sounds added and of the controls."""
         seconds = self._dataset.spec.segment_seconds
         truth = [self._true(row, seconds) for row in self._rows]
-        heard = {
+        pairs_of = {
             name: [(t, o) for t, o in zip(truth, onsets, strict=True) if len(t)]
             for name, onsets in self._onsets.items()
         }
         # Shifted round the end, so that none is lost.
-        heard["shifted"] = [(true, (onsets + SHIFT_SECONDS) % seconds) for true, onsets in heard["true"]]
-        counts = {name: onset_counts(pairs) for name, pairs in heard.items()} | {"chance": chance_counts(heard["true"])}
+        pairs_of["shifted"] = [(true, (onsets + SHIFT_SECONDS) % seconds) for true, onsets in pairs_of["true"]]
+        counts = {name: onset_counts(pairs) for name, pairs in pairs_of.items()}
+        counts["chance"] = chance_counts(pairs_of["true"])
         return {name: onset_ratios(table)["onset_f1"] for name, table in counts.items()}
 
     def _true(self, row: int, seconds: float) -> Tensor:
@@ -260,19 +254,18 @@ def _loss(generator: Generator, dataset: ShardDataset, video: str, batch_size: i
     return float(quality.compute()["loss"])
 
 
-def _print(result: Score, checkpoint: Path) -> None:
-    table = Table(title=f"{checkpoint}", title_justify="left")
+def print_score(result: Score, checkpoint: Path) -> None:
+    """Print the table of a score."""
     onsets = {} if result.onset_f1 is None else {name: _pair(pair) for name, pair in result.onset_f1.items()}
-    headings = ["video given", "validation loss", "judge's agreement", "share of ceiling"]
-    for column in headings + ["onset F1"] * bool(onsets):
-        table.add_column(column, justify="left" if column == "video given" else "right")
+    headings = ["video given", "validation loss", "judge's agreement", "share of ceiling", *["onset F1"] * bool(onsets)]
     ceiling = result.agreement["round_trip"][0]
+    rows = []
 
     def add(words: str, name: str, agreement: tuple[float, float] | None = None) -> None:
         cells = [f"{result.loss[name]:.3f}" if name in result.loss else "", "", ""]
         if agreement is not None:
             cells[1:] = _pair(agreement), f"{agreement[0] / ceiling:.2f}"
-        table.add_row(words, *cells, *([onsets[name]] if onsets else []))
+        rows.append([words, *cells, *([onsets[name]] if onsets else [])])
 
     if onsets:
         add("(real sound)", "real")
@@ -282,9 +275,7 @@ def _print(result: Score, checkpoint: Path) -> None:
         if onsets and video == "true":
             add(f"true, sound shifted by {SHIFT_SECONDS:g} s", "shifted")
     chance = ["", f"{result.chance:.3f}", f"{result.chance / ceiling:.2f}"]
-    table.add_row("(chance)", *chance, *([onsets["chance"]] if onsets else []))
-    console = Console(width=None if Console().is_terminal else 130)
-    console.print(table)
+    rows.append(["(chance)", *chance, *([onsets["chance"]] if onsets else [])])
     words = (
         f"loss: nats per hidden code over {result.records} records; agreement (what is heard): share of the true "
         f"classes among the judge's top guesses, judge {result.judge}; "
@@ -294,12 +285,11 @@ def _print(result: Score, checkpoint: Path) -> None:
             f"onset F1 (when): onsets of the sound against the true events, one to one within "
             f"{1000 * TOLERANCE_SECONDS:.0f} ms, pooled; by chance: against other records' events; "
         )
-    console.print(
-        f"{words}mean and standard error by record over {result.generated} records; "
-        f"{result.seconds_per_segment:.2f} s per segment to generate its codes",
-        style="dim",
-        highlight=False,
+    words += (
+        f"mean and standard error by record over {result.generated} records; "
+        f"{result.seconds_per_segment:.2f} s per segment to generate its codes"
     )
+    print_table(f"{checkpoint}", headings, rows, notes=[words])
 
 
 def _pair(pair: tuple[float, float | None]) -> str:

@@ -7,8 +7,6 @@ nothing about real sound.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +21,7 @@ from vab.data.media.write import write_video
 from vab.demo.pictures import FPS, render_frames
 from vab.demo.scene import CLASSES, SECONDS, Scene, describe
 from vab.demo.sounds import SAMPLE_RATE, render_audio
-from vab.files import write_atomically
+from vab.files import csv_text, write_atomically
 from vab.spec import UserError
 
 __all__ = [
@@ -88,13 +86,12 @@ def write_world(
     scenes = {file: describe(seed, index) for file, index in files.items()}
     write_atomically(out / EVENTS, json.dumps({file: truth(scene) for file, scene in scenes.items()}).encode())
     for split in splits:
-        table = io.StringIO()
-        rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(["file", "labels"])
-        for file, scene in scenes.items():
-            if file.startswith(f"{split}/"):
-                rows.writerow([file, ";".join(item.kind for item in scene.objects)])
-        write_atomically(out / f"{split}.csv", table.getvalue().encode())
+        rows = [
+            [file, ";".join(item.kind for item in scene.objects)]
+            for file, scene in scenes.items()
+            if file.startswith(f"{split}/")
+        ]
+        write_atomically(out / f"{split}.csv", csv_text([["file", "labels"], *rows]))
 
 
 def truth(scene: Scene) -> dict[str, Any]:
