@@ -154,8 +154,8 @@ def evaluate(
     if plots is not None:
         draw(Path(plots), comparison, listeners, real_folder, made_folder)
     note = (
-        f"{'paired by name' if paired else 'not paired'}; heard: {listening.length}; mono: {listening.mono}; resampled "
-        "with soxr HQ; +- is the standard error over generated sounds"
+        f"{'paired by name' if paired else 'not paired'}; length: {listening.length}; mono: {listening.mono}; "
+        "resampled with soxr HQ; +- is the standard error over generated sounds"
     )
     print_report(measured, sides, [note])
     for words in measured.warnings:

@@ -267,7 +267,7 @@ def is_wanted(metric: str, judge: str, metrics: Sequence[str]) -> bool:
 
 
 def check_metrics(metrics: Sequence[str], judges: Sequence[str]) -> None:
-    """Refuse names of metrics that there are not.
+    """Refuse unknown names of metrics, and judges without a metric.
 
     Raises:
         UserError: Naming the first.

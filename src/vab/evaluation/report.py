@@ -127,7 +127,7 @@ def print_report(measured: Measured, sides: Mapping[str, Any], notes: Sequence[s
     chance = ["chance"] if has_chance else []
     headings = ["metric", "value", "+-", *chance, "better", "compares", "N real / generated"]
     left = {headings.index(name) for name in ("metric", "better", "compares")}
-    print_table(f"{sides['generated']['path']} beside {sides['real']['path']}", headings, rows, left, notes)
+    print_table(f"{sides['generated']['path']} against {sides['real']['path']}", headings, rows, left, notes)
 
 
 def number(value: float) -> str:

@@ -1,1 +1,1 @@
-"""Listening tests: which pairs are heard (plan), the page that asks (page), what the answers say (scores, chart)."""
+"""Listening tests: draw the pairs (plan), write the page (page, media), sum up the answers (scores, chart)."""
