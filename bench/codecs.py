@@ -26,7 +26,6 @@ class RandomEncodec(Codec):
         self.weight_hash = ""
         self.sample_rate, self.code_rate = 16000, 50.0
         self.num_codebooks, self.codebook_size, self.code_dim = 4, 2048, 128
-        self.hop = 320
         self.quantizer = ResidualVectorQuantizer(
             dimension=self.code_dim, n_q=self.num_codebooks, bins=self.codebook_size, kmeans_init=False
         )
@@ -38,10 +37,6 @@ class RandomEncodec(Codec):
             causal=False,
             lstm=2,
         )
-
-    def steps_for(self, samples: int) -> int:
-        """T for a waveform of `samples` samples."""
-        return -(-samples // self.hop)
 
     def codebooks(self) -> Tensor:
         """(K, S, code_dim) float32."""

@@ -89,17 +89,17 @@ def encodec_24khz(path):
 
 def audiogen(path, config=None):
     """A compression_state_dict.bin as audiocraft exports it; gives its ``best_state``."""
-    from vab.frozen.codec.encodec import Numbers, networks
+    from vab.frozen.codec.encodec import Architecture, build
 
     config = config or AUDIOCRAFT
     torch.manual_seed(4)
     seanet = {name: value for name, value in config["seanet"].items() if name not in ("encoder", "decoder")}
     seanet.pop("disable_norm_outer_blocks")
     rate = config["sample_rate"]
-    numbers = Numbers(rate, config["rvq"]["n_q"], config["rvq"]["bins"], seanet, config["seanet"]["decoder"])
-    encoder, decoder, quantizer = (network.eval() for network in networks(numbers))
-    settle_quantiser(quantizer, encoder, rate)
-    state = nn.ModuleDict({"encoder": encoder, "decoder": decoder, "quantizer": quantizer}).state_dict()
+    sizes = config["rvq"]["n_q"], config["rvq"]["bins"]
+    network = build(Architecture(rate, *sizes, seanet, config["seanet"]["decoder"])).eval()
+    settle_quantiser(network["quantizer"], network["encoder"], rate)
+    state = network.state_dict()
     path.parent.mkdir(parents=True, exist_ok=True)
     # As audiocraft dumps it: parts refer to others, and some to what only audiocraft can resolve.
     dumped = config | {

@@ -36,9 +36,6 @@ class Hops(Codec):
         self.num_codebooks, self.codebook_size = 1, 2
         self.nothing = torch.nn.Parameter(torch.zeros(1))
 
-    def steps_for(self, samples):
-        return -(-samples // self.hop)
-
     def codebooks(self):
         return torch.zeros(1, 2, 1)
 

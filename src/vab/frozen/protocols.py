@@ -58,9 +58,9 @@ class Codec(Frozen, ABC):
         """Samples of one step, exactly; ``sample_rate / code_rate`` may be inexact in its last digit."""
         return round(self.sample_rate / self.code_rate)
 
-    @abstractmethod
     def steps_for(self, samples: int) -> int:
-        """T for a waveform of `samples` samples."""
+        """T for a waveform of `samples` samples: the last step is included, even if it is not full."""
+        return -(-samples // self.samples_per_step)
 
     @abstractmethod
     def codebooks(self) -> Tensor:
@@ -68,7 +68,7 @@ class Codec(Frozen, ABC):
 
     @abstractmethod
     def _encode(self, waveform: Tensor) -> Tensor:
-        """(B, 1, N) float32 -> (B, K, T) int64, in full precision and independent of the batch."""
+        """(1, 1, N) float32 -> (1, K, T) int64; runs in full precision."""
 
     @abstractmethod
     def _decode(self, codes: Tensor) -> Tensor:
@@ -98,8 +98,11 @@ class Codec(Frozen, ABC):
             raise ValueError(f"codec {self.name} takes a waveform (B, 1, N), N >= 1, got {tuple(waveform.shape)}")
         if not bool(torch.isfinite(waveform).all()):
             raise ValueError(f"codec {self.name}: the waveform has samples that are not finite")
+        if not len(waveform):
+            return waveform.new_empty((0, self.num_codebooks, self.steps_for(waveform.shape[2])), dtype=torch.int64)
         with full_precision(waveform.device):
-            return one_by_one(self._encode, waveform.float())
+            # Row by row on a GPU, too: in a batch, kernels add in another order, and that changes some codes.
+            return one_by_one(lambda rows: torch.cat([self._encode(row) for row in rows.split(1)]), waveform.float())
 
     @torch.no_grad()
     def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:

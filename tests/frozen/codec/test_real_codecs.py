@@ -24,9 +24,7 @@ from codec_weights import (
     transformers_encodec,
 )
 
-import vab.frozen.codec.dac
-import vab.frozen.codec.encodec
-from vab.frozen.codec import load_codec
+from vab.frozen.codec import convolutions, load_codec
 from vab.frozen.codec.convolutions import fold_weight_norm
 from vab.frozen.weight_files import published
 from vab.frozen.weight_files.catalogue import CODEC_NUMBERS, CODECS
@@ -156,19 +154,18 @@ def test_pieces_give_what_the_whole_gives(codec, monkeypatch):
     waveform = sounds(1, samples)
     whole = codec.encode(waveform)
     heard = codec.decode(whole, samples)
-    for module in (vab.frozen.codec.encodec, vab.frozen.codec.dac):
-        monkeypatch.setattr(module, "PIECE_SECONDS", 1)
+    monkeypatch.setattr(convolutions, "PIECE_SECONDS", 1)
     assert torch.equal(codec.encode(waveform), whole)
     torch.testing.assert_close(codec.decode(whole, samples), heard, atol=1e-5, rtol=0)
 
 
 def test_pieces_with_less_reach_would_not(weights, monkeypatch):
     """The reach that is allowed for is needed, or nearly so."""
-    monkeypatch.setattr(vab.frozen.codec.dac, "PIECE_SECONDS", 1)
+    monkeypatch.setattr(convolutions, "PIECE_SECONDS", 1)
     codec = loaded("dac_16khz", weights[0])
     waveform = sounds(1, 5 * 16000)
     whole = codec.encode(waveform)
-    codec.down_reach = 0
+    monkeypatch.setattr(convolutions, "reach", lambda network: 0)
     assert not torch.equal(codec.encode(waveform), whole)
 
 

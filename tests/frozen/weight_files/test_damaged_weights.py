@@ -9,8 +9,7 @@ import yaml
 from clip_weights import MODELS, publish
 from codec_weights import AUDIOCRAFT, audiogen, dac_of_hub, sounds
 
-import vab.frozen.codec.encodec
-from vab.frozen.codec import load_codec
+from vab.frozen.codec import convolutions, load_codec
 from vab.frozen.vision import load_vision
 from vab.spec import UserError
 
@@ -224,7 +223,7 @@ def test_configurations_of_dac(text, words, tmp_path):
 def test_a_network_without_recurrent_layers_decodes_as_the_whole(lstm, audiocraft, monkeypatch):
     audiogen(audiocraft, AUDIOCRAFT | {"seanet": AUDIOCRAFT["seanet"] | {"lstm": lstm}})
     codec = load_codec("audiogen_16khz", weights=audiocraft)
-    monkeypatch.setattr(vab.frozen.codec.encodec, "PIECE_SECONDS", 1)
+    monkeypatch.setattr(convolutions, "PIECE_SECONDS", 1)
     waveform = sounds(1, 48000)
     codes = codec.encode(waveform)
     with torch.no_grad():

@@ -1,9 +1,8 @@
-"""Convolutional networks over long sounds: in pieces that give what the whole gives; weight norm folded."""
+"""What convolutional codecs share: long sounds in pieces, folded weight norm, the check of the sample rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,66 +15,59 @@ from vab.spec import UserError
 Weights = dict[str, Tensor]
 PIECE_SECONDS = 30
 """s. Longer sounds go through a codec's convolutions in pieces: less memory, the same result."""
+_WEIGHT_NORM = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+"""Names of length and direction in torch's older and newer weight norm."""
 
 
-def down_reach(network: nn.Module) -> int:
-    """How far an output of a downsampling network sees, at most, samples of the input to either side.
-
-    Args:
-        network: Its one-dimensional convolutions stand in the order in which they run.
-    """
-    reach, rate = 0, 1  # rate: input samples per position
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv1d):
-            reach += (layer.kernel_size[0] - 1) * layer.dilation[0] * rate
-            rate *= layer.stride[0]
-    return reach
-
-
-def up_reach(network: nn.Module) -> int:
-    """How far an output of an upsampling network sees, at most, steps of the input to either side.
+def reach(network: nn.Module) -> int:
+    """How many positions of the input an output depends on, at most, to either side of its own.
 
     Args:
-        network: Its one-dimensional convolutions stand in the order in which they run.
+        network: A down- or upsampling network whose one-dimensional convolutions are defined in the order in which
+            they run.
     """
-    reach, rate = Fraction(0), 1  # rate: positions per input step
+    total, step = Fraction(0), Fraction(1)  # step: input positions per position of the present layer
     for layer in network.modules():
         if isinstance(layer, nn.ConvTranspose1d):
-            rate *= layer.stride[0]
-            reach += Fraction(layer.kernel_size[0] - 1, rate)
+            step /= layer.stride[0]
+            total += (layer.kernel_size[0] - 1) * step
         elif isinstance(layer, nn.Conv1d):
-            reach += Fraction((layer.kernel_size[0] - 1) * layer.dilation[0], rate)
-    return math.ceil(reach)
+            total += (layer.kernel_size[0] - 1) * layer.dilation[0] * step
+            step *= layer.stride[0]
+    return math.ceil(total)
 
 
-def in_pieces(run: Callable[[Tensor], Tensor], x: Tensor, scale: Fraction, size: int, reach: int) -> Tensor:
-    """Run a convolutional network piece by piece: what it gives is what it gives for the whole, in bounded memory.
+def in_pieces(network: nn.Module, x: Tensor, scale: Fraction, rate: float) -> Tensor:
+    """Run a convolutional network piece by piece: the result for the whole, in bounded memory.
 
-    Each piece is given with ``reach`` more on either side, and what these make is cut off. At the ends of ``x`` the
-    network pads as it does for the whole.
+    Each piece is extended by the network's `reach` on either side, and the outputs of the extension are cut off. At the
+    ends of ``x`` the network pads as it does for the whole.
 
     Args:
-        run: (..., n) to (..., n * scale), the last begun position included.
+        network: (..., n) to (..., n * scale), the last begun output included.
         x: (..., N).
         scale: Outputs per input: 1 / hop for an encoder, hop for a decoder.
-        size: Positions of a piece; a multiple of what makes a whole output.
-        reach: To how many positions on either side an output of ``run`` may listen.
+        rate: Positions of ``x`` per second.
 
     Returns:
         (..., N * scale).
     """
-    length = x.shape[-1]
+    length, whole = x.shape[-1], scale.denominator  # positions that make an output
+    size = int(PIECE_SECONDS * rate) // whole * whole
     if length <= size:
-        return run(x)
-    whole = scale.denominator  # positions that make an output
-    margin = -(-reach // whole) * whole
+        out: Tensor = network(x)
+        return out
+    margin = -(-reach(network) // whole) * whole
     outputs = []
     for begin in range(0, length, size):
         end = min(begin + size, length)
         first = max(0, begin - margin)
-        given = run(x[..., first : min(length, end + margin)])
+        piece = network(x[..., first : min(length, end + margin)])
         skip = int((begin - first) * scale)
-        outputs.append(given[..., skip:] if end == length else given[..., skip : skip + int((end - begin) * scale)])
+        outputs.append(piece[..., skip:] if end == length else piece[..., skip : skip + int((end - begin) * scale)])
     return torch.cat(outputs, dim=-1)
 
 
@@ -102,23 +94,10 @@ def check_sample_rate(name: str, rate: int, path: Path) -> None:
 
 
 def fold_weight_norm(weights: Weights) -> Weights:
-    """Weights with what ``weight_norm`` keeps apart, length and direction, put together again.
-
-    Args:
-        weights: By name; ``weight_g`` and ``weight_v``, or ``parametrizations.weight.original0`` and ``original1``.
-    """
-    folded = {}
-    for name, value in weights.items():
-        for length, direction in (("weight_g", "weight_v"), (_NEW_LENGTH, _NEW_DIRECTION)):
-            if name.endswith(length):
-                stem = name.removesuffix(length)
-                folded[stem + "weight"] = torch._weight_norm(weights[stem + direction], value, 0)
-                break
-            if name.endswith(direction):
-                break
-        else:
-            folded[name] = value
+    """Weights by name, with each length and direction that ``weight_norm`` stores multiplied to one weight."""
+    folded = dict(weights)
+    for length, direction in _WEIGHT_NORM:
+        for name in [name for name in weights if name.endswith(length)]:
+            stem = name.removesuffix(length)
+            folded[f"{stem}weight"] = torch._weight_norm(folded.pop(stem + direction), folded.pop(name), 0)
     return folded
-
-
-_NEW_LENGTH, _NEW_DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"

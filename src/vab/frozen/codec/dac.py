@@ -14,15 +14,7 @@ from torch import Tensor
 
 from vab.extras import install_hint
 from vab.files import sha256_of
-from vab.frozen.codec.convolutions import (
-    PIECE_SECONDS,
-    Weights,
-    check_sample_rate,
-    down_reach,
-    fold_weight_norm,
-    in_pieces,
-    up_reach,
-)
+from vab.frozen.codec.convolutions import Weights, check_sample_rate, fold_weight_norm, in_pieces
 from vab.frozen.protocols import Codec
 from vab.frozen.weight_files.catalogue import published_weights
 from vab.frozen.weight_files.published import print_licence
@@ -33,17 +25,16 @@ from vab.spec import UserError
 class Dac(Codec):
     """The network of transformers' ``DacModel``.
 
-    Each waveform is encoded by itself: in a batch the order of float additions is another, and some codes with it.
-    Long ones go in pieces. The decoder of strides 8, 5, 4, 2 (16 and 24 kHz) ends 8 samples early; there the sound is
-    zero.
+    Long sounds go through the network in pieces. The decoder with strides 8, 5, 4, 2 (16 and 24 kHz) ends 8 samples
+    early; these samples are zero.
 
     Args:
         name: "dac_16khz", "dac_24khz" or "dac_44khz".
-        weights: Folder as on the hub (config.json and model.safetensors), or descript's .pth file; looked for as
-            `Published.find` says if None.
+        weights: Folder as on the hub (config.json and model.safetensors), or descript's .pth file; if None, it is
+            searched as `Published.find` says.
 
     Raises:
-        UserError: If the package or the weights are absent, or they are something else.
+        UserError: If the package or the weights are absent, or the weights are not a DAC of this name.
 
     Source: Kumar et al. 2023, "High-fidelity audio compression with improved RVQGAN".
     """
@@ -52,7 +43,7 @@ class Dac(Codec):
 
     def __init__(self, name: str = "dac_16khz", weights: Path | None = None) -> None:
         super().__init__()
-        try:  # before the weights are looked for, and perhaps fetched
+        try:  # before the weights are searched, and perhaps fetched
             from transformers import DacConfig, DacModel
         except ImportError as error:
             raise UserError(f"codec {name} needs a package ({error}): {install_hint('dac')}") from error
@@ -71,12 +62,7 @@ class Dac(Codec):
         self.code_rate = self.sample_rate / self.hop
         self.num_codebooks, self.codebook_size = config.n_codebooks, config.codebook_size
         self.code_dim = config.hidden_size
-        self.down_reach, self.up_reach = down_reach(self.network.encoder), up_reach(self.network.decoder)
         print_licence(published.owner, published.licence)
-
-    def steps_for(self, samples: int) -> int:
-        """A step for every `hop` samples, the last one begun included."""
-        return -(-samples // self.hop)
 
     def codebooks(self) -> Tensor:
         """(K, S, code_dim) float32: the entries, which have 8 numbers, as the decoder sees them."""
@@ -86,20 +72,14 @@ class Dac(Codec):
         )
 
     def _encode(self, waveform: Tensor) -> Tensor:
-        missing = self.steps_for(waveform.shape[2]) * self.hop - waveform.shape[2]
-        return torch.cat([self._codes(row[None]) for row in F.pad(waveform, (0, missing))])
-
-    def _codes(self, waveform: Tensor) -> Tensor:
-        """(1, 1, N), N of whole steps -> (1, K, T)."""
-        size = PIECE_SECONDS * self.sample_rate // self.hop * self.hop
-        latent = in_pieces(self.network.encoder, waveform, Fraction(1, self.hop), size, self.down_reach)
+        padded = F.pad(waveform, (0, -waveform.shape[2] % self.hop))  # to whole steps
+        latent = in_pieces(self.network.encoder, padded, Fraction(1, self.hop), self.sample_rate)
         codes: Tensor = self.network.quantizer(latent)[1]
         return codes
 
     def _decode(self, codes: Tensor) -> Tensor:
         latent = self.network.quantizer.from_codes(codes)[0]
-        size = int(PIECE_SECONDS * self.code_rate)
-        waveform = in_pieces(self.network.decoder, latent, Fraction(self.hop), size, self.up_reach)
+        waveform = in_pieces(self.network.decoder, latent, Fraction(self.hop), self.code_rate)
         return F.pad(waveform, (0, codes.shape[2] * self.hop - waveform.shape[2]))
 
 
@@ -112,22 +92,22 @@ _SETTINGS = {
     "codebook_dim": "codebook_dim",
     "sample_rate": "sampling_rate",
 }
-"""Descript's words, and transformers'."""
+"""Settings: their names in descript's file, and in transformers' ``DacConfig``."""
 _UNIT = ("snake1", "conv1", "snake2", "conv2")
 _ENCODER_TAIL = {3: "snake1", 4: "conv1"}
 _DECODER_HEAD = {0: "snake1", 1: "conv_t1"}
 
 
 def _of_descript(file: Path) -> tuple[dict[str, Any], Weights, Path]:
-    """Settings, weights and their file, of descript's .pth."""
+    """Settings for ``DacConfig``, weights by their names in ``DacModel``, and the path of descript's .pth."""
     contents = read_checkpoint(file)
     try:
-        given, weights = contents["metadata"]["kwargs"], contents["state_dict"]
-        settings = {ours: given[theirs] for theirs, ours in _SETTINGS.items()}
-        blocks = len(given["encoder_rates"])
+        kwargs, weights = contents["metadata"]["kwargs"], contents["state_dict"]
+        settings = {ours: kwargs[theirs] for theirs, ours in _SETTINGS.items()}
+        blocks = len(kwargs["encoder_rates"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} is not a DAC as descript publishes it: it has no {error}") from error
-    if list(given.get("decoder_rates", [])) != list(given["encoder_rates"])[::-1]:
+    if list(kwargs.get("decoder_rates", [])) != list(kwargs["encoder_rates"])[::-1]:
         raise UserError(f"{file}: its decoder's rates are not its encoder's backwards, which cannot be read")
     return settings, {of_descript(name, blocks): value for name, value in weights.items()}, file
 
@@ -137,7 +117,7 @@ def of_descript(name: str, blocks: int) -> str:
 
     Args:
         name: Such as ``encoder.block.2.block.0.block.1.bias``.
-        blocks: Of the encoder, as many as it has rates.
+        blocks: Number of blocks of the encoder.
     """
     for side, stem, unit_shift in (("encoder", "encoder.block", 1), ("decoder", "decoder.model", -1)):
         if match := re.fullmatch(re.escape(stem) + r"\.(\d+)\.block\.(\d+)\.block\.(\d+)\.(.+)", name):

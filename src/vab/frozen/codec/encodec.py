@@ -1,4 +1,4 @@
-"""EnCodec: 24 kHz as the package encodec has it, AudioGen's of 16 kHz (the paper's codec), MusicGen's of 32 kHz."""
+"""EnCodec: of the package encodec (24 kHz), AudioGen's (16 kHz, the paper's codec), MusicGen's (32 kHz)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,7 @@ from torch import Tensor, nn
 
 from vab.extras import install_hint
 from vab.files import sha256_of
-from vab.frozen.codec.convolutions import (
-    PIECE_SECONDS,
-    Weights,
-    check_sample_rate,
-    down_reach,
-    fold_weight_norm,
-    in_pieces,
-    up_reach,
-)
+from vab.frozen.codec.convolutions import Weights, check_sample_rate, fold_weight_norm, in_pieces
 from vab.frozen.protocols import Codec
 from vab.frozen.weight_files.catalogue import BANDWIDTHS, published_weights
 from vab.frozen.weight_files.published import Published, print_licence
@@ -32,18 +24,18 @@ from vab.spec import UserError
 
 
 class EnCodec(Codec):
-    """A SEANet with a residual quantiser, out of the modules of the package encodec.
+    """A SEANet with a residual quantiser, built from the modules of the package encodec.
 
-    Each waveform is encoded by itself: in a batch the order of float additions is another, and some codes with it.
-    Long ones go through the convolutions in pieces; the recurrent layers, which remember without end, see the whole.
+    Long sounds go through the convolutions in pieces. The recurrent layers, whose state has no limited reach, run over
+    the whole sound.
 
     Args:
-        name: "encodec_24khz:6", the number being the bandwidth in kbit/s, "audiogen_16khz" or "encodec_32khz".
+        name: "encodec_24khz:6" (6 is the bandwidth in kbit/s), "audiogen_16khz" or "encodec_32khz".
         weights: The published file, or a folder as transformers writes it for the hub (config.json and
-            model.safetensors); looked for as `Published.find` says if None.
+            model.safetensors); if None, it is searched as `Published.find` says.
 
     Raises:
-        UserError: If the package or the file is absent, or the file holds something else.
+        UserError: If the package or the file is absent, or the file is not an EnCodec of this name.
 
     Source: Defossez et al. 2022, "High fidelity neural audio compression"; Kreuk et al. 2023, "AudioGen".
     """
@@ -53,41 +45,33 @@ class EnCodec(Codec):
     def __init__(self, name: str, weights: Path | None = None) -> None:
         super().__init__()
         published = published_weights("codec", name)
-        package_modules()  # before the weights are looked for, and perhaps fetched
-        numbers, state, path = _read(published, published.find(weights))
-        check_sample_rate(name, numbers.sample_rate, path)
+        package_modules()  # before the weights are searched, and perhaps fetched
+        architecture, state, path = _read(published, published.find(weights))
+        check_sample_rate(name, architecture.sample_rate, path)
         problem = f"{path}: its configuration is of a network that the package encodec cannot make"
         with refusing(problem, "; fetch it again, or take another file"):
-            self.encoder, self.decoder, self.quantizer = networks(numbers)
-        _fill(
-            nn.ModuleDict({"encoder": self.encoder, "decoder": self.decoder, "quantizer": self.quantizer}), state, path
-        )
+            network = build(architecture)
+        _fill(network, state, path)
+        self.encoder: Any = network["encoder"]
+        self.decoder: Any = network["decoder"]
+        self.quantizer: Any = network["quantizer"]
         self.name, self.weight_hash = name, sha256_of(path)
-        self.sample_rate, self.codebook_size = numbers.sample_rate, numbers.codebook_size
-        self.num_codebooks = BANDWIDTHS.get(name.partition(":")[2], numbers.num_codebooks)
+        self.sample_rate, self.codebook_size = architecture.sample_rate, architecture.codebook_size
+        self.num_codebooks = BANDWIDTHS.get(name.partition(":")[2], architecture.num_codebooks)
         self.code_dim = int(self.encoder.dimension)
         self.hop = prod(self.encoder.ratios)
         self.code_rate = self.sample_rate / self.hop
         print_licence(published.owner, published.licence)
-
-    def steps_for(self, samples: int) -> int:
-        """A step for every `hop` samples, the last one begun included."""
-        return -(-samples // self.hop)
 
     def codebooks(self) -> Tensor:
         """(K, S, code_dim) float32."""
         return torch.stack([layer.codebook for layer in self.quantizer.vq.layers[: self.num_codebooks]])
 
     def _encode(self, waveform: Tensor) -> Tensor:
-        return torch.cat([self._codes(row[None]) for row in waveform])
-
-    def _codes(self, waveform: Tensor) -> Tensor:
-        """(1, 1, N) -> (1, K, T)."""
         layers = self.encoder.model
         recurrent = _recurrent(layers, len(layers) - 2)
         front, back = layers[:recurrent], layers[recurrent:]
-        size = PIECE_SECONDS * self.sample_rate // self.hop * self.hop
-        latent = back(in_pieces(front, waveform, Fraction(1, self.hop), size, down_reach(front)))
+        latent = back(in_pieces(front, waveform, Fraction(1, self.hop), self.sample_rate))
         codes: Tensor = self.quantizer.vq.encode(latent, n_q=self.num_codebooks)  # (K, 1, T)
         return codes.transpose(0, 1)
 
@@ -95,10 +79,13 @@ class EnCodec(Codec):
         layers = self.decoder.model
         recurrent = _recurrent(layers, 0)
         front, back = layers[: recurrent + 1], layers[recurrent + 1 :]
-        size = int(PIECE_SECONDS * self.code_rate)
-        return in_pieces(
-            back, front(self.quantizer.decode(codes.transpose(0, 1))), Fraction(self.hop), size, up_reach(back)
-        )
+        latent = front(self.quantizer.decode(codes.transpose(0, 1)))
+        return in_pieces(back, latent, Fraction(self.hop), self.code_rate)
+
+
+def _recurrent(layers: nn.Sequential, default: int) -> int:
+    """Index of the recurrent layer, or ``default`` if there is none: that of a layer at the rate of the codes."""
+    return next((number for number, layer in enumerate(layers) if hasattr(layer, "lstm")), default)
 
 
 def _old_weight_norm() -> warnings.catch_warnings[None]:
@@ -107,7 +94,7 @@ def _old_weight_norm() -> warnings.catch_warnings[None]:
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Architecture:
     """The arguments from which a SEANet and its quantiser are built."""
 
     sample_rate: int
@@ -117,26 +104,9 @@ class Numbers:
     codebook_size: int
     """S."""
     seanet: dict[str, Any]
-    """Arguments of both halves of the network, by their names in the package encodec."""
+    """Arguments of both encoder and decoder, by their names in the package encodec."""
     decoder: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the decoder."""
-
-
-def _read(published: Published, path: Path) -> tuple[Numbers, Weights, Path]:
-    """Numbers, weights and their file, of any of the layouts in which an EnCodec is published.
-
-    Args:
-        published: Which one.
-        path: Of the file, or of a folder that has it.
-    """
-    file = path / Path(published.names[-1]).name if path.is_dir() else path
-    if path.is_dir() and not file.exists() and (len(published.files) > 1 or (path / "config.json").exists()):
-        settings, state, file = read_model_folder(path, "encodec", "an EnCodec")
-        return numbers_of_transformers(settings, state, path), state, file
-    contents = read_checkpoint(file)
-    if published.name == "encodec_24khz":
-        return Numbers(24000, num_codebooks=32, codebook_size=1024, seanet={"causal": True}), contents, file
-    return numbers_of(contents, file), contents["best_state"], file
 
 
 def package_modules() -> tuple[Any, Any, Any]:
@@ -155,18 +125,36 @@ def package_modules() -> tuple[Any, Any, Any]:
     return SEANetEncoder, SEANetDecoder, ResidualVectorQuantizer
 
 
-def networks(numbers: Numbers) -> tuple[Any, Any, Any]:
-    """Encoder, decoder and quantiser with random weights, as the package encodec defines them.
+def build(architecture: Architecture) -> nn.ModuleDict:
+    """Encoder, decoder and quantizer with random weights, as the package encodec defines them.
 
     Raises:
         UserError: If the package is not installed, or does not import.
     """
     encoder_class, decoder_class, quantizer_class = package_modules()
     with _old_weight_norm():
-        encoder = encoder_class(**numbers.seanet)
-        decoder = decoder_class(**numbers.seanet, **numbers.decoder)
-    quantizer = quantizer_class(dimension=encoder.dimension, n_q=numbers.num_codebooks, bins=numbers.codebook_size)
-    return encoder, decoder, quantizer
+        encoder = encoder_class(**architecture.seanet)
+        decoder = decoder_class(**architecture.seanet, **architecture.decoder)
+    levels, size = architecture.num_codebooks, architecture.codebook_size
+    quantizer = quantizer_class(dimension=encoder.dimension, n_q=levels, bins=size)
+    return nn.ModuleDict({"encoder": encoder, "decoder": decoder, "quantizer": quantizer})
+
+
+def _read(published: Published, path: Path) -> tuple[Architecture, Weights, Path]:
+    """Architecture, weights and their file, from any of the layouts in which an EnCodec is published.
+
+    Args:
+        published: The published weights.
+        path: The file, or a folder with it.
+    """
+    file = path / Path(published.names[-1]).name if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (len(published.files) > 1 or (path / "config.json").exists()):
+        settings, state, file = read_model_folder(path, "encodec", "an EnCodec")
+        return _of_transformers(settings, state, path), state, file
+    contents = read_checkpoint(file)
+    if published.name == "encodec_24khz":
+        return Architecture(24000, num_codebooks=32, codebook_size=1024, seanet={"causal": True}), contents, file
+    return _of_audiocraft(contents, file), contents["best_state"], file
 
 
 _AUDIOCRAFT = (
@@ -178,18 +166,18 @@ _AUDIOCRAFT = (
     ("seanet.norm", "weight_norm"),
     ("seanet.disable_norm_outer_blocks", 0),
 )
-"""What a configuration of audiocraft must say, where it says anything, for these modules to be its network."""
+"""Values that a configuration of audiocraft must have, if it states them, for the package's modules to fit."""
 
 
-def numbers_of(contents: dict[str, Any], path: Path) -> Numbers:
-    """The numbers that audiocraft's ``compression_state_dict.bin`` states of itself.
+def _of_audiocraft(contents: dict[str, Any], path: Path) -> Architecture:
+    """The architecture that audiocraft's ``compression_state_dict.bin`` states.
 
     Args:
-        contents: Of the file: ``xp.cfg``, YAML, and ``best_state``.
-        path: Of the file, for complaints.
+        contents: Contents of the file: ``xp.cfg``, YAML, and ``best_state``.
+        path: Path of the file, for messages.
 
     Raises:
-        UserError: If it is no such file, or of a network that these modules cannot make.
+        UserError: If it is no such file, or the package's modules cannot make the network.
     """
     if not isinstance(contents.get("xp.cfg"), str) or "best_state" not in contents:
         raise UserError(
@@ -198,18 +186,26 @@ def numbers_of(contents: dict[str, Any], path: Path) -> Numbers:
         )
     remedy = "; fetch it again, or take another file"
     with refusing(f"{path}: its xp.cfg does not say what the network is", remedy):
-        # Its parts refer to each other (${channels}); they are read one by one, as others refer to what is not here.
+        # Parts refer to each other (${channels}), others to what only audiocraft has: each part is resolved by itself.
         config = OmegaConf.create(contents["xp.cfg"])
         for name, expected in _AUDIOCRAFT:
             value = OmegaConf.select(config, name, default=expected)
             if value != expected:
                 raise UserError(f"{path}: its {name} is {value!r}, only {expected!r} can be read")
-        seanet, rvq = (_plain(OmegaConf.select(config, name), name) for name in ("seanet", "rvq"))
+        seanet, rvq = (_resolved(config, name) for name in ("seanet", "rvq"))
         encoder, decoder = seanet.pop("encoder", None) or {}, seanet.pop("decoder", None) or {}
         if encoder:
             raise UserError(f"{path}: its encoder has settings of its own ({encoder}), which cannot be read")
         seanet.pop("disable_norm_outer_blocks", None)
-        return Numbers(int(config["sample_rate"]), int(rvq["n_q"]), int(rvq["bins"]), seanet, decoder)
+        return Architecture(int(config["sample_rate"]), int(rvq["n_q"]), int(rvq["bins"]), seanet, decoder)
+
+
+def _resolved(config: Any, name: str) -> dict[str, Any]:
+    """A part of a configuration, with references replaced by their values."""
+    part = OmegaConf.select(config, name)
+    if not OmegaConf.is_dict(part):
+        raise KeyError(f"it has no {name}")
+    return {str(key): value for key, value in OmegaConf.to_container(part, resolve=True).items()}  # type: ignore[union-attr]
 
 
 _TRANSFORMERS = {
@@ -226,20 +222,20 @@ _TRANSFORMERS = {
     "compress": "compress",
     "num_lstm_layers": "lstm",
 }
-"""What transformers' ``EncodecConfig`` calls the settings of both halves, and what the package calls them."""
+"""Settings of encoder and decoder: their names in transformers' ``EncodecConfig``, and in the package."""
 _TRANSFORMERS_FIXED = {"audio_channels": 1, "normalize": False, "norm_type": "weight_norm", "chunk_length_s": None}
 
 
-def numbers_of_transformers(settings: dict[str, Any], state: Weights, folder: Path) -> Numbers:
-    """The numbers that a folder of transformers' ``EncodecModel`` states of itself.
+def _of_transformers(settings: dict[str, Any], state: Weights, folder: Path) -> Architecture:
+    """The architecture that a folder of transformers' ``EncodecModel`` states.
 
     Args:
-        settings: Of its config.json, which names all of them.
-        state: Of its weights; there are as many levels as it has codebooks.
+        settings: Contents of its config.json.
+        state: Its weights; there are as many levels as they have codebooks.
         folder: Its path, for messages.
 
     Raises:
-        UserError: If a setting is missing, or of a network that these modules cannot make.
+        UserError: If a setting is missing, or the package's modules cannot make the network.
     """
     for name, expected in _TRANSFORMERS_FIXED.items():
         if (value := settings.get(name, expected)) != expected:
@@ -249,8 +245,8 @@ def numbers_of_transformers(settings: dict[str, Any], state: Weights, folder: Pa
         seanet = {ours: settings[theirs] for theirs, ours in _TRANSFORMERS.items()}
         seanet["true_skip"] = not settings["use_conv_shortcut"]
         levels = sum(name.endswith(".codebook.embed") for name in state)
-        numbers = int(settings["sampling_rate"]), levels, int(settings["codebook_size"])
-        return Numbers(*numbers, seanet, {"trim_right_ratio": settings["trim_right_ratio"]})
+        rate, size = int(settings["sampling_rate"]), int(settings["codebook_size"])
+        return Architecture(rate, levels, size, seanet, {"trim_right_ratio": settings["trim_right_ratio"]})
 
 
 def _in_transformers(name: str) -> str:
@@ -261,20 +257,8 @@ def _in_transformers(name: str) -> str:
     return name.replace(".convtr.convtr.", ".conv.").replace(".conv.conv.", ".conv.")
 
 
-def _plain(part: Any, name: str) -> dict[str, Any]:
-    """A part of a configuration, in which nothing refers to others any more."""
-    if not OmegaConf.is_dict(part):
-        raise KeyError(f"it has no {name}")
-    return {str(key): value for key, value in OmegaConf.to_container(part, resolve=True).items()}  # type: ignore[union-attr]
-
-
-def _recurrent(layers: nn.Sequential, otherwise: int) -> int:
-    """Which of the layers is recurrent, and ``otherwise`` if none is: one that runs at the rate of the codes."""
-    return next((number for number, layer in enumerate(layers) if hasattr(layer, "lstm")), otherwise)
-
-
 def _fill(network: nn.Module, state: Any, path: Path) -> None:
-    """Give the network all its weights, named as in the package or in transformers, weight norm folded in."""
+    """Load all weights, named as in the package or as in transformers, with weight norm folded in."""
     for layer in network.modules():
         if hasattr(layer, "weight_g"):
             with _old_weight_norm():

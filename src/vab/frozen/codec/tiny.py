@@ -240,18 +240,12 @@ class TinyCodec(Codec):
         self.network.load_state_dict(tensors)
         self.freeze()
 
-    def steps_for(self, samples: int) -> int:
-        """A step for every 20 ms, the last one begun included."""
-        return self.network.steps_for(samples)
-
     def codebooks(self) -> Tensor:
         """(K, S, code_dim) float32: the decoder reads the sum over levels."""
         return self.network.codebooks.detach().clone()
 
     def _encode(self, waveform: Tensor) -> Tensor:
-        # One segment at a time: matrix kernels depend on the batch, and another order of summation flips a close code.
-        codes = [self.network.quantise(self.network.analyse(row)) for row in waveform.unbind(0)]
-        return torch.cat(codes) if codes else waveform.new_empty((0, self.num_codebooks, 0), dtype=torch.int64)
+        return self.network.quantise(self.network.analyse(waveform[:, 0]))
 
     def _decode(self, codes: Tensor) -> Tensor:
         return self.network.synthesise(self.network.lookup(codes)).unsqueeze(1)

@@ -1,6 +1,6 @@
-"""Weights from the model hub or a web address: a file is complete under its name, or it is not there.
+"""Download weights from the model hub or a web address: a file is complete under its name, or it is not there.
 
-huggingface_hub and torch.hub download. A broken connection to the hub is resumed. What a killed process left is not
+huggingface_hub and torch.hub do it. A broken connection to the hub is resumed. What a killed process left is not
 resumed, because a partial file that processes share is corrupted where locks do not work.
 """
 
@@ -27,12 +27,12 @@ _TIMEOUT_SECONDS = 30
 
 
 def is_offline() -> bool:
-    """Whether the user forbids all fetching, by ``HF_HUB_OFFLINE=1``, which other libraries respect, too."""
+    """Whether the user forbids downloads, by ``HF_HUB_OFFLINE=1``, which other libraries respect, too."""
     return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def fetch(problem: str, advice: str, download: Callable[..., Any], source: str, *arguments: Any) -> Path:
-    """Call ``download(source, *arguments)``, which gives a path, unless the user forbids fetching.
+    """Call ``download(source, *arguments)``, which returns a path, unless the user forbids downloads.
 
     Args:
         problem: Which weights are needed and where they were not found, for the message.
@@ -42,25 +42,23 @@ def fetch(problem: str, advice: str, download: Callable[..., Any], source: str, 
         arguments: Further arguments of ``download``.
 
     Raises:
-        UserError: If the user forbids fetching, or it fails.
+        UserError: If the user forbids downloads, or it fails.
         OSError: If the disk is full.
     """
     if is_offline():
         raise UserError(f"{problem}, and HF_HUB_OFFLINE forbids to fetch it from {source}; {advice}")
-    print(f"fetching {source}", file=sys.stderr)  # a hub that does not answer is tried for half a minute
+    print(f"fetching {source}", file=sys.stderr)  # the client waits half a minute for a hub that does not answer
     try:
         return Path(download(source, *arguments))
     except Exception as error:  # the hub's client also raises the exceptions of its HTTP library
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(f"{problem}, and fetching it from {source} failed: {_reason(error)}; {advice}") from error
-
-
-def _reason(error: BaseException) -> str:
-    if type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__:
-        error = error.__cause__  # the hub's client only says that it has no file; the cause says why
-    message = str(error).strip() or type(error).__name__
-    return message if isinstance(error, UserError) else textwrap.shorten(message, 200, placeholder=" ...")
+        # The hub's client says that it has no such file in its cache; the cause says why the hub did not give it.
+        cause = error.__cause__ if type(error).__name__ == "LocalEntryNotFoundError" else None
+        reason = str(cause or error).strip() or type(error).__name__
+        if not isinstance(error, UserError):
+            reason = textwrap.shorten(reason, 200, placeholder=" ...")
+        raise UserError(f"{problem}, and fetching it from {source} failed: {reason}; {advice}") from error
 
 
 def from_address(url: str, place: Path, sha256: str) -> Path:
@@ -98,7 +96,7 @@ def from_address(url: str, place: Path, sha256: str) -> Path:
 
 
 def from_hub(repository: str, files: Sequence[str], cache: Path | None = None) -> Path:
-    """Download files of a repository on the hub, all of one commit, unless they are in the cache; check their hashes.
+    """Download files of a repository on the hub, all of one commit, unless they are cached; check their hashes.
 
     Args:
         repository: ``owner/name``.
@@ -119,7 +117,7 @@ def from_hub(repository: str, files: Sequence[str], cache: Path | None = None) -
         raise UserError(f"the hub needs a package ({error}): {pip_install('huggingface_hub')}") from error
     commit = None
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # else there is a line for each attempt
+    logging.set_verbosity_error()  # else it prints a line for each attempt
     try:
         for name in files:
             path = Path(hub.hf_hub_download(repository, name, revision=commit, cache_dir=cache))
