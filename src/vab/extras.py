@@ -1,4 +1,4 @@
-"""Optional packages: what each extra of vab needs, and the line that installs it."""
+"""Optional packages: the requirements of each extra of vab, and the command that installs them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ _WITHOUT_TORCH = ("hdf5", "ray")
 
 
 def requirements(extra: str = "") -> list[Requirement]:
-    """Packages that vab's metadata asks for: always, or for one of its extras.
+    """Packages that vab's metadata requires: always, or for one of its extras.
 
     Raises:
         PackageNotFoundError: If vab is not installed.
     """
-    every = [Requirement(text) for text in metadata.requires("vab") or ()]
-    here = [one for one in every if one.marker is None or one.marker.evaluate({"extra": extra})]
-    return [one for one in here if bool(extra) == ("extra" in str(one.marker or ""))]
+    found = []
+    for requirement in map(Requirement, metadata.requires("vab") or ()):
+        marker = requirement.marker
+        is_optional = "extra" in str(marker or "")
+        if is_optional == bool(extra) and (marker is None or marker.evaluate({"extra": extra})):
+            found.append(requirement)
+    return found
 
 
 def version_of(package: str) -> str | None:
@@ -48,13 +52,12 @@ def unfit(wanted: Iterable[Requirement]) -> list[tuple[Requirement, str]]:
 
 
 def pip_install(*packages: str) -> str:
-    """The command line that installs packages for the Python that runs now.
+    """The command that installs packages for the running Python.
 
     Args:
         packages: Arguments of ``pip install``.
     """
-    beside = Path(sys.executable).with_name("pip")
-    if shutil.which("pip") == str(beside):
+    if shutil.which("pip") == str(Path(sys.executable).with_name("pip")):
         pip = "pip install"
     elif importlib.util.find_spec("pip"):
         pip = f"{shlex.quote(sys.executable)} -m pip install"
@@ -64,10 +67,10 @@ def pip_install(*packages: str) -> str:
 
 
 def install_hint(extra: str) -> str:
-    """The command line that installs the packages of an extra, by their own names.
+    """The command that installs the packages of an extra, by their own names.
 
-    No index has to know vab for it, so it works in a checkout and elsewhere. It names the installed torch: without
-    that, pip would replace it to get a newer torchvision.
+    It needs no index with vab, so it works in a checkout and elsewhere. It names the installed torch: otherwise pip
+    would replace torch to get a newer torchvision.
 
     Args:
         extra: Such as ``clip``.
@@ -81,10 +84,10 @@ def install_hint(extra: str) -> str:
 
 
 def reinstall_hint(extra: str = "") -> str:
-    """The command line that installs vab itself from the checkout that it runs in, or else words.
+    """The command that installs vab from the checkout that it runs in; without a checkout, what to do in words.
 
     Args:
-        extra: To install with it.
+        extra: An extra to install with it.
     """
     root = Path(__file__).parents[2]
     if not (root / "pyproject.toml").is_file():

@@ -11,9 +11,9 @@ from vab.callbacks import EMA, Checkpoints, GenerationEval
 from vab.callbacks.generation_eval import GENERATED
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
+from vab.frozen.batches import judge_sounds
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import load_judge
-from vab.frozen.listening import listen
 from vab.metrics.divergence import paired_kl
 from vab.metrics.frechet import frechet_distance, moments
 from vab.metrics.recall import match_ranks
@@ -49,7 +49,7 @@ def by_hand(task, dataset, numbers, seed):
         given = batch.codes if task.conditioning_levels else None
         codes = task.generate(batch.features, record_keys(seed, batch.index), codes=given)
         made, real = (codec.decode(x)[:, 0] for x in (codes, batch.codes))
-        ours, theirs = (listen(judge, list(sounds), 16_000) for sounds in (made, real))
+        ours, theirs = (judge_sounds(judge, list(sounds), 16_000) for sounds in (made, real))
     synchrony = Synchrony(0.1)
     synchrony.update([(find_onsets(a, 16_000), find_onsets(b, 16_000)) for a, b in zip(real, made, strict=True)])
     timing = synchrony.compute()

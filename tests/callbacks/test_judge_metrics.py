@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from vab.callbacks.judge_metrics import JudgedRecords, JudgeMetrics, empty_outputs
+from vab.frozen.batches import JudgeOutputs, judge_sounds
 from vab.frozen.judges import load_judge
-from vab.frozen.listening import Impressions, listen
 
 
 def rows(real, generated, logits, truth):
@@ -33,7 +33,7 @@ def test_what_has_no_value_is_left_out():
 def test_equal_sounds_are_no_distance_apart_whatever_comes_in_which_order():
     judge = load_judge("tiny")
     sounds = [0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
-    outputs = [listen(judge, sounds[:3], 16_000), listen(judge, sounds[3:], 16_000), empty_outputs(judge)]
+    outputs = [judge_sounds(judge, sounds[:3], 16_000), judge_sounds(judge, sounds[3:], 16_000), empty_outputs(judge)]
     metrics = JudgeMetrics(judge, judge.classes[:2], torch.device("cpu"))
     labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
     for part, numbers in ((outputs[1], [3]), (outputs[2], []), (outputs[0], [0, 1, 2])):
@@ -49,7 +49,9 @@ def test_equal_sounds_are_no_distance_apart_whatever_comes_in_which_order():
 
 def test_a_sound_of_several_windows_is_their_mean():
     judge = load_judge("tiny")
-    windows = Impressions(torch.randn(5, judge.embedding_dim), torch.tensor([2, 3]), torch.randn(2, len(judge.classes)))
+    windows = JudgeOutputs(
+        torch.randn(5, judge.embedding_dim), torch.tensor([2, 3]), torch.randn(2, len(judge.classes))
+    )
     metrics = JudgeMetrics(judge, ("no such class",), torch.device("cpu"))
     metrics.update(windows, windows, torch.tensor([0, 1]), torch.ones(2, 1))
     _, found = metrics.compute()

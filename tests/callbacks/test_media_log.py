@@ -11,8 +11,8 @@ from vab.callbacks.media import _health_of
 from vab.data.media.write import write_video
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
+from vab.frozen.batches import decode_sounds
 from vab.frozen.codec import load_codec
-from vab.frozen.listening import sounds_of
 from vab.metrics.health import audio_statistics, health, warnings_for
 from vab.spec import UserError
 from vab.tasks import PretrainTask, load_task
@@ -94,7 +94,7 @@ def test_padding_has_no_part_in_health(tmp_path):
     batch = dataset.read([0, 1])
     assert batch.steps.tolist() == [16, 32]
     codec = load_codec("tiny")
-    alone, whole = sounds_of(codec, batch.codes, batch.steps)
+    alone, whole = decode_sounds(codec, batch.codes, batch.steps)
     assert (len(alone), len(whole)) == (16 * 320, 32 * 320)
     task = PretrainTask(Backbone(dataset.spec, dim=16, num_heads=1, num_modality_layers=1, num_joint_layers=1))
     found = _health_of(batch.codes, batch, [alone, whole], task)

@@ -14,7 +14,7 @@ from vab.commands.extract import extract
 from vab.data.reading.dataset import ShardDataset
 from vab.demo.score import CONDITIONS, Events, Score, _with_video, measure, print_score, score
 from vab.demo.world import write_world
-from vab.frozen.listening import sounds_of
+from vab.frozen.batches import decode_sounds
 from vab.generation.generator import Generator
 from vab.spec import UserError
 from vab.tasks import PretrainTask
@@ -132,7 +132,7 @@ def test_each_row_is_of_the_video_that_it_names(world):
     batch = ShardDataset(world / "shards").read([0, 1])
     for name, dropped in (("true", False), ("none", True)):
         codes = generator.task.generate_for(batch, 0, drop_features=dropped)
-        for sound, expected in zip(made[name], sounds_of(generator.codec, codes, batch.steps), strict=True):
+        for sound, expected in zip(made[name], decode_sounds(generator.codec, codes, batch.steps), strict=True):
             assert torch.equal(sound, expected)
     assert not torch.equal(made["none"][0], made["true"][0])
     assert len(set(result.loss.values())) == 3

@@ -23,8 +23,8 @@ from vab.evaluation.details import read_labels
 from vab.evaluation.figures import Comparison, check_metrics
 from vab.evaluation.report import number as shown
 from vab.evaluation.sides import Side, find_folder, is_paired
+from vab.frozen.batches import JudgeOutputs
 from vab.frozen.judges import load_judge
-from vab.frozen.listening import Impressions
 from vab.frozen.weight_files.catalogue import JUDGES
 from vab.metrics.card import MetricCard
 from vab.metrics.divergence import paired_kl
@@ -106,7 +106,7 @@ def test_variants_of_other_tools_have_their_own_names():
         """Sounds of 3 windows each that nothing was heard of but embeddings: windows of one sound are alike."""
         windows = torch.randn(count, 1, 128, generator=seed) + 0.5 * torch.randn(count, 3, 128, generator=seed)
         rows = torch.full((count,), 3)
-        heard = Impressions(spread * windows.flatten(0, 1), rows, torch.zeros(count, len(judge.classes)))
+        heard = JudgeOutputs(spread * windows.flatten(0, 1), rows, torch.zeros(count, len(judge.classes)))
         keys = tuple(map(str, range(count)))
         return Side(keys, keys, torch.ones(count), torch.zeros(count), (torch.zeros(0),) * count, {"tiny": heard})
 
@@ -131,14 +131,14 @@ def test_variants_of_other_tools_have_their_own_names():
 
 def test_figures_are_those_of_the_metrics(real, made, tmp_path):
     """KLD once more by hand: decode, listen, compare."""
-    from vab.frozen.listening import listen
+    from vab.frozen.batches import judge_sounds
 
     judge = load_judge("tiny")
     rate = Listening((judge.sample_rate,), 4.0, "keep", False)
     heard = []
     for folder in (real, made):
         sounds = [decode(path, rate).waveforms[judge.sample_rate] for path in find_folder(folder).files]
-        heard.append(listen(judge, [torch.from_numpy(sound) for sound in sounds], judge.sample_rate))
+        heard.append(judge_sounds(judge, [torch.from_numpy(sound) for sound in sounds], judge.sample_rate))
     by_hand = paired_kl(heard[0].logits, heard[1].logits)
     figure = measure(real, made, tmp_path / "report.json", metrics="kld").figures["kld_tiny"]
     assert figure.value == pytest.approx(float(by_hand.mean()), rel=1e-5)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from vab.frozen.listening import listen
+from vab.frozen.batches import judge_sounds
 
 
 def settle(network):
@@ -27,12 +27,12 @@ def some_sounds(lengths):
     return sounds
 
 
-def heard_alike_in_any_company(judge, lengths):
+def assert_independent_of_the_batch(judge, lengths):
     """Embeddings and logits of each sound, alone and among others of any lengths, equal to 1e-5 of the largest."""
     sounds = some_sounds(lengths)
-    alone = [listen(judge, [sound], judge.sample_rate) for sound in sounds]
+    alone = [judge_sounds(judge, [sound], judge.sample_rate) for sound in sounds]
     for batch_size in (2, 16):
-        together = listen(judge, sounds, judge.sample_rate, batch_size)
+        together = judge_sounds(judge, sounds, judge.sample_rate, batch_size)
         assert together.rows.tolist() == [int(one.rows) for one in alone]
         for field in ("embedding", "logits"):
             expected, got = torch.cat([getattr(one, field) for one in alone]), getattr(together, field)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vab.frozen.listening import Impressions, class_columns, true_classes
+from vab.frozen.batches import JudgeOutputs, class_columns, true_classes
 from vab.frozen.protocols import Judge
 from vab.metrics.agreement import class_agreement
 from vab.metrics.classification import confusion_matrix
@@ -98,7 +98,7 @@ class JudgeMetrics:
         kinds = ("fad", "kld") if self.judge.classes else ("fad",)
         return [f"{kind}_{self.judge.name}_to_codec" for kind in kinds]
 
-    def update(self, real: Impressions, generated: Impressions, index: Tensor, labels: Tensor) -> None:
+    def update(self, real: JudgeOutputs, generated: JudgeOutputs, index: Tensor, labels: Tensor) -> None:
         """Add records.
 
         Args:
@@ -133,13 +133,13 @@ class JudgeMetrics:
             state.reset()
 
 
-def empty_outputs(judge: Judge) -> Impressions:
+def empty_outputs(judge: Judge) -> JudgeOutputs:
     """A judge's outputs for no sounds."""
     empty = torch.zeros(0, dtype=torch.int64)
-    return Impressions(torch.zeros(0, judge.embedding_dim), empty, torch.zeros(0, len(judge.classes)))
+    return JudgeOutputs(torch.zeros(0, judge.embedding_dim), empty, torch.zeros(0, len(judge.classes)))
 
 
-def _means(outputs: Impressions) -> Tensor:
+def _means(outputs: JudgeOutputs) -> Tensor:
     """(B, E): the mean over each sound's windows."""
     parts = outputs.embedding.split(outputs.rows.tolist())
     return torch.stack([part.mean(0) for part in parts]) if len(outputs.rows) else outputs.embedding

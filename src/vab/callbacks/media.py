@@ -19,8 +19,8 @@ from vab.data.media.segments import MediaError, read_audio, read_frames
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.order import spread_evenly
 from vab.engines import is_sharded
+from vab.frozen.batches import decode_sounds
 from vab.frozen.codec import load_codec
-from vab.frozen.listening import sounds_of
 from vab.frozen.protocols import Codec
 from vab.metrics.health import Health, audio_statistics, health, warnings_for
 from vab.spec import Batch, UserError
@@ -122,7 +122,7 @@ class MediaLog(Callback):
     def _decoded(self, codes: Tensor, batch: Batch, task: PretrainTask) -> list[Tensor]:
         if self._codec is None:
             self._codec = load_codec(task.spec.codec, task.device if self.device == "auto" else self.device)
-        return sounds_of(self._codec, codes, batch.steps)
+        return decode_sounds(self._codec, codes, batch.steps)
 
     def _references(self, data: ShardDataModule, few: Batch, task: PretrainTask) -> list[_Shown]:
         """What of the first records does not depend on the model."""

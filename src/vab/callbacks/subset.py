@@ -15,9 +15,9 @@ from vab.callbacks.judge_metrics import JudgedRecords, JudgeMetrics, empty_outpu
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.order import Share, evaluation_batches, spread_evenly
 from vab.frozen import device_named
+from vab.frozen.batches import JudgeOutputs, decode_sounds, judge_sounds
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import load_judge
-from vab.frozen.listening import Impressions, listen, resampled, sounds_of
 from vab.frozen.protocols import Judge
 from vab.metrics.recall import CUTS
 from vab.metrics.synchrony import Synchrony, find_onsets
@@ -53,7 +53,7 @@ class Sounds:
     """(B,) int64 numbers of the records."""
     onsets: list[Tensor]
     """Seconds, of each record."""
-    outputs: list[Impressions]
+    outputs: list[JudgeOutputs]
     """Of each judge, for all records."""
     first: list[Tensor]
     """Waveforms (N,) float32 of the first few."""
@@ -156,7 +156,7 @@ class SharedSubset:
 
     def decode(self, codes: Tensor, batch: Batch) -> list[Tensor]:
         """B waveforms (N,) float32 on the CPU."""
-        return sounds_of(self.codec, codes, batch.steps) if len(codes) else []
+        return decode_sounds(self.codec, codes, batch.steps) if len(codes) else []
 
     def _valid(self, share: Share) -> Batch:
         """The records of a share without repeated ones; there may be none."""
@@ -167,8 +167,8 @@ class SharedSubset:
         return replace(batch, **kept)
 
 
-def _listen(judge: Judge, sounds: Sequence[Tensor], rate: int) -> Impressions:
-    """`listen` at the judge's sample rate, to any number of sounds."""
+def _listen(judge: Judge, sounds: Sequence[Tensor], rate: int) -> JudgeOutputs:
+    """`judge_sounds` at the judge's sample rate, to any number of sounds."""
     if not sounds:
         return empty_outputs(judge)
-    return listen(judge, resampled(sounds, rate, judge.sample_rate), judge.sample_rate)
+    return judge_sounds(judge, sounds, rate)

@@ -17,8 +17,8 @@ from vab.data.media.segments import read_audio
 from vab.data.reading.dataset import ShardDataset
 from vab.demo.world import EVENTS
 from vab.files import write_atomically
+from vab.frozen.batches import class_columns, decode_sounds, judge_sounds, true_classes
 from vab.frozen.judges import load_judge
-from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
 from vab.generation.generator import Generator
 from vab.metrics.agreement import class_agreement
 from vab.metrics.codes import GuessingQuality
@@ -136,12 +136,12 @@ def measure(
     chances = []
 
     def agreement(name: str, rows: list[int], batch: Batch, codes: Tensor, truth: Tensor) -> Tensor:
-        sounds = sounds_of(generator.codec, codes, batch.steps)
+        sounds = decode_sounds(generator.codec, codes, batch.steps)
         if keep is not None:
             keep(name, rows, sounds)
         if events is not None:
             events.add(name, rows, sounds, rate)
-        return class_agreement(listen(judge, sounds, rate).probabilities, truth)
+        return class_agreement(judge_sounds(judge, sounds, rate).probabilities, truth)
 
     starts = range(0, count, batch_size)
     for start in track(starts, "generating", len(starts)):

@@ -15,7 +15,7 @@ from vab.data.extract.sounds import Listening
 from vab.data.shards.format import library_versions
 from vab.evaluation.report import Measured
 from vab.evaluation.sides import ONSET_RATE, Side
-from vab.frozen.listening import Impressions
+from vab.frozen.batches import JudgeOutputs
 from vab.frozen.protocols import Judge
 from vab.metrics.card import Figure, MetricCard
 from vab.metrics.divergence import EPSILON, paired_kl
@@ -256,7 +256,7 @@ def _synchrony(sides: Comparison, measured: Measured) -> None:
         measured.figures[name] = Figure(value, error, card, details)
 
 
-def owners(outputs: Impressions) -> Tensor:
+def owners(outputs: JudgeOutputs) -> Tensor:
     """(M,) int64: of each embedding the number of its sound."""
     return torch.arange(len(outputs.rows)).repeat_interleave(outputs.rows)
 

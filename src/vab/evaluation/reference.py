@@ -15,7 +15,7 @@ import torch
 from vab.data.extract.sounds import Listening
 from vab.evaluation.sides import ONSET_RATE, Side
 from vab.files import write_atomically
-from vab.frozen.listening import Impressions
+from vab.frozen.batches import JudgeOutputs
 from vab.frozen.protocols import Judge
 from vab.spec import UserError
 
@@ -84,8 +84,8 @@ def load_reference(path: Path, judges: Sequence[Judge], listening: Listening) ->
             torch.from_numpy(arrays["level_db"]),
             torch.from_numpy(arrays["onsets"]).split(counts),
             {
-                judge.name: Impressions(
-                    *(torch.from_numpy(arrays[f"{judge.name}.{part}"]) for part in Impressions._fields)
+                judge.name: JudgeOutputs(
+                    *(torch.from_numpy(arrays[f"{judge.name}.{part}"]) for part in JudgeOutputs._fields)
                 )
                 for judge in judges
             },

@@ -22,7 +22,7 @@ from vab.data.extract.sounds import Decoded, Listening, Unusable, decode_all
 from vab.data.inputs.listing import MEDIA_SUFFIXES, find_sources
 from vab.data.reading.labels import first_of
 from vab.files import as_utf8
-from vab.frozen.listening import Impressions, listen
+from vab.frozen.batches import JudgeOutputs, judge_sounds
 from vab.frozen.protocols import Judge
 from vab.metrics.synchrony import find_onsets
 from vab.spec import UserError
@@ -89,7 +89,7 @@ class Side:
     """(B,) float64 dBFS; -inf for silence."""
     onsets: tuple[Tensor, ...]
     """Of each sound (n,) float64, s."""
-    outputs: Mapping[str, Impressions]
+    outputs: Mapping[str, JudgeOutputs]
     """By judge, what it computed."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Files that could not be used, and why."""
@@ -148,7 +148,7 @@ def judge_folder(
     """
     used: list[tuple[str, Decoded, Tensor]] = []  # key, sound without its waveforms, onsets
     left_out: dict[str, str] = {}
-    batches: dict[str, list[Impressions]] = {judge.name: [] for judge in judges}
+    batches: dict[str, list[JudgeOutputs]] = {judge.name: [] for judge in judges}
     waiting: list[tuple[str, Path, Decoded]] = []
 
     def leave_out(path: Path, reason: str) -> None:
@@ -162,7 +162,7 @@ def judge_folder(
         outputs = {}
         for judge in judges:
             sounds = [torch.from_numpy(decoded.waveforms[judge.sample_rate]) for _, _, decoded in waiting]
-            outputs[judge.name] = listen(judge, sounds, judge.sample_rate, batch_size)
+            outputs[judge.name] = judge_sounds(judge, sounds, judge.sample_rate, batch_size)
         finite = torch.stack([_is_finite(of_judge) for of_judge in outputs.values()])  # (judges, sounds)
         for number, (key, path, decoded) in enumerate(waiting):
             if bool(finite[:, number].all()):
@@ -202,24 +202,24 @@ def judge_folder(
         torch.tensor([sound.seconds for sound in sounds], dtype=torch.float64),
         torch.tensor([sound.level_db for sound in sounds], dtype=torch.float64),
         onsets,
-        {name: Impressions(*map(torch.cat, zip(*outputs, strict=True))) for name, outputs in batches.items()},
+        {name: JudgeOutputs(*map(torch.cat, zip(*outputs, strict=True))) for name, outputs in batches.items()},
         left_out,
         folder.ignored,
     )
 
 
-def _is_finite(outputs: Impressions) -> Tensor:
+def _is_finite(outputs: JudgeOutputs) -> Tensor:
     """(B,) bool: whether all that a judge computed from a sound is finite."""
     parts = outputs.embedding.isfinite().all(1).split(outputs.rows.tolist())
     return torch.stack([part.all() for part in parts]) & outputs.logits.isfinite().all(1)
 
 
-def _take(outputs: Impressions, numbers: Sequence[int]) -> Impressions:
+def _take(outputs: JudgeOutputs, numbers: Sequence[int]) -> JudgeOutputs:
     """Those of these sounds, in this order."""
     parts = outputs.embedding.split(outputs.rows.tolist())
     empty = outputs.embedding[:0]
     chosen = torch.cat([empty, *(parts[n] for n in numbers)])
-    return Impressions(chosen, outputs.rows[numbers], outputs.logits[numbers])
+    return JudgeOutputs(chosen, outputs.rows[numbers], outputs.logits[numbers])
 
 
 def _onsets(decoded: Decoded) -> Tensor:

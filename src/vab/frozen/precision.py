@@ -13,9 +13,9 @@ from torch import Tensor
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Compute in float32 proper: no autocast, and no TF32 on a GPU.
+    """Compute in float32: no autocast, and no TF32 on a GPU.
 
-    Codes are an argmin: rounding that no ear would notice still flips them, so precision is not the caller's choice.
+    Codes are an argmin: rounding errors that are inaudible still change them, so the caller cannot choose a precision.
     """
     matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
@@ -28,26 +28,26 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = cudnn
 
 
-_counting = threading.RLock()
-"""Held while the number of threads is another: what the next one took for the user's number would be ours."""
+_thread_count = threading.RLock()
+"""Held while the number of threads is changed, so that no other thread reads the changed number as the user's."""
 
 
 @contextmanager
 def single_threaded(device: torch.device) -> Iterator[int]:
-    """On a CPU, compute in one thread: how a sum is shared out to threads decides how it is rounded.
+    """On a CPU, compute in one thread: the way in which threads split a sum decides how it is rounded.
 
-    It holds for the thread that asks for it, and for those that it starts.
+    It holds for the calling thread, and for those that it starts.
 
     Args:
-        device: Where the computation is; elsewhere than on a CPU nothing is done.
+        device: Device of the computation; if it is not a CPU, nothing changes.
 
     Yields:
-        How many threads there were.
+        The number of threads before.
     """
     if device.type != "cpu":
         yield 1
         return
-    with _counting:
+    with _thread_count:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -57,22 +57,22 @@ def single_threaded(device: torch.device) -> Iterator[int]:
 
 
 def one_by_one(run: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """Run a network so that on a CPU what it gives for a row depends on nothing but this row.
+    """Run a network so that on a CPU the result for a row depends on this row only.
 
-    On a CPU each row goes through it alone and in one thread; there are as many rows at a time as torch has threads, so
-    that all of them are used. Elsewhere all rows go through it together.
+    On a CPU each row is computed alone and in one thread; as many rows run at a time as torch has threads. On other
+    devices all rows are computed together.
 
     Args:
-        run: (B, ...) to (B, ...), with no memory of what it has run before.
+        run: (B, ...) to (B, ...), without a state.
         rows: (B, ...).
 
     Returns:
         (B, ...), without gradients.
     """
 
-    @torch.no_grad()  # each thread has a switch of its own
+    @torch.no_grad()  # it is set for each thread
     def alone(row: Tensor) -> Tensor:
-        return run(row.clone())  # at an address of its own: where a row lies in memory is not to matter either
+        return run(row.clone())  # a kernel may depend on the alignment in memory
 
     if rows.device.type != "cpu" or not len(rows):
         with torch.no_grad():

@@ -16,14 +16,14 @@ from vab.spec import UserError
 
 
 class Frozen(nn.Module):
-    """A network as it was loaded: evaluation mode and no gradients, whatever a trainer does to its parent modules."""
+    """A network with fixed weights: it stays in evaluation mode and without gradients, whatever a trainer does."""
 
     name: str
-    """What its loader was asked for."""
+    """The name that its loader was given."""
     weight_hash: str
-    """SHA-256 of the file of its weights, in hex: two networks of one hash give the same numbers."""
+    """SHA-256 of the file of its weights, in hex: networks with the same hash give the same outputs."""
     packages: tuple[str, ...] = ()
-    """Distributions that its layers come from, besides torch: another version may compute something else."""
+    """Distributions with its layers, besides torch: another version may compute something else."""
 
     def freeze(self) -> Self:
         """Stop gradients and switch to evaluation mode; the loaders call this last."""
@@ -31,8 +31,15 @@ class Frozen(nn.Module):
         return self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: trainers switch whole trees to training, and batch statistics would follow."""
+        """Stay in evaluation mode: a trainer switches all its modules, and normalisation would use batch statistics."""
         return super().train(False)
+
+
+def _require_rate(owner: str, expected: int, got: int | None) -> None:
+    if got not in (None, expected):
+        raise UserError(
+            f"{owner} takes {expected} Hz, got {got} Hz: resample first, with vab.audio.resample(x, {got}, {expected})"
+        )
 
 
 class Codec(Frozen, ABC):
@@ -89,11 +96,7 @@ class Codec(Frozen, ABC):
             UserError: If the rate is not the codec's: nothing is resampled silently.
             ValueError: If the shape is not (B, 1, N), or a sample is not finite.
         """
-        if sample_rate is not None and sample_rate != self.sample_rate:
-            raise UserError(
-                f"codec {self.name} takes {self.sample_rate} Hz, got {sample_rate} Hz: "
-                f"resample first, with vab.audio.resample(x, {sample_rate}, {self.sample_rate})"
-            )
+        _require_rate(f"codec {self.name}", self.sample_rate, sample_rate)
         if waveform.ndim != 3 or waveform.shape[1] != 1 or waveform.shape[2] == 0:
             raise ValueError(f"codec {self.name} takes a waveform (B, 1, N), N >= 1, got {tuple(waveform.shape)}")
         if not bool(torch.isfinite(waveform).all()):
@@ -229,7 +232,7 @@ class Judge(Frozen, ABC):
     """Choices that affect the metrics, for metric cards: windows, padding, layer of the embedding, class link."""
 
     @abstractmethod
-    def _listen(self, waveform: Tensor) -> JudgeOutput:
+    def _judge(self, waveform: Tensor) -> JudgeOutput:
         """Judge (B, 1, N) float32."""
 
     def _fit(self, waveform: Tensor) -> Tensor:
@@ -269,11 +272,7 @@ class Judge(Frozen, ABC):
             UserError: If the rate is not the judge's, or the waveform is too short to judge.
             ValueError: If the shape is not (B, 1, N).
         """
-        if sample_rate is not None and sample_rate != self.sample_rate:
-            raise UserError(
-                f"judge {self.name} takes {self.sample_rate} Hz, got {sample_rate} Hz: "
-                f"resample first, with vab.audio.resample(x, {sample_rate}, {self.sample_rate})"
-            )
+        _require_rate(f"judge {self.name}", self.sample_rate, sample_rate)
         if waveform.ndim != 3 or waveform.shape[1] != 1:
             raise ValueError(f"judge {self.name} takes a waveform (B, 1, N), got {tuple(waveform.shape)}")
         if waveform.shape[2] < self.min_samples:
@@ -282,4 +281,4 @@ class Judge(Frozen, ABC):
                 f"got {waveform.shape[2] / self.sample_rate:g} s: Judge.prepare pads"
             )
         with full_precision(waveform.device):
-            return self._listen(waveform.float())
+            return self._judge(waveform.float())

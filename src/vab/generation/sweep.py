@@ -24,7 +24,7 @@ from vab.console import ProgressBar, print_table
 from vab.data.reading.dataset import ShardDataset
 from vab.data.reading.order import spread_evenly
 from vab.files import lock_folder, write_atomically
-from vab.frozen.listening import Impressions, class_columns, listen, resampled, sounds_of, true_classes
+from vab.frozen.batches import JudgeOutputs, class_columns, decode_sounds, judge_sounds, true_classes
 from vab.frozen.protocols import Judge
 from vab.generation.generator import Generator
 from vab.generation.resumable import ResumableFolder
@@ -126,7 +126,7 @@ class Subset:
         return [self.dataset.read(self.records[start : start + self.batch_size]) for start in starts]
 
     @cached_property
-    def _real(self) -> tuple[Impressions, list[Health]]:
+    def _real(self) -> tuple[JudgeOutputs, list[Health]]:
         """Judge and health of the codec round trips."""
         return self._judge_outputs([batch.codes for batch in self._batches])
 
@@ -139,15 +139,15 @@ class Subset:
         return self.generator.codes_of_records(self._batches[number], self.seed, sampler).cpu()
 
     @torch.inference_mode()
-    def _judge_outputs(self, codes: Sequence[Tensor]) -> tuple[Impressions, list[Health]]:
+    def _judge_outputs(self, codes: Sequence[Tensor]) -> tuple[JudgeOutputs, list[Health]]:
         spec, rate = self.generator.task.spec, self.generator.codec.sample_rate
         outputs, measured = [], []
         for batch, part in zip(self._batches, codes, strict=True):
-            sounds = sounds_of(self.generator.codec, part, batch.steps)
-            outputs.append(listen(self.judge, resampled(sounds, rate, self.judge.sample_rate), self.judge.sample_rate))
+            sounds = decode_sounds(self.generator.codec, part, batch.steps)
+            outputs.append(judge_sounds(self.judge, sounds, rate))
             for sound, record, steps in zip(sounds, part, batch.steps.tolist(), strict=True):
                 measured.append(health(sound, record[:, :steps], rate, spec.code_rate))
-        return Impressions(*map(torch.cat, zip(*outputs, strict=True))), measured
+        return JudgeOutputs(*map(torch.cat, zip(*outputs, strict=True))), measured
 
 
 def run_sweep(

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from judge_weights import heard_alike_in_any_company, some_sounds
+from judge_weights import assert_independent_of_the_batch, some_sounds
 
+from vab.frozen.batches import judge_sounds
 from vab.frozen.judges import load_judge
-from vab.frozen.listening import listen
 from vab.spec import UserError
 
 transformers = pytest.importorskip("transformers")
@@ -43,14 +43,14 @@ def test_embeddings_are_those_of_the_model(loaded):
     with torch.no_grad():
         output = model.get_audio_features(input_features=features, is_longer=torch.zeros(2, 1, dtype=torch.bool))
     expected = F.normalize(getattr(output, "pooler_output", output), dim=-1)
-    heard = listen(judge, sounds, 48000)
+    heard = judge_sounds(judge, sounds, 48000)
     assert heard.embedding.shape == (2, judge.embedding_dim) == (2, 32)
     torch.testing.assert_close(heard.embedding, expected, atol=1e-5, rtol=0)
 
 
 def test_nothing_is_random_and_nothing_depends_on_company(loaded):
     _, judge = loaded
-    heard = heard_alike_in_any_company(judge, [480_000, 600_000, 5_000, 100_000])
+    heard = assert_independent_of_the_batch(judge, [480_000, 600_000, 5_000, 100_000])
     assert heard.rows.tolist() == [1, 1, 1, 1]
     assert heard.logits.shape == (4, 0)
 

@@ -13,10 +13,10 @@ from vab.frozen.protocols import Judge, JudgeOutput
 from vab.spec import UserError
 
 
-class Ear(Judge):
+class BandJudge(Judge):
     """Loudness in eight bands, with room for mistakes."""
 
-    name, sample_rate, embedding_dim, classes, min_samples = "ear", 8000, 8, (), 64
+    name, sample_rate, embedding_dim, classes, min_samples = "bands", 8000, 8, (), 64
 
     def __init__(self, spoil=lambda embedding: embedding, weight_hash="0" * 64):
         super().__init__()
@@ -24,7 +24,7 @@ class Ear(Judge):
         self.gain = torch.nn.Parameter(torch.ones(8))
         self.freeze()
 
-    def _listen(self, waveform):
+    def _judge(self, waveform):
         bands = torch.fft.rfft(waveform[:, 0]).abs()[:, :4000].unflatten(1, (8, -1)).mean(2)
         return JudgeOutput(self.spoil(bands * self.gain).unsqueeze(1), waveform.new_zeros(len(waveform), 0))
 
@@ -46,14 +46,14 @@ def test_the_tiny_judge_ships_with_its_numbers(cache):
 
 
 def test_numbers_are_remembered_by_weights(cache):
-    check(Ear())
+    check(BandJudge())
     (path,) = cache.iterdir()
     first = path.read_text()
-    check(Ear(lambda heard: heard * (1 + MOVED / 2)))
+    check(BandJudge(lambda heard: heard * (1 + MOVED / 2)))
     assert path.read_text() == first
     with pytest.raises(UserError, match=r"then with .*torch .*now with .*torch .*delete that file"):
-        check(Ear(lambda heard: heard * (1 + MOVED * 2)))
-    check(Ear(lambda heard: heard * (1 + MOVED * 2), weight_hash="1" * 64))
+        check(BandJudge(lambda heard: heard * (1 + MOVED * 2)))
+    check(BandJudge(lambda heard: heard * (1 + MOVED * 2), weight_hash="1" * 64))
     assert len(list(cache.iterdir())) == 2
 
 
@@ -68,23 +68,23 @@ def test_numbers_are_remembered_by_weights(cache):
 )
 def test_useless_judges_are_refused(cache, spoil, reason):
     with pytest.raises(UserError, match=reason):
-        check(Ear(spoil))
+        check(BandJudge(spoil))
     assert not cache.exists()
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match=r"cannot store the numbers of judge ear .* set XDG_CACHE_HOME"):
-        check(Ear())
+    with pytest.warns(UserWarning, match=r"cannot store the numbers of judge bands .* set XDG_CACHE_HOME"):
+        check(BandJudge())
 
 
 def test_a_damaged_memory_is_named(cache):
-    check(Ear())
+    check(BandJudge())
     (path,) = cache.iterdir()
     path.write_text(path.read_text()[:40])
-    with pytest.raises(UserError, match=r"the stored numbers of judge ear, cannot be read: delete it"):
-        check(Ear())
+    with pytest.raises(UserError, match=r"the stored numbers of judge bands, cannot be read: delete it"):
+        check(BandJudge())
 
 
 def test_the_sounds_are_what_they_are_called():

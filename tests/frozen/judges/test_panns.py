@@ -5,11 +5,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from judge_weights import heard_alike_in_any_company, settle, some_sounds
+from judge_weights import assert_independent_of_the_batch, settle, some_sounds
 
+from vab.frozen.batches import judge_sounds
 from vab.frozen.judges import load_judge
 from vab.frozen.judges.panns import package_models, package_network
-from vab.frozen.listening import listen
 from vab.spec import UserError
 
 try:
@@ -40,7 +40,7 @@ def loaded(request, tmp_path_factory):
 def test_embeddings_and_logits_are_the_packages_own(loaded):
     network, judge = loaded
     sounds = some_sounds([30000, 30000, 41111])
-    heard = listen(judge, sounds, judge.sample_rate)
+    heard = judge_sounds(judge, sounds, judge.sample_rate)
     with torch.no_grad():
         outputs = [network(sound[None]) for sound in sounds]
     expected = torch.cat([output["embedding"] for output in outputs])
@@ -53,7 +53,7 @@ def test_embeddings_and_logits_are_the_packages_own(loaded):
 
 def test_sounds_do_not_depend_on_company(loaded):
     _, judge = loaded
-    heard = heard_alike_in_any_company(judge, [20000, 20000, 12345, 20000, 31234, 900])
+    heard = assert_independent_of_the_batch(judge, [20000, 20000, 12345, 20000, 31234, 900])
     assert heard.rows.tolist() == [1] * 6
 
 
@@ -61,8 +61,8 @@ def test_sounds_do_not_depend_on_company(loaded):
 def test_a_gpu_hears_the_same(loaded):
     _, judge = loaded
     sounds = some_sounds([20000, 20000, 12345])
-    here = listen(judge, sounds, judge.sample_rate)
-    there = listen(judge.to("cuda"), sounds, judge.sample_rate)
+    here = judge_sounds(judge, sounds, judge.sample_rate)
+    there = judge_sounds(judge.to("cuda"), sounds, judge.sample_rate)
     judge.to("cpu")
     for field in ("embedding", "logits"):
         expected, got = getattr(here, field), getattr(there, field)

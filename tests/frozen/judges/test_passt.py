@@ -4,11 +4,11 @@ import sys
 
 import pytest
 import torch
-from judge_weights import heard_alike_in_any_company, some_sounds
+from judge_weights import assert_independent_of_the_batch, some_sounds
 
+from vab.frozen.batches import judge_sounds
 from vab.frozen.judges import load_judge
 from vab.frozen.judges.passt import package_network
-from vab.frozen.listening import listen
 from vab.spec import UserError
 
 pytestmark = pytest.mark.timeout(300)  # the package alone takes half a minute to come in
@@ -41,7 +41,7 @@ def test_it_is_the_packages_own(loaded):
     mel, network, judge = loaded
     sounds = some_sounds([320_000, 400_000])
     state = torch.get_rng_state()
-    heard = listen(judge, sounds, 32000)
+    heard = judge_sounds(judge, sounds, 32000)
     assert torch.equal(torch.get_rng_state(), state)
     whole = PasstBasicWrapper(mel=mel, net=network, mode="all").eval()
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_it_is_the_packages_own(loaded):
 @pytest.mark.slow
 def test_sounds_do_not_depend_on_company(loaded):
     *_, judge = loaded
-    heard = heard_alike_in_any_company(judge, [5_000, 400_000])
+    heard = assert_independent_of_the_batch(judge, [5_000, 400_000])
     assert heard.embedding.shape == (2, 768)
     assert heard.logits.shape == (2, 527)
 

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from judge_weights import heard_alike_in_any_company, some_sounds
+from judge_weights import assert_independent_of_the_batch, some_sounds
 from torch import nn
 
+from vab.frozen.batches import judge_sounds
 from vab.frozen.judges import load_judge
 from vab.frozen.judges.vggish import mel_matrix
-from vab.frozen.listening import listen
 from vab.spec import UserError
 
 
@@ -89,7 +89,7 @@ def test_the_network_is_the_published_one(judge, reference):
         maps = reference["features"](examples)
         flat = torch.stack([one.permute(1, 2, 0).reshape(-1) for one in maps])
         before = reference["embeddings"][:-1](flat)
-    got = listen(judge, [sound], 16000)
+    got = judge_sounds(judge, [sound], 16000)
     torch.testing.assert_close(got.embedding, before, atol=1e-6, rtol=1e-5)
 
 
@@ -99,12 +99,12 @@ def test_the_other_end_of_the_last_layer_is_another_judge(judge, weights):
     assert (after.name, judge.name) == ("vggish_relu", "vggish")
     assert after.conventions != judge.conventions
     sounds = some_sounds([15600])
-    before = listen(judge, sounds, 16000).embedding
-    torch.testing.assert_close(listen(after, sounds, 16000).embedding, before.relu())
+    before = judge_sounds(judge, sounds, 16000).embedding
+    torch.testing.assert_close(judge_sounds(after, sounds, 16000).embedding, before.relu())
 
 
 def test_windows_do_not_depend_on_company(judge):
-    heard = heard_alike_in_any_company(judge, [15600, 20000, 46000, 46320, 46319, 3000])
+    heard = assert_independent_of_the_batch(judge, [15600, 20000, 46000, 46320, 46319, 3000])
     assert heard.rows.tolist() == [1, 1, 2, 3, 2, 1]  # 46,320 samples are just three examples
     assert heard.embedding.shape == (10, 128)
     assert heard.logits.shape == (6, 0)
@@ -115,7 +115,7 @@ def test_short_sounds_are_padded_and_rests_dropped(judge):
     padded = torch.cat([short, torch.zeros(12600)])
     assert torch.equal(judge.prepare(short), padded)
     assert torch.equal(judge.prepare(long), long[:30960])  # 2 * 15,360 + 240
-    heard = listen(judge, [short, padded], 16000).embedding
+    heard = judge_sounds(judge, [short, padded], 16000).embedding
     assert torch.equal(heard[0], heard[1])
 
 

@@ -1,5 +1,8 @@
 """All published weights by name: none is forgotten, and each is found where it is put."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,36 @@ def test_what_lies_where_it_is_fetched_to_is_found(published, tmp_path, monkeypa
     assert published.files_in(tmp_path) == paths
     assert published.local() == place
     assert published_as(published.name) is published
+
+
+WITHOUT_TORCH = """
+import os, sys
+from vab.frozen.weight_files.catalogue import all_weights
+from vab.frozen.weight_files.hashes import check
+from vab.frozen.weight_files.published import folders
+
+def searched():
+    os.environ.update(HOME="/home/me", VAB_WEIGHTS="/w")
+    for variables in ({}, {"XDG_CACHE_HOME": "~/x"}, {"XDG_CACHE_HOME": "~/x", "TORCH_HOME": "/a/~b"}):
+        for name in ("XDG_CACHE_HOME", "TORCH_HOME"):
+            os.environ.pop(name, None)
+        os.environ.update(variables)
+        yield [str(path) for path in folders()]
+
+assert not any(weights.published.local() for weights in all_weights() if weights.published)
+before = list(searched())
+assert "torch" not in sys.modules, "torch was imported"
+import torch.hub
+assert list(searched()) == before
+print(*(paths[-1] for paths in before))
+"""
+
+
+def test_weights_are_listed_and_searched_without_torch_in_the_same_folders(tmp_path):
+    environment = os.environ | dict.fromkeys(("HOME", "HF_HOME", "TORCH_HOME", "VAB_WEIGHTS"), str(tmp_path))
+    command = [sys.executable, "-c", WITHOUT_TORCH]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["/home/me/.cache/torch/hub", "/home/me/x/torch/hub", "/a/~b/hub"]
 
 
 def test_names_of_loaders_lead_to_the_file():

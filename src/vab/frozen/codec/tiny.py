@@ -35,7 +35,7 @@ class CodecConfig:
 
 
 class ConvNeXtBlock(nn.Module):
-    """Mixes seven neighbouring steps channel by channel, then the channels of each step; adds that to its input.
+    """Mix seven neighbouring steps in each channel, then the channels of each step; add the result to the input.
 
     Source: Liu et al. 2022 (ConvNeXt), in one dimension as in Siuzdak 2023 (Vocos).
     """
@@ -58,17 +58,17 @@ class ConvNeXtBlock(nn.Module):
 class CodecNetwork(nn.Module):
     """A codec at frame rate: spectra in, a few convolutions, a residual quantiser, partials and noise out.
 
-    There is no convolution at sample rate, so it runs and trains an order of magnitude faster on a CPU than the usual
-    waveform codecs. The decoder says, for each step, how loud a partial is in each band of 62.5 Hz and at what
-    frequency, and the spectrum of the noise around them; `synthesise` lets the partials run on from step to step. Codes
-    therefore need not tell phase: a steady tone is a steady code. The waveform is not kept, its spectrum is.
+    No convolution runs at the sample rate, so on a CPU the codec runs and trains ten times faster than the usual
+    waveform codecs. For each step, the decoder gives the amplitude and the frequency of one partial in each band of
+    62.5 Hz, and the spectrum of the noise. `synthesise` continues the phase of the partials from step to step, so codes
+    do not contain phase: a steady tone has a constant code. The spectrum of a sound is preserved, its waveform is not.
 
     Source: sinusoids and noise as in Serra and Smith 1990, sinusoids added as lobes of a spectrum as in Rodet and
     Depalle 1992, from a network as in Engel et al. 2020 (DDSP); residual quantiser as in Zeghidour et al. 2021.
     """
 
     LOBE_BINS = 6
-    """Bins of a partial's lobe on either side of its band; what a Hann window spreads further is 60 dB down."""
+    """Bins of a partial's lobe on either side of its band; beyond, the lobe of a Hann window is below -60 dB."""
     CEILING = 0.99
     """Largest magnitude that `synthesise` returns; 1 is full scale."""
 
@@ -96,9 +96,12 @@ class CodecNetwork(nn.Module):
         self.band_width = width
         self.register_buffer("centres", centres, persistent=False)
         self.register_buffer("bins", bins, persistent=False)
+        inside = ((bins >= 0) & (bins <= config.hop)).flatten().nonzero()[:, 0]  # indices, as a mask would stop a GPU
+        self.register_buffer("inside", inside, persistent=False)
         self.register_buffer("hann", torch.hann_window(frame), persistent=False)
         self.centres: Tensor
         self.bins: Tensor
+        self.inside: Tensor
         self.hann: Tensor
 
     def steps_for(self, samples: int) -> int:
@@ -130,7 +133,7 @@ class CodecNetwork(nn.Module):
         return 0.25 * (spectrum.real.square() + spectrum.imag.square() + 1e-10).log() + 2.0
 
     def quantise(self, latent: Tensor) -> Tensor:
-        """Latent (B, T, code_dim) to codes (B, K, T): each level takes the entry nearest to what those above left."""
+        """Latent (B, T, code_dim) to codes (B, K, T): each level takes the entry nearest to the residual."""
         residual, codes = latent, []
         for entries in self.codebooks:  # (S, code_dim)
             distance = entries.square().sum(-1) - 2 * residual @ entries.T  # (B, T, S), less the residual's own norm
@@ -140,7 +143,7 @@ class CodecNetwork(nn.Module):
         return torch.stack(codes, dim=1)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes (B, K, T) to the sum of their vectors (B, T, code_dim)."""
+        """The sums of the vectors of codes (B, K, T): (B, T, code_dim)."""
         levels = torch.arange(codes.shape[1], device=codes.device)[:, None]  # (K, 1) against (B, K, T)
         return self.codebooks[levels, codes].sum(dim=1)
 
@@ -152,7 +155,7 @@ class CodecNetwork(nn.Module):
             x = block(x)
         spectrum = self.to_spectrum(self.decoder_norm(x)) + self.past_decoder(latent)
         loudness, offset, floor = spectrum.split([self.config.num_partials] * 2 + [hop + 1], dim=-1)
-        # Untrained it whispers, and it cannot overflow. A partial may stray a little beyond its band's edges.
+        # The offset makes an untrained network quiet, the clamp prevents overflow. A partial may leave its band a bit.
         amplitude = (loudness - 6.0).clamp_max(1.0).exp()
         frequency = self.centres + 0.7 * self.band_width * torch.tanh(offset)  # bins of 1 / (2 hop) cycles per sample
         noise = (floor - 6.0).clamp_max(1.0).exp()  # (B, T, hop + 1)
@@ -161,21 +164,21 @@ class CodecNetwork(nn.Module):
         both = (torch.complex(real, imag) + noise * hiss) * (2 * hop)
         frames = torch.fft.irfft(both, n=2 * hop)  # (B, T, 2 hop), its middle at the middle of step t
         halves = F.pad(frames, (0, 0, 1, 1)).unflatten(2, (4, hop // 2))  # (B, T + 2, 4, hop / 2)
-        # The first half of step t hears the end of frame t - 1; its second half the beginning of frame t + 1.
+        # The first half of step t overlaps the end of frame t - 1; its second half the beginning of frame t + 1.
         first = halves[:, 1:-1, 1] + halves[:, :-2, 3]
         second = halves[:, 1:-1, 2] + halves[:, 2:, 0]
         waveform = torch.stack([first, second], dim=2).flatten(1)  # (B, T * hop)
-        # At the two ends one frame is alone; elsewhere the windows add up to 1.
+        # At the two ends there is only one frame; elsewhere the windows add up to 1.
         weight = torch.ones_like(waveform[0])
         weight[: hop // 2], weight[-hop // 2 :] = self.hann[hop // 2 : hop], self.hann[hop : hop + hop // 2]
         return self._limit(waveform / weight)
 
     def _limit(self, waveform: Tensor) -> Tensor:
-        """Turn a waveform (B, T * hop) down where it would exceed `CEILING`, and leave the rest as it is.
+        """Scale a waveform (B, T * hop) down where it would exceed `CEILING`; the rest stays unchanged.
 
-        Without the original's phases, peaks are higher than the original's. The gain of a step is what its own peak and
-        those of its two neighbours allow. Between the middles of steps the gain is interpolated, so it never jumps, and
-        no sample of a step gets more than the step allows.
+        Peaks are higher than in the original, as its phases are lost. The gain of a step is limited by its peak and the
+        peaks of its two neighbours. Between the middles of steps the gain is interpolated: it is continuous, and no
+        sample exceeds the gain of its step.
         """
         peak = waveform.unflatten(1, (-1, self.config.hop)).abs().amax(dim=2)  # (B, T)
         excess = (peak - self.CEILING).clamp_min(0) / peak.clamp_min(self.CEILING)  # exactly 0 for a gain of 1
@@ -185,26 +188,24 @@ class CodecNetwork(nn.Module):
     def _partials(self, amplitude: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
         """Spectrum of the partials, times a Hann window with its middle at phase 0: (B, T, J) to twice (B, T, hop + 1).
 
-        Each partial's phase runs on with the mean of its frequencies at two steps. No gradient goes through phase: it
-        would tie every step to all before, and the lobe's place already says where the frequency should be.
+        Between two steps, the phase of a partial advances with the mean of its frequencies. Phase has no gradient: it
+        would couple each step to all earlier ones, and the position of the lobe already trains the frequency.
         """
         bins = frequency.detach()
         advance = F.pad((bins[:, :-1] + bins[:, 1:]) / 4 % 1.0, (0, 0, 1, 0))  # cycles in one hop, whole ones left out
-        start = torch.arange(frequency.shape[2], device=frequency.device) * 0.381966  # no two bands start together
+        start = torch.arange(frequency.shape[2], device=frequency.device) * 0.381966  # each band has its own
         phase = 2 * math.pi * ((advance.cumsum(dim=1) + start) % 1.0)  # (B, T, J)
         away = self.bins - frequency.unsqueeze(-1)  # (B, T, J, lobe): bins from the partial
         below = 1 - away.square()
         edge = below.abs() < 1e-4  # 0 / 0, of which the limit is a half
         lobe = torch.where(edge, 0.5, torch.sinc(away) / torch.where(edge, 1.0, below))  # transform of a Hann window
-        sign = 1 - 2 * (self.bins % 2)  # moves the lobe's time from the beginning of the frame to its middle
+        sign = 1 - 2 * (self.bins % 2)  # shifts the lobe in time from the beginning of the frame to its middle
         lobe = 0.25 * amplitude.unsqueeze(-1) * lobe * sign
-        count = self.config.hop + 1
-        inside = ((self.bins >= 0) & (self.bins < count)).flatten()
-        at = self.bins.flatten()[inside]
         totals = []
         for wave in (phase.cos(), phase.sin()):
-            parts = (lobe * wave.unsqueeze(-1)).flatten(2)[..., inside]
-            totals.append(parts.new_zeros(*parts.shape[:2], count).index_add(2, at, parts))
+            parts = (lobe * wave.unsqueeze(-1)).flatten(2)[..., self.inside]
+            empty = parts.new_zeros(*parts.shape[:2], self.config.hop + 1)
+            totals.append(empty.index_add(2, self.bins.flatten()[self.inside], parts))
         return totals[0], totals[1]
 
     def _hiss(self, steps: int, device: torch.device) -> Tensor:
@@ -218,7 +219,7 @@ class CodecNetwork(nn.Module):
 class TinyCodec(Codec):
     """16 kHz, 50 steps per second, 4 levels of 256: 1.6 kbit/s.
 
-    Trained on procedural sound alone, half of it the demo world's. It keeps the spectrum and drops the phase.
+    It was trained on procedural sound only, half of it from the demo world. It preserves the spectrum, not the phase.
 
     Args:
         weights: A file made by `tools/tiny_networks`; the shipped one if None.
@@ -252,12 +253,12 @@ class TinyCodec(Codec):
 
 
 class TinyCodec8(TinyCodec):
-    """`TinyCodec` with four more levels of 256, which refine what its own four leave: 3.2 kbit/s.
+    """`TinyCodec` with four more levels of 256, which quantise the residual of its four: 3.2 kbit/s.
 
-    Network and first four levels are tiny's, bit for bit: its codes are tiny's with four more rows, and decoded from
-    its first four rows they sound the same. The decoder has never met the finer levels in training, but it reads
-    nothing of a step except the sum over levels. They are for models in two stages, a coarse one on the first levels
-    and a fine one on the rest, and correct what a fine model can know of: see `tools/tiny_networks/train_codec.py`.
+    The network and the first four levels are those of tiny, bit for bit: the codes are tiny's with four more rows, and
+    the first four rows decode to the same sound. The decoder was not trained with the finer levels, but it reads only
+    the sum over levels. They are for models in two stages, with a coarse model for the first levels and a fine one for
+    the rest, and correct errors that a fine model can predict: see `tools/tiny_networks/train_codec.py`.
 
     Args:
         weights: A codec's file made by `tools/tiny_networks`; the shipped one if None.

@@ -1,4 +1,4 @@
-"""CLAP: 512 numbers for 10 s of sound, in a space shared with text; of the audio side only."""
+"""CLAP, its audio encoder: 512 numbers for 10 s of sound, in a space shared with text."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ FILES = ("config.json", "model.safetensors")
 
 
 class Clap(Judge):
-    """The audio tower of a CLAP in transformers' layout, with nothing random: always the first 10 s.
+    """The audio encoder of a CLAP in transformers' layout. It takes the first 10 s, not a random excerpt.
 
     Args:
-        weights: Folder with config.json and model.safetensors; looked for as `Published.find` says if None.
+        weights: Folder with config.json and model.safetensors; if None, it is searched as `Published.find` says.
 
     Raises:
-        UserError: If transformers or the folder is absent, or the folder holds something else.
+        UserError: If transformers or the folder is absent, or the folder does not hold a CLAP.
 
     Source: Wu et al. 2023, "Large-scale contrastive language-audio pretraining"; spectra as transformers'
     ClapFeatureExtractor computes them.
@@ -33,7 +33,7 @@ class Clap(Judge):
 
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
-        try:  # before the weights are looked for, and perhaps fetched
+        try:  # before the weights are searched, and perhaps fetched
             from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor, logging
         except ImportError as error:
             raise UserError(f"judge clap needs a package ({error}): {install_hint('dac')}") from error
@@ -41,15 +41,15 @@ class Clap(Judge):
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise UserError(f"judge clap takes a folder with {' and '.join(FILES)}: {folder} has no {missing[0]}")
-        tower: Any = ClapAudioModelWithProjection
-        spoken = logging.get_verbosity()
-        logging.set_verbosity_error()  # else it lists the whole text side as unexpected
+        model: Any = ClapAudioModelWithProjection
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # else it lists the weights of the text encoder as unexpected
         try:
-            network, loading = tower.from_pretrained(
+            network, loading = model.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
         finally:
-            logging.set_verbosity(spoken)
+            logging.set_verbosity(verbosity)
         if loading["missing_keys"]:
             some = ", ".join(sorted(loading["missing_keys"])[:3])
             raise UserError(f"{folder / FILES[1]} does not hold the audio side of a CLAP: there is no {some}")
@@ -95,9 +95,9 @@ class Clap(Judge):
         power = spectra.real.square() + spectra.imag.square()
         return (10 * (power.transpose(1, 2) @ self.mel).clamp(min=1e-10).log10()).float()
 
-    def _listen(self, waveform: Tensor) -> JudgeOutput:
+    def _judge(self, waveform: Tensor) -> JudgeOutput:
         mel = self.log_mel(waveform[:, 0]).unsqueeze(1)  # (B, 1, spectra, bands)
-        # The fused network takes four views of a longer sound; of one that is not, the same four times.
+        # The fused network takes four views of a longer sound, and the same view four times of another.
         views = mel.expand(-1, 4, -1, -1) if self.fused else mel
         longer = torch.zeros(len(waveform), 1, dtype=torch.bool, device=waveform.device)
         embedding = F.normalize(self.network(input_features=views, is_longer=longer).audio_embeds, dim=-1)

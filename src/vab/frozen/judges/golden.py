@@ -27,12 +27,12 @@ from vab.spec import UserError
 SOUNDS = ("tone", "noise", "clicks")
 SECONDS = 1.0
 COLLAPSED = 1e-3
-"""Embeddings are equal if their distance is at most this share of their length."""
+"""Embeddings are equal if their distance is at most this fraction of their length."""
 MOVED = 1e-3
-"""Largest change of a stored number, as a share of the largest number: libraries and devices differ by a hundredth of
-it, another computation by more."""
-KEPT = 16
-"""Numbers stored for each embedding: weighted sums of all its elements."""
+"""Largest change of a stored number, as a fraction of the largest number. Libraries and devices differ by a hundredth
+of that, another computation by more."""
+STORED = 16
+"""Numbers stored for each embedding: weighted sums of its elements."""
 SHIPPED = shipped_weights("judge").parent / "golden"
 
 
@@ -49,9 +49,9 @@ def golden_sounds(sample_rate: int) -> Tensor:
 
 
 def check(judge: Judge) -> None:
-    """Refuse a judge that collapsed, mixes its batch, or gives other numbers than the stored ones.
+    """Refuse a judge that collapsed, that mixes the sounds of a batch, or whose numbers differ from the stored ones.
 
-    Its numbers are compared with those that ship with the package, else with those in the user's cache; if there are
+    They are compared with the numbers that ship with the package, else with those in the user's cache; if there are
     none, they are written into the cache.
 
     Raises:
@@ -84,10 +84,11 @@ def _embed(judge: Judge) -> Tensor:
             raise _refused(judge, "gives numbers that are not finite")
     embedding = together.embedding.double().mean(dim=1).cpu()
     size = float(embedding.norm(dim=1).max())
-    apart = max(float((embedding[i] - embedding[j]).norm()) for i, j in ((0, 1), (0, 2), (1, 2)))
-    if not apart > COLLAPSED * size:
+    distance = max(float((embedding[i] - embedding[j]).norm()) for i, j in ((0, 1), (0, 2), (1, 2)))
+    if not distance > COLLAPSED * size:
         raise _refused(
-            judge, f"gives equal embeddings for {', '.join(SOUNDS)} (they differ by {apart / size if size else 0:.1e})"
+            judge,
+            f"gives equal embeddings for {', '.join(SOUNDS)} (they differ by {distance / (size or 1):.1e})",
         )
     moved = float((alone.embedding.double().mean(dim=1).cpu() - embedding[1:2]).norm())
     if moved > MOVED * size:
@@ -96,9 +97,9 @@ def _embed(judge: Judge) -> Tensor:
 
 
 def _signature(embedding: Tensor) -> list[list[float]]:
-    """(3, KEPT) numbers that stand for (3, E)."""
+    """(3, STORED) numbers that represent embeddings (3, E)."""
     steps = torch.arange(embedding.shape[1], dtype=torch.float64)
-    waves = torch.stack([torch.cos(steps * (0.1 + 0.7 * number)) for number in range(KEPT)])  # (KEPT, E)
+    waves = torch.stack([torch.cos(steps * (0.1 + 0.7 * number)) for number in range(STORED)])  # (STORED, E)
     rows: list[list[float]] = (embedding @ waves.T).tolist()
     return rows
 
@@ -106,11 +107,12 @@ def _signature(embedding: Tensor) -> list[list[float]]:
 def _compare(judge: Judge, numbers: list[list[float]], path: Path) -> None:
     try:
         stored = json.loads(path.read_text())
-        then, now = torch.tensor(stored["numbers"]), torch.tensor(numbers)
+        expected, got = torch.tensor(stored["numbers"]), torch.tensor(numbers)
         versions = dict(stored["versions"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}, the stored numbers of judge {judge.name}, cannot be read: delete it") from error
-    moved = float((now - then).abs().max() / then.abs().max()) if then.shape == now.shape else math.inf
+    same_shape = expected.shape == got.shape
+    moved = float((got - expected).abs().max() / expected.abs().max()) if same_shape else math.inf
     if not moved <= MOVED:
         had, have = (", ".join(f"{k} {v}" for k, v in side.items()) for side in (versions, _versions()))
         raise _refused(
@@ -146,5 +148,5 @@ def _write(judge: Judge, numbers: list[list[float]], path: Path) -> None:
         Path(file.name).chmod(0o644)  # others may share the cache
         Path(file.name).replace(path)
     except OSError as error:
-        # The judge passed: a folder that cannot be written to is no reason to refuse it.
+        # The judge passed: an unwritable folder is no reason to refuse it.
         warnings.warn(f"cannot store the numbers of judge {judge.name} ({error}): set XDG_CACHE_HOME", stacklevel=2)

@@ -19,14 +19,14 @@ from vab.frozen.weight_files.reading import AUDIOSET_CLASSES, audioset_classes, 
 from vab.spec import UserError
 
 EARLY_BLOCKS = 4
-"""Blocks with large maps and few weights, as against the last two with small maps and most of the weights."""
+"""Blocks with large maps and few weights; the last two have small maps and most of the weights."""
 
 
 def package_network(name: str) -> nn.Module:
     """The network that frechet-audio-distance defines, with random weights.
 
-    Built with the corners of the filters that the published weights were trained with, up to 14 kHz at 32 kHz. The
-    package says 16 kHz there; it makes no difference once weights are loaded, since their file holds the filters.
+    At 32 kHz, the filters end at 14 kHz, as in the training of the published weights. The package has 16 kHz; this
+    makes no difference once the weights are loaded, since their file contains the filters.
 
     Raises:
         UserError: If the package is not installed.
@@ -40,14 +40,14 @@ def package_network(name: str) -> nn.Module:
 
 
 def package_models() -> Any:
-    """The package's module of networks, imported without what it does not need for them.
+    """The package's module of networks, imported without dependencies that they do not need.
 
     Raises:
         UserError: If the package is not installed, or does not import.
     """
     absent = "laion_clap" not in sys.modules
     if absent:
-        # The package imports it for a judge that is not used here, and its import asks a model hub for tokenizers.
+        # The package imports it for another judge, and its import downloads tokenizers from a model hub.
         sys.modules["laion_clap"] = ModuleType("laion_clap")
     try:
         from frechet_audio_distance.models import pann
@@ -60,25 +60,25 @@ def package_models() -> Any:
 
 
 class Panns(Judge):
-    """CNN14: what was trained is the package's network, what runs is the same function, arranged for speed.
+    """CNN14: the function of the package's network, arranged for speed.
 
-    Normalisation is folded into the convolutions, which halves the passes over memory. On a CPU the early blocks take
-    one sound at a time, whose maps stay in the cache, and the last two the whole batch, whose weights, four fifths of
-    all, are then read once for all sounds.
+    Normalisation is folded into the convolutions, which halves the passes over memory. On a CPU the early blocks run on
+    one sound at a time, whose maps fit into the cache. The last two blocks, with four fifths of the weights, run on the
+    whole batch, so that their weights are read once.
 
     Args:
         name: "panns_16k" or "panns_32k".
-        weights: The published file; looked for as `Published.find` says if None.
+        weights: The published file; if None, it is searched as `Published.find` says.
 
     Raises:
-        UserError: If the package or the file is absent, or the file holds something else.
+        UserError: If the package or the file is absent, or the file does not hold these weights.
 
     Source: Kong et al. 2020, "PANNs: large-scale pretrained audio neural networks for audio pattern recognition".
     """
 
     def __init__(self, name: str, weights: Path | None = None) -> None:
         super().__init__()
-        package_models()  # before the weights are looked for, and perhaps fetched
+        package_models()  # before the weights are searched, and perhaps fetched
         path = published_weights("judge", name).find(weights)
         network: Any = package_network(name)
         fill(network, path)
@@ -103,7 +103,7 @@ class Panns(Judge):
         self.embed, self.classify = network.fc1, network.fc_audioset
         self.freeze()
 
-    def _listen(self, waveform: Tensor) -> JudgeOutput:
+    def _judge(self, waveform: Tensor) -> JudgeOutput:
         at_once = 1 if waveform.device.type == "cpu" else len(waveform)
         maps = torch.cat([self._early(some) for some in waveform[:, 0].split(at_once)])
         maps = F.avg_pool2d(_convolve(self.blocks[EARLY_BLOCKS], maps), 2)
@@ -130,7 +130,7 @@ def _convolve(block: nn.Module, maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """The convolution, which gives from now on what came after the normalisation with its running statistics."""
+    """The convolution with the normalisation that follows it, by its running statistics, folded in."""
     mean, variance = norm.running_mean, norm.running_var
     if mean is None or variance is None:
         raise ValueError("a normalisation without running statistics cannot be folded")

@@ -36,7 +36,7 @@ def package_modules() -> tuple[Any, Any]:
 
 
 def package_network() -> tuple[nn.Module, nn.Module]:
-    """The spectra and the network that hear21passt's ``get_basic_model`` puts together, with random weights.
+    """The spectra and the network of hear21passt's ``get_basic_model``, with random weights.
 
     Raises:
         UserError: If the package is not installed.
@@ -53,20 +53,20 @@ def package_network() -> tuple[nn.Module, nn.Module]:
 
 
 class Passt(Judge):
-    """Koutini et al.'s network, weighted mean of training (swa), patches of 16 with stride 10.
+    """Koutini et al.'s network with averaged weights (swa), patches of 16 with stride 10.
 
     Args:
-        weights: The published file; looked for as `Published.find` says if None.
+        weights: The published file; if None, it is searched as `Published.find` says.
 
     Raises:
-        UserError: If the package or the file is absent, or the file holds something else.
+        UserError: If the package or the file is absent, or the file does not hold these weights.
 
     Source: Koutini et al. 2022, "Efficient training of audio transformers with patchout".
     """
 
     def __init__(self, weights: Path | None = None) -> None:
         super().__init__()
-        package_modules()  # before the weights are looked for, and perhaps fetched
+        package_modules()  # before the weights are searched, and perhaps fetched
         path = published_weights("judge", "passt").find(weights)
         mel, network = package_network()
         fill(network, path)
@@ -88,9 +88,9 @@ class Passt(Judge):
     def _fit(self, waveform: Tensor) -> Tensor:
         return waveform[: self.min_samples]
 
-    def _listen(self, waveform: Tensor) -> JudgeOutput:
-        # The package draws random corners of its filters and, in evaluation, does not use them; it warns of two more
-        # spectra than its table of positions was made for, which its authors' own wrapper gives, too.
+    def _judge(self, waveform: Tensor) -> JudgeOutput:
+        # The package draws random filter corners that it does not use in evaluation. It warns of two spectra more than
+        # its table of positions has, as it does in its authors' own wrapper.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             spectra = self.mel(waveform[:, 0])  # (B, 128, steps)
             logits, embedding = self.network(spectra.unsqueeze(1))

@@ -29,7 +29,7 @@ class JudgeConfig:
 
 
 class JudgeNetwork(nn.Module):
-    """A convolutional network on log-mel spectra, pooled over all time, so that any length is heard whole."""
+    """A convolutional network on log-mel spectra, pooled over time, for sounds of any length."""
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class JudgeNetwork(nn.Module):
 
 
 class TinyJudge(Judge):
-    """Tells the demo world's sounds apart. A segment with two sounding objects should read one half for each.
+    """Classifies the demo world's sounds. For a segment with two sounding objects each has probability one half.
 
     Args:
         weights: A file made by `tools/tiny_networks`; the shipped one if None.
@@ -83,6 +83,6 @@ class TinyJudge(Judge):
         self.network.load_state_dict(tensors)
         self.freeze()
 
-    def _listen(self, waveform: Tensor) -> JudgeOutput:
+    def _judge(self, waveform: Tensor) -> JudgeOutput:
         embedding, scores = self.network(waveform[:, 0])
         return JudgeOutput(embedding.unsqueeze(1), scores)

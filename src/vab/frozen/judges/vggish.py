@@ -1,4 +1,4 @@
-"""VGGish: the judge that Frechet audio distances were first measured with. 128 numbers for each 0.96 s."""
+"""VGGish, the judge of the first Frechet audio distances: 128 numbers for each 0.96 s."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOG_OFFSET = 0.01
 FRAMES = 96
 """Spectra of an example, 0.96 s; examples follow each other without overlap."""
 EXAMPLES_AT_ONCE = 64
-"""Through the network together, so that a long sound takes no more memory than a batch of short ones."""
+"""Examples of a batch: a long sound takes no more memory than a batch of short ones."""
 
 
 def mel_matrix() -> Tensor:
@@ -49,12 +49,12 @@ class VGGish(Judge):
     """Hershey et al.'s network in the layout of torchvggish, without PCA and quantisation.
 
     Args:
-        weights: The published file; looked for as `Published.find` says if None.
+        weights: The published file; if None, it is searched as `Published.find` says.
         final_relu: Whether the last layer's ReLU is applied. Without it the numbers are those of
             frechet-audio-distance and of the present reference network; with it, those of torchvggish itself.
 
     Raises:
-        UserError: If the file is absent or holds something else.
+        UserError: If the file is absent or does not hold these weights.
 
     Source: Hershey et al. 2017, "CNN architectures for large-scale audio classification"; constants as published with
     the network (vggish_params.py of the AudioSet models).
@@ -104,12 +104,12 @@ class VGGish(Judge):
 
         Frames begin at each HOP, the last one wholly inside; nothing is padded.
         """
-        # In float64, as the reference computes it: next to a loud band, float32 would be noise in a quiet one.
+        # In float64, as in the reference: in float32, a quiet band next to a loud one would be rounding noise.
         frames = waveform.double().unfold(1, WINDOW, HOP)  # (B, spectra, WINDOW)
         magnitude = torch.fft.rfft(frames * self.hann, n=N_FFT).abs()  # (B, spectra, N_FFT / 2 + 1)
         return (magnitude @ self.mel + LOG_OFFSET).log().float()
 
-    def _listen(self, waveform: Tensor) -> JudgeOutput:
+    def _judge(self, waveform: Tensor) -> JudgeOutput:
         count = _examples_in(waveform.shape[2])
         mel = self.log_mel(waveform[:, 0])[:, : count * FRAMES]
         examples = mel.reshape(-1, 1, FRAMES, NUM_BANDS)  # (B * F, 1, FRAMES, NUM_BANDS)
@@ -118,7 +118,7 @@ class VGGish(Judge):
 
     def _embed(self, examples: Tensor) -> Tensor:
         maps = self.features(examples)  # (M, 512, 6, 4)
-        # Channels last, as the network was first trained.
+        # Channels last, as in the original network.
         embedding: Tensor = self.embeddings(rearrange(maps, "M C H W -> M (H W C)"))
         return embedding.relu() if self.final_relu else embedding
 

@@ -1,4 +1,4 @@
-"""The image half of any model that open_clip knows: CLIP, EVA-CLIP, SigLIP 2, DFN, PE-Core and their like."""
+"""The image encoder of any open_clip model: CLIP, EVA-CLIP, SigLIP 2, DFN, PE-Core and others."""
 
 from __future__ import annotations
 
@@ -10,42 +10,43 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vab.files import sha256_of
 from vab.frozen.precision import one_by_one
 from vab.frozen.protocols import VisionEncoder
 from vab.frozen.vision.clip_files import DTYPES, Place, package, parse, place_of
+from vab.frozen.weight_files.catalogue import MODEL_CARD
 from vab.frozen.weight_files.published import print_licence
 from vab.frozen.weight_files.reading import read_weights, refusing
 from vab.resizing import INTERPOLATIONS, MODES, Resizer
 from vab.spec import UserError
 
 _PACKAGES = ("open_clip_torch", "torchvision", "pillow")
-"""What prepares pixels is among them."""
-_AT_ONCE = 64
-"""Pictures that go through the network together on a GPU."""
+"""With those that prepare pixels."""
+_BATCH_SIZE = 64
+"""Frames of a batch on a GPU."""
 _TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
-"""A text half that costs nothing: open_clip makes no model without one, some out of what only the hub has."""
+"""A minimal text encoder: open_clip makes no model without one, and downloads parts of some."""
 
 
 class OpenClip(VisionEncoder):
     """One vector per frame from a model of open_clip.
 
-    Pixels are prepared as the model's own configuration says, never by defaults: where a configuration does not say
-    how, it is refused. A tag whose weights were trained with QuickGELU gets QuickGELU, whatever the model's name says.
+    Pixels are prepared as the model's configuration says, never by defaults: a configuration that does not say how is
+    refused. Weights that were trained with QuickGELU get QuickGELU, whatever the model's name says.
 
-    On a CPU each frame is encoded alone. On a GPU the network always reads batches of one size, the last one padded, so
-    that the kernels, and with them the rounding, do not depend on how many frames are given.
+    On a CPU each frame is encoded alone. On a GPU all batches have one size, the last one padded, so that the kernels,
+    and with them the rounding, do not depend on the number of frames.
 
     Args:
         name: The model, as `parse` reads it: "EVA02-L-14-336/merged2b_s6b_b61k", "hf-hub:timm/ViT-B-16-SigLIP2",
             "local-dir:FOLDER"; then, after commas, "pooled" (before the last projection; else projected),
             "normalised" (to unit length), "float32", "bf16" or "fp16".
-        weights: File of a model called by name and tag, or folder like one of the hub for hf-hub; if None, it is
-            looked for in the folder $VAB_WEIGHTS, then in the hub's cache; and fetched, unless offline.
-        device: Where it will run. If the name states no precision, it is bfloat16 on a GPU that computes in it (Ampere
-            and later), else float32.
+        weights: File of weights for a model and tag, or for hf-hub: a folder as on the hub; if None, it is searched in
+            the folder $VAB_WEIGHTS, then in the hub's cache, and fetched unless the user forbids it.
+        device: Device that it will run on. If the name states no precision, it is bfloat16 on a GPU that computes in it
+            (Ampere and later), else float32.
 
     Raises:
         UserError: If the package is absent, the name unknown, or the weights absent or of another model.
@@ -75,25 +76,26 @@ class OpenClip(VisionEncoder):
             if getattr(self.visual, "proj", None) is None:
                 raise UserError(f"{name}: this model has no vector before a last projection: leave out pooled")
             self.visual.proj = None
-        settings = {key: _plain(value) for key, value in model.visual.preprocess_cfg.items()}
+        settings = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in model.visual.preprocess_cfg.items()
+        }
         self.resizer = _resizer(settings)
         for key in ("mean", "std"):
             self.register_buffer(key, torch.tensor(settings[key], dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.preprocessing = (
-            "open_clip "
-            + ", ".join(f"{key} {value}" for key, value in settings.items())
-            + (", QuickGELU" if _has_quick_gelu(self.visual) else "")
-        )
+        quick_gelu = any(type(layer).__name__ == "QuickGELU" for layer in self.visual.modules())
+        steps = [f"{key} {value}" for key, value in settings.items()] + ["QuickGELU"] * quick_gelu
+        self.preprocessing = f"open_clip {', '.join(steps)}"
         height, width = self.resizer.size
         described = f"{wanted.model} as {place.described_in} describes it"
         problem = f"{described} does not take pictures of {height} x {width}"
         with refusing(problem, "; fetch its configuration again"), torch.no_grad():
             self.feature_dim = int(self._forward(torch.zeros(1, 3, height, width)).shape[-1])
         self.visual.to(self.dtype)
-        print_licence(f"vision encoder {wanted.model}", place.licence)
+        print_licence(f"vision encoder {wanted.model}", MODEL_CARD)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """As open_clip's transform does after resizing: mean and standard deviation of each channel."""
+        """Subtract the mean and divide by the deviation of each channel, as open_clip's transform after resizing."""
         return pixels.float().div(255).sub(self.mean).div(self.std)
 
     def _encode(self, pixels: Tensor) -> Tensor:
@@ -117,12 +119,12 @@ class OpenClip(VisionEncoder):
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """In which an image encoder computes where the user does not say: features are stored as float16."""
+    """The type in which an image encoder computes by default: features are stored as float16."""
     has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def in_equal_batches(run: Callable[[Tensor], Tensor], rows: Tensor, size: int = _AT_ONCE) -> Tensor:
+def in_equal_batches(run: Callable[[Tensor], Tensor], rows: Tensor, size: int = _BATCH_SIZE) -> Tensor:
     """Run a network on batches of exactly ``size`` rows; the last one is padded with zeros.
 
     Args:
@@ -139,7 +141,7 @@ def in_equal_batches(run: Callable[[Tensor], Tensor], rows: Tensor, size: int = 
 
 
 def _resizer(settings: dict[str, Any]) -> Resizer:
-    """Of open_clip's ``preprocess_cfg``.
+    """The resizer that open_clip's ``preprocess_cfg`` describes.
 
     Raises:
         UserError: If it has a value that open_clip does not know.
@@ -155,12 +157,12 @@ def _resizer(settings: dict[str, Any]) -> Resizer:
 
 
 def _model(place: Place, open_clip: Any) -> Any:
-    """The model with random weights and no text half to speak of.
+    """The model with random weights and a minimal text encoder.
 
     Raises:
         UserError: If open_clip cannot make it.
     """
-    halves = {"text_cfg": _TEXT} | ({"multimodal_cfg": _TEXT} if "multimodal_cfg" in place.config else {})
+    text = {"text_cfg": _TEXT} | ({"multimodal_cfg": _TEXT} if "multimodal_cfg" in place.config else {})
     problem = f"open_clip {open_clip.__version__} cannot make the model that {place.described_in} describes"
     with refusing(problem, "; fetch it again, or install the version that it is for"), _quiet():
         return open_clip.create_model(
@@ -169,19 +171,19 @@ def _model(place: Place, open_clip: Any) -> Any:
             force_quick_gelu=place.quick_gelu,
             force_preprocess_cfg=place.preprocessing,
             pretrained_text=False,
-            **halves,
+            **text,
         )
 
 
 def _fill(model: Any, contents: dict[str, Any], refused: str) -> None:
-    """Give the image half all its weights, and none of them in another size.
+    """Load all weights of the image encoder, each in its own shape.
 
-    open_clip and timm would stretch the positions of a model of another image size to fit, and say nothing.
+    open_clip and timm would silently interpolate the positions of a model for another image size.
 
     Args:
-        model: Of open_clip.
-        contents: Of a file of its weights.
-        refused: What to say first if they are not.
+        model: Model of open_clip.
+        contents: Contents of a file of weights.
+        refused: Beginning of the message if they do not fit.
 
     Raises:
         UserError: If they are another model's.
@@ -190,36 +192,30 @@ def _fill(model: Any, contents: dict[str, Any], refused: str) -> None:
 
     with refusing(refused):
         state = contents.get("state_dict", contents)
-        if all(key.startswith("module.") for key in state):  # as its trainer had them
+        if all(key.startswith("module.") for key in state):  # as saved under DDP
             state = {key.removeprefix("module."): value for key, value in state.items()}
         state = convert_state_dict(model, dict(state))
-        given = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+        weights = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
         wanted = model.visual.state_dict()
-        for key in sorted(given.keys() & wanted.keys(), key=lambda key: "pos" not in key):  # the telling ones first
-            if given[key].shape != wanted[key].shape:
+        for key in sorted(
+            weights.keys() & wanted.keys(), key=lambda key: "pos" not in key
+        ):  # positions first: they tell the image size
+            if weights[key].shape != wanted[key].shape:
                 raise UserError(
-                    f"{refused}: visual.{key} is {tuple(given[key].shape)}, expected {tuple(wanted[key].shape)}"
-                    + (": it is for another image size" if _is_stretched(key, given[key], wanted[key]) else "")
+                    f"{refused}: visual.{key} is {tuple(weights[key].shape)}, expected {tuple(wanted[key].shape)}"
+                    + (": it is for another image size" if _are_positions(key, weights[key], wanted[key]) else "")
                 )
-        model.visual.load_state_dict(given)
+        model.visual.load_state_dict(weights)
 
 
-def _is_stretched(key: str, given: Tensor, wanted: Tensor) -> bool:
+def _are_positions(key: str, given: Tensor, wanted: Tensor) -> bool:
     """Whether two tensors of different shapes are the positions of one network at two image sizes."""
     return "pos" in key and given.ndim == wanted.ndim > 1 and given.shape[-1] == wanted.shape[-1]
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _has_quick_gelu(network: nn.Module) -> bool:
-    return any(type(layer).__name__ == "QuickGELU" for layer in network.modules())
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip warns of random weights, which are filled a moment later."""
+    """Suppress open_clip's warning of random weights, which are replaced afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

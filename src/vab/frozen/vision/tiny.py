@@ -44,7 +44,7 @@ class ResidualBlock(nn.Module):
 
 
 class VisionNetwork(nn.Module):
-    """A small convolutional network whose feature keeps places: its last map is flattened, not averaged away."""
+    """A small convolutional network whose feature keeps positions: its last map is flattened, not averaged."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class VisionNetwork(nn.Module):
         self.place = nn.Conv2d(third, config.place_channels, 1)
         side = config.size // 8
         self.project = nn.Linear(config.place_channels * side * side + third, config.feature_dim)
-        # Without a scale of its own: in evaluation it makes each channel about unit variance over the training frames.
+        # Without learned scale: each channel has about unit variance over the training frames.
         self.unit = nn.BatchNorm1d(config.feature_dim, affine=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -72,9 +72,9 @@ class VisionNetwork(nn.Module):
 
 
 class TinyVision(VisionEncoder):
-    """128 numbers per frame that say which of the demo world's objects are seen, where, how large and how they move.
+    """128 numbers per frame: which objects of the demo world are visible, where, how large, and how they move.
 
-    Frames of a call go through it together: which ones, may change their last bits.
+    Frames of a call are encoded together; the last bits of a feature depend on the other frames.
 
     Args:
         weights: A file made by `tools/tiny_networks`; the shipped one if None.
@@ -86,7 +86,7 @@ class TinyVision(VisionEncoder):
         config = VisionConfig(**numbers)
         self.name = "tiny"
         self.feature_dim = config.feature_dim
-        # Squashed, not cropped: what sounds may be at the edge of the picture.
+        # Squashed, not cropped: a sounding object may be at the edge of the frame.
         self.resizer = Resizer((config.size, config.size), "squash", "bilinear")
         self.preprocessing = (
             f"whole frame squashed to {config.size}x{config.size} (no crop, aspect ratio not kept), "

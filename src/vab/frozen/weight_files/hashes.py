@@ -1,4 +1,4 @@
-"""Hashes of weight files: which hash a file should have, who states it, and whether the file has it."""
+"""Hashes of weight files: the expected hash of a file, its source, and whether the file has it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Checked(NamedTuple):
     expected: str = ""
     """Hex: SHA-256 or the beginning of it, or 40 digits of a git blob; empty if no hash is known."""
     source: str = ""
-    """Who states the expected hash, in words."""
+    """Source of the expected hash, in words."""
     got: str = ""
     """The hash of the file, as long as the expected one."""
 
@@ -39,14 +39,14 @@ class Checked(NamedTuple):
 
 
 def check(path: Path, declared: str = "", declarer: str = "as published") -> Checked:
-    """Read a file and compare its hash with the one that is known.
+    """Read a file and compare its hash with the expected one.
 
     Args:
         path: Path of the file.
-        declared: The hash that this package or the hub states; if empty, the hash is looked up in a `RECORD` in the
-            folders above the file, in the file's name in the hub's cache, and in its name by the convention of
+        declared: The hash that this package or the hub states. If empty, the hash is taken from a `RECORD` in the
+            folders above the file, from the file's name in the hub's cache, or from its name by the convention of
             torch.hub.
-        declarer: Who states that hash, in words.
+        declarer: Source of that hash, in words.
 
     Raises:
         UserError: If a record cannot be read.

@@ -146,8 +146,8 @@ def folders() -> list[Path]:
     if torch := sys.modules.get("torch"):  # a program may have called torch.hub.set_dir
         hub = Path(torch.hub.get_dir())
     else:
-        cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-        hub = Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub"
+        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
+        hub = Path(os.environ.get("TORCH_HOME", cache)).expanduser() / "hub"
     return [*([Path(own).expanduser()] if own else []), hub / "checkpoints", hub]
 
 

@@ -1,4 +1,4 @@
-"""Files of weights: read without running code, and loaded into a network."""
+"""Read files of weights without running code, and load them into a network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AUDIOSET_FILE = "class_labels_indices.csv"
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Read a file of weights, safetensors by its suffix, else of torch.save; nothing in it can run code.
+    """Read a file of weights, safetensors by its suffix, else of torch.save. Nothing in it can run code.
 
     Raises:
         UserError: If it is no such file.
@@ -80,7 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a file that torch.save wrote; nothing in it can run code.
+    """Read a file that torch.save wrote. Nothing in it can run code.
 
     Raises:
         UserError: If it is no such file, or contains more than tensors, numbers, text and arrays.
@@ -151,10 +151,10 @@ def fill(network: nn.Module, path: Path) -> None:
 
 @contextmanager
 def refusing(problem: str, remedy: str = "") -> Iterator[None]:
-    """Turn the exceptions of a package at a wrong configuration or wrong weights, which it does not check, into one.
+    """Turn exceptions that a package raises at a wrong configuration or wrong weights into a ``UserError``.
 
     Args:
-        problem: The beginning of the message, which the exception's own follows.
+        problem: The beginning of the message; the text of the exception follows.
         remedy: The end of the message.
 
     Raises:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from vab.audio import resample
+from vab.frozen.batches import class_columns, decode_sounds, judge_sounds, true_classes
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import load_judge
-from vab.frozen.listening import class_columns, listen, sounds_of, true_classes
 from vab.frozen.protocols import Codec
 from vab.spec import UserError
 
@@ -20,7 +21,7 @@ def codes():
 
 def test_sounds_are_the_decoded_codes_without_padding(codes):
     codec = load_codec("tiny")
-    got = sounds_of(codec, codes, torch.tensor([40, 10, 25]))
+    got = decode_sounds(codec, codes, torch.tensor([40, 10, 25]))
     whole = codec.decode(codes)
     assert [len(sound) for sound in got] == [40 * 320, 10 * 320, 25 * 320]
     for sound, decoded in zip(got, whole, strict=True):
@@ -49,20 +50,27 @@ class Hops(Codec):
 @pytest.mark.parametrize(("rate", "hop"), [(16_000, 320), (24_000, 320), (44_100, 512)])  # 50, 75 and 86.13 Hz
 def test_a_sound_ends_with_its_last_step_for_any_number_of_steps(rate, hop):
     steps = torch.arange(1, 3001)
-    sounds = sounds_of(Hops(rate, hop), torch.zeros(1, 1, 1, dtype=torch.int64).expand(3000, 1, 3000), steps)
+    sounds = decode_sounds(Hops(rate, hop), torch.zeros(1, 1, 1, dtype=torch.int64).expand(3000, 1, 3000), steps)
     assert [len(sound) for sound in sounds] == [hop * count for count in range(1, 3001)]
 
 
 def test_a_judge_hears_each_sound_as_if_alone(codes):
     judge, codec = load_judge("tiny"), load_codec("tiny")
     for lengths in ([40, 40, 40], [40, 12, 25]):
-        sounds = sounds_of(codec, codes, torch.tensor(lengths))
-        together = listen(judge, sounds, RATE)
+        sounds = decode_sounds(codec, codes, torch.tensor(lengths))
+        together = judge_sounds(judge, sounds, RATE)
         alone = [judge(sound[None, None], RATE) for sound in sounds]
         assert together.rows.tolist() == [1, 1, 1]
         torch.testing.assert_close(together.embedding, torch.cat([heard.embedding[:, 0] for heard in alone]))
         torch.testing.assert_close(together.logits, torch.cat([heard.logits for heard in alone]))
         torch.testing.assert_close(together.probabilities, together.logits.softmax(1))
+
+
+def test_sounds_at_another_rate_are_resampled_to_the_judges():
+    judge = load_judge("tiny")
+    sound = torch.randn(2 * RATE, generator=torch.Generator().manual_seed(1))
+    expected = judge_sounds(judge, [torch.from_numpy(resample(sound.numpy(), 2 * RATE, RATE))], RATE)
+    assert torch.equal(judge_sounds(judge, [sound], 2 * RATE).logits, expected.logits)
 
 
 def test_classes_are_found_in_the_judges_order():
