@@ -158,7 +158,7 @@ def test_parts_that_other_processes_wrote_again_are_joined(folder, store):
             return super().run(parts, OutFolder.at(out.place), *rest)
 
     vision = load_vision("tiny")
-    cutting = Cutting(0.64, 16_000, 12.5, "all", 0.64, 0.2, -60.0, "keep", vision.preprocessor())
+    cutting = Cutting(0.64, 16_000, 12.5, "all", 0.64, 0.2, -60.0, "keep", vision.resizer)
     engine = Elsewhere(Encoders(load_codec("tiny"), vision, torch.device("cpu")), cutting)
 
     def extract():

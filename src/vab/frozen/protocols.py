@@ -156,19 +156,15 @@ class VisionEncoder(Frozen, ABC):
     preprocessing: str
     """What `preprocess` does to a frame, in words, for the manifest."""
     resizer: Resizer
-    """The first half of `preprocess`: frames (V, H, W, 3) uint8 to pixels (V, 3, h, w) uint8, without the network."""
+    """The first part of `preprocess`, for decoding processes: (V, H, W, 3) uint8 to pixels (V, 3, h, w) uint8."""
 
     @abstractmethod
     def normalise(self, pixels: Tensor) -> Tensor:
-        """The second half of `preprocess`: (M, 3, h, w) uint8 -> float32, on the device of the pixels."""
+        """The second part of `preprocess`: (M, 3, h, w) uint8 -> float32, on the device of the pixels."""
 
     @abstractmethod
     def _encode(self, pixels: Tensor) -> Tensor:
         """(M, 3, h, w) uint8, or normalised float32 -> (M, C) float32; on a CPU in one thread, or as if it were."""
-
-    def preprocessor(self) -> Resizer:
-        """The part of `preprocess` that decoding processes do."""
-        return self.resizer
 
     def preprocess(self, frames: np.ndarray) -> Tensor:
         """Resize and normalise frames for the network.

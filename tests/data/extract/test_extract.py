@@ -419,7 +419,7 @@ class Trap:
 @pytest.mark.parametrize("dies", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_file_that_kills_or_hangs_a_worker_is_left_out_alone(tmp_path, dies):
     paths = [video(tmp_path / f"{number}.mp4", 1.0, 400 + 400 * number) for number in range(4)]
-    trap = Trap(load_vision("tiny").preprocessor(), (400 + 400 * 2) // 20, dies)
+    trap = Trap(load_vision("tiny").resizer, (400 + 400 * 2) // 20, dies)
     cutting = Cutting(1.0, RATE, 4.0, "all", 1.0, 0.5, -60.0, "keep", trap)
     pool = DecodingPool(cutting, num_workers=2, timeout=60.0 if dies else 1.0)
     items = list(pool.run(Job(number, path) for number, path in enumerate(paths)))

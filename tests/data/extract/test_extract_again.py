@@ -288,7 +288,7 @@ def test_the_report_of_a_run_without_a_record_does_not_outlive_it(media, tmp_pat
 def cutting(**changes):
     vision = load_vision("tiny")
     values = {"still_pictures": "keep"} | changes
-    return Cutting(0.64, 16_000, 12.5, "all", 0.64, 0.2, -60.0, preprocess=vision.preprocessor(), **values)
+    return Cutting(0.64, 16_000, 12.5, "all", 0.64, 0.2, -60.0, preprocess=vision.resizer, **values)
 
 
 def test_a_long_file_whose_sound_no_decoder_knows_is_left_out_alone(tmp_path):
@@ -613,15 +613,15 @@ def test_an_exception_that_nobody_foresaw_is_the_entry_of_its_file(tmp_path, num
         rules = Cutting(1.0, 16_000, 4.0, "all", 1.0, 0.5, -60.0, "keep", preprocess)
         return extract_sources(find_sources(media), out, encoders, rules, Settings(num_workers, 2, 60.0))
 
-    report = run(Stumbling(vision.preprocessor(), 120))
+    report = run(Stumbling(vision.resizer, 120))
     assert (report.kept, report.reasons, report.exit_status) == (2, {"error": 1}, 0)
     (entry,) = json.loads((out / "report.json").read_text())["left_out"]
     assert (entry["source"], entry["reason"]) == ("1.mp4", "error")
     assert entry["detail"].startswith("ZeroDivisionError: a bug of ours (test_extract_again.py, line ")
     assert entry["traceback"].startswith("Traceback (most recent call last):")
     assert "ZeroDivisionError: a bug" in entry["traceback"]
-    assert run(Stumbling(vision.preprocessor(), 120)).already_finished
-    assert (run(vision.preprocessor()).kept, verify(out)) == (3, [])  # once it is mended
+    assert run(Stumbling(vision.resizer, 120)).already_finished
+    assert (run(vision.resizer).kept, verify(out)) == (3, [])  # once it is mended
 
 
 # ---- starts ----

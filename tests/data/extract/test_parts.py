@@ -68,7 +68,7 @@ def run(
 ):
     vision = load_vision("tiny")
     encoders = kind(load_codec("tiny"), vision, torch.device("cpu"))
-    cutting = Cutting(0.64, 16_000, 12.5, "all", 0.64, 0.2, -60.0, "keep", vision.preprocessor())
+    cutting = Cutting(0.64, 16_000, 12.5, "all", 0.64, 0.2, -60.0, "keep", vision.resizer)
     settings = Settings(0, 1, 60.0, inputs_per_part, **settings)
     engine = Telling(before, encoders, cutting)
     return extract_parts(find_sources(listed), OutFolder(out), engine, settings, watch=watch, share=share)

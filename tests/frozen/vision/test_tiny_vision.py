@@ -58,7 +58,7 @@ def test_a_frame_of_the_right_size_is_only_scaled(vision):
 
 
 def test_the_preprocessor_travels_without_the_network(vision):
-    pickled = pickle.dumps(vision.preprocessor())
+    pickled = pickle.dumps(vision.resizer)
     assert len(pickled) < 1000
     pixels = pickle.loads(pickled)(wide_frame())
     assert pixels.dtype == np.uint8

@@ -112,7 +112,7 @@ class Recipe:
         where = device_named(device)
         codec = load_codec(self.codec, where, self.codec_weights)
         encoders = Encoders(codec, load_vision(self.vision, where, self.vision_weights), where)
-        preprocess = encoders.vision.preprocessor()
+        preprocess = encoders.vision.resizer
         return encoders, Cutting(sample_rate=codec.sample_rate, preprocess=preprocess, **self.rules)
 
 
