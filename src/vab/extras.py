@@ -23,13 +23,9 @@ def requirements(extra: str = "") -> list[Requirement]:
     Raises:
         PackageNotFoundError: If vab is not installed.
     """
-    found = []
-    for requirement in map(Requirement, metadata.requires("vab") or ()):
-        marker = requirement.marker
-        is_optional = "extra" in str(marker or "")
-        if is_optional == bool(extra) and (marker is None or marker.evaluate({"extra": extra})):
-            found.append(requirement)
-    return found
+    every = [Requirement(text) for text in metadata.requires("vab") or ()]
+    here = [one for one in every if one.marker is None or one.marker.evaluate({"extra": extra})]
+    return [one for one in here if bool(extra) == ("extra" in str(one.marker or ""))]
 
 
 def version_of(package: str) -> str | None:
