@@ -52,9 +52,7 @@ class EnCodec(Codec):
         with refusing(problem, "; fetch it again, or take another file"):
             network = build(architecture)
         _fill(network, state, path)
-        self.encoder: Any = network["encoder"]
-        self.decoder: Any = network["decoder"]
-        self.quantizer: Any = network["quantizer"]
+        self.encoder, self.decoder, self.quantizer = network["encoder"], network["decoder"], network["quantizer"]
         self.name, self.weight_hash = name, sha256_of(path)
         self.sample_rate, self.codebook_size = architecture.sample_rate, architecture.codebook_size
         self.num_codebooks = BANDWIDTHS.get(name.partition(":")[2], architecture.num_codebooks)
@@ -125,8 +123,8 @@ def package_modules() -> tuple[Any, Any, Any]:
     return SEANetEncoder, SEANetDecoder, ResidualVectorQuantizer
 
 
-def build(architecture: Architecture) -> nn.ModuleDict:
-    """Encoder, decoder and quantizer with random weights, as the package encodec defines them.
+def build(architecture: Architecture) -> Any:
+    """``nn.ModuleDict`` of encoder, decoder and quantizer with random weights, as the package encodec defines them.
 
     Raises:
         UserError: If the package is not installed, or does not import.
