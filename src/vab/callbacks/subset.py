@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,6 @@ from vab.frozen import device_named
 from vab.frozen.batches import JudgeOutputs, decode_sounds, judge_sounds
 from vab.frozen.codec import load_codec
 from vab.frozen.judges import load_judge
-from vab.frozen.protocols import Judge
 from vab.metrics.recall import CUTS
 from vab.metrics.synchrony import Synchrony, find_onsets
 from vab.spec import Batch, UserError
@@ -151,7 +149,8 @@ class SharedSubset:
     def analyse(self, codes: Tensor, batch: Batch) -> Sounds:
         """Decode codes (B, K, T) int64 of B records, find onsets, and run the judges."""
         sounds, rate = self.decode(codes, batch), self.codec.sample_rate
-        outputs = [_listen(metrics.judge, sounds, rate) for metrics in self.judges]
+        judges = [metrics.judge for metrics in self.judges]
+        outputs = [judge_sounds(judge, sounds, rate) if sounds else empty_outputs(judge) for judge in judges]
         return Sounds(batch.index, [find_onsets(sound, rate) for sound in sounds], outputs, sounds[:KEPT])
 
     def decode(self, codes: Tensor, batch: Batch) -> list[Tensor]:
@@ -165,10 +164,3 @@ class SharedSubset:
             name: value[batch.valid] for name, value in vars(batch).items() if isinstance(value, Tensor)
         }
         return replace(batch, **kept)
-
-
-def _listen(judge: Judge, sounds: Sequence[Tensor], rate: int) -> JudgeOutputs:
-    """`judge_sounds` at the judge's sample rate, to any number of sounds."""
-    if not sounds:
-        return empty_outputs(judge)
-    return judge_sounds(judge, sounds, rate)
