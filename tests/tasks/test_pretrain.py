@@ -105,6 +105,21 @@ def test_hyper_parameters_are_all_the_arguments(kind):
     assert task.hparams["backbone"]["init_args"]["num_joint_layers"] == 1  # as it was given
 
 
+class WithMargin(PretrainTask):
+    """A task of a user, which names the argument that it adds."""
+
+    def __init__(self, *args, margin=0.5, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.remember(margin=margin)
+
+
+def test_a_subclass_adds_its_own_hyper_parameters_by_name():
+    task = WithMargin(small_backbone(), seed=3, margin=0.25)
+    assert {*inspect.signature(PretrainTask).parameters} | {"_class_path", "margin"} == {*task.hparams}
+    assert (task.hparams["seed"], task.hparams["margin"]) == (3, 0.25)
+    assert task.hparams["_class_path"].endswith(".WithMargin")
+
+
 def test_hyper_parameters_are_json_and_rebuild_the_task(task):
     settings = json.loads(json.dumps(dict(task.hparams)))
     again = PretrainTask(**{name: value for name, value in settings.items() if not name.startswith("_")})

@@ -106,16 +106,18 @@ class BaseTask(Resumable):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.global_step + 1) % every == 0
 
-    def remember(self, arguments: Mapping[str, Any]) -> None:
+    def remember(self, arguments: Mapping[str, Any] | None = None, /, **named: Any) -> None:
         """Store the arguments of a task as hyper-parameters, in JSON.
 
         Args:
             arguments: ``locals()`` of ``__init__``, before it has variables of its own.
+            **named: Arguments one by one, for a task that adds some to those of its base class.
 
         Raises:
             UserError: If an argument has no form in JSON.
         """
-        given = {name: described_as(value) for name, value in arguments.items() if name not in ("self", "__class__")}
+        pairs = {**(arguments or {}), **named}.items()
+        given = {name: described_as(value) for name, value in pairs if name not in ("self", "__class__")}
         self.save_hyperparameters(given, logger=False)
         self.hparams.setdefault("_class_path", f"{type(self).__module__}.{type(self).__name__}")
         try:
