@@ -293,6 +293,11 @@ def test_what_was_renamed_names_its_new_name(old, new, capsys):
         assert new.startswith("python -m") or new.split()[1] in COMMANDS
 
 
+def test_a_value_may_be_called_as_a_former_command(capsys):
+    assert complaint(capsys, "compare", "recall", "lists").startswith("error: recall cannot be read")
+    assert complaint(capsys, "doctor", "--out", "lists") == "error: --out must end in .json, got lists"
+
+
 def _grammar(first: str, names: list[str] | None = None, either: str | list[str] = "x", switch: bool = False) -> None:
     """Flags of every kind.
 

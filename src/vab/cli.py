@@ -178,7 +178,8 @@ def import_plugins(arguments: list[str]) -> list[str]:
 
 def refuse_former_names(arguments: list[str]) -> None:
     """Name what replaces a command or a flag of an earlier release; exit status 2."""
-    for old in (arguments[0], " ".join(arguments[:2]), *(argument.partition("=")[0] for argument in arguments[1:])):
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    for old in (arguments[0], " ".join(arguments[:2]), *flags):  # a folder may be called lists
         if old in RENAMED:
             fail(f"{old if old.startswith('-') else f'vab {old}'} is now {RENAMED[old]}")
 
