@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -442,6 +443,24 @@ def test_an_error_while_reading_ahead_reaches_the_caller_and_leaving_stops_the_t
     with prefetch(slow, range(9)) as pieces:
         assert next(pieces) == 0
     assert ended.is_set()
+
+
+def test_a_call_that_does_not_end_is_abandoned_when_the_work_is_stopped():
+    release, stuck = threading.Event(), threading.Event()
+
+    def read(number, stopped):  # in one long call of a library
+        if number == 1:
+            stuck.set()
+            release.wait(60)
+        return number
+
+    begin = time.monotonic()
+    with suppress(KeyboardInterrupt), prefetch(read, range(3), patience=0.1) as pieces:
+        assert next(pieces) == 0
+        assert stuck.wait(5)
+        raise KeyboardInterrupt
+    assert time.monotonic() - begin < 10
+    release.set()
 
 
 # ---- the command ----

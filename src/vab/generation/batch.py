@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -146,27 +146,50 @@ def generate_many(
 
 
 @contextmanager
-def prefetch(function: Callable[[T, threading.Event], R], items: Sequence[T]) -> Iterator[Iterator[R]]:
+def prefetch(
+    function: Callable[[T, threading.Event], R], items: Sequence[T], patience: float = 5.0
+) -> Iterator[Iterator[R]]:
     """The results of a function for each item; the next one is computed in a thread while the caller uses the last.
 
-    On leaving the context, the event that the function gets is set, and the call in progress is waited for.
+    On leaving the context, the event that the function gets is set.
+
+    Args:
+        function: Gets an item and the event.
+        items: In order.
+        patience: s. A call that has not ended so long after the event is abandoned; it ends with the process.
     """
     stopped = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
+    threads: list[threading.Thread] = []
 
-        def results() -> Iterator[R]:
-            coming: Future[R] | None = None
-            for item in items:
-                last, coming = coming, pool.submit(function, item, stopped)
-                if last is not None:
-                    yield last.result()
-            if coming is not None:
-                yield coming.result()
+    def start(item: T) -> Future[R]:
+        future: Future[R] = Future()
 
-        try:
-            yield results()
-        finally:
-            stopped.set()
+        def run() -> None:
+            try:
+                future.set_result(function(item, stopped))
+            except BaseException as error:  # raised by the caller
+                future.set_exception(error)
+
+        # No thread of a pool: Python waits for those when it exits, also for a file that takes minutes to read.
+        threads[:] = [threading.Thread(target=run, daemon=True)]
+        threads[0].start()
+        return future
+
+    def results() -> Iterator[R]:
+        coming = [start(item) for item in items[:1]]
+        for item in items[1:]:
+            result = coming.pop().result()
+            coming.append(start(item))
+            yield result
+        for last in coming:
+            yield last.result()
+
+    try:
+        yield results()
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join(patience)
 
 
 class _StoppedError(Exception):
