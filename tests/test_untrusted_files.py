@@ -294,7 +294,7 @@ def test_an_index_or_array_that_holds_pickles_is_refused(tmp_path, capsys):
     (folder / MANIFEST).write_text(json.dumps(manifest))
     assert "index" in refused(capsys, "shards", "info", folder)
     np.savez(tmp_path / "e.npz", embeddings=content)
-    assert "e.npz" in refused(capsys, "recall", "--audio", tmp_path / "e.npz", "--video", tmp_path / "e.npz")
+    assert "e.npz" in refused(capsys, "retrieve", "--audio", tmp_path / "e.npz", "--video", tmp_path / "e.npz")
     (tmp_path / "codes").mkdir()
     np.save(tmp_path / "codes" / "a.npy", content, allow_pickle=True)
     (tmp_path / "codes" / "b.npy").write_bytes(pickle.dumps(Payload(tmp_path / WRITTEN)))
