@@ -219,7 +219,7 @@ def _read_rows(folder: ResumableFolder) -> list[Row]:
         try:
             own = {name: cells.pop(name) for name in ("name", *_FIELDS, "total_steps")}
             values = {name: own[name] if name in _WORDS else json.loads(own[name]) for name in _FIELDS}
-            setting = Setting(own["name"], sampler_from(values, where=str(folder.table_file)))
+            setting = Setting(own["name"], sampler_from(values))
             rows.append(Row(setting, {column: float(value) for column, value in cells.items()}))
         except (KeyError, ValueError) as error:
             raise folder.not_readable(folder.table_file) from error
