@@ -23,9 +23,10 @@ from vab.cli import main
 from vab.data.media.write import write_video
 from vab.files import lock_folder
 from vab.generation import resumable
-from vab.generation.batch import generate_many, prefetch
+from vab.generation.batch import generate_many
 from vab.generation.generator import Generator
 from vab.generation.outputs import many_jobs, write_sound
+from vab.generation.prefetch import prefetch
 from vab.generation.recipe import Recipe
 from vab.generation.request import Request
 from vab.generation.resumable import Journal

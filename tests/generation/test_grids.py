@@ -54,6 +54,10 @@ def test_a_pool_is_another_setting_than_a_list_and_a_number_is_the_same_however_
     assert len(grid("top_k: [null, 256]\n")) == 2
 
 
+def test_an_entry_without_changes_is_the_checkpoints_own_sampler(grid):
+    assert [setting.sampler for setting in grid("- {}\n- {order: [halton]}")] == [BASE, replace(BASE, order="halton")]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

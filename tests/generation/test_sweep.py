@@ -170,7 +170,7 @@ def test_figures_of_something_else_are_refused(place, tmp_path, changes, name):
     run(place, tmp_path / "out", grid=quick)
     if "checkpoint" in changes:
         changes = {"checkpoint": str(place / changes["checkpoint"])}
-    with pytest.raises(UserError, match=f"was begun with other settings.*{name}: .*give another folder"):
+    with pytest.raises(UserError, match=f"was begun with other settings.*{name}: .*give another --out"):
         run(place, tmp_path / "out", grid=quick, **changes)
 
 
@@ -193,7 +193,7 @@ def test_a_folder_of_another_version_and_a_second_sweep_are_refused(place, tmp_p
     with lock_folder(out, "vab sweep"), pytest.raises(UserError, match="another vab sweep is writing"):
         run(place, out, grid=quick)
     (out / "sweep.json").write_text('{"vab": "0.1", "records": 6}')
-    with pytest.raises(UserError, match=r"sweep\.json is damaged, or of another version of vab: give another folder"):
+    with pytest.raises(UserError, match=r"sweep\.json is damaged, or of another version of vab: give another --out"):
         run(place, out, grid=quick)
 
 

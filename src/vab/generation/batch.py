@@ -13,12 +13,11 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vab import __version__
 from vab.console import ProgressBar
@@ -26,6 +25,7 @@ from vab.data.media.segments import MediaError
 from vab.data.shards.format import library_versions
 from vab.files import lock_folder, sha256_of
 from vab.generation.outputs import Job
+from vab.generation.prefetch import prefetch
 from vab.generation.recipe import Recipe
 from vab.generation.request import Prepared, Request
 from vab.generation.resumable import Journal, Row
@@ -39,9 +39,6 @@ from vab.tokens.sampler import Sampler
 _LISTED_ERRORS = 20
 """Failed inputs that the last message names; the table has all."""
 _HEALTH = ("peak", "rms_db", "silence", "longest_repeat_seconds")
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -143,53 +140,6 @@ def generate_many(
             lines.append(f"and {len(failed) - _LISTED_ERRORS} more: see {folder.table_file}")
         raise UserError(f"{len(failed)} of {len(report.rows)} videos gave no sound:\n" + "\n".join(lines))
     return report
-
-
-@contextmanager
-def prefetch(
-    function: Callable[[T, threading.Event], R], items: Sequence[T], patience: float = 5.0
-) -> Iterator[Iterator[R]]:
-    """The results of a function for each item; the next one is computed in a thread while the caller uses the last.
-
-    On leaving the context, the event that the function gets is set.
-
-    Args:
-        function: Gets an item and the event.
-        items: In order.
-        patience: s. A call that has not ended so long after the event is abandoned; it ends with the process.
-    """
-    stopped = threading.Event()
-    threads: list[threading.Thread] = []
-
-    def start(item: T) -> Future[R]:
-        future: Future[R] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(function(item, stopped))
-            except BaseException as error:  # raised by the caller
-                future.set_exception(error)
-
-        # No thread of a pool: Python waits for those when it exits, also for a file that takes minutes to read.
-        threads[:] = [threading.Thread(target=run, daemon=True)]
-        threads[0].start()
-        return future
-
-    def results() -> Iterator[R]:
-        coming = [start(item) for item in items[:1]]
-        for item in items[1:]:
-            result = coming.pop().result()
-            coming.append(start(item))
-            yield result
-        for last in coming:
-            yield last.result()
-
-    try:
-        yield results()
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join(patience)
 
 
 class _StoppedError(Exception):

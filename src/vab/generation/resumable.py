@@ -36,7 +36,7 @@ class ResumableFolder:
         remedy: What to type if the folder cannot be resumed, for messages.
     """
 
-    def __init__(self, folder: Path, name: str, remedy: str = "give another folder") -> None:
+    def __init__(self, folder: Path, name: str, remedy: str = "give another --out") -> None:
         self.folder, self._remedy = folder, remedy
         self.settings_file, self.table_file = folder / f"{name}.json", folder / f"{name}.csv"
         self._prefix = f".{name}."

@@ -59,8 +59,9 @@ class Setting:
 def read_grid(file: str | Path, base: Sampler, num_levels: int) -> list[Setting]:
     """Read a grid file: names of a sampler's fields, each with a list of values, in every combination.
 
-    A single value stands for a list of one. The file may also be a list of such tables, whose settings are joined; a
-    ``name`` in a table labels its settings. Duplicate settings are kept once, under their first name::
+    A single value stands for a list of one. The file may also be a list of such tables, whose settings are joined. An
+    entry ``{}`` is the base, and a ``name`` in a table labels its settings. Duplicate settings are kept once, under
+    their first name::
 
         - name: confidence
           decode_steps: [8, 16, [13, 1, 1, 1]]
@@ -81,7 +82,7 @@ def read_grid(file: str | Path, base: Sampler, num_levels: int) -> list[Setting]
     settings: list[Setting] = []
     for number, table in enumerate(content if isinstance(content, list) else [content], start=1):
         where = f"{file}, entry {number}" if isinstance(content, list) else str(file)
-        if not isinstance(table, dict) or not table:
+        if not isinstance(table, dict) or not (table or isinstance(content, list)):  # an entry may be {}: no change
             raise UserError(f"{where}: must hold lines such as 'decode_steps: [8, 16]', got {table!r:.60}")
         name = table.pop("name", "")
         if not isinstance(name, str):

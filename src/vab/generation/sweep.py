@@ -177,7 +177,9 @@ def run_sweep(
         "batch_size": subset.batch_size,
     }
     column = f"{metric}_{judge.name}" if metric in ("kld", "fad") else metric
-    no_labels = UserError(f"{data.folder} has no labels that judge {judge.name} knows: sort by another --metric")
+    no_labels = UserError(
+        f"{data.folder} has no labels that judge {judge.name} knows: sort by another --metric, such as kld"
+    )
     folder = ResumableFolder(out, "sweep")
     with lock_folder(out, "vab sweep"):
         folder.check(identity)

@@ -30,7 +30,7 @@ COLUMNS = (
     "warnings",  # in words, joined by ;
     "error",  # why there is no output
 )
-_OVERWRITE = "give another folder, or --overwrite to make all sounds again"
+_OVERWRITE = "give another --out, or --overwrite to make all sounds again"
 
 
 class GenerationFolder(ResumableFolder):
