@@ -214,12 +214,12 @@ def test_retrieve_finds_files_of_any_name_and_links_them(videos, tmp_path, capsy
     assert json.dumps(NOT_UTF8)[1:-1] in out.read_text()
 
 
-def test_recall_takes_keys_of_any_bytes(tmp_path, capsys):
+def test_retrieve_takes_keys_of_any_bytes(tmp_path, capsys):
     keys = np.array([NOT_UTF8, "b", "\ud800"], dtype=str)
     for name in ("a", "v"):
         np.savez(tmp_path / f"{name}.npz", embeddings=np.eye(3, dtype=np.float32), keys=keys)
     arguments = ["--audio", tmp_path / "a.npz", "--video", tmp_path / "v.npz", "--out", tmp_path / "r.json"]
-    assert run("recall", *arguments) == 0
+    assert run("retrieve", *arguments) == 0
     assert "R@1" in capsys.readouterr().out
 
 
