@@ -49,7 +49,8 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x))
         if rotary is not None:
             qkv = rotate_queries_and_keys(qkv, rotary, self.num_heads)
-        q, k, v = rearrange(qkv, "B P (three H d) -> three B H P d", three=3, H=self.num_heads)
+        # Not one rearrange to "three B H P d": its gradient would have another layout than qkv and be copied.
+        q, k, v = (part.transpose(1, 2) for part in _split_heads(qkv, self.num_heads).unbind(2))  # (B, H, P, D / H)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out(rearrange(attended, "B H P d -> B P (H d)"))
 
