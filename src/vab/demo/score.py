@@ -72,15 +72,7 @@ def score(
     has two metrics: what is heard (agreement), and when (F1 of its onsets against the true events). All metrics are
     also written to ``score.json`` in the checkpoint's folder.
 
-    Args:
-        checkpoint: A .ckpt file, or a run's folder.
-        data: Folder of shards with labels that the judge knows.
-        videos: Folder of the demo world that the shards were made from, with its events.json; by default the folder
-            "videos" beside the folder of the shards (data/demo/videos for data/demo/shards/val), if it is there.
-        num_generated: Records, from the start of the set, for which sound is generated; all if there are fewer.
-        batch_size: Records per batch.
-        seed: Seed of the decoding.
-        device: auto, cpu, cuda, ...
+    The arguments are the flags of ``vab demo score``.
     """
     usual = Path(data).parent.parent / "videos"
     if videos is None and (usual / EVENTS).is_file():

@@ -1,4 +1,4 @@
-"""``vab demo report``."""
+"""Measure the runs of the demo world and make one page of them: ``vab demo report``."""
 
 from __future__ import annotations
 
@@ -45,18 +45,7 @@ def report(
 
     The page needs no network and no other file. All metrics are also written to a .json file of the same name.
 
-    Args:
-        data: Folder of shards that no run was trained on.
-        videos: Folder of the videos that the shards were made from.
-        out: The .html file to write.
-        pretrain: The pretraining run: its folder, or a .ckpt file.
-        align: The alignment run.
-        classify: The classification runs, one for each kind of input; runs/demo_classify if not given.
-        num_generated: How many segments to generate sound for.
-        batch_size: Segments per batch.
-        seed: Seed of the decoding.
-        device: auto, cpu, cuda, ...
-        overwrite: Replace files that exist.
+    The arguments are the flags of ``vab demo report``.
 
     Raises:
         UserError: If a run is of another task or of other data, or a video does not exist.
