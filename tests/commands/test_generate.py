@@ -312,6 +312,9 @@ def test_shards_are_verified_shown_and_their_damage_is_named(tmp_path, capsys):
         main(["shards", "verify", str(folder)])
     assert stop.value.code == 2
     assert tar.name in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["shards", "verify", str(tmp_path / "nowhere")])
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'nowhere'}: 1 problem\n")
 
 
 def test_another_file_under_an_old_name_is_made_anew(vab, tmp_path):

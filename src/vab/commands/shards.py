@@ -27,7 +27,8 @@ def verify_shards(folder: str) -> None:
 
     problems = verify(folder)
     if problems:
-        raise UserError(f"{folder}: {len(problems)} problems\n" + "\n".join(problems))
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError("\n".join([f"{folder}: {count}", *problems]))
     print(f"{folder}: {len(ShardDataset(folder))} records, all as the manifest says")
 
 
