@@ -80,7 +80,7 @@ class LocalCopy(NamedTuple):
     """Keeps it from being deleted while this exists; None for a folder that is the user's own."""
 
 
-class FileFacts(NamedTuple):
+class ListedFile(NamedTuple):
     """What a manifest says of a file."""
 
     size: int
@@ -152,7 +152,7 @@ def _copy_of(remote: Remote, text: bytes, cache: Cache) -> LocalCopy:
         if not copy.is_complete():
             with Lock(copy.folder.with_name(f"{copy.folder.name}.fetching")):
                 if not copy.is_complete():  # else another process has fetched it meanwhile
-                    needed = sum(facts.size for facts in files.values()) + len(text)
+                    needed = sum(listed.size for listed in files.values()) + len(text)
                     _make_room(copy, needed, cache.gb, remote.shown)
                     _fetch_all(remote, files, copy)
                     write_atomically(copy.folder / MANIFEST, text)
@@ -186,7 +186,7 @@ def _name(remote: Remote) -> str:
     return f"{words or 'data'}-{hashlib.sha256(remote.shown.encode()).hexdigest()[:10]}"
 
 
-def files_of(manifest: Mapping[str, Any], shown: str) -> dict[str, FileFacts]:
+def files_of(manifest: Mapping[str, Any], shown: str) -> dict[str, ListedFile]:
     """The files that a manifest lists, small ones first. Nothing else is fetched.
 
     Args:
@@ -197,7 +197,7 @@ def files_of(manifest: Mapping[str, Any], shown: str) -> dict[str, FileFacts]:
         UserError: If a name could lead out of the data set's folder or hide in it, or is there twice, or if size or
             hash of a file is missing.
     """
-    listed: dict[str, FileFacts] = {}
+    listed: dict[str, ListedFile] = {}
     try:
         entries = [*manifest["files"].items(), *((shard["name"], shard) for shard in manifest["shards"])]
         for name, entry in entries:
@@ -210,7 +210,7 @@ def files_of(manifest: Mapping[str, Any], shown: str) -> dict[str, FileFacts]:
                 raise UserError(f"{shown}: its {MANIFEST} lists {name}, a name that is taken")
             if type(size) is not int or size < 0 or not re.fullmatch(r"[0-9a-f]{64}", sha256):
                 raise UserError(f"{shown}: its {MANIFEST} says {size!r} bytes and SHA-256 {sha256!r} of {name}")
-            listed[name] = FileFacts(size, sha256)
+            listed[name] = ListedFile(size, sha256)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{shown}: its {MANIFEST} does not list files with bytes and sha256: {error!r}") from error
     if missing := [name for name in SIDE_FILES if name not in listed]:
@@ -225,7 +225,9 @@ _ADVICE = {
 }
 
 
-def _fetch(remote: Remote, name: str, facts: FileFacts, folder: Path, moved: Callable[[int], None], stop: Stop) -> None:
+def _fetch(
+    remote: Remote, name: str, listed: ListedFile, folder: Path, moved: Callable[[int], None], stop: Stop
+) -> None:
     """Fetch a file into a folder; it gets its name once it is complete and has the hash of the manifest.
 
     What an earlier try left of it is resumed.
@@ -233,7 +235,7 @@ def _fetch(remote: Remote, name: str, facts: FileFacts, folder: Path, moved: Cal
     Args:
         remote: The data set.
         name: Of the file, checked by the caller.
-        facts: What it must be.
+        listed: What it must be.
         folder: Where to.
         moved: Called with bytes that are done; with a negative number where they must be done again.
         stop: Once set, the rest is not fetched.
@@ -245,42 +247,42 @@ def _fetch(remote: Remote, name: str, facts: FileFacts, folder: Path, moved: Cal
     part = folder / (name + _PART_SUFFIX)
     for _ in range(_HASH_TRIES):
         try:
-            remote.fetch(name, facts.size, part, moved, stop)
+            remote.fetch(name, listed.size, part, moved, stop)
         except AddressError as error:
             raise UserError(f"{remote.shown}/{name} {error}: {_ADVICE[error.reason]}") from error
         found = sha256_of(part)
         with stop.unless_set():
-            if found == facts.sha256:
+            if found == listed.sha256:
                 part.replace(folder / name)
                 return sync_folder(folder)
             part.unlink()
-        moved(-facts.size)
+        moved(-listed.size)
     raise UserError(
-        f"{remote.shown}/{name} has SHA-256 {found}, its manifest says {facts.sha256} ({_HASH_TRIES} tries): "
+        f"{remote.shown}/{name} has SHA-256 {found}, its manifest says {listed.sha256} ({_HASH_TRIES} tries): "
         "the file there is damaged or another one; upload the data set again"
     )
 
 
-def _fetch_all(remote: Remote, files: Mapping[str, FileFacts], copy: _Copy) -> None:
+def _fetch_all(remote: Remote, files: Mapping[str, ListedFile], copy: _Copy) -> None:
     """Fetch all files; those that are there are kept if they are what the manifest says."""
-    total, stop = sum(facts.size for facts in files.values()), Stop()
+    total, stop = sum(listed.size for listed in files.values()), Stop()
     todo, done = deque(files.items()), SimpleQueue[BaseException | None]()
     with ProgressBar(f"fetching {remote.shown}", total, "bytes") as bar:
 
         def work() -> None:
             while todo:
                 try:
-                    name, facts = todo.popleft()
+                    name, listed = todo.popleft()
                 except IndexError:  # another thread was faster
                     return
                 try:
                     path = copy.folder / name
-                    if path.is_file() and path.stat().st_size == facts.size and sha256_of(path) == facts.sha256:
-                        bar.advance(facts.size)
+                    if path.is_file() and path.stat().st_size == listed.size and sha256_of(path) == listed.sha256:
+                        bar.advance(listed.size)
                     else:
                         with stop.unless_set():
                             path.unlink(missing_ok=True)
-                        _fetch(remote, name, facts, copy.folder, bar.advance, stop)
+                        _fetch(remote, name, listed, copy.folder, bar.advance, stop)
                     done.put(None)
                 except BaseException as error:
                     done.put(error)

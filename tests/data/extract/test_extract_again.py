@@ -204,7 +204,7 @@ def test_a_file_of_another_time_in_a_finished_shard_is_named_and_changes_nothing
     os.utime(media / "0.mp4", ns=(0, newer))
     report = extract(str(media), str(out), inputs_per_part=1, **SETTINGS)
     assert report.touched == ["0.mp4"]
-    assert "1 inputs were written anew since their records were made (0.mp4)" in str(report)
+    assert "1 inputs were written again since their records were made (0.mp4)" in str(report)
     assert (out / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
     os.utime(media / "0.mp4", ns=(0, 10**18))  # only files that are newer than their part are known to have changed
     assert extract(str(media), str(out), inputs_per_part=1, **SETTINGS).touched == []

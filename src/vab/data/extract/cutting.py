@@ -148,14 +148,14 @@ class Cutting:
 
     def _segment(self, start: float, got: MediaSegment) -> Segment | LeftOut:
         """Apply the rules to a segment."""
-        needed, heard = min(self.min_seconds, self.segment_seconds), got.valid_samples / self.sample_rate
+        needed, sound_seconds = min(self.min_seconds, self.segment_seconds), got.valid_samples / self.sample_rate
         if self.short_first and start == 0:
             needed = GRACE + 1 / self.sample_rate  # some sound and some picture
         has_sound, has_video = len(got.waveform) > 0, len(got.frames) > 0
-        seen = (got.valid_frames + 0.5) / self.video_fps if has_video else heard
-        if min(heard if has_sound else seen, seen) < needed - GRACE:
+        frame_seconds = (got.valid_frames + 0.5) / self.video_fps if has_video else sound_seconds
+        if min(sound_seconds if has_sound else frame_seconds, frame_seconds) < needed - GRACE:
             frames = f", {got.valid_frames} frames" if has_video else ""
-            return LeftOut(start, "too_short", f"has {heard:.2f} s of sound{frames}; {needed:g} s needed")
+            return LeftOut(start, "too_short", f"has {sound_seconds:.2f} s of sound{frames}; {needed:g} s needed")
         loudness = level_db(got.waveform[: got.valid_samples]) if has_sound else 0.0
         if loudness < self.silence_db:
             return LeftOut(start, "silent", f"its sound has {loudness:.1f} dBFS, below {self.silence_db:g}")

@@ -36,7 +36,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Again:
-    """A file begins anew: what came of it before does not count."""
+    """A file starts again: what came of it before does not count."""
 
 
 Item = Segment | LeftOut | Ended | Again

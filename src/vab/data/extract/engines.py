@@ -32,8 +32,8 @@ from vab.frozen.vision import load_vision
 from vab.spec import UserError
 
 
-class Facts(NamedTuple):
-    """What the networks and rules of an extraction are."""
+class MadeWith(NamedTuple):
+    """The networks and rules that the records of an extraction are made with."""
 
     spec: dict[str, Any]
     """``SegmentSpec``, as JSON."""
@@ -45,7 +45,7 @@ class Facts(NamedTuple):
     """Distributions that the networks come from."""
 
     @classmethod
-    def of(cls, encoders: Encoders, cutting: Cutting) -> Facts:
+    def of(cls, encoders: Encoders, cutting: Cutting) -> MadeWith:
         """Those of loaded networks."""
         rules = {
             "segments": cutting.segments,
@@ -70,7 +70,7 @@ class Facts(NamedTuple):
         return {"spec": self.spec, "labels": list(labels), "extraction": rules}
 
 
-def _require_equal(worker: object, found: Facts, first: Facts) -> None:
+def _require_equal(worker: object, found: MadeWith, first: MadeWith) -> None:
     """Refuse a worker whose networks or rules differ from the first one's: their records would be mixed.
 
     Raises:
@@ -125,7 +125,7 @@ class LocalEngine:
     """
 
     def __init__(self, encoders: Encoders, cutting: Cutting) -> None:
-        self.encoders, self.cutting, self.facts = encoders, cutting, Facts.of(encoders, cutting)
+        self.encoders, self.cutting, self.made_with = encoders, cutting, MadeWith.of(encoders, cutting)
 
     def run(self, parts: Iterator[Part], out: OutFolder, head: Mapping[str, Any], settings: Settings) -> Iterator[Done]:
         """Do parts; yields each when it is written."""
@@ -164,7 +164,7 @@ class WorkersEngine:
             for worker in workers:
                 worker.start()
                 self._workers.append(worker)
-            self.facts: Facts = _checked(workers[0].receive())
+            self.made_with: MadeWith = _checked(workers[0].receive())
         except BaseException as error:
             self.close()
             if not isinstance(error, _DiedError):
@@ -207,8 +207,8 @@ class WorkersEngine:
                         idle.send(work)
                         busy.append(idle)
                     continue
-                if isinstance(message, Facts):
-                    _require_equal(worker, message, self.facts)
+                if isinstance(message, MadeWith):
+                    _require_equal(worker, message, self.made_with)
                     worker.send(work)
                 elif isinstance(message, Done):
                     del worker.parts[message.number]
@@ -241,7 +241,7 @@ def _serve(send: Callable[[Any], object], receive: Callable[[], Any], recipe: Re
         torch.set_num_threads(recipe.threads)
     try:
         loaded = recipe.load(device)
-        send(Facts.of(*loaded))
+        send(MadeWith.of(*loaded))
         while True:
             place, head, settings = receive()
             for done in PartsWorker(*loaded, settings, OutFolder.at(place), head).run(iter(next_part, None)):

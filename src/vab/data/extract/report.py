@@ -94,7 +94,7 @@ class ExtractionReport:
             lines.append(f"{files} files ignored, by suffix no media: {', '.join(map(_words, self.ignored))}")
         if self.touched:
             lines.append(
-                f"{len(self.touched)} inputs were written anew since their records were made"
+                f"{len(self.touched)} inputs were written again since their records were made"
                 f" ({self.touched[0]}{', ...' if len(self.touched) > 1 else ''}): their records stay as they are; if"
                 " more than the time has changed, give another folder"
             )

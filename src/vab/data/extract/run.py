@@ -14,7 +14,7 @@ import numpy as np
 from vab.data.extract.cutting import Cutting, check_segments
 from vab.data.extract.decoders import digest_of
 from vab.data.extract.encode import Encoders
-from vab.data.extract.engines import Facts, LocalEngine, WorkersEngine
+from vab.data.extract.engines import LocalEngine, MadeWith, WorkersEngine
 from vab.data.extract.identity import MISSING, Described, describe, file_stats
 from vab.data.extract.parts import Part, Result, Settings, Watch, head_hash, write_part
 from vab.data.extract.report import (
@@ -112,8 +112,8 @@ class _Extraction:
     ) -> None:
         self.sources, self.out, self.engine, self.settings = sources, out, engine, settings
         self.watch, self.share = watch, share
-        self.facts: Facts = engine.facts
-        self.head = self.facts.head(labels or sorted(sources.labels), settings)
+        self.made_with: MadeWith = engine.made_with
+        self.head = self.made_with.head(labels or sorted(sources.labels), settings)
         self.sizes, self.times, self.shares_size = file_stats(sources)
         self.size = settings.inputs_per_part
         self._unread: dict[str, str] = {}  # names of inputs that a finished data set lacks and may get, with reasons
@@ -154,7 +154,7 @@ class _Extraction:
                 " are there; the task that ends last joins them (or the same command without --part)"
             )
             return None
-        now = library_versions(self.facts.packages)
+        now = library_versions(self.made_with.packages)
         then = begun.get("versions") or (now if finished is None else finished["versions"])
         manifest = self._join({"versions": then} | ({} if now == then else {"appended": now}))
         report = replace(report_of(self.out, manifest), ignored=self.sources.ignored, touched=touched)
@@ -183,7 +183,7 @@ class _Extraction:
                 " folder that the files of a CSV are in"
             )
         refuse_foreign_report(self.out)
-        versions = library_versions(self.facts.packages)
+        versions = library_versions(self.made_with.packages)
         begin_folder(self.out, {**self.head, "inputs_per_part": self.size, "versions": versions})
         self.out.remove(REPORT)  # of a run that gave no record
 
@@ -385,7 +385,7 @@ class _Extraction:
             further["duplicates"] = {self.sources[own].name: self.sources[first].name
                                      for own, (first, _) in duplicates.items()}  # fmt: skip
         return tars, publish_data_set(
-            self.out, Contents(head, tables, self.facts.codebooks, left_out, len(self.sources), further)
+            self.out, Contents(head, tables, self.made_with.codebooks, left_out, len(self.sources), further)
         )
 
     def _duplicates(self) -> dict[int, tuple[int, bytes]]:

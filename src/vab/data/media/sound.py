@@ -145,9 +145,9 @@ class SoundTrack(Track):
             own = gathered[max(0, -first) :]  # before 0 there is no sound
             own -= own.mean(dtype=np.float64).astype(np.float32)
         skip = (round(start * rate) - first) * self.sample_rate // rate
-        heard = resample(gathered, rate, self.sample_rate)[skip : skip + valid]
+        resampled = resample(gathered, rate, self.sample_rate)[skip : skip + valid]
         segment.waveform, segment.valid_samples = np.zeros(samples, np.float32), valid
-        segment.waveform[: len(heard)] = heard
+        segment.waveform[: len(resampled)] = resampled
 
     def _set_rate(self, rate: int) -> None:
         self.rate = rate
