@@ -1,8 +1,11 @@
 """Ready arrays to shards: what was extracted, written out in other people's ways, comes back as it was."""
 
+import gc
 import json
 import pickle
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import h5py
@@ -483,6 +486,33 @@ def test_a_damaged_file_is_an_array_or_a_reason(write, tmp_path):
         except ArrayError as error:
             outcomes.add(error.reason)
     assert {np.ndarray, "unreadable"} <= outcomes <= {np.ndarray, "unreadable", "pickled", "no_array"}
+
+
+class Garbage:
+    """Deleting it switches to another thread, wherever the collector runs."""
+
+    def __init__(self):
+        self.cycle = self
+
+    def __del__(self):
+        time.sleep(0)
+
+
+def test_several_threads_read_whenever_they_are_switched(tmp_path):
+    places = write_npy(tmp_path, {"a": some(32, 8)})
+    arrays = Arrays(places["codes"], "codes")
+    expected, threshold = arrays.read("a"), gc.get_threshold()
+
+    def read(_):
+        Garbage()
+        return np.array_equal(arrays.read("a"), expected)
+
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(read, range(4000)))
+    finally:
+        gc.set_threshold(*threshold)
 
 
 def test_which_array_of_a_file_is_wanted_must_be_said(tmp_path):

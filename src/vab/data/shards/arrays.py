@@ -5,7 +5,9 @@ Reading runs no code: pickled arrays are refused, and links from a file to anoth
 
 from __future__ import annotations
 
+import io
 import os
+import threading
 import tokenize
 import zipfile
 import zlib
@@ -37,6 +39,8 @@ _DAMAGE: tuple[type[Exception], ...] = (
     *(zipfile.BadZipFile, zlib.error),
 )
 """What reading a damaged file can raise."""
+_PARSING = threading.Lock()
+"""Held while numpy parses a header as Python's text: Python 3.11 fails if two threads parse at once (gh-106905)."""
 
 
 class ArrayError(Exception):
@@ -138,8 +142,9 @@ class Arrays:
                 raise ArrayError("pickled", _PICKLED)
             if not head.startswith((_NPY_HEAD, _ZIP_HEAD)):
                 raise ArrayError("unreadable", "is not a .npy or .npz file")
-            file.seek(0)
-            loaded = np.load(file, allow_pickle=False)
+            content = io.BytesIO(head + file.read())
+        with _PARSING:
+            loaded = np.load(content, allow_pickle=False)
             value = loaded if isinstance(loaded, np.ndarray) else loaded[self._choose(loaded.files)]
         if not isinstance(value, np.ndarray):
             raise ArrayError("unreadable", "holds something that is no array")
