@@ -112,15 +112,15 @@ def main(argv: list[str] | None = None) -> None:
         fail(f"no command {command!r}{hint}; vab --help lists them")
 
     try:
-        if command == "folds":
-            run_folds(arguments[1:])
-        elif command in TRAINER_COMMANDS:
-            with stopping_at_once():
+        with stopping_at_once():
+            if command == "folds":
+                run_folds(arguments[1:])
+            elif command in TRAINER_COMMANDS:
                 from vab.training.cli import train
 
-            train(arguments)
-        else:
-            run_command(command, arguments[1:])
+                train(arguments)
+            else:
+                run_command(command, arguments[1:])
     except UserError as error:
         fail(str(error))
     except BrokenPipeError:
@@ -195,9 +195,8 @@ def overview() -> str:
 
 def run_folds(arguments: list[str]) -> None:
     """``vab folds``: flags that are not its own are passed to ``vab fit``."""
-    with stopping_at_once():
-        from vab.commands.folds import cross_validate
-        from vab.flags import parse
+    from vab.commands.folds import cross_validate
+    from vab.flags import parse
 
     own: list[str] = []
     others: list[str] = []
@@ -222,11 +221,10 @@ def run_command(name: str, arguments: list[str]) -> None:
         if arguments[0] not in place:
             fail(f"no command {arguments[0]!r} in vab {name}: it has {', '.join(place)}")
         name, place, arguments = f"{name} {arguments[0]}", place[arguments[0]], arguments[1:]
-    module, _, function = place.partition(":")
-    with stopping_at_once():
-        from vab.flags import parse
+    from vab.flags import parse
 
-        component = getattr(importlib.import_module(module), function)
+    module, _, function = place.partition(":")
+    component = getattr(importlib.import_module(module), function)
     values = parse(component, f"vab {name}", arguments)
     if name not in ("extract", "shards merge"):
         refuse_addresses(values)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 from vab import UserError
@@ -37,7 +38,7 @@ def exit_now(status: int) -> NoReturn:
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process at once during imports, when there is nothing to close.
+    """Let Ctrl-C end the process at once while a module is imported; at any other time it raises KeyboardInterrupt.
 
     Some packages swallow a KeyboardInterrupt that is raised while they are imported, and are broken afterwards.
     Nothing changes where Ctrl-C is ignored or has a handler already.
@@ -47,9 +48,14 @@ def stopping_at_once() -> Iterator[None]:
         yield
         return
 
-    def stop(*_: object) -> NoReturn:
-        os.write(2, b"stopped\n")  # print is not safe in a signal handler
-        exit_now(130)
+    def stop(signum: int, frame: FrameType | None) -> None:
+        at = frame
+        while at is not None:
+            if at.f_code.co_filename == "<frozen importlib._bootstrap>":
+                os.write(2, b"stopped\n")  # print is not safe in a signal handler
+                exit_now(130)
+            at = at.f_back
+        signal.default_int_handler(signum, frame)
 
     signal.signal(signal.SIGINT, stop)
     try:

@@ -168,6 +168,8 @@ def ctrl_c_after_import_of(module, *arguments):
         if line.startswith("import time:") and line.rpartition("|")[2].strip() == module:
             process.send_signal(signal.SIGINT)
             break
+    else:
+        pytest.fail(f"{module} was not imported")
     rest = process.stderr.read()
     return process.wait(60), [line for line in rest.splitlines() if not line.startswith("import time:")]
 
@@ -180,7 +182,8 @@ def ctrl_c_after_import_of(module, *arguments):
         pytest.param("lightning.pytorch.cli", ["fit"], marks=pytest.mark.slow),
         pytest.param("numpy.version", ["folds", "--config", "x"], marks=pytest.mark.slow),
         pytest.param("jsonargparse", ["extract"], marks=pytest.mark.slow),
-        pytest.param("torch._C", ["extract"], marks=pytest.mark.slow),
+        pytest.param("torch._C", ["extract", "--media", "x", "--out", "y"], marks=pytest.mark.slow),
+        pytest.param("torch._C", ["classify", "--checkpoint", "x", "--media", "y"], marks=pytest.mark.slow),
     ],
 )
 def test_ctrl_c_while_modules_are_imported_is_one_word(module, arguments):
