@@ -199,7 +199,7 @@ def test_a_million_rows_are_planned_gone_on_with_and_reported_in_seconds(folder,
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["peak_mib"] < 1024
+    assert figures["peak_mib"] < 800
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     # The file lasts 0.64 s, and 0.2 s are needed: it is too short from 0.5, 0.6, ... 0.9 s on.
     assert report["reasons"] == {"missing": 999_990, "too_short": 5}
@@ -215,8 +215,10 @@ if __name__ == "__main__":
     try:
         main(["extract", *sys.argv[1:]])
     finally:
-        # Not getrusage: that begins with the peak of the process that started this one.
-        peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+        # Not getrusage: that begins with the peak of the process that started this one. Pages of files, most of them of
+        # libraries, are the kernel's choice: they differed by 70 MiB between two installations of the same versions.
+        status = dict(re.findall(r"(VmHWM|RssFile):\\s+(\\d+) kB", Path("/proc/self/status").read_text()))
+        peak = (int(status["VmHWM"]) - int(status["RssFile"])) / 1024
         print(json.dumps({"seconds": round(time.time() - begin, 1), "peak_mib": round(peak)}))
 """
 
