@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 from vab import UserError, __version__
-from vab.errors import exit_now, fail, nearest, refuse_addresses, stopping_at_once
+from vab.errors import ctrl_c_ends_imports, exit_now, fail, nearest, refuse_addresses
 
 TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         fail(f"no command {command!r}{hint}; vab --help lists them")
 
     try:
-        with stopping_at_once():
+        with ctrl_c_ends_imports():
             if command == "folds":
                 run_folds(arguments[1:])
             elif command in TRAINER_COMMANDS:

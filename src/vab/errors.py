@@ -37,7 +37,7 @@ def exit_now(status: int) -> NoReturn:
 
 
 @contextmanager
-def stopping_at_once() -> Iterator[None]:
+def ctrl_c_ends_imports() -> Iterator[None]:
     """Let Ctrl-C end the process at once while a module is imported; at any other time it raises KeyboardInterrupt.
 
     Some packages swallow a KeyboardInterrupt that is raised while they are imported, and are broken afterwards.

@@ -19,7 +19,7 @@ from tone_shards import short_spec, write_shards
 from vab.callbacks import EMA, Checkpoints, StopOnSignal, StoppedError
 from vab.callbacks.stopping import folder_of_requeued_job, requeue_folder
 from vab.data.reading.datamodule import ShardDataModule
-from vab.errors import stopping_at_once
+from vab.errors import ctrl_c_ends_imports
 from vab.tasks import PretrainTask
 from vab.training.cli import how_to_resume, is_lost_rank
 from vab.training.run_folder import name_of_run
@@ -198,7 +198,7 @@ def test_ctrl_c_is_as_it_was_after_imports():
     for handler in (signal.default_int_handler, signal.SIG_IGN, own):
         before = signal.signal(signal.SIGINT, handler)
         try:
-            with stopping_at_once():
+            with ctrl_c_ends_imports():
                 assert (signal.getsignal(signal.SIGINT) is handler) == (handler is not signal.default_int_handler)
             assert signal.getsignal(signal.SIGINT) is handler
         finally:

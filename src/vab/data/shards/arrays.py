@@ -142,10 +142,12 @@ class Arrays:
                 raise ArrayError("pickled", _PICKLED)
             if not head.startswith((_NPY_HEAD, _ZIP_HEAD)):
                 raise ArrayError("unreadable", "is not a .npy or .npz file")
-            content = io.BytesIO(head + file.read())
-        with _PARSING:
-            loaded = np.load(content, allow_pickle=False)
-            value = loaded if isinstance(loaded, np.ndarray) else loaded[self._choose(loaded.files)]
+            file.seek(0)
+            # A whole array is read before the lock is taken; of a .npz file only the one that is chosen is read.
+            content = io.BytesIO(file.read()) if head.startswith(_NPY_HEAD) else file
+            with _PARSING:
+                loaded = np.load(content, allow_pickle=False)
+                value = loaded if isinstance(loaded, np.ndarray) else loaded[self._choose(loaded.files)]
         if not isinstance(value, np.ndarray):
             raise ArrayError("unreadable", "holds something that is no array")
         return value
