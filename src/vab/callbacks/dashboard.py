@@ -133,7 +133,7 @@ def hyper_parameters(trainer: Trainer, task: BaseTask) -> dict[str, bool | int |
     }
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, ShardDataModule):
-        kept["data.batch_size"] = data.global_batch_size * trainer.accumulate_grad_batches
+        kept["data.batch_size"] = data.global_batch_size
         kept["data.records"] = len(data.train_dataset)
         kept["data.seed"] = data.seed
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -29,7 +29,7 @@ def run_info(trainer: Trainer, validated_step: int | None) -> dict[str, Any]:
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, ShardDataModule):
         info["records"] = len(data.train_dataset)
-        info["records_per_step"] = data.global_batch_size * trainer.accumulate_grad_batches
+        info["records_per_step"] = data.global_batch_size
     if validated_step is not None:
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         info |= {"validated_step": validated_step, "figures": logged}

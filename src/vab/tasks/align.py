@@ -41,6 +41,7 @@ class AlignTask(BaseTask):
             "temperature": [r"train/temperature$"],
         }
     }
+    accumulates = False
     main_metrics = tuple(f"val/recall_at_{cut}_{way}" for way in ("a2v", "v2a") for cut in CUTS)
 
     def __init__(
@@ -75,7 +76,7 @@ class AlignTask(BaseTask):
             learn_temperature: Train the temperature, down to 0.01 (CLIP's bound).
             micro_batch_size: Records that go through the network at once. Activations are recomputed in the backward
                 pass; the gradient is that of the whole batch (as in GradCache, Gao et al. 2021). It needs memory for
-                this many records and about a third more time. None: all at once.
+                this many records and about a third more time. None: the datamodule's ``batch_size``.
             compile: Compile the backbone's blocks for training (``torch.compile``); a string names the backend.
 
         Raises:
@@ -92,7 +93,7 @@ class AlignTask(BaseTask):
         self.audio_projection = nn.Linear(self.backbone.dim, embedding_dim)
         self.video_projection = nn.Linear(self.backbone.dim, embedding_dim)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size = self._records_at_once = micro_batch_size
         self.retrieval = Retrieval()
 
     def setup(self, stage: str) -> None:
@@ -101,8 +102,11 @@ class AlignTask(BaseTask):
         self.require_video("align")
         if stage == "fit" and self.trainer.accumulate_grad_batches > 1:
             rank_zero_info(
-                "accumulated batches are not negatives of each other: for a large batch use --model.micro_batch_size"
+                "accumulated batches are not negatives of each other: for a large batch use --data.global_batch_size"
             )
+        self._records_at_once = self.micro_batch_size or getattr(
+            getattr(self.trainer, "datamodule", None), "max_batch_size", None
+        )
 
     def step_flops(self, records: int) -> int:
         """Each modality alone through the modality blocks; recomputing for micro-batches is not counted."""
@@ -171,8 +175,8 @@ class AlignTask(BaseTask):
         return gathered.flatten(0, 1)
 
     def _embed_in_parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Embed ``micro_batch_size`` records at a time; the backward pass recomputes each part, with equal dropout."""
-        size, (steps, frames) = self.micro_batch_size, batch.lengths
+        """Embed some records at a time; the backward pass recomputes each part, with equal dropout."""
+        size, (steps, frames) = self._records_at_once, batch.lengths
         if size is None or size >= len(batch):
             return self.embed_audio(batch.codes, steps), self.embed_video(batch.features, frames)
 

@@ -44,6 +44,8 @@ class BaseTask(Resumable):
 
     generates: ClassVar[bool] = False
     """Whether the task makes sound."""
+    accumulates: ClassVar[bool] = True
+    """Whether the gradients of several small batches add up to that of a large one."""
     loss_charts: ClassVar[dict[str, list[str]]] = {}
     """What a run's page in TensorBoard draws beside the loss: chart -> patterns of the tags."""
     charts: ClassVar[Charts] = {}

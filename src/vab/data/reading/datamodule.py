@@ -21,6 +21,7 @@ from vab.data.reading.mixed import MixedDataset, Records
 from vab.data.reading.opening import divide, open_training, refuse_tiny, require_alike, require_same_on_all_ranks
 from vab.data.reading.order import Share, earlier_draws, mixed_order, steps_per_epoch, train_batches, weighted_draws
 from vab.data.reading.resume import LoopCounters, Position
+from vab.data.reading.step_size import accumulate, batches_of_step
 from vab.data.remote import Cache
 from vab.lightning_internals import processed_batches
 from vab.spec import Batch, UserError
@@ -44,7 +45,7 @@ class _TrainLoader(Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         position = self._data.position
-        position.start += position.handed * self._data.global_batch_size
+        position.start += position.handed * self._data.records_of_batches
         position.handed = 0
         return self._rest_of_epoch()
 
@@ -95,9 +96,14 @@ class ShardDataModule(LightningDataModule):
             weights, such as {A: 3, B: 1}. Each data set then gives exactly its share of the records of every epoch.
         val: Folder or address of the validation data set.
         test: Folder or address of the test data set; opened when needed.
-        batch_size: Records per step on each device.
-        val_batch_size: Records per step on each device in validation and testing; default: batch_size.
-        num_workers: Processes that prefetch batches; 0 reads in the training process.
+        batch_size: Records in a batch on each device; with ``global_batch_size`` their maximum.
+        global_batch_size: Records in an optimizer step, on all devices together. Each device reads its equal part in
+            the fewest equal batches of at most ``batch_size`` records; this sets the trainer's
+            ``accumulate_grad_batches``. A task that compares the records of a batch (``AlignTask``) gets the part as
+            one batch, and embeds ``batch_size`` records at a time. Default: ``batch_size`` on each device, times the
+            trainer's ``accumulate_grad_batches``.
+        val_batch_size: Records in a batch on each device in validation and testing; default: ``batch_size``.
+        num_workers: Processes that prefetch batches for each device; 0 reads in the training process.
         seed: Seed of the order of records.
         val_records: Validate on the first so many records only.
         check_crc: Compare everything read with its checksum.
@@ -140,6 +146,7 @@ class ShardDataModule(LightningDataModule):
         val: str,
         test: str | None = None,
         batch_size: int = 32,
+        global_batch_size: int | None = None,
         val_batch_size: int | None = None,
         num_workers: int = 2,
         seed: int = 0,
@@ -162,6 +169,7 @@ class ShardDataModule(LightningDataModule):
         super().__init__()
         for name, value, least in (
             ("batch_size", batch_size, 1),
+            ("global_batch_size", global_batch_size, 1),
             ("val_batch_size", val_batch_size, 1),
             ("num_workers", num_workers, 0),
             ("seed", seed, 0),
@@ -177,7 +185,8 @@ class ShardDataModule(LightningDataModule):
         ):
             if choice not in choices:
                 raise UserError(f'data.{name} must be "{choices[0]}" or "{choices[1]}", got {choice!r}')
-        self.batch_size = batch_size
+        self.batch_size = self.max_batch_size = batch_size
+        self._global_batch_size = global_batch_size
         self.val_batch_size = val_batch_size or batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -244,7 +253,12 @@ class ShardDataModule(LightningDataModule):
 
     @property
     def global_batch_size(self) -> int:
-        """Records per training step on all ranks together."""
+        """Records in an optimizer step, on all ranks together."""
+        return self.records_of_batches * self._trainer().accumulate_grad_batches
+
+    @property
+    def records_of_batches(self) -> int:
+        """Records in one training batch of each rank, on all ranks together."""
         return self.batch_size * self._trainer().world_size
 
     @property
@@ -275,7 +289,7 @@ class ShardDataModule(LightningDataModule):
         limit = trainer.limit_train_batches
         steps = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
         # With another number of ranks, the records that a whole epoch leaves over may be enough for another step.
-        records = self.records_per_epoch if steps == whole else steps * self.global_batch_size
+        records = self.records_per_epoch if steps == whole else steps * self.records_of_batches
         left = steps_per_epoch(records, self.batch_size, world_size, consumed)
         return left - left % trainer.accumulate_grad_batches  # an epoch holds whole optimizer steps
 
@@ -288,12 +302,21 @@ class ShardDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Check that all ranks have the same data and settings, so that none waits for the others forever."""
         trainer = self._trainer()
+        if stage == "fit" and self._position_of is not trainer and self._global_batch_size is not None:
+            self._divide_step(self._global_batch_size, trainer)
         require_same_on_all_ranks(trainer, self._what_all_ranks_share(trainer, stage))
         if stage == "fit":
             if self._position_of is not trainer:
                 self.position, self._position_of = Position(), trainer
             others = [callback for callback in trainer.callbacks if not isinstance(callback, LoopCounters)]  # type: ignore[attr-defined]
             trainer.callbacks[:] = [*others, LoopCounters(self)]  # type: ignore[attr-defined]
+
+    def _divide_step(self, records: int, trainer: Trainer) -> None:
+        """Set the batch of a rank, and how many batches the trainer accumulates, for so many records in a step."""
+        one_batch = not getattr(trainer.lightning_module, "accumulates", True)
+        batches = batches_of_step(records, trainer.world_size, records if one_batch else self.max_batch_size)
+        accumulate(trainer, batches)
+        self.batch_size = records // trainer.world_size // batches
 
     def _what_all_ranks_share(self, trainer: Trainer, stage: str) -> dict[str, Any]:
         """Everything that decides the number and the content of steps, by the names of the flags."""
@@ -326,7 +349,7 @@ class ShardDataModule(LightningDataModule):
         trainer, num_records = self._trainer(), self.records_per_epoch
         accumulated = trainer.accumulate_grad_batches
         takes = f"{self.batch_size} x {trainer.world_size} ranks" + (f" x {accumulated}" if accumulated > 1 else "")
-        per_step = self.global_batch_size * accumulated
+        per_step = self.global_batch_size
         steps = num_records // per_step
         if not steps:
             raise UserError(
@@ -390,13 +413,14 @@ class ShardDataModule(LightningDataModule):
             processed = processed_batches(self._trainer())
             pending = processed % self._trainer().accumulate_grad_batches
             done = min(done, processed - position.processed) - pending
-        consumed = position.start + done * self.global_batch_size
+        consumed = position.start + done * self.records_of_batches
         return {
             **self._identity,
             "epoch": position.epoch,
             "records_consumed": consumed,
             "steps_left": self.steps_left(consumed),
             "pending_batches": pending,
+            "accumulate_grad_batches": self._trainer().accumulate_grad_batches,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

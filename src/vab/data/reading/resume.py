@@ -42,7 +42,7 @@ class Resumable(Protocol):
 class LoopCounters(Callback):
     """Corrects the trainer's counters when it loads a checkpoint, so that they agree with the remaining records.
 
-    Five things go wrong without it:
+    Six things go wrong without it:
 
     1. The trainer counts an epoch in steps. With another number of ranks or another batch size an epoch has another
        number of steps, and the saved counter would end it too early or too late.
@@ -50,6 +50,7 @@ class LoopCounters(Callback):
     3. A checkpoint within a step, after an exception, counts that step twice.
     4. With accumulated gradients, a checkpoint between two optimizer steps counts batches whose gradients are lost.
     5. A checkpoint of the last step of a run that ended within an epoch counts that epoch as done.
+    6. Validations are due by the number of all batches. A step may now have another number of batches.
     """
 
     def __init__(self, data: Resumable) -> None:
@@ -73,6 +74,10 @@ class LoopCounters(Callback):
                 steps["total"]["completed"] -= 1
                 steps["current"]["completed"] -= 1
                 add_to_logged_step(checkpoint, -1)
+        accumulated = trainer.accumulate_grad_batches
+        batches = steps["total"]["processed"]
+        added = batches // state.get("accumulate_grad_batches", accumulated) * accumulated - batches
+        steps["total"] = {name: count + added for name, count in steps["total"].items()}
         whole, left = self._data.steps_left(0), self._data.steps_left(state["records_consumed"])
         over = not state["steps_left"] or not left or self._data.starts_anew(state)
         self._new_epoch = over or not state["records_consumed"]

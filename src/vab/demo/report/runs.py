@@ -48,6 +48,7 @@ def read_run(place: str) -> Run:
     folder = path.parent.parent
     settings = folder / "config.yaml"
     config = yaml.safe_load(settings.read_text()) if settings.exists() else {}
+    data = config.get("data", {})
     log = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     log.Reload()
     there = log.Tags().get("scalars", [])
@@ -58,11 +59,11 @@ def read_run(place: str) -> Run:
         "parameters": sum(parameter.numel() for parameter in task.parameters()),
         "steps": content["global_step"],
         "max_steps": config.get("trainer", {}).get("max_steps"),
-        "batch_size": config.get("data", {}).get("batch_size"),
+        "batch_size": data.get("global_batch_size") or data.get("batch_size"),
         "init_from": task.hparams.get("init_from"),
         "averaged_weights": "live_state_dict" in content,
         "logged_seconds": max(walls) - min(walls) if walls else None,
-        "data": config.get("data", {}).get("train"),
+        "data": data.get("train"),
         "data_sha256": content.get("ShardDataModule", {}).get("manifest_hash"),
     }
     curves = {_CURVES[tag]: [(point.step, point.value) for point in points] for tag, points in scalars.items()}
