@@ -421,6 +421,33 @@ def test_bf16_autocast_stays_close(backbone, inputs):
     assert F.cosine_similarity(logits.float().flatten(), expected.flatten(), dim=0) > 0.99
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_all_blocks_share_one_attention_mask_that_no_kernel_copies(inputs, autocast, padded):
+    kept = []
+    lengths = {"steps": torch.tensor([T - 1, 7, 1]), "frames": torch.tensor([V, 1, 2])} if padded else {}
+    short = SegmentSpec(**{**SPEC.to_dict(), "num_steps": T - 1})  # the number of positions is no multiple of 8
+    backbone = Backbone(short, **SIZES, positions="alibi")
+    backbone.set_codebooks(torch.randn(K, S, SPEC.code_dim))
+
+    def keep(tensor):
+        if tensor.shape[-2:] == (V + T - 1, V + T - 1):
+            kept.append(tensor)
+        return tensor
+
+    codes, features, mask = inputs
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        backbone(codes[..., :-1], features, mask[..., :-1], **lengths)
+    assert len(kept) == len(backbone.blocks)
+    for saved in kept:
+        assert saved.dtype == (torch.bfloat16 if autocast else torch.float32)
+        assert saved.untyped_storage().data_ptr() == kept[0].untyped_storage().data_ptr()
+        assert all(stride % 8 == 0 for stride in saved.stride()[:-1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True])
 def test_compiled_in_place_without_a_break(backbone, inputs, padded):

@@ -367,19 +367,28 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         """The rotary table and the attention mask of a span of the positions; None where there is none.
 
-        The mask broadcasts with (B, H, P, P). It is bool, True = attend, or a float that is added to the scores.
+        The mask broadcasts with (B, H, P, P). It is bool, True = attend, or a float that is added to the scores. The
+        float mask is cast and its rows are aligned once, here: otherwise attention on GPUs would do both in each block
+        and keep each copy for the gradient.
         """
         rotary = self.rotary[:, span] if self.positions == "rotary" else None
-        mask = self.alibi[None, :, span, span] if self.positions == "alibi" else None  # (1, H, P, P)
+        bias, num_keys = None, None
+        if self.positions == "alibi":
+            bias = self.alibi[None, :, span, span]  # (1, H, P, P)
+            device, num_keys = bias.device.type, bias.shape[-1]
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else bias.dtype
+            bias = _with_aligned_rows(bias.to(dtype))
         lengths = steps if frames is None else frames
         if lengths is None:
-            return rotary, mask  # rotary needs no mask then, so the fastest attention kernels apply
+            return rotary, None if bias is None else bias[..., :num_keys]  # without a mask attention is fastest
         has_content = []
         for length, size in ((frames, self.spec.num_frames), (steps, self.spec.num_steps)):
             end = torch.full_like(lengths, size) if length is None else length
             has_content.append(torch.arange(size, device=lengths.device) < end[:, None])
         keys = torch.cat(has_content, dim=1)[:, None, None, span]  # (B, 1, 1, P): no position attends to padding
-        return rotary, keys if mask is None else mask.masked_fill(~keys, -torch.inf)
+        if bias is None:
+            return rotary, keys
+        return rotary, bias.masked_fill(~_with_aligned_rows(keys), -torch.inf)[..., :num_keys]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
         """Move or convert the network, but keep the codebooks and the rotary table in float32.
@@ -472,6 +481,11 @@ def _split_heads(qkv: Tensor, num_heads: int) -> Tensor:
 def _as_complex(x: Tensor) -> Tensor:
     """(..., head_dim) float32 as (..., head_dim / 2) complex, over the same memory."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def _with_aligned_rows(mask: Tensor) -> Tensor:
+    """(..., P) with zeros behind each row, up to the multiple of 8 elements that attention on GPUs reads at once."""
+    return F.pad(mask, (0, -mask.shape[-1] % 8))
 
 
 def symmetric_alibi(num_positions: int, num_heads: int) -> Tensor:
