@@ -7,7 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vab.losses import MaskedCodeSums, hidden_code_loss, mask_ratio_bucket, masked_code_loss, masked_code_sums
+from vab.losses import (
+    MaskedCodeSums,
+    hidden_code_loss,
+    hidden_code_loss_and_sums,
+    mask_ratio_bucket,
+    masked_code_loss,
+    masked_code_sums,
+)
 
 B, K, T, S = 3, 4, 5, 7
 
@@ -93,6 +100,25 @@ def test_codes_that_are_seen_are_not_read_by_the_heads_loss(guess, heads):
     for select in (True, False):
         loss = hidden_code_loss(*heads, codes, mask, select=select)
         assert torch.equal(hidden_code_loss(*heads, rubbish, mask, select=select), loss)
+
+
+@pytest.mark.parametrize("select", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sums_of_the_heads_loss_are_those_of_their_logits(guess, heads, dtype, select):
+    _, codes, mask = guess
+    mask[:, 1] = mask[2] = False  # a level that is given, and a record without hidden codes
+    x, weights = (value.requires_grad_() for value in heads)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss, sums = hidden_code_loss_and_sums(x, weights, codes, mask, select=select)
+        alone = hidden_code_loss(x, weights, codes, mask, select=select)
+        logits = torch.einsum("btd,ksd->bkts", x, weights)
+    expected = masked_code_sums(logits, codes, mask)
+    torch.testing.assert_close(sums.nll, expected.nll, rtol=1e-6, atol=1e-6)
+    assert torch.equal(sums.correct, expected.correct)
+    assert torch.equal(sums.hidden, expected.hidden)
+    assert torch.equal(loss, alone)
+    gradients = [torch.autograd.grad(value, [x, weights]) for value in (loss, alone)]
+    assert all(map(torch.equal, *gradients))
 
 
 def test_guessing_evenly_scores_log_s(guess):

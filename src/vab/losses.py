@@ -64,9 +64,29 @@ def hidden_code_loss(
     Returns:
         As `masked_code_loss`. Under autocast, matrix products are computed in its dtype and the softmax in float32.
     """
-    select = x.device.type == "cpu" if select is None else select
-    loss: Tensor = _HeadsAndLoss.apply(x, heads, codes, mask, label_smoothing, select)
+    loss: Tensor = _HeadsAndLoss.apply(x, heads, codes, mask, label_smoothing, _selects(x, select), False)
     return loss
+
+
+def hidden_code_loss_and_sums(
+    x: Tensor,
+    heads: Tensor,
+    codes: Tensor,
+    mask: Tensor,
+    label_smoothing: float = 0.1,
+    select: bool | None = None,
+) -> tuple[Tensor, MaskedCodeSums]:
+    """`hidden_code_loss`, and `masked_code_sums` of the same logits, which are computed once for both.
+
+    Arguments as for `hidden_code_loss`. The sums have no gradient.
+    """
+    arguments = (x, heads, codes, mask, label_smoothing, _selects(x, select), True)
+    loss, nll, correct = _HeadsAndLoss.apply(*arguments)
+    return loss, MaskedCodeSums(nll, correct, mask.sum(-1))
+
+
+def _selects(x: Tensor, select: bool | None) -> bool:
+    return x.device.type == "cpu" if select is None else select
 
 
 class _HeadsAndLoss(torch.autograd.Function):
@@ -78,12 +98,13 @@ class _HeadsAndLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, heads: Tensor, codes: Tensor, mask: Tensor, smoothing: float, select: bool
-    ) -> Tensor:
-        device = x.device.type
+        ctx: Any, x: Tensor, heads: Tensor, codes: Tensor, mask: Tensor, smoothing: float, select: bool, sums: bool
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        device, (num_records, num_steps, _) = x.device.type, x.shape
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         wide = torch.promote_types(narrow, torch.float32)
         summed = wide if narrow == torch.float16 else narrow  # float16 may overflow in a sum over all rows
+        all_nll, all_correct = [], []  # of each level: (B,)
         with torch.autocast(device, enabled=False):
             steps = rearrange(x, "B T D -> (B T) D").to(narrow)
             total = steps.new_zeros((), dtype=wide)
@@ -95,9 +116,21 @@ class _HeadsAndLoss(torch.autograd.Function):
                     rows, target = steps[index], target[index][:, None]
                 else:
                     rows, target = steps, target.masked_fill(~hidden, 0)[:, None]
-                log_p = F.log_softmax(F.linear(rows, head), -1, dtype=wide)  # (rows, S)
-                loss = -(1 - smoothing) * log_p.gather(-1, target)[:, 0] - smoothing * log_p.mean(-1)
+                logits = F.linear(rows, head)  # (rows, S)
+                guess = logits.argmax(-1, keepdim=True) if sums else None
+                log_p = F.log_softmax(logits, -1, dtype=wide)
+                del logits  # the next lines need the memory
+                log_p_target = log_p.gather(-1, target)
+                loss = -(1 - smoothing) * log_p_target[:, 0] - smoothing * log_p.mean(-1)
                 total += (loss if select else torch.where(hidden, loss, 0)).sum()
+                if guess is not None:
+                    scores = torch.cat([-log_p_target, guess == target], dim=1).double()  # (rows, 2)
+                    if select:
+                        each = scores.new_zeros(num_records, 2).index_add_(0, index // num_steps, scores)
+                    else:
+                        each = reduce(scores * hidden[:, None], "(B T) two -> B two", "sum", B=num_records)
+                    all_nll.append(each[:, 0])
+                    all_correct.append(each[:, 1].long())
                 if not any(ctx.needs_input_grad):
                     continue
                 grad = log_p.exp_().sub_(smoothing / log_p.shape[-1])
@@ -106,18 +139,23 @@ class _HeadsAndLoss(torch.autograd.Function):
                 grad_rows = (grad @ head).to(wide)
                 grad_steps = grad_steps.index_add_(0, index, grad_rows) if select else grad_steps.add_(grad_rows)
                 grad_heads[level] = grad.T.to(summed) @ rows.to(summed)
+                del log_p, grad, grad_rows  # the next level needs the memory
             count = mask.sum()
         ctx.save_for_backward(grad_steps.view(x.shape), grad_heads, count)
         ctx.dtypes = x.dtype, heads.dtype
-        return total / count
+        if not sums:
+            return total / count
+        nll, correct = torch.stack(all_nll, 1), torch.stack(all_correct, 1)
+        ctx.mark_non_differentiable(nll, correct)
+        return total / count, nll, correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_heads, count = ctx.saved_tensors
         scale = grad / count
         grad_x, grad_heads = (grad_x * scale).to(ctx.dtypes[0]), (grad_heads * scale).to(ctx.dtypes[1])
-        return grad_x, grad_heads, None, None, None, None
+        return grad_x, grad_heads, None, None, None, None, None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tone_shards import short_spec, write_shards
 from vab.backbone import Backbone
 from vab.data.reading.datamodule import ShardDataModule
 from vab.data.reading.dataset import ShardDataset
+from vab.metrics.codes import guessing_table
 from vab.spec import UserError
 from vab.tasks import AlignTask, BaseTask, ClassifyTask, PretrainTask, load_task
 from vab.tasks.base import fold
@@ -281,6 +282,25 @@ def test_a_training_step_hides_withholds_and_scores_as_stated(task, dataset, mon
     logits = task.logits(batch, given["mask"], given["dropped"])
     expected = F.cross_entropy(logits[given["mask"]], batch.codes[given["mask"]], label_smoothing=task.label_smoothing)
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("conditioning_levels", [0, 2])
+def test_a_logged_step_writes_the_quality_of_its_own_logits(conditioning_levels, dataset, tmp_path, monkeypatch):
+    task = small_task(dataset.spec, conditioning_levels=conditioning_levels, feature_dropout=0.0).train()
+    task.backbone.set_codebooks(dataset.codebooks)
+    task.trainer = quiet_trainer(max_steps=1)
+    task.trainer.log_every_n_steps = 1
+    task.trainer.loggers = [CSVLogger(tmp_path)]
+    monkeypatch.setattr(task, "log", lambda *_, **__: None)
+    batch = dataset.__getitems__(list(range(20)))
+    mask = task.mask_for(task.training_keys(batch), batch.steps)
+    expected = guessing_table(*task.guessing_sums(task.logits(batch, mask), batch, mask))
+    monkeypatch.setattr(task.backbone, "score", None)  # all logits at once would need more memory than the step
+    written = {}
+    monkeypatch.setattr(task.trainer.loggers[0], "log_metrics", lambda metrics, step: written.update(metrics))
+    task.training_step(batch, 0)
+    assert written == {f"train/codes/{name}": pytest.approx(float(value)) for name, value in expected.items()}
+    assert f"train/codes/accuracy_level_{conditioning_levels}" in written
 
 
 def test_a_share_of_hidden_codes_that_a_batch_does_not_have_is_not_logged_again(shards, tmp_path):

@@ -18,21 +18,17 @@ def guessing_table(per_level: Tensor, per_bucket: Tensor) -> dict[str, Tensor]:
         per_bucket: (BUCKETS, 3) float64. The same of the records in each interval of the share of hidden codes.
 
     Returns:
-        Scalars, named ``loss``, ``accuracy``, ``loss_level_0``, ..., ``loss_hidden_50_60``, ...; nats, and shares of 1.
+        Scalars on the CPU, named ``loss``, ``accuracy``, ``loss_level_0``, ..., ``loss_hidden_50_60``, ...; nats, and
+        shares of 1.
     """
+    suffixes = ["", *(f"_level_{level}" for level in range(len(per_level)))]
+    suffixes += [f"_hidden_{bucket * 100 // BUCKETS}_{(bucket + 1) * 100 // BUCKETS}" for bucket in range(BUCKETS)]
+    rows = torch.cat([per_level.sum(0, keepdim=True), per_level, per_bucket]).cpu()  # one copy from the device
     table: dict[str, Tensor] = {}
-
-    def add(suffix: str, sums: Tensor) -> None:
-        nll, correct, hidden = sums
+    for suffix, (nll, correct, hidden) in zip(suffixes, rows, strict=True):
         if hidden > 0:
             table[f"loss{suffix}"] = nll / hidden
             table[f"accuracy{suffix}"] = correct / hidden
-
-    add("", per_level.sum(0))
-    for level, sums in enumerate(per_level):
-        add(f"_level_{level}", sums)
-    for bucket, sums in enumerate(per_bucket):
-        add(f"_hidden_{bucket * 100 // BUCKETS}_{(bucket + 1) * 100 // BUCKETS}", sums)
     return table
 
 

@@ -14,7 +14,13 @@ from torch.optim import AdamW, Optimizer
 
 from vab.backbone import Backbone
 from vab.lightning_internals import is_accumulating, logged_step
-from vab.losses import hidden_code_loss, mask_ratio_bucket, masked_code_sums
+from vab.losses import (
+    MaskedCodeSums,
+    hidden_code_loss,
+    hidden_code_loss_and_sums,
+    mask_ratio_bucket,
+    masked_code_sums,
+)
 from vab.metrics.codes import BUCKETS, GuessingQuality, guessing_table
 from vab.spec import Batch, UserError
 from vab.tasks.base import BaseTask
@@ -146,11 +152,13 @@ class PretrainTask(BaseTask):
         mask = self.mask_for(keys, batch.steps)
         dropped = uniform(keys, Stream.FEATURE_DROPOUT) < self.feature_dropout
         x = self.trunk(batch, mask, dropped)
-        made = slice(self.conditioning_levels, None)
-        loss = hidden_code_loss(x, self.backbone.heads[made], batch.codes[:, made], mask[:, made], self.label_smoothing)
-        if self.logs_this_step and not is_accumulating(self.trainer):
-            with torch.no_grad():
-                table = guessing_table(*self.guessing_sums(self.backbone.score(x), batch, mask))
+        levels = slice(self.conditioning_levels, None)
+        of_levels = (self.backbone.heads[levels], batch.codes[:, levels], mask[:, levels])
+        if not self.logs_this_step or is_accumulating(self.trainer):
+            loss = hidden_code_loss(x, *of_levels, self.label_smoothing)
+        else:
+            loss, sums = hidden_code_loss_and_sums(x, *of_levels, self.label_smoothing)
+            table = guessing_table(*self._by_level_and_bucket(sums, batch, mask))
             # Not self.log: it would repeat the last value for a share of hidden codes that this batch does not have.
             metrics = {f"train/codes/{name}": float(value) for name, value in table.items()}
             for logger in self.loggers:
@@ -177,8 +185,14 @@ class PretrainTask(BaseTask):
     def guessing_sums(self, logits: Tensor, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
         """A batch's sums for ``guessing_table``, valid records only: (K, 3) by level, (BUCKETS, 3) by share hidden."""
         sums = masked_code_sums(logits, batch.codes, mask & batch.valid[:, None, None])
+        return self._by_level_and_bucket(sums, batch, mask)
+
+    def _by_level_and_bucket(self, sums: MaskedCodeSums, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As `guessing_sums`, from the sums of all levels or of those that the model predicts."""
         bucket = mask_ratio_bucket(mask[:, self.conditioning_levels :], batch.steps, BUCKETS)
-        return sums.per_level(), sums.per_bucket(bucket, BUCKETS)
+        per_level = sums.per_level()
+        per_level = F.pad(per_level, (0, 0, self.spec.num_codebooks - len(per_level), 0))
+        return per_level, sums.per_bucket(bucket, BUCKETS)
 
     def evaluation_mask(self, batch: Batch) -> Tensor:
         """(B, K, T) bool: the mask under which a record is scored, the same in every epoch and on any rank."""
