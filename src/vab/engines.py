@@ -7,6 +7,7 @@ on any other.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -162,6 +163,9 @@ def local_share(whole_tensor: Tensor, like: Tensor) -> Tensor:
 def compile_blocks(blocks: list[nn.Module], backend: str) -> None:
     """Compile a network's blocks in place, at their first use; blocks of a kind share the compiled code.
 
+    Each form of inputs is compiled once: shape of the batch, mask or none, with or without gradient. After eight forms
+    of a kind of block torch compiles no more, so give all batches one form; `uncompiled` is for the others.
+
     If compilation fails, all blocks run uncompiled, and one line says why.
 
     Args:
@@ -177,11 +181,18 @@ def compile_blocks(blocks: list[nn.Module], backend: str) -> None:
             block._compiled_call_impl = _compiled_or_eager(block, backend, failed)
 
 
+def uncompiled(blocks: list[nn.Module]) -> AbstractContextManager[Any]:
+    """Context in which blocks run as if `compile_blocks` had not compiled them."""
+    if all(block._compiled_call_impl is None for block in blocks):
+        return nullcontext()  # setting the compiler's mode would import the compiler, which takes a second
+    return torch.compiler.set_stance("force_eager")
+
+
 def _compiled_or_eager(block: nn.Module, backend: str, failed: list[str]) -> Callable[..., Any]:
     from torch._dynamo.exc import InvalidBackend, TorchDynamoException
 
     try:
-        compiled = torch.compile(block._call_impl, backend=backend)
+        compiled = torch.compile(block._call_impl, backend=backend, dynamic=False)
     except InvalidBackend as error:
         known = ", ".join(torch._dynamo.list_backends())
         raise UserError(f"--model.compile: torch has no backend {backend!r}; true, or one of {known}") from error

@@ -173,6 +173,15 @@ class Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         return replace(self, **{name: x.to(device, non_blocking=non_blocking) for name, x in tensors.items()})
 
+    def filled_up(self, num_records: int) -> Batch:
+        """The batch, filled up to ``num_records`` with copies of its last record that are not ``valid``."""
+        if len(self) >= num_records:
+            return self
+        number = torch.arange(num_records, device=self.index.device)
+        taken = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ragged"}
+        taken = {name: x[number.clamp(max=len(self) - 1)] for name, x in taken.items()}
+        return replace(self, **taken | {"valid": taken["valid"] & (number < len(self))})
+
     def widened(self) -> Batch:
         """The batch on the same device, with codes as int64 and features as float32."""
         return replace(self, codes=self.codes.to(torch.int64), features=self.features.to(torch.float32))

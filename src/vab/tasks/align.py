@@ -134,7 +134,7 @@ class AlignTask(BaseTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """InfoNCE against the records of all ranks."""
-        audio, video = self._embed_in_parts(batch)
+        audio, video = self._embed_in_parts(self.in_one_form(batch))
         # With gradients: other ranks' queries train a record's embedding as well.
         gallery = (self._of_all_ranks(audio), self._of_all_ranks(video))
         same_source = batch.source[:, None] == self._of_all_ranks(batch.source)
@@ -150,6 +150,7 @@ class AlignTask(BaseTask):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Embed; the whole data set is the gallery, in which all segments of a recording match each other."""
+        batch = self.in_one_form(batch)
         audio, video = self(batch)
         rows = (audio, video, batch.index, batch.source)
         self.retrieval.update(*(tensor[batch.valid] for tensor in rows))

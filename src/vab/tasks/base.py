@@ -101,6 +101,7 @@ class BaseTask(Resumable):
         self.step_loss: Tensor | None = None
         """Scalar: the loss of the last optimizer step, over all its batches and ranks."""
         self._init_message: str | UserError | None = None
+        self._ragged_if_compiled: bool | None = None
 
     @property
     def logs_this_step(self) -> bool:
@@ -170,10 +171,22 @@ class BaseTask(Resumable):
         trainer = attached_trainer(self)
         if self.compile_backend is not None and trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             compile_blocks(blocks, self.compile_backend)
+            data = getattr(trainer, "datamodule", None)
+            datasets = () if data is None else (data.train_dataset, data.val_dataset)
+            self._ragged_if_compiled = not datasets or any(dataset.has_short_records() for dataset in datasets)
         if trainer is not None and isinstance(trainer.strategy, FSDP):
             self.require_shardable()
             mesh = trainer.strategy.device_mesh["data_parallel"]
             shard(self, blocks, mesh)
+
+    def in_one_form(self, batch: Batch) -> Batch:
+        """For compiled blocks: a full batch, with a mask if any record of the run needs one. Else the batch itself."""
+        if self._ragged_if_compiled is None:
+            return batch
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and not self.trainer.training:
+            batch = batch.filled_up(data.val_batch_size)
+        return replace(batch, ragged=self._ragged_if_compiled)
 
     def require_shardable(self) -> None:
         """Refuse trained weights that cannot be sharded.

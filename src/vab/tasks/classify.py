@@ -241,6 +241,7 @@ class ClassifyTask(BaseTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Score the classes of records and of mixtures of them."""
+        batch = self.in_one_form(batch)
         mix = self.shares(batch) if self.mixup else None
         logits = self._logits(batch, mix)
         targets = self._targets(batch)
@@ -251,6 +252,7 @@ class ClassifyTask(BaseTask):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score the classes."""
+        batch = self.in_one_form(batch)
         logits, valid = self._logits(batch), batch.valid
         self.mean_loss.update(self._losses(logits, self._targets(batch), 0.0)[valid].double())
         self.classification.update(logits[valid], batch.labels[valid].bool(), batch.index[valid])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from vab.backbone import Backbone
+from vab.engines import uncompiled
 from vab.lightning_internals import is_accumulating, logged_step
 from vab.losses import (
     MaskedCodeSums,
@@ -148,6 +149,7 @@ class PretrainTask(BaseTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Hide codes and predict them."""
+        batch = self.in_one_form(batch)
         keys = self.training_keys(batch)
         mask = self.mask_for(keys, batch.steps)
         dropped = uniform(keys, Stream.FEATURE_DROPOUT) < self.feature_dropout
@@ -167,6 +169,7 @@ class PretrainTask(BaseTask):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predict codes under a mask that depends on the record alone."""
+        batch = self.in_one_form(batch)
         mask = self.evaluation_mask(batch)
         self.quality.update(*self.guessing_sums(self.logits(batch, mask), batch, mask))
 
@@ -265,12 +268,13 @@ class PretrainTask(BaseTask):
                 frames=None if frames is None else frames.repeat(times),
             )
 
-        if not sampler.expected:
-            return decode(codes_to_logits, codes, mask, sampler, keys, steps)
-        if steps is not None:
-            mask = mask & (torch.arange(self.spec.num_steps, device=mask.device) < steps[:, None])[:, None]
-        scale, levels = sampler.guidance_scale, slice(None)
-        logits = guided_logits(codes_to_logits, codes, mask, sampler.passes, scale, levels)
+        with uncompiled(self.backbone.blocks):  # in training any number of sounds may be generated
+            if not sampler.expected:
+                return decode(codes_to_logits, codes, mask, sampler, keys, steps)
+            if steps is not None:
+                mask = mask & (torch.arange(self.spec.num_steps, device=mask.device) < steps[:, None])[:, None]
+            scale, levels = sampler.guidance_scale, slice(None)
+            logits = guided_logits(codes_to_logits, codes, mask, sampler.passes, scale, levels)
         return expected_codes(logits.softmax(-1), self.backbone.codebooks, codes, mask)
 
 

@@ -268,6 +268,14 @@ class ShardDataset(BatchDataset):
         """Number of records without video."""
         return int((self.frames(np.arange(len(self))) == 0).sum())
 
+    def has_short_records(self) -> bool:
+        """Whether a record has fewer steps or frames than the segment."""
+        rows, spec = self._rows(np.arange(len(self))), self.spec
+        return any(
+            bool((self._index[name][rows] < whole).any())
+            for name, whole in (("steps", spec.num_steps), ("frames", spec.num_frames))
+        )
+
     def index_row(self, number: int) -> dict[str, Any]:
         """Row of the index for record ``number``: the columns of ``index_dtype``."""
         row = self._index[self._row(number)]

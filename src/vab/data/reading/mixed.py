@@ -115,6 +115,10 @@ class MixedDataset(BatchDataset):
         """Number of records without video."""
         return sum(dataset.without_video() for dataset in self.datasets)
 
+    def has_short_records(self) -> bool:
+        """Whether a record has fewer steps or frames than the segment."""
+        return any(dataset.has_short_records() for dataset in self.datasets)
+
     @property
     def codebooks(self) -> Tensor:
         """(K, S, code_dim) float32: codebooks of the codec, the same for all data sets."""
