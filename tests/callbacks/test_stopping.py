@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback
 
 from fit_runs import PYTHON, flags, last, said, same_weights, start, status, torchrun, wait_for_steps, wait_for_words
-from ranks import free_port
+from ranks import free_port, in_ranks
 from tasks_help import quiet_trainer, small_backbone
 from tone_shards import short_spec, write_shards
 from vab.callbacks import EMA, Checkpoints, StopOnSignal, StoppedError
@@ -63,6 +63,26 @@ def test_a_run_that_is_told_to_end_saves_its_step_and_goes_on_bit_for_bit(accumu
     assert Path(checkpoint) == tmp_path / "cut" / "last.ckpt"
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 3
     assert same_weights(fit("whole"), fit("on", resume=checkpoint))
+
+
+def stop_one_rank(shards, folder):
+    """In each of two processes: the second receives a signal within its third step."""
+    data = ShardDataModule(f"{shards}/train", f"{shards}/val", batch_size=4, num_workers=0)
+    task = PretrainTask(small_backbone(data.spec), warmup_steps=2, schedule_steps=50)
+    keep = Checkpoints(dirpath=str(folder), save_last=True, save_top_k=0)
+    signals = [Signal(2)] if os.environ["LOCAL_RANK"] == "1" else []
+    trainer = quiet_trainer(
+        max_steps=8, max_epochs=-1, enable_checkpointing=True, limit_val_batches=0, devices=2, strategy="ddp",
+        callbacks=[*signals, StopOnSignal(), keep],
+    )  # fmt: skip
+    with pytest.raises(StoppedError, match="after step 4"):
+        trainer.fit(task, data)
+
+
+@pytest.mark.ddp
+def test_all_ranks_stop_after_the_same_step(shards, tmp_path):
+    in_ranks(2, stop_one_rank, shards, tmp_path)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
 def test_the_line_tells_how_to_resume():

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from vab.callbacks.writing import finish_writing
 from vab.lightning_internals import cluster_environment, is_accumulating, save_last
@@ -41,9 +42,10 @@ class StopOnSignal(Checkpoint):
     On SLURM's warning signal it also requeues the job.
 
     Lightning's own handlers communicate and save wherever the signal finds each rank, perhaps between two collective
-    operations. Here a handler only records the signal. After each optimizer step the ranks exchange what they received;
-    if any has received a signal, all save the state of that step and exit. A signal during validation takes effect
-    after the next step.
+    operations. Here a handler only records the signal. After each optimizer step the ranks send what they received,
+    and after the next one they read it: if any has received a signal, all save the state of that step and exit. A
+    single process exits after the step in which it received the signal. A signal during validation takes effect after
+    it.
 
     The base class makes Lightning call this callback after those that change what is saved.
     """
@@ -58,10 +60,11 @@ class StopOnSignal(Checkpoint):
         self._received: int | None = None
         self._received_at = 0.0  # of the monotonic clock
         self._group: Any = None
+        self._exchange: tuple[Any, Tensor] | None = None  # of the last step: the work, and the highest signal
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's signal handlers; at the end of the run Lightning restores the ones before its own."""
-        self._received = None
+        self._received = self._exchange = None
         if trainer.world_size > 1 and torch.distributed.get_backend() != "gloo":
             self._group = torch.distributed.new_group(backend="gloo")  # does not wait for the GPUs
         if threading.current_thread() is not threading.main_thread():
@@ -102,6 +105,7 @@ class StopOnSignal(Checkpoint):
         signum = self._received_by_any(trainer)
         if not signum:
             return
+        self._end_exchange()
         requeues = signum == _requeue_signal(trainer)
         checkpoint = _save_last(trainer)
         if requeues and _folder_of_last(trainer) is None:
@@ -113,15 +117,35 @@ class StopOnSignal(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the link to a finished run, which is not to be resumed."""
+        self._end_exchange()
         if trainer.is_global_zero and _requeue_signal(trainer) is not None:
             _replace_by_link(requeue_folder(trainer.default_root_dir, self.run), None)
 
+    def _end_exchange(self) -> None:
+        """Wait for the exchange that is under way: its process group must outlive it."""
+        if self._exchange is not None:
+            _result(self._exchange)
+            self._exchange = None
+
     def _received_by_any(self, trainer: Trainer) -> int:
-        """The highest signal that any rank has received, on all ranks; 0 for none."""
+        """The highest signal that any rank had received, the same number on all ranks; 0 for none.
+
+        Several ranks exchange signals in the background: what they send at the end of a step is read at the end of the
+        next one, so that no step waits for another rank.
+        """
         received = torch.tensor(self._received or 0)
-        if trainer.world_size > 1:
-            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, group=self._group)
-        return int(received)
+        if trainer.world_size == 1:
+            return int(received)
+        before = self._exchange
+        work = torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        self._exchange = (work, received)
+        return 0 if before is None else _result(before)
+
+
+def _result(exchange: tuple[Any, Tensor]) -> int:
+    work, received = exchange
+    work.wait()
+    return int(received)
 
 
 def requeue_folder(root: str | Path, run: str) -> Path:
