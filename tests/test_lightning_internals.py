@@ -1,6 +1,7 @@
 """The private names of Lightning that vab relies on do in the installed release what their wrappers say."""
 
 import ast
+import csv
 import importlib
 import inspect
 import pkgutil
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -27,7 +29,8 @@ from vab.lightning_internals import (
     cluster_environment,
     is_accumulating,
     last_saved_step,
-    logged_step,
+    log_numbers,
+    loss_scale,
     processed_batches,
     progress_in,
     save_last,
@@ -87,21 +90,30 @@ def test_batches_that_only_accumulate_are_told_from_optimizer_steps(fit):
     assert seen.notes == [(True, 0), (False, 1), (True, 1), (False, 2), (False, 3)]  # the last batch always steps
 
 
-def test_the_logged_step_is_the_loggers(fit, tmp_path):
+def test_numbers_are_logged_at_the_step_of_the_batch(fit, tmp_path):
     from lightning.pytorch.loggers import CSVLogger
 
-    seen = EachBatch(logged_step)
+    seen = EachBatch(lambda trainer: log_numbers(trainer, {"number": trainer.global_step / 2}))
     logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
-    fit(seen, logger=logger, log_every_n_steps=1)
-    rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
-    place = rows[0].split(",").index("step")
-    assert [int(row.split(",")[place]) for row in rows[1:]] == seen.notes == [0, 1, 2, 3]
+    trainer = fit(seen, logger=logger, log_every_n_steps=100)
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        rows = [(row["step"], row["number"]) for row in csv.DictReader(file)]
+    assert rows == [("0", "0.5"), ("1", "1.0"), ("2", "1.5"), ("3", "2.0")]
+    assert trainer.callback_metrics["number"] == 2.0
+
+
+def test_the_loss_scale_is_that_of_the_scaler(fit):
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    seen = EachBatch(lambda trainer: float(loss_scale(trainer)))
+    fit(seen, batches=2, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert seen.notes == [16.0, 16.0]
+    assert loss_scale(Trainer(accelerator="cpu", logger=False)) is None
 
 
 def test_a_trainer_that_only_validates_logs_at_the_given_step():
     trainer = Trainer(accelerator="cpu", logger=False)
     set_global_step(trainer, 7)
-    assert (trainer.global_step, logged_step(trainer)) == (7, 7)
+    assert (trainer.global_step, trainer.fit_loop.epoch_loop._batches_that_stepped) == (7, 7)
 
 
 def test_finished_batches_of_an_epoch_are_counted(fit):
@@ -119,7 +131,7 @@ def test_the_counts_of_a_checkpoint_are_those_that_a_resumed_run_takes(fit, tmp_
     assert (batches["is_last_batch"], epochs["current"]["started"]) == (True, 1)
     add_to_logged_step(checkpoint, 10)
     torch.save(checkpoint, path)
-    seen = EachBatch(logged_step)
+    seen = EachBatch(lambda trainer: trainer.fit_loop.epoch_loop._batches_that_stepped)
     fit(seen, batches=2, max_epochs=2, resume=path)
     assert seen.notes == [12, 13]
 

@@ -6,8 +6,10 @@ file uses one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -27,9 +29,11 @@ def is_accumulating(trainer: Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
-def logged_step(trainer: Trainer) -> int:
-    """The step under which the trainer logs the current training batch."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
+def log_numbers(trainer: Trainer, numbers: Mapping[str, float]) -> None:
+    """Log numbers of the current training batch; they are the trainer's ``callback_metrics`` too."""
+    values = {name: torch.tensor(float(number)) for name, number in numbers.items()}
+    trainer.callback_metrics.update(values)
+    trainer._logger_connector.log_metrics(values)
 
 
 def set_global_step(trainer: Trainer, step: int) -> None:
@@ -72,6 +76,12 @@ def cluster_environment(trainer: Trainer) -> ClusterEnvironment | None:
 def last_saved_step(trainer: Trainer) -> int:
     """The step of the newest checkpoint of this process; 0 before the first."""
     return max((getattr(saver, "_last_global_step_saved", 0) for saver in trainer.checkpoint_callbacks), default=0)
+
+
+def loss_scale(trainer: Trainer) -> Tensor | None:
+    """Scalar: the factor of the loss in 16-mixed, on the device, so that the host need not wait; None without one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else scaler._scale
 
 
 def unscales_gradients(optimizer: Optimizer) -> bool:

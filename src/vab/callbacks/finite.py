@@ -13,7 +13,7 @@ from torch import Tensor
 from vab.callbacks.averaging import EMA
 from vab.callbacks.writing import finish_writing
 from vab.engines import is_sharded, local
-from vab.lightning_internals import unscales_gradients
+from vab.lightning_internals import loss_scale, unscales_gradients
 from vab.spec import UserError
 from vab.tasks import BaseTask
 
@@ -75,16 +75,18 @@ class FiniteCheck(Callback):
         if not isinstance(pl_module, BaseTask) or pl_module.step_loss is None or self._counts is None:
             return
         loss = bad = ~pl_module.step_loss.isfinite()
-        is_scaled = _scaler(trainer) is not None
+        is_scaled = loss_scale(trainer) is not None
         if not is_scaled:
             bad = loss | ~pl_module.gradient_norm().isfinite()
         first, count, row = self._counts
         first = torch.where((first == 0) & bad, 2 * (trainer.global_step + 1) + loss, first)
         self._counts = torch.stack((first, count + bad, (row + 1) * bad))
+        if pl_module.logs_this_step and pl_module.device.type != "cpu":
+            pl_module.log_after_step(self._state(trainer), lambda state: self._check(trainer, state))
         if self.action == "stop":
             return
         if pl_module.logs_this_step:
-            pl_module.log("train/skipped_steps", self._counts[1].float())
+            pl_module.log_after_step(self._counts[1], "train/skipped_steps")
         if is_scaled:
             return
         if unscales_gradients(optimizer) and not is_sharded(pl_module):
@@ -94,13 +96,12 @@ class FiniteCheck(Callback):
                 parameter.grad = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *unused: Any) -> None:
-        """Read the counts where the host waits for the device anyway.
+        """Read the counts on CPUs.
 
         Raises:
             NonFiniteError: On all ranks, if the run is to stop.
         """
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if pl_module.device.type == "cpu" or (every > 0 and trainer.global_step % every == 0):
+        if pl_module.device.type == "cpu":
             self.require_finite(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,22 +134,27 @@ class FiniteCheck(Callback):
         Raises:
             NonFiniteError: On all ranks, if the run is to stop.
         """
-        if self._counts is None:
-            return
-        first, count, row = self._counts.tolist()
+        if self._counts is not None:
+            self._check(trainer, self._state(trainer).cpu())
+
+    def _state(self, trainer: Trainer) -> Tensor:
+        """(4,) float64 on the model's device: the counts, and the loss scale of 16-mixed."""
+        assert self._counts is not None
+        scale = loss_scale(trainer)
+        return torch.cat([self._counts.double(), self._counts.new_ones(1).double() if scale is None else scale.view(1)])
+
+    def _check(self, trainer: Trainer, state: Tensor) -> dict[str, float]:
+        """`require_finite` for a copy of `_state` on the host; there is nothing to log."""
+        first, count, row, scale = state.tolist()
         if count and (self.action == "stop" or row >= _MAX_SKIPPED):
             what = "the loss" if first % 2 else "the gradient norm"
-            raise NonFiniteError(what, first // 2, _last_checkpoint(trainer))
-        if (scaler := _scaler(trainer)) is not None and scaler.get_scale() < _SMALLEST_SCALE:
+            raise NonFiniteError(what, int(first // 2), _last_checkpoint(trainer))
+        if scale < _SMALLEST_SCALE:
             raise NonFiniteError("the gradient norm", trainer.global_step, _last_checkpoint(trainer))
         if count > self._reported:
-            rank_zero_info(f"step {trainer.global_step}: skipped {count} steps, loss or gradient norm not finite")
-            self._reported = count
-
-
-def _scaler(trainer: Trainer) -> Any:
-    """The loss scaler of 16-mixed; None in any other precision."""
-    return getattr(trainer.precision_plugin, "scaler", None)
+            rank_zero_info(f"step {trainer.global_step}: skipped {int(count)} steps, loss or gradient norm not finite")
+            self._reported = int(count)
+        return {}
 
 
 def _last_checkpoint(trainer: Trainer) -> str | None:

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from vab.callbacks.matmul_rate import known_matmul_rate, precision_dtype
 from vab.callbacks.run_info import run_info
 from vab.callbacks.writing import finish_writing
-from vab.lightning_internals import last_saved_step, unscales_gradients
+from vab.lightning_internals import last_saved_step, loss_scale, unscales_gradients
 from vab.spec import Batch
 from vab.tasks import BaseTask
 
@@ -88,10 +88,10 @@ class Meters(Callback):
         """Log the gradient norm before clipping."""
         if isinstance(pl_module, BaseTask) and pl_module.logs_this_step:
             norm = pl_module.gradient_norm()
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-            if scaler is not None and unscales_gradients(optimizer):
-                norm = norm / scaler.get_scale()  # a fused optimizer unscales later, by itself
-            pl_module.log("train/gradient_norm", norm)
+            scale = loss_scale(trainer)
+            if scale is not None and unscales_gradients(optimizer):
+                norm = norm / scale  # a fused optimizer unscales later, by itself
+            pl_module.log_after_step(norm, "train/gradient_norm")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -101,24 +101,32 @@ class Meters(Callback):
         self._window.positions += len(batch) * (batch.codes.shape[-1] + batch.features.shape[1])
         if self.ceiling is not None and isinstance(pl_module, BaseTask):
             self._window.flops += pl_module.step_flops(len(batch))
-        every, steps = trainer.log_every_n_steps, trainer.global_step - self._logged_step  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         # With accumulated gradients a step has several batches, and only the last of them changes global_step.
-        logs = every > 0 and steps > 0 and trainer.global_step % every == 0
-        if logs:
-            _synchronize(pl_module.device)
+        logs = every > 0 and trainer.global_step > self._logged_step and trainer.global_step % every == 0
+        self._end_batch()
+        if logs and isinstance(pl_module, BaseTask):
+            nothing = torch.empty(0, device=pl_module.device)
+            pl_module.log_after_step(nothing, lambda _: self._rates_of_window(trainer, pl_module.device))
+
+    def _end_batch(self) -> None:
         now = time.perf_counter()
         self._window.seconds += now - self._mark
         self._mark = now
-        if logs:
-            rates = self._rates(self._window, trainer.world_size)
-            pl_module.log_dict({f"meters/{name}": value for name, value in rates.items()})
-            pl_module.log("meters/seconds_per_step", self._window.seconds / steps)
-            if (peak := peak_memory(pl_module.device)) is not None:
-                pl_module.log("meters/peak_memory_gib", peak / 2**30)
-            pl_module.log("meters/learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
-            self.text = _short(rates)
-            self._total.add(self._window)
-            self._window, self._logged_step = Tally(), trainer.global_step
+
+    def _rates_of_window(self, trainer: Trainer, device: torch.device) -> dict[str, float]:
+        """The metrics of the steps since the last log, once the device has finished the last of them."""
+        if self._saved == last_saved_step(trainer):
+            self._end_batch()
+        steps, rates = trainer.global_step - self._logged_step, self._rates(self._window, trainer.world_size)
+        self.text = _short(rates)
+        self._total.add(self._window)
+        rates["seconds_per_step"] = self._window.seconds / steps
+        rates["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        if (peak := peak_memory(device)) is not None:
+            rates["peak_memory_gib"] = peak / 2**30
+        self._window, self._logged_step = Tally(), trainer.global_step
+        return {f"meters/{name}": value for name, value in rates.items()}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock, once the device has finished the training steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -11,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from vab.callbacks.meters import Meters
 from vab.console import ProgressBar
+from vab.tasks import BaseTask
 
 
 class StepProgress(LightningProgressBar):
@@ -20,6 +22,7 @@ class StepProgress(LightningProgressBar):
         super().__init__()
         self._bar: ProgressBar | None = None
         self._enabled = True
+        self._text, self._next_text = "", 0.0
 
     def disable(self) -> None:
         """Lightning's switch, used on all ranks but the first."""
@@ -40,7 +43,7 @@ class StepProgress(LightningProgressBar):
     ) -> None:
         """Move the bar."""
         if self._bar is not None and self._bar.is_shown:
-            self._bar.update(trainer.global_step, note=self.text(trainer))
+            self._bar.update(trainer.global_step, note=self._text_of_this_second(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print a line if there is no bar."""
@@ -60,10 +63,18 @@ class StepProgress(LightningProgressBar):
             self._bar.stop()
             self._bar = None
 
+    def _text_of_this_second(self, trainer: Trainer) -> str:
+        """`text`, made once a second: the host waits for the device to read the loss."""
+        if (now := time.monotonic()) >= self._next_text:
+            self._next_text, self._text = now + 1.0, self.text(trainer)
+        return self._text
+
     @staticmethod
     def text(trainer: Trainer) -> str:
-        """The losses and rates beside the bar."""
-        shown = trainer.progress_bar_metrics
+        """The losses and rates beside the bar; the training loss is that of the last step."""
+        task, shown = trainer.lightning_module, trainer.progress_bar_metrics
+        if isinstance(task, BaseTask) and task.step_loss is not None:
+            shown = {"train/loss": float(task.step_loss), **shown}
         words = [f"{name} {value:.3f}" for name, value in shown.items() if isinstance(value, float)]
         meters = (callback.text for callback in trainer.callbacks if isinstance(callback, Meters))  # type: ignore[attr-defined]
         return " ".join([*words, *filter(None, meters)])

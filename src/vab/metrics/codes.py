@@ -13,6 +13,8 @@ BUCKETS = 10
 def guessing_table(per_level: Tensor, per_bucket: Tensor) -> dict[str, Tensor]:
     """Means from sums; levels and intervals without hidden codes are left out.
 
+    Give sums on the CPU: which of them are left out depends on their values, and on a GPU the host would wait for each.
+
     Args:
         per_level: (K, 3) float64. Of each level: negative log-likelihood in nats, right predictions, hidden codes.
         per_bucket: (BUCKETS, 3) float64. The same of the records in each interval of the share of hidden codes.
@@ -56,6 +58,7 @@ class GuessingQuality(Metric):
         Raises:
             ValueError: If no hidden code was counted.
         """
-        if not self.per_level[:, 2].sum() > 0:
+        per_level, per_bucket = torch.cat([self.per_level, self.per_bucket]).cpu().split((len(self.per_level), BUCKETS))
+        if not per_level[:, 2].sum() > 0:
             raise ValueError("no hidden code was counted: there is nothing to report")
-        return guessing_table(self.per_level, self.per_bucket)
+        return guessing_table(per_level, per_bucket)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vab.backbone import Backbone
 from vab.flops import step_flops
+from vab.lightning_internals import is_accumulating
 from vab.losses import info_nce
 from vab.metrics.recall import CUTS, Retrieval
 from vab.spec import Batch, UserError
@@ -139,12 +140,13 @@ class AlignTask(BaseTask):
         gallery = (self._of_all_ranks(audio), self._of_all_ranks(video))
         same_source = batch.source[:, None] == self._of_all_ranks(batch.source)
         loss = info_nce(audio, video, self.scale, gallery, self.global_rank * len(batch), same_source)
-        if self.logs_this_step:
-            self.log("train/temperature", 1 / self.scale)
+        if self.logs_this_step and not is_accumulating(self.trainer):
+            self.log_after_step(1 / self.scale, "train/temperature")
         return self.take_loss(loss)
 
     def on_train_batch_end(self, *unused: Any) -> None:
         """Keep the temperature at or above CLIP's bound."""
+        super().on_train_batch_end()
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(_LARGEST_SCALE))
 

@@ -18,15 +18,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from vab.backbone import Backbone
-from vab.engines import FSDP, compile_blocks, local, shard, whole
+from vab.engines import FSDP, compile_blocks, shard, whole
 from vab.flops import step_flops
-from vab.lightning_internals import attached_trainer, is_accumulating
+from vab.lightning_internals import attached_trainer
 from vab.spec import Batch, UserError
 from vab.tasks.building import build, build_later, class_of, described_as
 from vab.tasks.checkpoints import find_checkpoint, reading, require_finite, require_same_sizes
 from vab.tasks.exported import WEIGHTS, plain_names, read_exported
 from vab.tasks.optim import decay_groups, linear_warmup_decay, made_optimizer
 from vab.tasks.resuming import FREE, Resumable
+from vab.tasks.step_metrics import StepMetrics
 from vab.tokens.noise import fold_in, record_keys
 
 _LENGTHS = ("segment_seconds", "num_steps", "video_fps", "num_frames")
@@ -35,7 +36,7 @@ Charts = dict[str, dict[str, list[str]]]
 """Category -> chart -> patterns of the tags that it draws: pages of TensorBoard's custom scalars."""
 
 
-class BaseTask(Resumable):
+class BaseTask(StepMetrics, Resumable):
     """The backbone and how it is optimised. A task adds its steps and ``dataset_metrics``.
 
     Hyper-parameters are plain JSON (see ``described_as``), so every checkpoint opens with
@@ -97,17 +98,8 @@ class BaseTask(Resumable):
         self.seed = seed
         self.init_from = init_from
         self.compile_backend = compile if isinstance(compile, str) else "inductor" if compile else None
-        self._losses_of_step: list[Tensor] = []  # of each batch: loss times weight, and weight
-        self.step_loss: Tensor | None = None
-        """Scalar: the loss of the last optimizer step, over all its batches and ranks."""
         self._init_message: str | UserError | None = None
         self._ragged_if_compiled: bool | None = None
-
-    @property
-    def logs_this_step(self) -> bool:
-        """Whether the trainer will write what this training step logs."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and (self.global_step + 1) % every == 0
 
     def remember(self, arguments: Mapping[str, Any] | None = None, /, **named: Any) -> None:
         """Store the arguments of a task as hyper-parameters, in JSON.
@@ -200,43 +192,6 @@ class BaseTask(Resumable):
                     f"{name} is a single number, which cannot be sharded: train with --trainer.strategy ddp"
                 )
 
-    def take_loss(self, loss: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Turn a batch's loss into what ``training_step`` returns; the loss of the whole optimizer step is logged.
-
-        On several ranks, or with accumulated gradients, Lightning averages the losses of batches. If batches differ in
-        their numbers of hidden codes, that is not the mean over codes that one large batch has. So each loss is
-        multiplied by its weight here, and `on_after_backward` divides the gradient by the weights of all batches.
-
-        Args:
-            loss: Scalar, a mean over the batch.
-            weight: Scalar, what the mean is over; None if all batches of a step weigh the same.
-        """
-        trainer = self.trainer
-        if trainer.world_size * trainer.accumulate_grad_batches == 1:
-            self.step_loss = loss.detach()
-            self.log("train/loss", loss, prog_bar=True)
-            return loss
-        if weight is None:
-            weight = torch.ones_like(loss)
-        loss = loss * weight
-        self._losses_of_step.append(torch.stack((loss, weight)).detach().float())
-        return loss
-
-    def on_after_backward(self) -> None:
-        """When the gradients of an optimizer step are complete, divide them by their weights; see `take_loss`."""
-        trainer = self.trainer
-        if not self._losses_of_step or is_accumulating(trainer):
-            return
-        loss, total = trainer.strategy.reduce(torch.stack(self._losses_of_step).sum(0), reduce_op="sum")
-        self._losses_of_step.clear()
-        self.step_loss = loss / total
-        self.log("train/loss", self.step_loss, prog_bar=True)
-        # The trainer has divided by the batches of a step, and the strategy by the ranks.
-        factor = trainer.world_size * trainer.accumulate_grad_batches / total
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                local(parameter.grad).mul_(factor.to(parameter.grad.dtype))
-
     def dataset_metrics(self, stage: Literal["val", "test"]) -> dict[str, Tensor]:
         """Scalar metrics of all records that ``validation_step`` was given since the last call, by the name to log."""
         return {}
@@ -259,7 +214,6 @@ class BaseTask(Resumable):
 
     def on_fit_start(self) -> None:
         """Print which weights were loaded from ``init_from``, or raise the error that it met."""
-        self._losses_of_step.clear()
         if isinstance(self._init_message, UserError):
             raise self._init_message
         if self._init_message is not None:

@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 
 from vab.backbone import Backbone
 from vab.engines import uncompiled
-from vab.lightning_internals import is_accumulating, logged_step
+from vab.lightning_internals import is_accumulating
 from vab.losses import (
     MaskedCodeSums,
     hidden_code_loss,
@@ -160,12 +160,13 @@ class PretrainTask(BaseTask):
             loss = hidden_code_loss(x, *of_levels, self.label_smoothing)
         else:
             loss, sums = hidden_code_loss_and_sums(x, *of_levels, self.label_smoothing)
-            table = guessing_table(*self._by_level_and_bucket(sums, batch, mask))
-            # Not self.log: it would repeat the last value for a share of hidden codes that this batch does not have.
-            metrics = {f"train/codes/{name}": float(value) for name, value in table.items()}
-            for logger in self.loggers:
-                logger.log_metrics(metrics, step=logged_step(self.trainer))
+            self.log_after_step(torch.cat(self._by_level_and_bucket(sums, batch, mask)), self._training_table)
         return self.take_loss(loss, mask.float().mean())
+
+    def _training_table(self, sums: Tensor) -> dict[str, float]:
+        """`guessing_table` of a training batch, from both its arguments in one tensor."""
+        table = guessing_table(*sums.split((self.spec.num_codebooks, BUCKETS)))
+        return {f"train/codes/{name}": float(value) for name, value in table.items()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predict codes under a mask that depends on the record alone."""
