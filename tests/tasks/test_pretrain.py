@@ -381,6 +381,26 @@ def test_a_schedule_shorter_than_its_warm_up_is_refused(shards):
         quiet_trainer(max_steps=1).fit(task, data_module(shards))
 
 
+@pytest.mark.parametrize("schedule_steps", [20, None])
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (3, 3), (1, 1), (0.25, 5), (0.0, 0), (1.0, 1)])
+def test_a_warm_up_is_a_number_of_steps_or_a_share_of_the_schedule(shards, warmup, steps, schedule_steps):
+    rates = []
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer, *unused):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"] / 2e-4)
+
+    task = small_task(warmup_steps=warmup, schedule_steps=schedule_steps)
+    quiet_trainer(max_steps=20, limit_val_batches=0, callbacks=[Rates()]).fit(task, data_module(shards))
+    assert rates == pytest.approx([*map(linear_warmup_decay(steps, 20, 0.0), range(20))])
+
+
+@pytest.mark.parametrize("warmup", [-1, -0.1, 2.5, float("nan"), float("inf")])
+def test_a_warm_up_that_is_neither_steps_nor_a_share_is_refused(warmup):
+    with pytest.raises(UserError, match="warmup_steps must be a number of steps or a share of the schedule below 1"):
+        small_task(warmup_steps=warmup)
+
+
 def test_masking_settings_reach_the_mask(dataset):
     task = small_task(masking=Masking(law="fixed", ratio=1.0))
     assert task.evaluation_mask(dataset.__getitems__([0, 1])).all()

@@ -51,7 +51,7 @@ class AlignTask(BaseTask):
         optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(
             params, lr=1e-4, weight_decay=1e-6, fused=True
         ),
-        warmup_steps: int = 2_000,
+        warmup_steps: int | float = 2_000,
         schedule_steps: int | None = None,
         final_lr_ratio: float = 0.0,
         seed: int = 0,
@@ -67,7 +67,7 @@ class AlignTask(BaseTask):
         Args:
             backbone: The network; its joint blocks and heads are removed.
             optimizer: Takes parameter groups (our values: none are printed).
-            warmup_steps: Steps over which the learning rate rises linearly from 0.
+            warmup_steps: Steps over which the learning rate rises linearly from 0; below 1, a share of the schedule.
             schedule_steps: Step at which the linear fall ends; none means the trainer's ``max_steps``.
             final_lr_ratio: Learning rate at the end of the fall, as a share of the top one.
             seed: Of dropout.

@@ -25,7 +25,7 @@ from vab.spec import Batch, UserError
 from vab.tasks.building import build, build_later, class_of, described_as
 from vab.tasks.checkpoints import find_checkpoint, reading, require_finite, require_same_sizes
 from vab.tasks.exported import WEIGHTS, plain_names, read_exported
-from vab.tasks.optim import decay_groups, linear_warmup_decay, made_optimizer
+from vab.tasks.optim import decay_groups, made_optimizer
 from vab.tasks.resuming import FREE, Resumable
 from vab.tasks.step_metrics import StepMetrics
 from vab.tokens.noise import fold_in, record_keys
@@ -60,7 +60,7 @@ class BaseTask(StepMetrics, Resumable):
         optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(
             params, lr=2e-4, weight_decay=1e-6, fused=True
         ),
-        warmup_steps: int = 20_000,
+        warmup_steps: int | float = 20_000,
         schedule_steps: int | None = 300_000,
         final_lr_ratio: float = 0.0,
         seed: int = 0,
@@ -72,7 +72,7 @@ class BaseTask(StepMetrics, Resumable):
         Args:
             backbone: The network.
             optimizer: Takes parameter groups.
-            warmup_steps: Steps over which the learning rate rises linearly from 0.
+            warmup_steps: Steps over which the learning rate rises linearly from 0; below 1, a share of the schedule.
             schedule_steps: Step at which the linear fall ends; none means the trainer's ``max_steps``.
             final_lr_ratio: Learning rate at the end of the fall, as a share of the top one.
             seed: Of the task's own randomness (masks, feature dropout, dropout), apart from the order's.
@@ -83,9 +83,10 @@ class BaseTask(StepMetrics, Resumable):
             UserError: If a number is out of range, or the optimizer refuses its arguments.
         """
         super().__init__()
-        if warmup_steps < 0 or not 0 <= final_lr_ratio <= 1:
+        if not warmup_steps >= 0 or (warmup_steps > 1 and warmup_steps % 1) or not 0 <= final_lr_ratio <= 1:
             raise UserError(
-                f"warmup_steps must be 0 or more and final_lr_ratio in [0, 1], got {warmup_steps} and {final_lr_ratio}"
+                "warmup_steps must be a number of steps or a share of the schedule below 1, and final_lr_ratio in"
+                f" [0, 1], got {warmup_steps} and {final_lr_ratio}"
             )
         self.backbone = backbone if isinstance(backbone, nn.Module) else build(backbone)
         # Not the callable itself: the command line's holds its parser, and would copy it with the module.
@@ -316,13 +317,7 @@ class BaseTask(StepMetrics, Resumable):
         optimizer = made_optimizer(self.make_optimizer, decay_groups(self, self.lr_factor))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
-        end = self._end_of_schedule()
-        if self.warmup_steps >= end and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise UserError(
-                f"warmup_steps {self.warmup_steps} must be below the schedule's {end} steps: "
-                f"lower --model.warmup_steps or raise --trainer.max_steps"
-            )
-        schedule = LambdaLR(optimizer, linear_warmup_decay(self.warmup_steps, end, self.final_lr_ratio))
+        schedule = LambdaLR(optimizer, self.lr_schedule())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

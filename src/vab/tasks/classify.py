@@ -48,7 +48,7 @@ class ClassifyTask(BaseTask):
         optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(
             params, lr=1e-4, weight_decay=5e-7, fused=True
         ),
-        warmup_steps: int = 1_000,
+        warmup_steps: int | float = 1_000,
         schedule_steps: int | None = None,
         final_lr_ratio: float = 0.0,
         seed: int = 0,
@@ -70,7 +70,7 @@ class ClassifyTask(BaseTask):
             backbone: The network; its joint blocks and heads are removed.
             labels: Names of the L classes; the command line takes them from the data.
             optimizer: Takes parameter groups (CAV-MAE's learning rate and decay for VGGSound).
-            warmup_steps: Steps over which the learning rate rises linearly from 0.
+            warmup_steps: Steps over which the learning rate rises linearly from 0; below 1, a share of the schedule.
             schedule_steps: Step at which the linear fall ends; none means the trainer's ``max_steps``.
             final_lr_ratio: Learning rate at the end of the fall, as a share of the top one.
             seed: Of mixup and dropout.

@@ -44,6 +44,21 @@ def decay_groups(module: nn.Module, lr_factor: Callable[[str], float] = lambda n
     ]
 
 
+def steps_of_warmup(warmup: int | float, end: int) -> int:
+    """The steps of a warm-up that is given in steps, or as a share of the schedule, below 1.
+
+    Raises:
+        UserError: If it does not end before the schedule.
+    """
+    steps = round(warmup * end) if warmup < 1 else int(warmup)
+    if steps >= end:
+        raise UserError(
+            f"warmup_steps {warmup} must be below the schedule's {end} steps: lower --model.warmup_steps, give it as a"
+            " share (0.05), or raise --trainer.max_steps"
+        )
+    return steps
+
+
 def linear_warmup_decay(warmup: int, end: int, final: float) -> Callable[[int], float]:
     """Learning-rate factor: 0 to 1 over ``warmup`` steps, then down to ``final`` at step ``end``, and level after.
 

@@ -54,7 +54,7 @@ class PretrainTask(BaseTask):
         optimizer: Callable[[Iterable], Optimizer] = lambda params: AdamW(
             params, lr=2e-4, weight_decay=1e-6, fused=True
         ),
-        warmup_steps: int = 20_000,
+        warmup_steps: int | float = 20_000,
         schedule_steps: int | None = 300_000,
         final_lr_ratio: float = 0.0,
         seed: int = 0,
@@ -71,7 +71,8 @@ class PretrainTask(BaseTask):
         Args:
             backbone: The network.
             optimizer: Takes parameter groups. AdamW 2e-4, decay 1e-6 are VATT's values; VAB's own are not printed.
-            warmup_steps: Steps over which the learning rate rises linearly from 0 (VATT's value).
+            warmup_steps: Steps over which the learning rate rises linearly from 0 (VATT's value); below 1, a share of
+                the schedule.
             schedule_steps: Step at which the linear fall ends; none means the trainer's ``max_steps`` (VATT's value).
             final_lr_ratio: Learning rate at the end of the fall, as a share of the top one.
             seed: Of masks, feature dropout and dropout.

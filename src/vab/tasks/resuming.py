@@ -16,7 +16,7 @@ from vab.lightning_internals import attached_trainer
 from vab.spec import SegmentSpec, UserError
 from vab.tasks.building import class_or_none
 from vab.tasks.checkpoints import require_finite, require_same_sizes, require_same_weights
-from vab.tasks.optim import decay_groups, linear_warmup_decay, take_settings
+from vab.tasks.optim import decay_groups, linear_warmup_decay, steps_of_warmup, take_settings
 
 FREE = ("spec", "dropout", "num_joint_layers", "activation_checkpointing")
 """Arguments of a backbone that may differ."""
@@ -28,7 +28,7 @@ class Resumable(LightningModule):
     backbone: Backbone
     optimizer_class: str
     make_optimizer: Callable[[Iterable], Optimizer]
-    warmup_steps: int
+    warmup_steps: int | float
     schedule_steps: int | None
     final_lr_ratio: float
 
@@ -88,7 +88,7 @@ class Resumable(LightningModule):
             return
         (step, before, has_ended), self._resumed = self._resumed, None
         end = self._end_of_schedule()
-        after = linear_warmup_decay(self.warmup_steps, end, self.final_lr_ratio)(step)
+        after = self.lr_schedule()(step)
         if math.isclose(before, after, rel_tol=1e-6, abs_tol=1e-9):
             return
         if has_ended and after > before and self.schedule_steps is None:
@@ -150,6 +150,16 @@ class Resumable(LightningModule):
         kind = class_or_none(class_path, Resumable)
         is_kin = kind is not None and (isinstance(self, kind) or issubclass(kind, type(self)))
         return is_kin or class_path == self.hparams["_class_path"]
+
+    def lr_schedule(self) -> Callable[[int], float]:
+        """Factor of the learning rate after a number of steps.
+
+        Raises:
+            UserError: If the warm-up does not end before the schedule.
+        """
+        end = self._end_of_schedule()
+        warmup = 0 if self.trainer.fast_dev_run else steps_of_warmup(self.warmup_steps, end)  # type: ignore[attr-defined]
+        return linear_warmup_decay(warmup, end, self.final_lr_ratio)
 
     def _end_of_schedule(self) -> int:
         return self.schedule_steps if self.schedule_steps is not None else int(self.trainer.estimated_stepping_batches)
