@@ -100,7 +100,8 @@ def _fit(folder: Path, engine: str, flags: list[str], options: argparse.Namespac
     command = [
         *(sys.executable, "-m", "vab.cli", "fit", f"--config={_CONFIGS / 'pretrain.yaml'}"),
         *(f"--data.train={folder / 'shards'}", f"--data.val={folder / 'shards'}"),
-        *(f"--data.batch_size={options.batch_size}", f"--data.num_workers={options.workers}"),
+        *("--data.global_batch_size=null", f"--data.batch_size={options.batch_size}"),
+        f"--data.num_workers={options.workers}",
         *(f"--model.backbone={_CONFIGS / 'backbone' / options.size}.yaml", "--model.warmup_steps=1"),
         *("--model.schedule_steps=100000", f"--trainer.accelerator={'gpu' if on_gpu else 'cpu'}"),
         *("--trainer.devices=1", "--trainer.strategy=auto", f"--trainer.precision={options.precision}"),

@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch import Callback
 
 from command_line import parsed
 from tasks_help import quiet_trainer, small_backbone
 from vab.cli import main
 from vab.commands.extract import extract
 from vab.data.reading.datamodule import ShardDataModule
+from vab.data.reading.step_size import batches_of_step
 from vab.frozen.vision.clip_files import parse
 from vab.frozen.weight_files.catalogue import CODECS
 from vab.spec import UserError
 from vab.tasks import PretrainTask
+from vab.tasks.optim import steps_of_warmup
 from vab.training.recipes import load
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -126,13 +129,19 @@ def merged(settings, changes):
 
 def test_no_warm_up_is_too_long_for_a_fast_dev_run(shards):
     tasks = (read(path)["init_args"] for path in parts_of("task"))
-    schedules = {(task["warmup_steps"], task["schedule_steps"]) for task in tasks}
+    schedules, rates = {(task["warmup_steps"], task["schedule_steps"]) for task in tasks}, []
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
     assert any(end is None for _, end in schedules)
     for warmup, end in schedules:
         data = ShardDataModule(f"{shards}/train", f"{shards}/val", batch_size=4, num_workers=0)
         task = PretrainTask(small_backbone(data.spec), warmup_steps=warmup, schedule_steps=end)
-        quiet_trainer(fast_dev_run=True).fit(task, data)
-        assert task.optimizers().param_groups[0]["lr"] > 0
+        quiet_trainer(fast_dev_run=True, callbacks=[Rates()]).fit(task, data)
+    assert len(rates) == len(schedules)
+    assert min(rates) > 0
 
 
 @pytest.mark.parametrize(("folder", "levels"), [("demo", 8), ("dac", 12)])
@@ -145,6 +154,45 @@ def test_two_stages_of_a_folder_divide_the_levels(folder, levels):
     assert coarse["levels"] == part("fine", "model")["init_args"]["conditioning_levels"] == 4 < levels
     assert part("coarse", "model")["init_args"]["conditioning_levels"] == 0
     assert coarse | {"levels": None} == fine
+
+
+def plan_of(path):
+    """A recipe's trainer, data and task; and its comment's records, records of a step, steps, epochs and warm-up."""
+    recipe = yaml.safe_load(path.read_text())
+    parts = (read(path.parent / recipe[name]) for name in ("trainer", "data", "model"))
+    said = re.search(
+        r"^# Records ([\d,]+), a step ([\d,]+), steps ([\d,]+): ([\d.]+) epochs.*, warm-up ([\d,]+) steps\.",
+        path.read_text(),
+        re.MULTILINE,
+    )
+    assert said, path
+    return *parts, [float(number.replace(",", "")) for number in said.groups()]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_recipe_says_how_long_it_trains(path):
+    trainer, data, task, (records, step, steps, epochs, warmup) = plan_of(path)
+    assert step == (data["global_batch_size"] or data["batch_size"])
+    assert steps == (trainer["max_steps"] if trainer["max_epochs"] == -1 else trainer["max_epochs"] * (records // step))
+    assert epochs == round(steps * step / records, 1) < 100
+    assert warmup == steps_of_warmup(task["init_args"]["warmup_steps"], int(steps))
+    assert 0.002 < warmup / steps < 0.2
+
+
+@pytest.mark.parametrize("card", ["", "gpu_40gb", "gpu_24gb"])
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_recipe_trains_the_same_steps_on_any_number_of_devices(path, card):
+    """So its warm-up is the same share of the run; and no device gets more records at once than fit it."""
+    trainer, data, *_ = plan_of(path)
+    if path.parent.name == "demo":
+        assert (trainer["devices"], data["global_batch_size"]) == (1, None)
+        return
+    most = (read(CONFIGS / "tweak" / f"{card}.yaml")["data"] if card else data)["batch_size"]
+    for devices in (1, 2, 4, 8, 16) if trainer["devices"] == "auto" else (1,):
+        batches = batches_of_step(data["global_batch_size"], devices, most)
+        batch = data["global_batch_size"] / devices / batches
+        assert batch == int(batch) <= most
+        assert batch > most / 2 or batches == 1  # no step is cut into needlessly small batches
 
 
 def test_no_part_interpolates_but_from_the_environment():

@@ -183,7 +183,8 @@ def test_folders_that_are_read_were_written_before(place, capsys):
         reads = [word for before, word in itertools.pairwise(words) if before != "--out"]
         if words[0] == "torchrun" or words[1] in ("fit", "folds"):
             settings = parsed(words[words.index("fit" if "fit" in words else "folds") :], capsys)
-            reads += [settings["data"]["train"], settings["data"]["val"]]
+            train = settings["data"]["train"]
+            reads += [*([train] if isinstance(train, str) else train), settings["data"]["val"]]
             logger = settings["trainer"]["logger"]["init_args"]
             written.add(f"{logger['save_dir']}/{logger['name']}")
         for path in (path for path in reads if path.startswith(("data/", "runs/"))):
@@ -204,9 +205,7 @@ def test_the_first_training_on_videos_of_ones_own_fits_one_gpu(place, capsys):
     settings = parsed(fit, capsys)
     backbone = settings["model"]["init_args"]["backbone"]["init_args"]
     assert (settings["trainer"]["devices"], settings["trainer"]["num_nodes"]) == (1, 1)
-    assert (backbone["dim"], settings["data"]["batch_size"], settings["trainer"]["accumulate_grad_batches"]) == (
-        *(768, 32), 2,
-    )  # fmt: skip
+    assert (backbone["dim"], settings["data"]["batch_size"], settings["data"]["global_batch_size"]) == (768, 32, 64)
     assert settings["data"]["allow_tiny"] is False
 
 
