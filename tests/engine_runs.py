@@ -56,7 +56,7 @@ def train(settings):
         callbacks=[EMA(decay=0.9), Meters(), losses, Checkpoints(dirpath=folder, save_last=True, save_top_k=0)],
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, gradient_clip_val=1.0,
         check_val_every_n_epoch=None, val_check_interval=steps * settings.get("accumulate_grad_batches", 1),
-        log_every_n_steps=2, **settings,
+        log_every_n_steps=1, **settings,
     )  # fmt: skip
     trainer.fit(task, data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:

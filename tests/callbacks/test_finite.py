@@ -93,7 +93,9 @@ def test_a_run_that_skips_for_ever_ends(shards, tmp_path):
 
 def of_rank(action, folder, shards):
     settings = {"devices": 2, "strategy": "ddp"}
-    if action == "stop":
+    if action == "stop, scaled":
+        settings |= {"plugins": [half_precision()], "fused": False}
+    if action != "skip":
         with pytest.raises(NonFiniteError, match="the loss of step 3"):
             fit(folder, shards, Spoil("the loss", 3, rank=1), FiniteCheck(), **settings)
     else:
@@ -102,7 +104,7 @@ def of_rank(action, folder, shards):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("action", ["stop", "skip"])
+@pytest.mark.parametrize("action", ["stop", "skip", "stop, scaled"])
 def test_all_ranks_decide_alike(action, shards, tmp_path):
     in_ranks(2, of_rank, action, tmp_path, shards)
     if action == "skip":
@@ -110,6 +112,16 @@ def test_all_ranks_decide_alike(action, shards, tmp_path):
         assert not same(live(tmp_path, 3), live(tmp_path, 4))
     else:
         assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_a_loss_that_is_not_finite_makes_gradients_nan_for_all_ranks_to_see(shards, monkeypatch):
+    task = PretrainTask(small_backbone())
+    task.trainer = quiet_trainer()
+    monkeypatch.setattr(task, "log", lambda *_, **__: None)
+    weight = next(task.parameters())
+    task.take_loss(weight.sum() + torch.inf).backward()
+    assert weight.grad.isnan().all()
+    assert not task.step_loss.isfinite()
 
 
 def half_precision():

@@ -280,7 +280,9 @@ def test_a_training_step_hides_withholds_and_scores_as_stated(task, dataset, mon
     assert torch.equal(loss, again)
     assert 0 < int(given["dropped"].sum()) < 20
     logits = task.logits(batch, given["mask"], given["dropped"])
-    expected = F.cross_entropy(logits[given["mask"]], batch.codes[given["mask"]], label_smoothing=task.label_smoothing)
+    mean = F.cross_entropy(logits[given["mask"]], batch.codes[given["mask"]], label_smoothing=task.label_smoothing)
+    torch.testing.assert_close(task.step_loss, mean)
+    expected = mean * given["mask"].sum() / (batch.codes.numel() * task.masking.mean_ratio)
     torch.testing.assert_close(loss, expected)
 
 

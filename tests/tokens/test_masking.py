@@ -35,6 +35,25 @@ def test_paper_ratios_have_the_truncated_moments():
     assert abs(ratios.mean().item() - mean) < 4 * math.sqrt(variance / 200_000)
     assert abs(ratios.var().item() - variance) < 0.0003
     assert abs(mean - 0.6936) < 1e-4  # what the paper's law hides on average
+    assert Masking().mean_ratio == pytest.approx(mean, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [{}, {"mean": 0.2, "std": 0.1, "low": 0.1, "high": 0.6}, {"law": "cosine"}, {"law": "fixed", "ratio": 0.3}],
+)
+def test_the_mean_ratio_is_that_of_the_samples_and_the_integral(law):
+    masking = Masking(**law)
+    ratios = masking.ratios(record_keys(0, torch.arange(100_000))).double()
+    error = ratios.std().item() / math.sqrt(100_000)
+    assert abs(ratios.mean().item() - masking.mean_ratio) < 4 * error + 1e-6
+    mask = masking.mask(record_keys(1, torch.arange(2_000)), 4, 50)
+    assert abs(mask.double().mean().item() - masking.mean_ratio) < 0.03
+    if masking.law == "truncated_normal":
+        x = torch.linspace(masking.low, masking.high, 100_001, dtype=torch.float64)
+        density = (-((x - masking.mean) / masking.std).square() / 2).exp()
+        integral = (torch.trapezoid(x * density, x) / torch.trapezoid(density, x)).item()
+        assert masking.mean_ratio == pytest.approx(integral, abs=1e-8)
 
 
 def test_cosine_ratios():

@@ -40,10 +40,11 @@ class FiniteCheck(Callback):
     """Stops a run at the first loss or gradient norm that is not finite, or skips such steps.
 
     Nothing is saved from that step on, so the newest checkpoints are good. Weights and their average are checked before
-    each checkpoint. The loss is that of the whole step, and the norm that of the reduced gradients, so all ranks decide
-    alike. The device counts bad steps; the host reads the counts where a step is logged, before a validation and before
-    a checkpoint (on CPUs after each step). In 16-mixed the loss scaler itself skips gradients that are not finite;
-    there only the loss is checked, and the scale, which must not vanish.
+    each checkpoint. A loss that is not finite on one rank makes the gradients NaN on all (`StepMetrics.take_loss`), and
+    ranks compare their counts when they read them, so all decide alike. The device counts bad steps; the host reads the
+    counts where a step is logged, before a validation and before a checkpoint (on CPUs after each step). In 16-mixed
+    the loss scaler itself skips gradients that are not finite; there only the loss is checked, and the scale, which
+    must not vanish.
     """
 
     def __init__(self, action: Literal["stop", "skip"] = "stop") -> None:
@@ -62,8 +63,8 @@ class FiniteCheck(Callback):
         self.action = action
         self._reported = 0
         self._counts: Tensor | None = None
-        """(3,) int64 on the model's device: twice the first bad step, plus 1 if it was the loss; bad steps in all, and
-        in a row."""
+        """(3,) int64 on the model's device: twice the first bad step, plus 1 if it was the gradient norm; bad steps in
+        all, and in a row."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the counts."""
@@ -79,7 +80,7 @@ class FiniteCheck(Callback):
         if not is_scaled:
             bad = loss | ~pl_module.gradient_norm().isfinite()
         first, count, row = self._counts
-        first = torch.where((first == 0) & bad, 2 * (trainer.global_step + 1) + loss, first)
+        first = torch.where((first == 0) & bad, 2 * (trainer.global_step + 1) + ~loss, first)
         self._counts = torch.stack((first, count + bad, (row + 1) * bad))
         if pl_module.logs_this_step and pl_module.device.type != "cpu":
             pl_module.log_after_step(self._state(trainer), lambda state: self._check(trainer, state))
@@ -138,18 +139,22 @@ class FiniteCheck(Callback):
             self._check(trainer, self._state(trainer).cpu())
 
     def _state(self, trainer: Trainer) -> Tensor:
-        """(4,) float64 on the model's device: the counts, and the loss scale of 16-mixed."""
+        """(ranks, 4) float64 on the model's device: the counts, and the loss scale of 16-mixed."""
         assert self._counts is not None
         scale = loss_scale(trainer)
-        return torch.cat([self._counts.double(), self._counts.new_ones(1).double() if scale is None else scale.view(1)])
+        counts = self._counts.double()
+        state = torch.cat([counts, torch.ones_like(counts[:1]) if scale is None else scale.view(1)])
+        gathered: Tensor = trainer.strategy.all_gather(state)
+        return gathered.view(-1, 4)
 
     def _check(self, trainer: Trainer, state: Tensor) -> dict[str, float]:
         """`require_finite` for a copy of `_state` on the host; there is nothing to log."""
-        first, count, row, scale = state.tolist()
+        firsts, counts, rows, scales = state.T.tolist()
+        first, count, row = min(filter(None, firsts), default=0), max(counts), max(rows)
         if count and (self.action == "stop" or row >= _MAX_SKIPPED):
-            what = "the loss" if first % 2 else "the gradient norm"
+            what = "the gradient norm" if first % 2 else "the loss"
             raise NonFiniteError(what, int(first // 2), _last_checkpoint(trainer))
-        if scale < _SMALLEST_SCALE:
+        if min(scales) < _SMALLEST_SCALE:
             raise NonFiniteError("the gradient norm", trainer.global_step, _last_checkpoint(trainer))
         if count > self._reported:
             rank_zero_info(f"step {trainer.global_step}: skipped {int(count)} steps, loss or gradient norm not finite")

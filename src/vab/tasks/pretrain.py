@@ -149,7 +149,11 @@ class PretrainTask(BaseTask):
         super().on_load_checkpoint(checkpoint)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Hide codes and predict them."""
+        """Hide codes and predict them.
+
+        The gradient is that of the sum over hidden codes, divided by the number of codes that are hidden on average in
+        records without padding (`Masking.mean_ratio`), not by the batch's own number. What is logged is the mean.
+        """
         batch = self.in_one_form(batch)
         keys = self.training_keys(batch)
         mask = self.mask_for(keys, batch.steps)
@@ -162,7 +166,7 @@ class PretrainTask(BaseTask):
         else:
             loss, sums = hidden_code_loss_and_sums(x, *of_levels, self.label_smoothing)
             self.log_after_step(torch.cat(self._by_level_and_bucket(sums, batch, mask)), self._training_table)
-        return self.take_loss(loss, mask.float().mean())
+        return self.take_loss(loss, mask[:, levels].float().mean() / self.masking.mean_ratio)
 
     def _training_table(self, sums: Tensor) -> dict[str, float]:
         """`guessing_table` of a training batch, from both its arguments in one tensor."""

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from vab.engines import local
 from vab.lightning_internals import is_accumulating, log_numbers
 
 
@@ -24,7 +23,7 @@ class StepMetrics(LightningModule):
         self._losses_of_step: list[Tensor] = []  # of each batch: loss times weight, and weight
         self._to_log: list[tuple[Tensor, Callable[[Tensor], Mapping[str, float]]]] = []
         self.step_loss: Tensor | None = None
-        """Scalar: the loss of the last optimizer step, over all its batches and ranks."""
+        """Scalar: the loss of the last optimizer step, over all its batches; over all ranks too if the step logs."""
 
     @property
     def logs_this_step(self) -> bool:
@@ -39,52 +38,34 @@ class StepMetrics(LightningModule):
         super().on_fit_start()
 
     def take_loss(self, loss: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Turn a batch's loss into what ``training_step`` returns; the loss of the whole optimizer step is logged.
+        """Turn a batch's loss into what ``training_step`` returns, and log the loss of the whole optimizer step.
 
-        On several ranks, or with accumulated gradients, Lightning averages the losses of batches. If batches differ in
-        their numbers of hidden codes, that is not the mean over codes that one large batch has. So each loss is
-        multiplied by its weight here, and `on_after_backward` divides the gradient by the weights of all batches.
+        What is logged is the mean over all batches and ranks of the step. The gradient is that of loss times weight,
+        whose mean over batches and ranks the trainer takes. If a weight is a number of terms over a constant, it is the
+        sum of all terms over a constant, on any split of the same records over batches and ranks.
 
         Args:
-            loss: Scalar, a mean over the batch.
-            weight: Scalar, what the mean is over; None if all batches of a step weigh the same.
+            loss: Scalar, a mean over the terms of the batch.
+            weight: Scalar: the number of terms over the number that is expected. None if all batches have equally many.
         """
-        trainer = self.trainer
-        if trainer.world_size * trainer.accumulate_grad_batches == 1:
-            self._log_loss(loss.detach())
-            return loss
-        if weight is None:
-            weight = torch.ones_like(loss)
-        loss = loss * weight
-        self._losses_of_step.append(torch.stack((loss, weight)).detach().float())
-        return loss
+        weight = torch.ones_like(loss) if weight is None else weight
+        self._losses_of_step.append(torch.stack((loss * weight, weight)).detach().float())
+        if not is_accumulating(self.trainer):
+            self._log_loss()
+        # A loss that is not finite makes the gradient NaN, by which all ranks know of it.
+        return loss * (weight + 0 * loss.detach())
 
-    def on_after_backward(self) -> None:
-        """When the gradients of an optimizer step are complete, divide them by their weights; see `take_loss`."""
-        trainer = self.trainer
-        if not self._losses_of_step or is_accumulating(trainer):
-            return
-        loss, total = self.sum_over_ranks(torch.stack(self._losses_of_step).sum(0))
+    def _log_loss(self) -> None:
+        sums = torch.stack(self._losses_of_step).sum(0)
         self._losses_of_step.clear()
-        self._log_loss(loss / total)
-        # The trainer has divided by the batches of a step, and the strategy by the ranks.
-        factor = trainer.world_size * trainer.accumulate_grad_batches / total
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                local(parameter.grad).mul_(factor.to(parameter.grad.dtype))
-
-    def _log_loss(self, loss: Tensor) -> None:
-        self.step_loss = loss
-        self.log("train/loss", loss, logger=False)  # for callbacks that monitor it
-        if self.logs_this_step:
-            self.log_after_step(loss, "train/loss")
-
-    def sum_over_ranks(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks, in place. The host does not wait for the device."""
-        # Not strategy.reduce: it begins with a barrier, at which the host waits.
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(value)
-        return value
+        logs, world_size = self.logs_this_step, self.trainer.world_size
+        if logs and world_size > 1:
+            torch.distributed.all_reduce(sums)  # not strategy.reduce, which begins with a barrier: the host would wait
+        self.step_loss = sums[0] / sums[1]
+        if logs or world_size == 1:
+            self.log("train/loss", self.step_loss, logger=False)  # for callbacks that monitor it
+        if logs:
+            self.log_after_step(self.step_loss, "train/loss")
 
     def log_after_step(self, value: Tensor, metrics: str | Callable[[Tensor], Mapping[str, float]]) -> None:
         """Log a value of this training step once the step is done. All such values are copied to the host at once.

@@ -60,6 +60,19 @@ class Masking:
                 f"between low {self.low} and high {self.high}; move mean or widen the bounds"
             )
 
+    @property
+    def mean_ratio(self) -> float:
+        """The mean of the mask ratio: 0.6936 for the paper's law."""
+        if self.law == "cosine":
+            return 2 / math.pi
+        if self.law == "fixed":
+            return self.ratio
+        mass = _normal_cdf(self.high, self.mean, self.std) - _normal_cdf(self.low, self.mean, self.std)
+        low, high = ((bound - self.mean) / self.std for bound in (self.low, self.high))
+        return self.mean + self.std * (math.exp(-(low**2) / 2) - math.exp(-(high**2) / 2)) / (
+            math.sqrt(2 * math.pi) * mass
+        )
+
     def ratios(self, keys: Tensor) -> Tensor:
         """Each record's mask ratio, the probability that a code is hidden.
 
