@@ -154,13 +154,12 @@ def steps(shards, tmp_path_factory):
     return {task: one["by_step"] for task, one in zip(tasks, ended, strict=True)}
 
 
-@pytest.mark.xfail(strict=True, reason="Lightning reads the progress bar's loss in each step")
 @pytest.mark.parametrize("task", ["pretrain", "align", "classify"])
 def test_a_step_that_does_not_log_never_waits(steps, task):
+    assert steps[task][0]  # they are counted
     assert [steps[task][number] for number in (1, 3, 4, 6)] == [{}] * 4  # the first step makes what all later ones use
 
 
-@pytest.mark.xfail(strict=True, reason="metrics are read one by one, and copied to the device to be logged")
 @pytest.mark.parametrize("task", ["pretrain", "align", "classify"])
 def test_a_step_that_logs_waits_twice_at_most(steps, task):
     assert sum(steps[task][5].values()) <= 2, steps[task][5]  # the first that logs makes Lightning's metrics
