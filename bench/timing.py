@@ -58,8 +58,9 @@ class Timed(nn.Module):
         self.network = network
         self.on_gpu = device.type == "cuda"
         self.marks: list[tuple[Any, Any]] = []
-        if hasattr(network, "spec"):
-            self.spec = network.spec  # what a task asks of its backbone
+        for name in ("spec", "blocks"):  # what a task asks of its backbone
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the network answers."""
