@@ -1,4 +1,6 @@
 import copy
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,15 +30,29 @@ def same(a, b):
 
 def test_ema_is_the_average_in_closed_form(run):
     history = History()
-    _, task, checkpoint = run(history, EMA(decay=0.5), steps=4)
+    _, task, checkpoint = run(history, EMA(decay=0.2), steps=4)
     name = "audio_input.weight"
     expected = history.live[0][name]
-    for weights in history.live[1:]:
-        expected = 0.5 * expected + 0.5 * weights[name]
+    for decay, weights in zip((2 / 11, 0.2, 0.2), history.live[1:], strict=True):
+        expected = decay * expected + (1 - decay) * weights[name]
     saved = torch.load(checkpoint, weights_only=True)
     torch.testing.assert_close(saved["state_dict"][f"backbone.{name}"], expected, rtol=1e-6, atol=1e-8)
     assert torch.equal(saved["live_state_dict"][f"backbone.{name}"], history.live[-1][name])
     assert torch.equal(task.backbone.state_dict()[name], history.live[-1][name])  # the live weights stay in place
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9999])
+def test_the_share_of_the_random_start_is_that_of_the_closed_form(decay):
+    module, ema = torch.nn.Linear(1, 1, bias=False), EMA(decay)
+    torch.nn.init.ones_(module.weight)
+    updates = 60
+    for step in range(1, updates + 1):
+        ema.on_train_batch_end(SimpleNamespace(global_step=step), module)
+        torch.nn.init.zeros_(module.weight)  # only the first update sees ones
+    # While (1 + n) / (10 + n) is below the decay, the shares multiply to a quotient of factorials.
+    ramp = min(updates, math.ceil((10 * decay - 1) / (1 - decay)))
+    share = math.factorial(10) * math.factorial(ramp) / math.factorial(ramp + 9) * decay ** (updates - ramp)
+    assert ema.weights[0].item() == pytest.approx(share, rel=1e-4)
 
 
 def test_validation_sees_the_average_and_training_goes_on_with_the_live_weights(run):
