@@ -11,7 +11,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
@@ -34,6 +34,7 @@ from vab.lightning_internals import (
     processed_batches,
     progress_in,
     save_last,
+    set_device,
     set_global_step,
     shard_over_all_ranks,
     unscales_gradients,
@@ -82,6 +83,12 @@ def test_a_module_without_a_trainer_is_told_from_one_that_has_one():
     assert attached_trainer(module) is None
     module.trainer = trainer
     assert attached_trainer(module) is trainer
+
+
+def test_a_module_says_the_device_that_it_is_told():
+    module = LightningModule()
+    set_device(module, torch.device("meta"))
+    assert module.device.type == "meta"
 
 
 def test_batches_that_only_accumulate_are_told_from_optimizer_steps(fit):

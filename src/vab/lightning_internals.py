@@ -24,6 +24,11 @@ def attached_trainer(module: LightningModule) -> Trainer | None:
     return module._trainer
 
 
+def set_device(module: LightningModule, device: torch.device) -> None:
+    """Let ``module.device`` say where the weights are, which were made there and not moved."""
+    module._device = device
+
+
 def is_accumulating(trainer: Trainer) -> bool:
     """Whether the current batch only accumulates gradients: no optimizer step follows it."""
     return trainer.fit_loop._should_accumulate()
