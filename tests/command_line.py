@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vab.cli import COMMANDS, main
+from vab.cli import AROUND_FIT, COMMANDS, main
 
 
 def start(*arguments):
@@ -31,10 +31,11 @@ def start(*arguments):
 def parsed(arguments, capsys):
     """What ``vab ARGUMENTS`` would do, as settings, without doing it; fails where it would be refused."""
     command, *rest = arguments
-    if command == "folds":
+    if command in AROUND_FIT:
+        module, _, name = AROUND_FIT[command].partition(":")
         own = argparse.ArgumentParser(allow_abbrev=False)
-        own.add_argument("--folds", type=int)
-        own.add_argument("--overwrite", action="store_true")
+        for parameter in list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)[1:]:
+            own.add_argument(f"--{parameter}", nargs="?")
         command, rest = "fit", own.parse_known_args(rest)[1]
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:

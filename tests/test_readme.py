@@ -28,6 +28,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 VARIABLES = set(re.findall(r"^(\w+) \??=", MAKEFILE, re.MULTILINE)) | set(re.findall(r"\$\((\w+)\)", MAKEFILE))
 SOME_FILE = {  # where a page says which command takes --config, and not of what
     "folds": "configs/classify/esc50.yaml",
+    "plan": "configs/pretrain.yaml",
     "extract": "configs/extract/paper.yaml",
     "evaluate": "configs/evaluate/vab.yaml",
     "retrieve": "configs/evaluate/cav_mae_retrieval.yaml",

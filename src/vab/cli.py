@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import inspect
 import io
 import os
 import sys
@@ -16,6 +17,7 @@ from vab.errors import ctrl_c_ends_imports, exit_now, fail, nearest, refuse_addr
 TRAINER_COMMANDS = {
     "fit": "train; --config FILE, then any --trainer.*, --data.*, --model.* flag",
     "folds": "cross-validation: fit for each of --folds 5, mean and deviation; flags as for fit",
+    "plan": "memory, time, epochs and disk of a training before it starts; flags as for fit",
     "validate": "score a checkpoint on the validation set",
     "test": "score a checkpoint on the test set",
     "predict": "codes, embeddings or probabilities for every record of a data set",
@@ -24,6 +26,12 @@ TRAINER_COMMANDS = {
 _OF_THE_PLACE = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
+AROUND_FIT = {
+    "folds": "vab.commands.folds:cross_validate",
+    "plan": "vab.commands.plan:plan",
+}
+"""Commands that take the flags of ``vab fit`` besides their own."""
+_RECIPE_OF = {"folds": "configs/classify/esc50.yaml", "plan": "configs/pretrain.yaml"}
 # Command -> (its one line, where its function is); a dict is a group of commands.
 COMMANDS: dict[str, tuple[str, Any]] = {
     "extract": ("media files to shards of codec tokens and frame features", "vab.commands.extract:extract"),
@@ -113,8 +121,10 @@ def main(argv: list[str] | None = None) -> None:
 
     try:
         with ctrl_c_ends_imports():
-            if command == "folds":
-                run_folds(arguments[1:])
+            if command in AROUND_FIT:
+                run_around_fit(command, arguments[1:])
+            elif command == "fit" and "--print_plan" in arguments:
+                run_around_fit("plan", [argument for argument in arguments[1:] if argument != "--print_plan"])
             elif command in TRAINER_COMMANDS:
                 from vab.training.cli import train
 
@@ -193,22 +203,24 @@ def overview() -> str:
     return "\n".join([*lines, "--plugins MODULE,... imports your own tasks, backbones and optimizers, in any command"])
 
 
-def run_folds(arguments: list[str]) -> None:
-    """``vab folds``: flags that are not its own are passed to ``vab fit``."""
-    from vab.commands.folds import cross_validate
+def run_around_fit(name: str, arguments: list[str]) -> None:
+    """Run ``vab folds`` or ``vab plan``: flags that are not the command's own are those of ``vab fit``."""
     from vab.flags import parse
 
+    module, _, function = AROUND_FIT[name].partition(":")
+    component = getattr(importlib.import_module(module), function)
+    flags = {f"--{parameter}" for parameter in inspect.signature(component).parameters} | {"-h", "--help"}
     own: list[str] = []
     others: list[str] = []
     mine = others
     for argument in arguments:
         if argument.startswith("-"):
-            mine = own if argument.partition("=")[0] in ("--folds", "--overwrite", "-h", "--help") else others
+            mine = own if argument.partition("=")[0] in flags else others
         mine.append(argument)
-    values = parse(cross_validate, "vab folds", own, given=("arguments",))
+    values = parse(component, f"vab {name}", own, given=("arguments",))
     if not others:
-        raise UserError("folds needs a recipe: vab folds --config configs/classify/esc50.yaml")
-    cross_validate(others, **values)
+        raise UserError(f"{name} needs a recipe: vab {name} --config {_RECIPE_OF[name]}")
+    component(others, **values)
 
 
 def run_command(name: str, arguments: list[str]) -> None:

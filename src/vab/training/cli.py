@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import re
@@ -46,8 +47,33 @@ from vab.training import recipes
 from vab.training.run_folder import global_step_in, logger_version, name_of_run, refuse_folder_of_run
 
 
+class PlanRequestedError(Exception):
+    """``vab fit --print_plan``: instead of training, the settings are to be planned with."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+
+
+def settings_of_fit(arguments: list[str]) -> dict[str, Any]:
+    """The settings that ``vab fit`` would train with, parsed and checked; nothing is opened or made.
+
+    Args:
+        arguments: What follows ``vab fit``.
+    """
+    try:
+        train(["fit", *arguments, "--print_plan"])
+    except PlanRequestedError as request:
+        return request.config
+    raise UserError("plan: these arguments train nothing")
+
+
 def train(arguments: list[str]) -> None:
-    """Run LightningCLI on ``arguments``, which start with the subcommand."""
+    """Run LightningCLI on ``arguments``, which start with the subcommand.
+
+    Raises:
+        PlanRequestedError: If ``--print_plan`` is among them.
+    """
     silence_irrelevant_warnings()
     jsonargparse.set_loader("recipe", recipes.load, exceptions=(yaml.YAMLError,))
     try:
@@ -107,6 +133,9 @@ class TrainerCommands(CommandHooks):
         for action in parser._actions:
             if action.dest == "ckpt_path":
                 action.help = "A checkpoint, or a run's folder, which stands for its last.ckpt. fit resumes that run"
+        if command == "fit":
+            words = "print memory, time, epochs and disk of this run, and do not train; vab plan has more flags"
+            parser.add_argument("--print_plan", action="store_true", default=argparse.SUPPRESS, help=words)
         if command in ("validate", "test"):
             words = "folder in which TensorBoard logs the metrics, at the checkpoint's step; default: only print them"
             parser.add_argument("--log_to", type=str | None, default=None, help=words)
@@ -162,6 +191,8 @@ class TrainerCommands(CommandHooks):
 
     def instantiate_classes(self) -> None:
         """Make data, task and trainer, and report a wrong value of the user in one line."""
+        if self.config[self.config.subcommand].get("print_plan"):
+            raise PlanRequestedError(yaml.safe_load(self.parser.dump(self.config, skip_unset=False))["fit"])
         logger = self.config[self.config.subcommand].trainer.logger
         try:
             if self._logger is None:
