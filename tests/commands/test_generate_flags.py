@@ -138,6 +138,10 @@ class Generate:
             made = self.sound(precision="bf16-mixed")
         assert precisions == {torch.bfloat16}
         assert not alike(made, self.plain)
+        assert alike(self.sound(precision="32-true"), self.plain)  # the default on a CPU
+        assert [self.note(precision=one)["precision"] for one in ("auto", "bf16-mixed")] == [
+            "32-true", "bf16-mixed",
+        ]  # fmt: skip
 
     def compile(self):
         with pytest.MonkeyPatch.context() as patch:

@@ -22,7 +22,7 @@ from vab.frozen.codec.tiny import TinyCodec
 from vab.generation.generator import Generator
 from vab.generation.request import Prepared, Request
 from vab.generation.sound import FADE_SECONDS
-from vab.generation.windows import window_starts
+from vab.generation.windows import precision_on, window_starts
 from vab.spec import UserError
 from vab.tokens.sampler import Sampler
 
@@ -335,6 +335,22 @@ def test_a_sound_comes_with_its_health_and_warnings_against_the_training_audio(c
     assert made.health.seconds == 1.5
     assert made.health.rms_db == pytest.approx(float(rms_db(made.waveform)) - made.gain_db, abs=1e-3)
     assert any("quieter than training audio" in warning for warning in made.warnings)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "chosen", "precision"),
+    [
+        ("cuda", (9, 0), "auto", "bf16-mixed"),
+        ("cuda:1", (8, 0), "auto", "bf16-mixed"),
+        ("cuda", (7, 5), "auto", "32-true"),
+        ("cuda", (9, 0), "32-true", "32-true"),
+        ("cpu", None, "auto", "32-true"),
+        ("cpu", None, "bf16-mixed", "bf16-mixed"),
+    ],
+)
+def test_a_gpu_samples_in_bfloat16_unless_the_user_says_otherwise(device, capability, chosen, precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precision_on(torch.device(device), chosen) == precision
 
 
 def test_half_precision_is_for_the_network_alone(checkpoint, clip):

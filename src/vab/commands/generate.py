@@ -25,7 +25,7 @@ def generate(
     format: Literal["mp4", "mkv", "wav"] = "mp4",
     wav_format: Literal["pcm16", "float"] = "pcm16",
     weights: Literal["ema", "live"] = "ema",
-    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto",
     compile: bool = False,
     batch_size: int = 8,
     device: str = "auto",
@@ -58,7 +58,8 @@ def generate(
         format: File format of the outputs in a folder.
         wav_format: 16-bit integers, which clip at full scale, or 32-bit floats in .wav files.
         weights: The averaged (EMA) weights, or the live ones.
-        precision: Of the model's passes.
+        precision: Of the model's passes; auto: bf16-mixed on a GPU that computes in bfloat16 (Ampere and later), else
+            32-true.
         compile: Compile the model; worth it for some dozens of sounds or more.
         batch_size: Sounds that are generated together.
         device: auto, cpu, cuda, cuda:1, ...

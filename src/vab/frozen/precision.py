@@ -1,4 +1,4 @@
-"""Full precision, and on a CPU results that do not depend on the number of threads."""
+"""Which precision a device computes in, and on a CPU results that do not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = cudnn
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether this is a GPU that computes in bfloat16 (Ampere and later)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 _thread_count = threading.RLock()

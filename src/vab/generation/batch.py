@@ -170,7 +170,7 @@ class _Run:
             "seed": recipe.seed,
             "sampler": asdict(self.samplers[0]),
             "fine_sampler": self.samplers[1] and asdict(self.samplers[1]),
-            "precision": recipe.precision,
+            "precision": self.generator.precision,
             "overlap_seconds": recipe.overlap_seconds,
             "format": jobs[0].target.suffix,
             "num_variations": len({request.variation for request in requests}),

@@ -18,7 +18,7 @@ from vab.frozen.loading import load_networks
 from vab.frozen.protocols import Codec, VisionEncoder
 from vab.generation.request import KnownSound, Prepared, Request, encode_video, length_of, read_known_sound
 from vab.generation.sound import Sound, finished_sound
-from vab.generation.windows import Precision, Windows, decode_windows, window_starts
+from vab.generation.windows import ChosenPrecision, Precision, Windows, decode_windows, precision_on, window_starts
 from vab.spec import Batch, UserError
 from vab.tasks import PretrainTask, load_task
 from vab.tokens.noise import fold_in, record_keys
@@ -43,7 +43,7 @@ class Generator:
     fine: PretrainTask | None = None
     """The model of the finer levels."""
     precision: Precision = "32-true"
-    """Of the model's passes; codec and vision encoder always run in full precision."""
+    """Of the model's passes. The codec always runs in float32; the vision encoder has its own precision."""
     overlap_seconds: float | None = None
     """Overlap of the windows of a long video; a quarter of a segment by default."""
     compiled: bool = False
@@ -57,7 +57,7 @@ class Generator:
         weights: Literal["ema", "live"] = "ema",
         device: str = "auto",
         fine_checkpoint: str | Path | None = None,
-        precision: Precision = "32-true",
+        precision: ChosenPrecision = "auto",
         compile: bool = False,
         overlap_seconds: float | None = None,
     ) -> Generator:
@@ -68,7 +68,7 @@ class Generator:
             weights: The averaged (EMA) weights, or the live ones.
             device: auto, cpu, cuda, cuda:1, ...
             fine_checkpoint: The fine stage that belongs to a coarse model.
-            precision: Of the model's passes.
+            precision: Of the model's passes; auto: bf16-mixed on a GPU that computes in bfloat16, else 32-true.
             compile: Compile the model; worth it for some dozens of sounds or more.
             overlap_seconds: Overlap of the windows of a long video.
 
@@ -92,7 +92,7 @@ class Generator:
                 stage.to(where)
                 if compile:
                     stage.backbone.compile(dynamic=False)
-        return cls(task, codec, vision, fine, precision, overlap_seconds, compile)
+        return cls(task, codec, vision, fine, precision_on(where, precision), overlap_seconds, compile)
 
     @property
     def audio_statistics(self) -> dict[str, float] | None:

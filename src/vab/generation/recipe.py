@@ -9,7 +9,7 @@ from vab.generation.generator import Generator
 from vab.generation.outputs import Job, WavFormat, write_sound
 from vab.generation.sampler_files import Changes, changed_sampler, sampler_file
 from vab.generation.sound import Sound
-from vab.generation.windows import Precision
+from vab.generation.windows import ChosenPrecision
 from vab.spec import UserError
 from vab.tokens.sampler import Sampler
 
@@ -25,7 +25,7 @@ class Recipe:
     checkpoint: str
     fine_checkpoint: str | None = None
     weights: Literal["ema", "live"] = "ema"
-    precision: Precision = "32-true"
+    precision: ChosenPrecision = "auto"
     compile: bool = False
     overlap_seconds: float | None = None
     sampler: Changes = None

@@ -36,7 +36,7 @@ def generate_one(jobs: Sequence[Job], recipe: Recipe, batch_size: int = 8, devic
         "sampler": asdict(generator.task.sampler),
         "fine_sampler": None if generator.fine is None else asdict(generator.fine.sampler),
         "overlap_seconds": recipe.overlap_seconds,
-        "precision": recipe.precision,
+        "precision": generator.precision,
     }
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]

@@ -9,12 +9,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vab.frozen.precision import has_bfloat16
 from vab.spec import UserError
 from vab.tasks import PretrainTask
 from vab.tokens.noise import fold_in
 from vab.tokens.sampler import Sampler
 
 Precision = Literal["32-true", "bf16-mixed"]
+ChosenPrecision = Literal["auto", "32-true", "bf16-mixed"]
+
+
+def precision_on(device: torch.device, chosen: ChosenPrecision) -> Precision:
+    """The precision of a model's passes; auto: bf16-mixed on a GPU that computes in bfloat16, else 32-true."""
+    if chosen == "auto":
+        return "bf16-mixed" if has_bfloat16(device) else "32-true"
+    return chosen
 
 
 @dataclass(frozen=True)

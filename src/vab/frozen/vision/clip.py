@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vab.files import sha256_of
-from vab.frozen.precision import one_by_one
+from vab.frozen.precision import has_bfloat16, one_by_one
 from vab.frozen.protocols import VisionEncoder
 from vab.frozen.vision.clip_files import DTYPES, Place, package, parse, place_of
 from vab.frozen.weight_files.catalogue import MODEL_CARD
@@ -67,7 +67,8 @@ class OpenClip(VisionEncoder):
         model = _model(place, open_clip)
         _fill(model, contents, f"{place.file} does not hold the weights of {wanted.model}")
         self.name, self.weight_hash = name, sha256_of(place.file)
-        self.dtype = DTYPES[wanted.dtype] if wanted.dtype else default_dtype(torch.device(device))
+        own = torch.bfloat16 if has_bfloat16(torch.device(device)) else torch.float32  # features are stored as float16
+        self.dtype = DTYPES[wanted.dtype] if wanted.dtype else own
         self.precision = str(self.dtype).removeprefix("torch.")
         self.layer, self.normalised = wanted.layer, wanted.normalised
         self.visual: Any = model.visual.eval()
@@ -116,12 +117,6 @@ class OpenClip(VisionEncoder):
             features = self.visual(pixels)
         got: Tensor = features[0] if isinstance(features, tuple) else features
         return got
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """The type in which an image encoder computes by default: features are stored as float16."""
-    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def in_equal_batches(run: Callable[[Tensor], Tensor], rows: Tensor, size: int = _BATCH_SIZE) -> Tensor:
