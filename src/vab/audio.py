@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+from vab.precision import full_precision
+
 LOG_FLOOR = 1e-5
 """Lower bound of mel magnitudes: 100 dB below a full-scale tone, about the noise floor of 16-bit sound."""
 
@@ -170,7 +172,7 @@ def log_mel(
     )  # (rows, n_fft // 2 + 1, frames)
     # The small term keeps the gradient of the square root finite where the spectrum is zero.
     magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-14).sqrt()
-    with torch.autocast(waveform.device.type, enabled=False):
+    with full_precision(waveform.device):
         log = (filters @ magnitude).clamp_min(LOG_FLOOR).log()  # (rows, num_bands, frames)
     return log.reshape(*waveform.shape[:-1], *log.shape[-2:])
 

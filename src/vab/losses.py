@@ -15,6 +15,8 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vab.precision import full_precision
+
 _IGNORED = -100  # the target that cross_entropy skips by default
 
 
@@ -257,7 +259,7 @@ def info_nce(
     excluded = None if same_source is None else same_source.scatter(1, own[:, None], False)
     losses = []
     for queries, choices in ((audio, all_video), (video, all_audio)):
-        with torch.autocast(audio.device.type, enabled=False):  # it would compute the product in bfloat16
+        with full_precision(audio.device):
             scores = scale.float() * (queries.float() @ choices.float().T)  # (B, M)
         if excluded is not None:
             scores = scores.masked_fill(excluded, -torch.inf)

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from lightning.pytorch import Callback
 from pretend_cuda import install, waits
 
@@ -33,7 +34,7 @@ class StepWaits(Callback):
 
 
 def run(arguments):
-    """Run ``vab``; answers the traceback of what it raised, if anything, its waits, and those of each step."""
+    """Run ``vab``; answers the traceback of what it raised, its waits, those of each step, and whether TF32 is on."""
     from vab.cli import main
 
     waits.clear()
@@ -43,7 +44,8 @@ def run(arguments):
         main([str(argument) for argument in arguments])
     except (Exception, SystemExit):
         error = traceback.format_exc()
-    return {"error": error, "waits": waits.copy(), "by_step": [*StepWaits.by_step]}
+    products = torch.get_float32_matmul_precision()
+    return {"error": error, "waits": waits.copy(), "by_step": [*StepWaits.by_step], "float32_products": products}
 
 
 def start(folder, device, commands):

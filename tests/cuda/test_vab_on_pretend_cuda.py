@@ -86,6 +86,11 @@ def test_the_device_was_used(runs):
         assert [bool(one["waits"]) for one in ended.values()] == [device == "cuda"] * len(ended)
 
 
+def test_a_gpu_may_use_tf32_outside_of_codecs_and_judges_and_a_cpu_may_not(runs):
+    for device, (_, ended) in runs.items():
+        assert {one["float32_products"] for one in ended.values()} == {"high" if device == "cuda" else "highest"}
+
+
 @pytest.mark.parametrize("name", ["p", "a", "c"])
 def test_weights_are_those_of_the_cpu(runs, name):
     here, there = (

@@ -43,6 +43,7 @@ def classify(
     from vab.evaluation.classification import classify_files, find_files, guesses_csv
     from vab.evaluation.embedding import load_encoders
     from vab.frozen import device_named
+    from vab.precision import allow_tf32
     from vab.tasks import ClassifyTask, load_task
 
     if top < 1:
@@ -56,6 +57,7 @@ def classify(
             "vab fit with a recipe of configs/classify/"
         )
     where = device_named(device)
+    allow_tf32(where)
     encoders = load_encoders(task.spec, where, audio=task.inputs != "video", video=task.inputs != "audio")
     guesses = classify_files(task.to(where), encoders, files, top)
     if out is not None:

@@ -117,9 +117,11 @@ def retrieve(
     from vab.evaluation.retrieval.results import print_hits, results_page
     from vab.evaluation.retrieval.search import OTHER_SIDE, decode_hits, query_side, search
     from vab.frozen import device_named
+    from vab.precision import allow_tf32
 
     wanted = None if keys is None else read_keys(keys, key_column, class_column, per_class)
     where = device_named(device)
+    allow_tf32(where)
     task = None if checkpoint is None else _load_alignment(checkpoint).to(where)
     side, asked, encoders = "", None, None
     if query is not None:

@@ -1,4 +1,4 @@
-"""Which precision a device computes in, and on a CPU results that do not depend on the number of threads."""
+"""Whether a device computes in bfloat16, and on a CPU results that do not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -9,23 +9,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Compute in float32: no autocast, and no TF32 on a GPU.
-
-    Codes are an argmin: rounding errors that are inaudible still change them, so the caller cannot choose a precision.
-    """
-    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = cudnn
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vab.frozen.precision import full_precision, one_by_one
+from vab.frozen.precision import one_by_one
+from vab.precision import full_precision
 from vab.resizing import Resizer
 from vab.spec import UserError
 

@@ -19,6 +19,7 @@ from vab.frozen.protocols import Codec, VisionEncoder
 from vab.generation.request import KnownSound, Prepared, Request, encode_video, length_of, read_known_sound
 from vab.generation.sound import Sound, finished_sound
 from vab.generation.windows import ChosenPrecision, Precision, Windows, decode_windows, precision_on, window_starts
+from vab.precision import allow_tf32
 from vab.spec import Batch, UserError
 from vab.tasks import PretrainTask, load_task
 from vab.tokens.noise import fold_in, record_keys
@@ -86,6 +87,7 @@ class Generator:
                 f"got {overlap_seconds:g}"
             )
         where = device_named(device)
+        allow_tf32(where)
         codec, vision = load_networks(task.spec, where)
         for stage in (task, fine):
             if stage is not None:

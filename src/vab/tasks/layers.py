@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vab.precision import full_precision
+
 
 def sum_over(positions: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """The sum over each record's valid positions, and their number.
@@ -41,7 +43,7 @@ def linear_in_float32(layer: nn.Linear, x: Tensor) -> Tensor:
     Returns:
         (..., E) float32.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device):
         if layer.weight.dtype in (torch.float32, torch.float64):
             scores: Tensor = layer(x.to(layer.weight.dtype))
             return scores.float()

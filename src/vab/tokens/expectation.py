@@ -11,6 +11,8 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from vab.precision import full_precision
+
 
 def expected_codes(probabilities: Tensor, codebooks: Tensor, codes: Tensor, mask: Tensor) -> Tensor:
     """Fill the hidden codes of each step: quantise their expected sum of vectors, level by level, as an encoder would.
@@ -25,7 +27,7 @@ def expected_codes(probabilities: Tensor, codebooks: Tensor, codes: Tensor, mask
         (B, K, T) int64: ``codes`` with the hidden ones filled.
     """
     codebooks, filled = codebooks.float(), codes.clone()
-    with torch.autocast(codes.device.type, enabled=False):  # bfloat16 would often choose another nearest entry
+    with full_precision(codes.device):  # bfloat16 would often choose another nearest entry
         residual = einsum(probabilities.float() * mask[..., None], codebooks, "B K T S, K S d -> B T d")
         for level, entries in enumerate(codebooks):  # (S, code_dim)
             nearest = (entries.square().sum(-1) - 2 * residual @ entries.T).argmin(-1)  # (B, T)

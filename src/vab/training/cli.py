@@ -40,6 +40,7 @@ from vab.data.reading.datamodule import ShardDataModule
 from vab.engines import FSDP
 from vab.errors import OneLineErrors, cause_of, exit_now, explain
 from vab.lightning_internals import CommandHooks, set_global_step
+from vab.precision import allow_tf32
 from vab.spec import UserError
 from vab.tasks import BaseTask
 from vab.tasks.checkpoints import find_checkpoint
@@ -247,6 +248,7 @@ class TrainerCommands(CommandHooks):
             trainer = super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
         except ValueError as error:  # Lightning's, for values that no trainer accepts
             raise UserError(explain(error)) from error
+        allow_tf32(trainer.strategy.root_device)
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if TorchElasticEnvironment.detect() and trainer.world_size != started:
             raise UserError(
