@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-from vab.precision import full_precision
-
 LOG_FLOOR = 1e-5
 """Lower bound of mel magnitudes: 100 dB below a full-scale tone, about the noise floor of 16-bit sound."""
 
@@ -157,6 +155,8 @@ def log_mel(
         ValueError: If there are no samples, or the corners are not 0 <= fmin < fmax <= sample_rate / 2.
     """
     import torch
+
+    from vab.precision import full_precision
 
     fmax = sample_rate / 2 if fmax is None else fmax
     if not 0 <= fmin < fmax <= sample_rate / 2:
