@@ -24,9 +24,9 @@ def plan(
 ) -> dict[str, Any]:
     """Print the memory, time, epochs and disk space of a training run, without a GPU and without training.
 
-    All other flags are those of vab fit: --config FILE and changes, such as --data.batch_size 72. Memory is counted on
-    tensors without values, in a few training steps of shallow networks, and extrapolated to the depth of the recipe's.
-    Each number says how it was got. No shards are needed. vab fit --print_plan prints the same with default values.
+    All other flags are those of vab fit: --config FILE and changes, such as --data.batch_size 72. Memory is counted in
+    the trainer's own steps, on tensors without values, which takes about half a minute. Each number says how it was
+    got. No shards are needed. vab fit --print_plan prints the same with default values.
 
     Args:
         arguments: Of vab fit.

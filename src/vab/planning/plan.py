@@ -94,7 +94,6 @@ def plan_run(
     with fake_cuda(), torch.device("cuda"):
         task = make_task(model, spec)
     backbone = task.backbone.init_args
-    depth = (backbone["num_modality_layers"], len(task.backbone.joint_blocks or ()))
     batch, accumulated = batches(data, trainer, task, gpus)
     parallel = gpus > 1
     parts = data["batch_size"] if batch > data["batch_size"] else None
@@ -115,8 +114,7 @@ def plan_run(
     recomputes = bool(backbone["activation_checkpointing"])
     for checkpointing in (recomputes, not recomputes)[: 2 if compare else 1]:
         peaks = find_peaks(
-            lambda modality, joint: make_task(model, spec, modality, joint, checkpointing, parts),  # noqa: B023
-            depth,
+            lambda: make_task(model, spec, checkpointing, parts),  # noqa: B023
             batch,
             precision,
             val_batch_size=data.get("val_batch_size") or data["batch_size"],
@@ -124,7 +122,7 @@ def plan_run(
             callbacks=(lambda: (EMA(0.999),)) if has_average else tuple,
             clip=trainer.get("gradient_clip_val") or 0.0,
         )
-        largest = _largest_block(task) if depth[0] else 0
+        largest = _largest_block(task)
         sharded = _Sharded(peaks.at_rest, gradient_bytes, largest, gpus)
         buckets = gradient_bytes if parallel else 0
         if checkpointing == recomputes:
@@ -158,7 +156,7 @@ def _largest_block(task: BaseTask) -> int:
 def _add_memory(
     plan: Plan, peaks: Peaks, extra: float, room: float, memory_gb: float, batch: int, is_fsdp: bool
 ) -> None:
-    measured = "live bytes on fake CUDA, fewer blocks, extrapolated"
+    measured = "live bytes of the trainer's steps on fake CUDA"
     plan.add("memory", "between steps, with gradients", _gib(peaks.at_rest), measured, round(peaks.at_rest))
     if extra:
         name = "FSDP: share of the state, gathered blocks" if is_fsdp else "DDP: gradient buckets, at most"

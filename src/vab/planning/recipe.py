@@ -50,12 +50,10 @@ def segments(data: dict[str, Any], extraction: dict[str, Any] | None) -> tuple[S
 def make_task(
     model: dict[str, Any],
     spec: SegmentSpec,
-    modality: int | None = None,
-    joint: int | None = None,
     checkpointing: bool | None = None,
     parts: int | None = None,
 ) -> BaseTask:
-    """The recipe's task, eager and without weights from a file; with another number of blocks if given."""
+    """The recipe's task, eager and without weights from a file."""
     kind = class_of(model["class_path"], BaseTask)
     arguments = copy.deepcopy(model.get("init_args", {})) | {
         "init_from": None,
@@ -66,13 +64,8 @@ def make_task(
     backbone = arguments.pop("backbone")
     sizes = backbone.setdefault("init_args", {})
     sizes["spec"] = spec
-    for name, value in (
-        ("num_modality_layers", modality),
-        ("num_joint_layers", joint),
-        ("activation_checkpointing", checkpointing),
-    ):
-        if value is not None:
-            sizes[name] = value
+    if checkpointing is not None:
+        sizes["activation_checkpointing"] = checkpointing
     if isinstance(sampler := arguments.get("sampler"), dict):
         sampler["decode_steps"] = 1  # each takes the same memory
     if "micro_batch_size" in arguments:

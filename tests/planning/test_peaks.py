@@ -1,0 +1,27 @@
+"""Peaks at other batch sizes, from two measurements and a line, against measurements there."""
+
+import pytest
+
+from tasks_help import small_backbone
+from tone_shards import short_spec
+from vab.callbacks import EMA
+from vab.planning.peaks import TRAINING, find_peaks
+from vab.planning.rehearsal import rehearse
+from vab.tasks import PretrainTask
+
+SPEC = short_spec()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_peaks_are_linear_in_the_batch(recompute):
+    def make():
+        sizes = {"num_modality_layers": 1, "dropout": 0.1, "positions": "alibi"}
+        return PretrainTask(small_backbone(SPEC, activation_checkpointing=recompute, **sizes))
+
+    found = find_peaks(make, 64, "bf16-mixed", callbacks=lambda: (EMA(0.9),))
+    larger = rehearse(make, 200, "bf16-mixed", callbacks=lambda: (EMA(0.9),))
+    for situation in TRAINING:
+        assert found.at(situation, 200) == pytest.approx(larger.peaks[situation], rel=2e-3), situation
+    room = max(larger.peaks[situation] for situation in TRAINING)
+    assert found.largest_batch(room * 1.003) in range(199, 203)
+    assert found.largest_batch(0) == 0
