@@ -218,7 +218,8 @@ def _one_label(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
     width = scores.shape[1]
     top = {f"top_{k}": top_k_accuracy(scores, labels, k) for k in TOP if k < width}
     records, correct = labels.bincount(minlength=width), top_k_correct(scores, labels)
-    share = labels.bincount(correct.double(), minlength=width) / records
+    hits = torch.zeros(width, dtype=torch.float64, device=labels.device)
+    share = hits.index_add(0, labels, correct.double()) / records  # bincount has no deterministic kernel on GPUs
     others = scores.scatter(1, labels[:, None], -math.inf).argmax(1)  # of equal scores the wrong class, as for top 1
     return top | {
         "top_1_macro": share[records > 0].mean(),

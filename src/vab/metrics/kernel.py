@@ -158,7 +158,7 @@ def _select(rows: Tensor, rank: int, pairs: int) -> float:
         pairs = int(counts[place])
         chosen.append((low, high, place))
         low, high = low + (high - low) * place / BINS, low + (high - low) * (place + 1) / BINS
-    return float(torch.cat(list(_pairs(rows, chosen))).kthvalue(rank + 1).values)
+    return float(torch.cat(list(_pairs(rows, chosen))).sort().values[rank])
 
 
 def _bins(values: Tensor, low: float, high: float) -> Tensor:

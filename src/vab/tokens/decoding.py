@@ -267,7 +267,11 @@ def guided_logits(
 
 def _inverse_cdf(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:
     """(...) int64: the first index whose cumulative probability reaches ``uniform`` times that of the top-p set."""
-    cumulative = logits.softmax(-1).cumsum(-1)
+    probabilities = logits.softmax(-1)
+    if torch.are_deterministic_algorithms_enabled():  # GPUs have no deterministic kernel for a running sum of floats
+        cumulative = (probabilities * 2**40).long().cumsum(-1).to(probabilities.dtype) / 2**40
+    else:
+        cumulative = probabilities.cumsum(-1)
     # Relative to the rounded total: the index stays in range, and no code of probability 0 is sampled.
     total = cumulative[..., -1:]
     if top_p < 1:

@@ -194,7 +194,9 @@ class CodecNetwork(nn.Module):
         bins = frequency.detach()
         advance = F.pad((bins[:, :-1] + bins[:, 1:]) / 4 % 1.0, (0, 0, 1, 0))  # cycles in one hop, whole ones left out
         start = torch.arange(frequency.shape[2], device=frequency.device) * 0.381966  # each band has its own
-        phase = 2 * math.pi * ((advance.cumsum(dim=1) + start) % 1.0)  # (B, T, J)
+        # Whole numbers of 2**-30 cycles: exact, and GPUs have no deterministic kernel for a running sum of floats.
+        cycles = (advance * 2**30).long().cumsum(dim=1) % 2**30 / 2**30
+        phase = 2 * math.pi * ((cycles + start) % 1.0)  # (B, T, J)
         away = self.bins - frequency.unsqueeze(-1)  # (B, T, J, lobe): bins from the partial
         below = 1 - away.square()
         edge = below.abs() < 1e-4  # 0 / 0, of which the limit is a half
