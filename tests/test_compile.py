@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from torch._dynamo.utils import counters
+from torch.utils.data import DataLoader
 
 from tasks_help import quiet_trainer, small_backbone
 from tone_shards import LABELS, short_spec, write_shards
@@ -70,3 +71,43 @@ def test_a_run_compiles_few_graphs_and_breaks_none(name, data):
     assert watch.ragged == ({True, False} if data().train_dataset.has_short_records() else {False})
     assert compiled == pytest.approx(plain, rel=0.02, abs=0.01)
     assert "val/loss" in compiled
+
+
+def test_after_a_fit_shorter_records_of_other_data_are_padded_and_not_attended_to(tmp_path):
+    whole, short = tmp_path / "whole", tmp_path / "short"
+    for folder in (whole, short):
+        write_shards(folder, short_spec(), 6, seed=6, ragged=folder == short)
+    metrics = []
+    for settings in ({}, {"compile": "eager"}):
+        data = ShardDataModule(
+            f"{tmp_path}/whole", f"{tmp_path}/whole", f"{tmp_path}/short", batch_size=2, num_workers=0
+        )
+        task = PretrainTask(small_backbone(data.spec), warmup_steps=2, schedule_steps=50, **settings)
+        trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
+        trainer.fit(task, data)
+        metrics += trainer.test(task, data, verbose=False)
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-5)
+
+
+class OwnData(LightningDataModule):
+    """A datamodule that is not ours: it has the batches and what a task asks for, but no data sets."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.spec, self.codebooks, self._batches = data.spec, data.codebooks, data.train_dataset
+
+    def train_dataloader(self):
+        return DataLoader([self._batches.__getitems__(two) for two in ([0, 1], [2, 3])], batch_size=None)
+
+    def val_dataloader(self):
+        return DataLoader([self._batches.__getitems__([4])], batch_size=None)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "align"])
+def test_a_run_with_a_datamodule_of_ones_own_compiles(name, data):
+    make, settings, _, _ = TASKS[name]
+    module = OwnData(data())
+    task = make(small_backbone(module.spec), warmup_steps=2, schedule_steps=50, compile="eager", **settings)
+    trainer = quiet_trainer(max_steps=2)
+    trainer.fit(task, module)
+    assert "val/loss" in trainer.callback_metrics

@@ -45,7 +45,7 @@ class StopOnSignal(Checkpoint):
     operations. Here a handler only records the signal. After each optimizer step the ranks send what they received,
     and after the next one they read it: if any has received a signal, all save the state of that step and exit. A
     single process exits after the step in which it received the signal. A signal during validation takes effect after
-    it.
+    the next step.
 
     The base class makes Lightning call this callback after those that change what is saved.
     """

@@ -164,8 +164,7 @@ class BaseTask(StepMetrics, Resumable):
         trainer = attached_trainer(self)
         if self.compile_backend is not None and trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             compile_blocks(blocks, self.compile_backend)
-            data = getattr(trainer, "datamodule", None)
-            datasets = () if data is None else (data.train_dataset, data.val_dataset)
+            datasets = self._datasets()
             self._ragged_if_compiled = not datasets or any(dataset.has_short_records() for dataset in datasets)
         if trainer is not None and isinstance(trainer.strategy, FSDP):
             self.require_shardable()
@@ -174,12 +173,17 @@ class BaseTask(StepMetrics, Resumable):
 
     def in_one_form(self, batch: Batch) -> Batch:
         """For compiled blocks: a full batch, with a mask if any record of the run needs one. Else the batch itself."""
-        if self._ragged_if_compiled is None:
+        if self._ragged_if_compiled is None or self.trainer.state.fn != TrainerFn.FITTING:
             return batch
-        data = getattr(self.trainer, "datamodule", None)
-        if data is not None and not self.trainer.training:
-            batch = batch.filled_up(data.val_batch_size)
+        if not self.trainer.training:
+            size = getattr(getattr(self.trainer, "datamodule", None), "val_batch_size", len(batch))
+            batch = batch.filled_up(size)
         return replace(batch, ragged=self._ragged_if_compiled)
+
+    def _datasets(self) -> list[Any]:
+        """Training and validation data of the run; empty without a datamodule of ours."""
+        data = getattr(self.trainer, "datamodule", None)
+        return [getattr(data, name) for name in ("train_dataset", "val_dataset") if hasattr(data, name)]
 
     def require_shardable(self) -> None:
         """Refuse trained weights that cannot be sharded.
@@ -246,8 +250,7 @@ class BaseTask(StepMetrics, Resumable):
         Raises:
             UserError: If some have none.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        for dataset in () if data is None else (data.train_dataset, data.val_dataset):
+        for dataset in self._datasets():
             if count := dataset.without_video():
                 raise UserError(
                     f"{count} of {len(dataset)} records of {dataset.folder} have no video, and there is nothing to "

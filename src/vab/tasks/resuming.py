@@ -100,7 +100,7 @@ class Resumable(LightningModule):
             )
         rank_zero_info(
             f"the learning rate continues at {after:.3g} of its top, not at the checkpoint's {before:.3g}: the schedule"
-            f" now ends at step {end}"
+            f" now ends at step {end}, its warm-up at step {steps_of_warmup(self.warmup_steps, end)}"
         )
 
     def _require_own(self, checkpoint: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import json
 from functools import partial
 
 import pytest
+import torch
 from lightning.pytorch import seed_everything
 
 from ranks import in_ranks
@@ -135,6 +136,52 @@ def test_a_second_fit_and_a_second_trainer_divide_the_step_once(folders):
             trainer.fit(task, data)
         assert (trainer.accumulate_grad_batches, data.batch_size, data.global_batch_size) == (4, 2, STEP)
         assert trainer.global_step == 6
+
+
+def test_a_second_datamodule_and_a_trainer_that_comes_back_begin_with_the_trainers_own_settings(folders):
+    def data(most):
+        return ShardDataModule(*folders, batch_size=most, global_batch_size=STEP, num_workers=0)
+
+    first, trainers = data(2), [quiet_trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=0) for _ in "ab"]
+    for number, module in ((0, first), (1, first), (0, first), (0, data(4))):
+        trainer, task = trainers[number], SmallTask()
+        trainer.fit_loop.max_epochs = trainer.current_epoch + 1
+        trainer.fit(task, module)
+        batches = STEP // module.max_batch_size
+        assert (trainer.accumulate_grad_batches, trainer.limit_train_batches) == (batches, 2 * batches)
+        assert len(task.seen) == 2 * batches
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(0.34, 1), (0.5, 1), (0.67, 2)])
+@pytest.mark.parametrize("most", [8, 4, 2, 1])
+def test_a_fraction_of_the_training_batches_is_one_of_the_steps(folders, limit, steps, most):
+    settings = {"max_epochs": 1, "max_steps": -1, "limit_train_batches": limit}
+    task = run(folders, batch_size=most, global_batch_size=STEP, trainer_settings=settings)
+    assert len(task.seen) * most == steps * STEP
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_checkpoint_that_does_not_say_the_batches_of_a_step_goes_on_validating_at_the_same_steps(
+    folders, tmp_path, step
+):
+    saver = SaveEverywhere(tmp_path)
+    before = {"max_steps": 8, "accumulate_grad_batches": 2, "val_check_interval": 4}
+    whole = run(folders, callbacks=[saver], batch_size=4, trainer_settings=before)
+    checkpoint = torch.load(saver.paths[f"0{step}-batch_end"], weights_only=False)
+    del checkpoint["ShardDataModule"]["accumulate_grad_batches"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    now = {"global_batch_size": STEP, "trainer_settings": {"max_steps": 8, "val_check_interval": 2}}
+    resumed = run(folders, tmp_path / "old.ckpt", batch_size=2, val_batch_size=4, **now)
+    steps = {step for step, _ in whole.validated}
+    assert {step for step, _ in resumed.validated} == {late for late in steps if late > step}
+
+
+def test_too_few_records_name_the_flag_that_helps(folders):
+    for most in (4, 64):
+        with pytest.raises(UserError, match=r"27 records, fewer than one step .*: lower --data\.global_batch_size$"):
+            run(folders, batch_size=most, global_batch_size=64)
+    with pytest.raises(UserError, match=r"raise it, or lower --data\.global_batch_size$"):
+        run(folders, batch_size=2, global_batch_size=STEP, trainer_settings={"limit_train_batches": 0.1})
 
 
 def test_an_alignment_takes_its_part_as_one_batch_and_embeds_so_many_records_at_once(shards, monkeypatch):

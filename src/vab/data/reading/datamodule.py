@@ -284,14 +284,23 @@ class ShardDataModule(LightningDataModule):
             consumed: Records of the epoch that all ranks together have read.
         """
         trainer = self._trainer()
-        world_size = trainer.world_size
-        whole = steps_per_epoch(self.records_per_epoch, self.batch_size, world_size)
-        limit = trainer.limit_train_batches
-        steps = min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+        limit = self._limit_of_batches()
         # With another number of ranks, the records that a whole epoch leaves over may be enough for another step.
-        records = self.records_per_epoch if steps == whole else steps * self.records_of_batches
-        left = steps_per_epoch(records, self.batch_size, world_size, consumed)
+        records = self.records_per_epoch if limit is None else limit * self.records_of_batches
+        left = steps_per_epoch(records, self.batch_size, trainer.world_size, consumed)
         return left - left % trainer.accumulate_grad_batches  # an epoch holds whole optimizer steps
+
+    def _limit_of_batches(self) -> int | None:
+        """Batches of each rank in an epoch that ``limit_train_batches`` shortens; None if it shortens nothing.
+
+        A fraction is one of whole optimizer steps, so that it does not depend on the batches of a step.
+        """
+        trainer = self._trainer()
+        whole = steps_per_epoch(self.records_per_epoch, self.batch_size, trainer.world_size)
+        limit, accumulated = trainer.limit_train_batches, trainer.accumulate_grad_batches
+        if isinstance(limit, float):
+            limit = whole if limit == 1.0 else int(whole // accumulated * limit) * accumulated
+        return None if limit >= whole else limit
 
     def forget_unfinished(self) -> None:
         """Repeat the batch whose step was stopped by an exception."""
@@ -302,21 +311,30 @@ class ShardDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Check that all ranks have the same data and settings, so that none waits for the others forever."""
         trainer = self._trainer()
-        if stage == "fit" and self._position_of is not trainer and self._global_batch_size is not None:
-            self._divide_step(self._global_batch_size, trainer)
         require_same_on_all_ranks(trainer, self._what_all_ranks_share(trainer, stage))
-        if stage == "fit":
-            if self._position_of is not trainer:
-                self.position, self._position_of = Position(), trainer
-            others = [callback for callback in trainer.callbacks if not isinstance(callback, LoopCounters)]  # type: ignore[attr-defined]
-            trainer.callbacks[:] = [*others, LoopCounters(self)]  # type: ignore[attr-defined]
+        if stage != "fit":
+            return
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        counters = [callback for callback in callbacks if isinstance(callback, LoopCounters)]
+        settings = counters[0].settings if counters else {}
+        if self._position_of is not trainer:
+            self.position, self._position_of = Position(), trainer
+            for name, value in settings.items():
+                setattr(trainer, name, value)
+            records = self._global_batch_size
+            settings = {} if records is None else self._divide_step(records, trainer)
+        callbacks[:] = [*(callback for callback in callbacks if callback not in counters), LoopCounters(self, settings)]
 
-    def _divide_step(self, records: int, trainer: Trainer) -> None:
-        """Set the batch of a rank, and how many batches the trainer accumulates, for so many records in a step."""
+    def _divide_step(self, records: int, trainer: Trainer) -> dict[str, Any]:
+        """Set the batch of a rank, and how many batches the trainer accumulates, for so many records in a step.
+
+        Returns:
+            The trainer's settings before, by name.
+        """
         one_batch = not getattr(trainer.lightning_module, "accumulates", True)
         batches = batches_of_step(records, trainer.world_size, records if one_batch else self.max_batch_size)
-        accumulate(trainer, batches)
         self.batch_size = records // trainer.world_size // batches
+        return accumulate(trainer, batches)
 
     def _what_all_ranks_share(self, trainer: Trainer, stage: str) -> dict[str, Any]:
         """Everything that decides the number and the content of steps, by the names of the flags."""
@@ -332,6 +350,7 @@ class ShardDataModule(LightningDataModule):
             **data,
             **{f"data.{name}": getattr(self, name) for name in names},
             "data.val_records": self.num_val_records,
+            "data.global_batch_size": self._global_batch_size,
             "data.records_per_epoch": self.records_per_part,
             "data.splice": self.augmentation.splice,
             "data.roll": self.augmentation.roll,
@@ -354,8 +373,7 @@ class ShardDataModule(LightningDataModule):
         if not steps:
             raise UserError(
                 f"an epoch of {self.train_dataset.folder} has {num_records} records, fewer than one step takes"
-                f" ({takes}): lower --data.batch_size"
-                + (" or --trainer.accumulate_grad_batches" if accumulated > 1 else "")
+                f" ({takes}): lower {self._flags_of_step}"
             )
         limit = trainer.limit_train_batches
         if limit and not self.steps_left(0):
@@ -363,11 +381,11 @@ class ShardDataModule(LightningDataModule):
             flag = "fast_dev_run" if trainer.fast_dev_run else flag  # type: ignore[attr-defined]
             raise UserError(
                 f"--trainer.{flag} {limit} leaves no optimizer step of {accumulated} batches: raise it, or lower "
-                "--trainer.accumulate_grad_batches"
+                f"{self._flags_of_step}"
             )
-        if isinstance(limit, float) and limit != 1.0:
+        if isinstance(limit, float) and (batches := self._limit_of_batches()) is not None:
             # The trainer would apply its fraction to the length of the loader, which is shortened already.
-            trainer.limit_train_batches = int(steps_per_epoch(num_records, self.batch_size, trainer.world_size) * limit)
+            trainer.limit_train_batches = batches
         if len(self.train_parts) > 1:
             given = zip(self.train_parts, self.records_per_part, strict=True)
             shares = (f"{count} of {len(part)} from {part.folder}" for part, count in given)
@@ -377,6 +395,14 @@ class ShardDataModule(LightningDataModule):
             f" {num_records - steps * per_step} records are left over, different ones in each epoch"
         )
         return _TrainLoader(self, trainer, self._pin_memory())
+
+    @property
+    def _flags_of_step(self) -> str:
+        """The flags that set how many records a step takes."""
+        if self._global_batch_size is not None:
+            return "--data.global_batch_size"
+        accumulates = self._trainer().accumulate_grad_batches > 1
+        return "--data.batch_size" + (" or --trainer.accumulate_grad_batches" if accumulates else "")
 
     def val_dataloader(self) -> EvaluationLoader:
         """The validation records, each once."""

@@ -53,8 +53,15 @@ class LoopCounters(Callback):
     6. Validations are due by the number of all batches. A step may now have another number of batches.
     """
 
-    def __init__(self, data: Resumable) -> None:
+    def __init__(self, data: Resumable, settings: dict[str, Any]) -> None:
+        """Keep what this callback needs.
+
+        Args:
+            data: The datamodule.
+            settings: Of the trainer, by name, as they were before the datamodule changed them.
+        """
         self._data = data
+        self.settings = settings
         self._new_epoch = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -76,7 +83,9 @@ class LoopCounters(Callback):
                 add_to_logged_step(checkpoint, -1)
         accumulated = trainer.accumulate_grad_batches
         batches = steps["total"]["processed"]
-        added = batches // state.get("accumulate_grad_batches", accumulated) * accumulated - batches
+        # Checkpoints of earlier versions do not say how many batches a step had.
+        before = state.get("accumulate_grad_batches") or max(1, batches // max(1, checkpoint["global_step"]))
+        added = batches // before * accumulated - batches
         steps["total"] = {name: count + added for name, count in steps["total"].items()}
         whole, left = self._data.steps_left(0), self._data.steps_left(state["records_consumed"])
         over = not state["steps_left"] or not left or self._data.starts_anew(state)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Trainer
 
 from vab.spec import UserError
@@ -32,8 +34,11 @@ def batches_of_step(global_batch_size: int, devices: int, batch_size: int) -> in
     )
 
 
-def accumulate(trainer: Trainer, batches: int) -> None:
+def accumulate(trainer: Trainer, batches: int) -> dict[str, Any]:
     """Let a trainer add up the gradients of so many batches; its counts of training batches become counts of steps.
+
+    Returns:
+        The trainer's settings before, by name.
 
     Raises:
         UserError: If the trainer was told to accumulate.
@@ -44,7 +49,10 @@ def accumulate(trainer: Trainer, batches: int) -> None:
             f"--trainer.accumulate_grad_batches {given}: data.global_batch_size fills it in; leave it out and lower"
             " --data.batch_size for less memory, or add --data.global_batch_size null"
         )
+    counts = ("val_check_interval", "limit_train_batches")  # the latter holds fast_dev_run and overfit_batches, too
+    before = {name: getattr(trainer, name) for name in ("accumulate_grad_batches", *counts)}
     trainer.accumulate_grad_batches = batches
-    for name in ("val_check_interval", "limit_train_batches"):  # the latter holds fast_dev_run and overfit_batches, too
-        if isinstance(count := getattr(trainer, name), int):
-            setattr(trainer, name, count * batches)
+    for name in counts:
+        if isinstance(before[name], int):
+            setattr(trainer, name, before[name] * batches)
+    return before
