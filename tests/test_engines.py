@@ -249,6 +249,38 @@ def test_one_sharded_rank_trains_what_a_plain_one_trains_and_either_goes_on(shar
     assert load_task(last).backbone.has_codebooks
 
 
+class SavedWeights(Callback):
+    """Bytes of blocks' weights, and of copies of them, that are alive between the forward and the backward pass."""
+
+    def on_train_batch_start(self, trainer, module, *unused):
+        shapes = {parameter.shape for parameter in module.backbone.blocks[0].parameters() if parameter.ndim == 2}
+        self.shapes = shapes | {shape[::-1] for shape in shapes}
+        self.saved = []
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.keep, lambda tensor: tensor)
+        self.hooks.__enter__()
+
+    def keep(self, tensor):
+        if tensor.shape in self.shapes:
+            self.saved.append(tensor)
+        return tensor
+
+    def on_before_backward(self, *unused):
+        self.hooks.__exit__()
+        self.count = len(self.saved)
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in self.saved}
+        self.bytes = sum(storage.nbytes() for storage in storages.values())
+        self.saved.clear()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_sharded_rank_keeps_no_whole_copy_of_the_blocks_weights(precision, shards, tmp_path, alone):
+    watch = SavedWeights()
+    sizes = {"feedforward_ratio": 3}  # no other weight has the shape of a block's
+    fit(shards, tmp_path / "run", watch, precision=precision, strategy=FSDP(), backbone=sizes)
+    assert watch.count > 0
+    assert watch.bytes == 0
+
+
 @pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.timeout(900)
@@ -309,6 +341,21 @@ def test_sharded_ranks_train_in_sixteen_bits(precision, shards, tmp_path):
     assert two["losses"] == pytest.approx(one["losses"], rel=0.02)
     assert two["figures"]["val/loss"] == pytest.approx(one["figures"]["val/loss"], rel=1e-3)
     assert two["checkpoint"]["state_dict"]["backbone.audio_input.weight"].dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.timeout(900)
+def test_sharded_ranks_in_mixed_precision_train_as_whole_ones_and_resume(shards, tmp_path):
+    mixed = {"precision": "bf16-mixed"}
+    whole = run(tmp_path / "ddp", shards, 2, max_steps=4, **mixed)
+    first = run(tmp_path / "half", shards, 2, strategy="fsdp", max_steps=2, **mixed)
+    resume = str(tmp_path / "half" / "last.ckpt")
+    on = run(tmp_path / "on", shards, 2, strategy="fsdp", max_steps=4, resume=resume, **mixed)
+    assert first["losses"] + on["losses"] == pytest.approx(whole["losses"], rel=1e-4)
+    assert on["figures"]["val/loss"] == pytest.approx(whole["figures"]["val/loss"], rel=1e-4)
+    assert distance(on["checkpoint"], whole["checkpoint"]) < 1e-4
+    assert {value.dtype for value in on["checkpoint"]["live_state_dict"].values()} == {torch.float32}
 
 
 @pytest.fixture(scope="module")

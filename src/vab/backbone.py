@@ -34,13 +34,24 @@ _INIT_STD = 0.02  # as GPT-2; the paper does not print its initialisation
 _FREQUENCY_BASE = 10_000.0  # positions per radian of the slowest channels, as Vaswani et al. and RoFormer
 
 
+class _LayerNorm(nn.LayerNorm):
+    """Normalises in the dtype of its input if its weights are narrower, as those of a sharded network can be.
+
+    Under autocast torch does this on GPUs alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Self-attention over all positions. It normalises its input; the caller adds the residual."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = nn.LayerNorm(dim)
+        self.norm = _LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
@@ -60,7 +71,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        self.norm = _LayerNorm(dim)
         self.up = nn.Linear(dim, hidden_dim, bias=False)
         self.down = nn.Linear(hidden_dim, dim, bias=False)
 
@@ -442,8 +453,8 @@ def rotate_queries_and_keys(qkv: Tensor, rotary: Tensor, num_heads: int) -> Tens
         (B, P, 3 * D) of the dtype of ``qkv``.
     """
     if not torch.compiler.is_compiling():
-        rotated: Tensor = _RotateInPlace.apply(qkv.float(), torch.complex(*rotary[:, :, None, None].float()), num_heads)
-        return rotated.type_as(qkv)
+        rotated: Tensor = _RotateInPlace.apply(qkv, torch.complex(*rotary[:, :, None, None].float()), num_heads)
+        return rotated
     cos, sin = rotary[:, :, None, None].float()  # (P, 1, 1, D / H / 2) each
     qk, v = _split_heads(qkv, num_heads).split((2, 1), dim=2)
     a, b = rearrange(qk.float(), "B P A H (pair two) -> two B P A H pair", two=2)  # compilers fuse real arithmetic only
@@ -456,7 +467,8 @@ class _RotateInPlace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, rotary: Tensor, num_heads: int) -> Tensor:
-        _as_complex(_split_heads(qkv, num_heads)[:, :, :2]).mul_(rotary)
+        qk = _split_heads(qkv, num_heads)[:, :, :2]
+        _rotate_pairs(qk, rotary, qk)
         ctx.save_for_backward(rotary)
         ctx.num_heads = num_heads
         ctx.mark_dirty(qkv)
@@ -468,7 +480,7 @@ class _RotateInPlace(torch.autograd.Function):
         (rotary,) = ctx.saved_tensors
         grad_qkv = torch.empty_like(grad, memory_format=torch.contiguous_format)
         source, target = _split_heads(grad, ctx.num_heads), _split_heads(grad_qkv, ctx.num_heads)
-        torch.mul(_as_complex(source[:, :, :2]), rotary.conj(), out=_as_complex(target[:, :, :2]))
+        _rotate_pairs(source[:, :, :2], rotary.conj(), target[:, :, :2])
         target[:, :, 2] = source[:, :, 2]
         return grad_qkv, None, None
 
@@ -476,6 +488,14 @@ class _RotateInPlace(torch.autograd.Function):
 def _split_heads(qkv: Tensor, num_heads: int) -> Tensor:
     """(B, P, 3 * D) as (B, P, 3, H, D / H), always over the same memory, which ``rearrange`` does not promise."""
     return qkv.unflatten(-1, (3, num_heads, -1))
+
+
+def _rotate_pairs(x: Tensor, rotary: Tensor, out: Tensor) -> None:
+    """Write the products of x's channel pairs and complex64 numbers to ``out``, which may be x. x: (..., head_dim)."""
+    if x.dtype == torch.float32:
+        torch.mul(_as_complex(x), rotary, out=_as_complex(out))
+    else:  # other dtypes have no complex products; values, a third of the tensor, are not copied
+        out.copy_(torch.view_as_real(_as_complex(x.float()).mul_(rotary)).flatten(-2))
 
 
 def _as_complex(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -80,7 +81,9 @@ class FSDP(ModelParallelStrategy):
             load_optimizer(self.lightning_module, optimizer, state)
 
 
-def shard(task: LightningModule, blocks: list[nn.Module], mesh: DeviceMesh) -> None:
+def shard(
+    task: LightningModule, blocks: list[nn.Module], mesh: DeviceMesh, product_dtype: torch.dtype | None = None
+) -> None:
     """Shard the weights of a task, if they are not sharded yet.
 
     A block is gathered when it runs and freed after that; other weights are gathered for a whole step.
@@ -89,13 +92,18 @@ def shard(task: LightningModule, blocks: list[nn.Module], mesh: DeviceMesh) -> N
         task: The task.
         blocks: Its large parts, which run one after the other.
         mesh: The ranks, one axis.
+        product_dtype: The dtype of autocast, if it is on: weights of blocks are cast to it before they are gathered.
+            Autocast would cast the gathered weights, and keep a whole copy of the network for the backward pass.
+            Gradients are summed in float32. All other weights are gathered in float32.
     """
     if is_sharded(task):
         return
-    # Weights and inputs keep their dtypes, so that autocast does the same as under DDP, with the same results.
-    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # as under DDP: autocast chooses the inputs' dtypes
+    in_blocks = (
+        policy if product_dtype is None else replace(policy, param_dtype=product_dtype, reduce_dtype=torch.float32)
+    )
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=in_blocks)
     # Frozen scalars cannot be sharded; the task refuses trained ones.
     scalars = {parameter for parameter in task.parameters() if parameter.ndim == 0}
     fully_shard(task, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=scalars)

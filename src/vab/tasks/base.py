@@ -169,7 +169,7 @@ class BaseTask(StepMetrics, Resumable):
         if trainer is not None and isinstance(trainer.strategy, FSDP):
             self.require_shardable()
             mesh = trainer.strategy.device_mesh["data_parallel"]
-            shard(self, blocks, mesh)
+            shard(self, blocks, mesh, torch.bfloat16 if trainer.precision == "bf16-mixed" else None)
 
     def in_one_form(self, batch: Batch) -> Batch:
         """For compiled blocks: a full batch, with a mask if any record of the run needs one. Else the batch itself."""
