@@ -18,7 +18,7 @@ ENDED = @test ! -d runs/$(1) || touch runs/$(1)/.ended
 # Tests in two processes: most wait for others that they started. SPREAD= for one, as a debugger needs.
 SPREAD ?= --numprocesses 2 --dist worksteal
 
-.PHONY: help setup pretrain align classify demo demo-data two-stage test test-slow lint format bench weights tensorboard clean
+.PHONY: help setup pretrain align classify demo demo-data two-stage test test-slow lint format bench gpu-check weights tensorboard clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -117,6 +117,9 @@ format: setup  ## let ruff mend what it can
 bench:  ## how fast sound is made; BENCH=train, engines, loader, soak, evaluate, extract: the rest; ARGS="--help" lists what can be set
 	@$(MAKE) --no-print-directory setup EXTRAS=$(EXTRAS),bench
 	$(BIN)/python -m bench.$(BENCH) $(ARGS)
+
+gpu-check: setup  ## what to run first on a machine with a GPU, 10 minutes: tests, speed, memory, waits in one table
+	@$(BIN)/python -m bench.gpu_check $(ARGS)
 
 weights: setup  ## train the tiny frozen networks again (about an hour on two cores)
 	$(BIN)/python -m tools.tiny_networks --part all --out src/vab/frozen/weights $(ARGS)

@@ -5,6 +5,7 @@ kind and source line. Everything counted here is a count, never a time. ``preten
 """
 
 import sys
+import time
 import warnings
 from collections import Counter
 from functools import partial
@@ -18,6 +19,7 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 ROOT = f"{Path(__file__).parents[2]}/"
 waits: Counter[str] = Counter()
 """``KIND at FILE:LINE`` -> how often the host waited there."""
+_sync_debug_mode = ["default"]
 
 WAITING = {  # operators that read a value or the size of their result on the host
     "_local_scalar_dense": "item", "is_nonzero": "item", "equal": "item", "nonzero": "nonzero",
@@ -84,8 +86,23 @@ class PretendTensor(torch.Tensor):
     data = property(torch.Tensor.detach, lambda self, value: setattr(self, "inner", value.inner))
 
 
+class PretendEvent:
+    """A mark in time, as ``torch.cuda.Event(enable_timing=True)`` is one in a stream."""
+
+    def __init__(self, **_):
+        self.seconds = 0.0
+
+    def record(self, *_):
+        self.seconds = time.perf_counter()
+
+    def elapsed_time(self, end):
+        return 1000 * (end.seconds - self.seconds)
+
+
 def count(kind):
     """Count a wait at the innermost line of vab or bench, and at that of another package if that asked for it."""
+    if _sync_debug_mode == ["warn"] and kind != "synchronize":
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=3)
     frame, package = sys._getframe(1), ""
     while frame is not None:
         file = frame.f_code.co_filename
@@ -233,6 +250,8 @@ def install():
         setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
     torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()
     torch.cuda.set_rng_state = lambda state, *_: torch.set_rng_state(state)
+    torch.cuda.set_sync_debug_mode = lambda mode: _sync_debug_mode.__setitem__(0, mode)
+    torch.cuda.Event = PretendEvent
     torch.cuda.synchronize = lambda *_: count("synchronize")
     torch.accelerator.is_available = lambda: True
     torch.accelerator.current_accelerator = lambda *_: CUDA
