@@ -7,7 +7,7 @@ from tone_shards import short_spec
 from vab.callbacks import EMA
 from vab.planning.peaks import TRAINING, find_peaks
 from vab.planning.rehearsal import rehearse
-from vab.tasks import PretrainTask
+from vab.tasks import AlignTask, PretrainTask
 
 SPEC = short_spec()
 
@@ -25,3 +25,15 @@ def test_peaks_are_linear_in_the_batch(recompute):
     room = max(larger.peaks[situation] for situation in TRAINING)
     assert found.largest_batch(room * 1.003) in range(199, 203)
     assert found.largest_batch(0) == 0
+
+
+def test_a_batch_of_many_parts_is_extrapolated_from_few():
+    def make():
+        backbone = small_backbone(SPEC, num_modality_layers=1)
+        return AlignTask(backbone, embedding_dim=16, micro_batch_size=8, warmup_steps=0)
+
+    found = find_peaks(make, 48, "bf16-mixed", at_once=8, callbacks=tuple)
+    assert found.rehearsed == (16, 32)
+    whole = rehearse(make, 48, "bf16-mixed", callbacks=tuple)
+    for situation in TRAINING:
+        assert found.at_batch[situation] == pytest.approx(whole.peaks[situation], rel=0.01), situation

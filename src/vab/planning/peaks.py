@@ -1,4 +1,4 @@
-"""Peak memory of a training by batch size, from two rehearsals: at a given batch, it is a line."""
+"""Peak memory of training by batch size: a line through two rehearsals."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ class Peaks:
     at_rest: float
     """Between steps: weights, gradients, the optimizer's state, the moving average."""
     at_batch: dict[str, float]
-    """By situation, at the batch sizes that were rehearsed."""
+    """By situation, at ``batch_size``."""
     per_record: dict[str, float]
     """What each further record of a training batch adds, by situation of training."""
     batch_size: int
+    rehearsed: tuple[int, int]
+    """The two batch sizes that were rehearsed."""
 
     def at(self, situation: str, batch_size: int) -> float:
         """The peak of a situation of training at another batch size."""
@@ -35,22 +37,37 @@ class Peaks:
 
 
 def find_peaks(
-    make: Callable[[], BaseTask], batch_size: int, precision: PrecisionName, *, callbacks: Any, **settings: Any
+    make: Callable[[], BaseTask],
+    batch_size: int,
+    precision: PrecisionName,
+    *,
+    at_once: int | None = None,
+    callbacks: Any,
+    **settings: Any,
 ) -> Peaks:
-    """Rehearse a batch and one of twice its size.
+    """Rehearse two batch sizes.
 
     Args:
         make: Makes the task, as for `rehearse`.
         batch_size: Records in a training batch.
         precision: The trainer's.
+        at_once: Records that the task sends through the network at once, if fewer than a batch. Two and four times as
+            many are rehearsed: each further part adds the same memory, and dozens of parts would take minutes.
         callbacks: Makes the trainer's callbacks.
         **settings: Of the first rehearsal: validation, generation, clipping.
     """
-    once = rehearse(make, batch_size, precision, callbacks=callbacks, **settings)
-    twice = rehearse(make, 2 * batch_size, precision, callbacks=callbacks)
+    size = 2 * at_once if at_once and batch_size > 4 * at_once else batch_size
+    once = rehearse(make, size, precision, callbacks=callbacks, **settings)
+    twice = rehearse(make, 2 * size, precision, callbacks=callbacks)
+    per_record = {name: (twice.peaks[name] - once.peaks[name]) / size for name in TRAINING}
     return Peaks(
         at_rest=once.at_rest,
-        at_batch={name: peak for name, peak in once.peaks.items() if name != "first"},
-        per_record={name: (twice.peaks[name] - once.peaks[name]) / batch_size for name in TRAINING},
+        at_batch={
+            name: peak + (batch_size - size) * per_record.get(name, 0)
+            for name, peak in once.peaks.items()
+            if name != "first"
+        },
+        per_record=per_record,
         batch_size=batch_size,
+        rehearsed=(size, 2 * size),
     )

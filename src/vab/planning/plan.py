@@ -117,6 +117,7 @@ def plan_run(
             lambda: make_task(model, spec, checkpointing, parts),  # noqa: B023
             batch,
             precision,
+            at_once=parts,
             val_batch_size=data.get("val_batch_size") or data["batch_size"],
             generated=generated if checkpointing == recomputes else 0,
             callbacks=(lambda: (EMA(0.999),)) if has_average else tuple,
@@ -165,7 +166,9 @@ def _add_memory(
     for name, value in peaks.at_batch.items():
         label = f"{name} step, {batch} records" if name in TRAINING else name
         total = value + extra
-        source = measured + (", with the line above" if extra else "")
+        line = name in TRAINING and batch not in peaks.rehearsed
+        source = "{} and {} records on fake CUDA, extrapolated".format(*peaks.rehearsed) if line else measured
+        source += ", with the row above" if extra else ""
         plan.add("memory", f"peak: {label}", _gib(total), source, round(total))
     worst = max(peaks.at_batch.values()) + extra
     needed = worst / _FRACTION_OF_ALLOCATED + CONTEXT_BYTES
