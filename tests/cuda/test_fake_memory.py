@@ -1,11 +1,15 @@
 """The memory of every recipe for GPUs, against the cards that its data and the tweaks name."""
 
 import pytest
+import torch
 
 from flags import ROOT
+from vab.planning.fake_cuda import TORCH
 from vab.planning.plan import plan_run
 from vab.planning.segments import PAPER
 from vab.training.cli import settings_of_fit
+
+pytestmark = pytest.mark.skipif(torch.__version__ < TORCH, reason=f"fake CUDA needs torch {TORCH}")
 
 CARDS = {80: [], 40: ["--config", "configs/tweak/gpu_40gb.yaml"], 24: ["--config", "configs/tweak/gpu_24gb.yaml"]}
 RECIPES = {

@@ -6,10 +6,12 @@ import torch
 from tasks_help import small_backbone
 from tone_shards import LABELS, short_spec
 from vab.callbacks import EMA
-from vab.planning.fake_cuda import fake_cuda
+from vab.planning.fake_cuda import TORCH, fake_cuda
 from vab.planning.rehearsal import fake_batch, rehearse
 from vab.tasks import AlignTask, ClassifyTask, PretrainTask
 from vab.tokens.sampler import Sampler
+
+pytestmark = pytest.mark.skipif(torch.__version__ < TORCH, reason=f"fake CUDA needs torch {TORCH}")
 
 SPEC = short_spec()  # made here, because it reads real weights
 SCHEDULE = {"warmup_steps": 1, "schedule_steps": 10}

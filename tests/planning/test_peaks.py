@@ -1,13 +1,17 @@
 """Peaks at other batch sizes, from two measurements and a line, against measurements there."""
 
 import pytest
+import torch
 
 from tasks_help import small_backbone
 from tone_shards import short_spec
 from vab.callbacks import EMA
+from vab.planning.fake_cuda import TORCH
 from vab.planning.peaks import TRAINING, find_peaks
 from vab.planning.rehearsal import rehearse
 from vab.tasks import AlignTask, PretrainTask
+
+pytestmark = pytest.mark.skipif(torch.__version__ < TORCH, reason=f"fake CUDA needs torch {TORCH}")
 
 SPEC = short_spec()
 

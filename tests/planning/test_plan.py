@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from flags import ROOT, each_flag
 from tone_shards import short_spec, write_shards
@@ -10,9 +11,12 @@ from vab.cli import main
 from vab.commands.plan import plan
 from vab.data.shards.format import read_manifest
 from vab.planning.cards import GIB, usable_bytes
+from vab.planning.fake_cuda import TORCH
 from vab.planning.segments import record_bytes, spec_of_extraction
 from vab.spec import UserError
 from vab.training.cli import settings_of_fit
+
+pytestmark = pytest.mark.skipif(torch.__version__ < TORCH, reason=f"fake CUDA needs torch {TORCH}")
 
 SMALL = "--config configs/demo/pretrain.yaml --data.train {0} --data.val {0}"
 ONE_BLOCK = [f"--model.backbone.init_args.num_{kind}_layers=1" for kind in ("modality", "joint")]

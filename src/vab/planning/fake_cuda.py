@@ -1,6 +1,6 @@
 """CUDA without a card: tensors that have a shape, a dtype and the device ``cuda``, but no values.
 
-torch's ``FakeTensorMode`` has such tensors, but three parts of torch ask the driver all the same. They are replaced
+torch's ``FakeTensorMode`` has such tensors, but some parts of torch ask the driver all the same. They are replaced
 here while the context is open, and put back after it.
 """
 
@@ -18,6 +18,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vab.planning.backward import backward_in_python
+from vab.spec import UserError
+
+TORCH = "2.11"
+"""The lowest version of torch that can do this: 2.8 asks the driver in more places, and aborts."""
 
 _ALIGNMENT = 8
 """Elements. The memory-efficient kernel wants rows of the mask to begin at multiples of it; torch copies others."""
@@ -29,7 +33,14 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
 
     Operations whose operands are on different devices raise an error, as on a card, and so does whatever reads a value
     of a tensor, for which a card would make the host wait. Real tensors become fake ones where they are used.
+
+    Raises:
+        UserError: If torch is older than the version on which this was tested.
     """
+    if torch.__version__ < TORCH:
+        raise UserError(
+            f"planning needs torch {TORCH} or later, found {torch.__version__}: pip install 'torch>={TORCH}'"
+        )
     with ExitStack() as stack:
         for owner, name, value in (
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),  # autocast("cuda") is let on
