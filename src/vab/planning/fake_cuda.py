@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from vab.extras import pip_install
 from vab.planning.backward import backward_in_python
 from vab.spec import UserError
 
@@ -38,9 +39,8 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
         UserError: If torch is older than the version on which this was tested.
     """
     if torch.__version__ < TORCH:
-        raise UserError(
-            f"planning needs torch {TORCH} or later, found {torch.__version__}: pip install 'torch>={TORCH}'"
-        )
+        needed = f"planning needs torch {TORCH} or later, found {torch.__version__}"
+        raise UserError(f"{needed}: {pip_install(f'torch>={TORCH}')}")
     with ExitStack() as stack:
         for owner, name, value in (
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),  # autocast("cuda") is let on
