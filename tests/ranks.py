@@ -9,6 +9,10 @@ import traceback
 
 import torch
 
+# Starts autograd's threads before a test creates fake CUDA tensors. After that, autograd would start a thread for the
+# fake device, and forked processes could not compute gradients.
+torch.zeros(1, requires_grad=True).sum().backward()
+
 LIMIT = 250
 """Seconds after which ranks are ended."""
 
