@@ -23,12 +23,13 @@ RECIPES = {
     "classify/esc50": {"segment_seconds": 5.0},
     "classify/speech_commands": {"segment_seconds": 1.0},
 }
+TWEAKED = ("pretrain", "align", "classify/vggsound")  # on smaller cards; the others' batches are as large as theirs
 QUICK = {("pretrain", 80), ("classify/vggsound", 24)}
 
 
 def cases():
     for recipe in RECIPES:
-        for card in CARDS:
+        for card in CARDS if recipe in TWEAKED else (80,):
             marks = [] if (recipe, card) in QUICK else [pytest.mark.slow]
             yield pytest.param(recipe, card, marks=marks, id=f"{recipe} on {card} GB")
 

@@ -51,23 +51,23 @@ def find_peaks(
         make: Makes the task, as for `rehearse`.
         batch_size: Records in a training batch.
         precision: The trainer's.
-        at_once: Records that the task sends through the network at once, if fewer than a batch. Two and four times as
+        at_once: Records that the task sends through the network at once, if fewer than a batch. Two and three times as
             many are rehearsed: each further part adds the same memory, and dozens of parts would take minutes.
         callbacks: Makes the trainer's callbacks.
         **settings: Of the first rehearsal: validation, generation, clipping.
     """
-    size = 2 * at_once if at_once and batch_size > 4 * at_once else batch_size
-    once = rehearse(make, size, precision, callbacks=callbacks, **settings)
-    twice = rehearse(make, 2 * size, precision, callbacks=callbacks)
-    per_record = {name: (twice.peaks[name] - once.peaks[name]) / size for name in TRAINING}
+    size, larger = (2 * at_once, 3 * at_once) if at_once and batch_size > 3 * at_once else (batch_size, 2 * batch_size)
+    first = rehearse(make, size, precision, callbacks=callbacks, **settings)
+    second = rehearse(make, larger, precision, callbacks=callbacks)
+    per_record = {name: (second.peaks[name] - first.peaks[name]) / (larger - size) for name in TRAINING}
     return Peaks(
-        at_rest=once.at_rest,
+        at_rest=first.at_rest,
         at_batch={
             name: peak + (batch_size - size) * per_record.get(name, 0)
-            for name, peak in once.peaks.items()
+            for name, peak in first.peaks.items()
             if name != "first"
         },
         per_record=per_record,
         batch_size=batch_size,
-        rehearsed=(size, 2 * size),
+        rehearsed=(size, larger),
     )
