@@ -118,7 +118,7 @@ bench:  ## how fast sound is made; BENCH=train, engines, loader, soak, evaluate,
 	@$(MAKE) --no-print-directory setup EXTRAS=$(EXTRAS),bench
 	$(BIN)/python -m bench.$(BENCH) $(ARGS)
 
-gpu-check: setup  ## what to run first on a machine with a GPU, 10 minutes: tests, speed, memory, waits in one table
+gpu-check: setup  ## what to run first on a machine with a GPU: tests, speed, memory, waits in one table
 	@$(BIN)/python -m bench.gpu_check $(ARGS)
 
 weights: setup  ## train the tiny frozen networks again (about an hour on two cores)

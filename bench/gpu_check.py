@@ -1,4 +1,4 @@
-"""What to run first on a machine with a GPU, 10 minutes on one: whether vab is right and fast there, in one table.
+"""What to run first on a machine with a GPU: whether vab is right and fast there, in one table.
 
     make gpu-check
     make gpu-check ARGS="--size base --batch_size 64"

@@ -1,7 +1,10 @@
 """Peaks at other batch sizes, from two measurements and a line, against measurements there."""
 
+import signal
+
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from tasks_help import small_backbone
 from tone_shards import short_spec
@@ -41,3 +44,14 @@ def test_a_batch_of_many_parts_is_extrapolated_from_few():
     whole = rehearse(make, 48, "bf16-mixed", callbacks=tuple)
     for situation in TRAINING:
         assert found.at_batch[situation] == pytest.approx(whole.peaks[situation], rel=0.01), situation
+
+
+def test_ctrl_c_ends_it():
+    class Interrupt(Callback):
+        def on_train_batch_start(self, *unused):
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        rehearse(lambda: PretrainTask(small_backbone(SPEC)), 4, callbacks=lambda: (Interrupt(),))
+    assert signal.getsignal(signal.SIGINT) is before

@@ -138,6 +138,7 @@ def test_settings_are_those_that_fit_trains_with():
         (["--mfu", "2"], "mfu in"),
         (["--gpu", "B17"], "gpu"),
         (["--extract", "absent.yaml"], "there is no such file"),
+        (["--out", "absent/plan.json"], "absent is not a folder to write in"),
         (["--trainer.precision", "64"], "precision 64"),
         (["--data.no_such_flag", "1"], "no_such_flag"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 
 from vab import UserError
 from vab.console import print_table
-from vab.files import write_atomically
+from vab.files import check_files, write_atomically
 from vab.planning.cards import CARDS, CardName
 
 
@@ -48,6 +48,7 @@ def plan(
     from vab.planning.plan import plan_run
     from vab.training.cli import settings_of_fit
 
+    check_files({"out": (out, ".json")}, [], overwrite=True)
     config = settings_of_fit(arguments)
     trainer = config["trainer"]
     if gpus is None:

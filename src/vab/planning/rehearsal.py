@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -89,8 +90,14 @@ def rehearse(
         spec, labels = task.spec, len(getattr(task, "labels", ()))
         training = _Batches([fake_batch(spec, batch_size, labels, name.startswith("ragged")) for name in _STEPS])
         validation = _Batches([fake_batch(spec, val_batch_size, labels, True)]) if val_batch_size else None
-        with contextlib.suppress(_Rehearsed):
+        on_ctrl_c = signal.getsignal(signal.SIGINT)
+        try:
             trainer.fit(task, training, validation)
+        except _Rehearsed:
+            pass
+        except SystemExit as error:  # the trainer's answer to Ctrl-C, which it ignores from then on
+            signal.signal(signal.SIGINT, on_ctrl_c)
+            raise KeyboardInterrupt from error
     return result
 
 
